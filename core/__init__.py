@@ -1,0 +1,1 @@
+"""The floor everything stands on: protocols, configuration, metrics, checkpoints, seeding."""

@@ -1,0 +1,22 @@
+"""The two ways a run ends badly that are not bugs of ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The person's mistake: one line on what was wrong, what was found, what to do. Exit code 2."""
+
+
+class EnvironmentFault(Exception):
+    """An environment broke its contract (NaN, wrong shape). The actor that owns it is restarted."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`" Nearest: X."` for a mistyped `word`, or the empty string when nothing known resembles it."""
+    known = list(known)
+    lowered = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    return f" Nearest: {lowered[close[0]]}." if close else ""

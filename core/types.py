@@ -1,0 +1,274 @@
+"""The words every part speaks: rows, tables, and the protocols between the parts.
+
+Letters for shapes: B batch, T rows of a window, N environments of one actor, H imagined steps,
+A action size. Leading axes come first in that order, batch before time.
+
+A **row** is one observation, the reward that arrived with it, and the action then chosen:
+
+| key        | dtype          | shape   |                                                        |
+|------------|----------------|---------|--------------------------------------------------------|
+| `obs`      | u8 or f32      | `(*O)`  | what the agent saw                                     |
+| `action`   | i64 or f32     | `()`/`(A)` | what it then chose; continuous actions in [-1, 1]   |
+| `reward`   | f32            | `()`    | what arrived with `obs` (0 on the first row)           |
+| `first`    | bool           | `()`    | an episode starts here                                 |
+| `last`     | bool           | `()`    | the episode ends here for any reason; `action` unused  |
+| `terminal` | bool           | `()`    | the return truly stops here (implies `last`)           |
+
+The final observation of an episode is a row too, so no `next_obs` is ever stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = np.ndarray
+Batch = dict[str, Any]  # flat name → array or tensor, leading axes shared
+Weights = dict[str, Array]  # flat parameter name → a copy of its values
+State = Any  # what a recurrent policy carries between two rows
+Event = dict[str, Any]  # one line of metrics.jsonl; has "kind"
+
+ENV_COLUMNS = ("obs", "reward", "first", "last", "terminal")
+
+
+# ------------------------------------------------------------------------------------ spaces
+
+
+@dataclass(frozen=True)
+class Space:
+    """One observation or action, without its leading axes. `n` > 0 means n discrete choices."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    n: int = 0
+
+    @property
+    def discrete(self) -> bool:
+        return self.n > 0
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What an agent must know of an environment before it meets it."""
+
+    env_id: str
+    obs: Space
+    action: Space
+
+
+# ------------------------------------------------------------------------------------ tables
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every start is as likely as any other."""
+
+
+@dataclass(frozen=True)
+class Prioritized:
+    """Draws in proportion to priority^exponent (Schaul et al. 2016, eq. 1).
+
+    New rows enter at the largest priority seen so far (1.0 at the beginning). The importance
+    weights, and any schedule of their exponent, are the agent's: it gets each draw's probability.
+    """
+
+    exponent: float = 1.0  # 1: the agent applies its own, possibly moving, alpha
+
+
+@dataclass(frozen=True)
+class Recency:
+    """Draws a start of age a (0 the newest row) in proportion to 2^(-a / half_life)."""
+
+    half_life: float
+
+
+@dataclass(frozen=True)
+class EmphasizeRecent:
+    """Emphasizing Recent Experience (Wang & Ross 2019, section 4).
+
+    Update k of a cycle of K draws uniformly from the newest max(N * eta^(1000 k / K), floor) rows;
+    eta moves linearly from `eta` to 1 over the first `anneal` draws.
+    """
+
+    eta: float = 0.996
+    floor: int = 5_000  # rows
+    cycle: int = 1_000  # draws; K in the paper
+    anneal: int = 1_000_000  # draws
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Each window comes from one of `parts`, picked with its share; shares sum to 1."""
+
+    parts: tuple[tuple[float, Selector], ...]
+
+
+Selector = Uniform | Prioritized | Recency | EmphasizeRecent | Mixture
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """How one kind of caller samples a table, and how often it may."""
+
+    batch: int  # windows a sample, B
+    window: int = 1  # rows a window, T
+    selector: Selector = field(default_factory=Uniform)
+    samples_per_step: float | None = None  # samples taken per agent step added; None: as it likes
+    min_steps: int = 1  # agent steps that must be in before the first sample
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A ring of rows seen by several consumers.
+
+    `slack`: how many samples the most demanding consumer may lag behind before adding must wait
+    (at least 1). An agent step is a row that is not `last`: the rows an action was taken on.
+    """
+
+    capacity: int  # rows
+    columns: Mapping[str, Space]
+    consumers: Mapping[str, Consumer]
+    slack: float = 1.0
+
+
+@dataclass(frozen=True)
+class QueueSpec:
+    """Consume-once: hands over each batch it was given, once, in order, without copying."""
+
+    capacity: int  # batches
+
+
+@dataclass
+class Sample:
+    """What a table hands out. Keys are opaque; a late priority for an overwritten row is ignored."""
+
+    data: Batch  # (B, T, …)
+    keys: Array  # (B,) i64
+    prob: Array  # (B,) f64, the probability of each draw
+    size: int  # starts this consumer could have drawn
+
+
+@dataclass
+class Feedback:
+    """What one gradient step says: scalars to log, and new priorities in the order of its keys."""
+
+    metrics: dict[str, Any]
+    priorities: Array | None = None  # (B,)
+
+
+# ----------------------------------------------------------------------------------- protocols
+
+
+class VectorEnv(Protocol):
+    """N environments stepped together; gymnasium stays behind it."""
+
+    spec: EnvSpec
+    num_envs: int
+
+    def reset(self) -> Batch:
+        """Start all episodes. → rows without actions, (N, …)."""
+        ...
+
+    def step(self, action: Array) -> Batch:
+        """Act (N, …) → rows (N, …). Where the previous row was `last`, reset and ignore the action.
+
+        Raises EnvironmentFault when an environment returns NaN or a wrong shape.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Agent(Protocol):
+    """Networks, losses and optimisers. Knows nothing of Ray, processes or clocks.
+
+    Built as `Agent(config, spec, seed, device)`. Weight groups have one writer each:
+    "world" is owned by `learn_world`, "policy" by `learn_policy`.
+    """
+
+    tables: dict[str, TableSpec | QueueSpec]
+    act_groups: tuple[str, ...]  # the weight groups that act() needs
+
+    def initial(self, n: int) -> State:
+        """What a policy remembers before the first row of n environments."""
+        ...
+
+    def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
+        """Rows (N, …) → actions (N, …), the next state, further columns of the row (N, …)."""
+        ...
+
+    def learn_world(self, real: Sample) -> Feedback:
+        """One gradient step of the world model."""
+        ...
+
+    def dream(self, starts: Sample) -> Batch:
+        """Imagine from the last row of each start window: (B, T, …) → (B', H+1, …)."""
+        ...
+
+    def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
+        """One gradient step of policy and value; priorities belong to `real`."""
+        ...
+
+    def weights(self, group: str) -> Weights:
+        """Copies of what others need of a group."""
+        ...
+
+    def load(self, group: str, weights: Weights) -> None: ...
+
+    def state(self, group: str) -> dict[str, Any]:
+        """All of a group that learning continues from: networks, optimisers, generators, counters.
+
+        Nested dicts of numpy arrays, numbers, strings and lists of numbers; never a live view.
+        """
+        ...
+
+    def restore(self, group: str, state: dict[str, Any]) -> None: ...
+
+
+class Replay(Protocol):
+    """The replay service, or a proxy to it."""
+
+    def add(self, table: str, rows: Batch, streams: Array | None = None) -> bool:
+        """Rows (N, T, …) of the N streams, in order. False: not now, nothing was taken.
+
+        A queue table takes a batch of any shape and no streams. Raises EnvironmentFault when rows
+        are refused (NaN, wrong shape or dtype, a missing reset); the refusal is counted by reason.
+        """
+        ...
+
+    def sample(self, table: str, consumer: str) -> Sample | Batch | None:
+        """A Sample, or from a queue table the next batch. None: not now."""
+        ...
+
+    def update(self, table: str, keys: Array, priorities: Array) -> None: ...
+
+    def stats(self) -> dict[str, float]:
+        """Integer counters and gauges, flat: `env_steps`, `real/inserted`, `real/evicted`, …"""
+        ...
+
+
+class WeightStore(Protocol):
+    """Versions only rise. One writer per group; readers pull when there is something newer."""
+
+    def publish(self, group: str, weights: Weights) -> int: ...
+
+    def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
+        """(version, weights) when newer than `have`, else None."""
+        ...
+
+
+class Worker(Protocol):
+    """Actor, Learner, Dreamer, Evaluator."""
+
+    waiting_for: str  # whom the last step that returned False waits for
+
+    def step(self) -> bool:
+        """Do one piece of work. False: nothing to do just now."""
+        ...
+
+    def drain(self) -> list[Event]:
+        """The events since the last call."""
+        ...
