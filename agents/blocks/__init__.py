@@ -1,0 +1,1 @@
+"""What two agents share: networks, distributions, returns."""

@@ -1,0 +1,85 @@
+"""What a policy says at some rows, and one draw from it: discrete or continuous actions."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Categorical:
+    """Discrete choices. stats: logits (…, A) → actions i64 (…).
+
+    A little of the uniform distribution is mixed in, so that no log-probability is infinite
+    (DreamerV3 mixes 1 %).
+    """
+
+    UNIFORM = 0.01
+
+    def __init__(self, stats: Tensor, generator: torch.Generator) -> None:
+        self.probs = (1 - self.UNIFORM) * F.softmax(stats, -1) + self.UNIFORM / stats.shape[-1]
+        self.log_probs = self.probs.log()
+        self._generator = generator
+
+    @cached_property
+    def drawn(self) -> tuple[Tensor, Tensor]:
+        """One sample (…) and its log-probability (…)."""
+        flat = torch.multinomial(self.probs.flatten(0, -2), 1, generator=self._generator)
+        action = flat.view(self.probs.shape[:-1])
+        return action, self.log_prob(action)
+
+    @property
+    def mode(self) -> Tensor:
+        return self.probs.argmax(-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """In nats (…)."""
+        return -(self.probs * self.log_probs).sum(-1)
+
+
+class TanhNormal:
+    """A Gaussian squashed into (-1, 1). stats: means and spreads (…, 2A) → actions f32 (…, A).
+
+    Source: Haarnoja et al. 2018, appendix C.
+    """
+
+    LOG_STD = (-5.0, 1.0)  # the range a raw spread is squashed into
+
+    def __init__(self, stats: Tensor, generator: torch.Generator) -> None:
+        self.mean, raw = stats.chunk(2, -1)
+        low, high = self.LOG_STD
+        self.log_std = low + (high - low) * torch.sigmoid(raw + 1)  # starts at a std of 0.5
+        self._generator = generator
+
+    @cached_property
+    def drawn(self) -> tuple[Tensor, Tensor]:
+        """One reparameterised sample (…, A) and its log-probability (…)."""
+        noise = torch.randn(self.mean.shape, generator=self._generator, device=self.mean.device)
+        raw = self.mean + self.log_std.exp() * noise
+        return torch.tanh(raw), self._log_prob(raw)
+
+    @property
+    def mode(self) -> Tensor:
+        return torch.tanh(self.mean)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return self._log_prob(torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6)))
+
+    def entropy(self) -> Tensor:
+        """In nats (…), estimated by the draw."""
+        return -self.drawn[1]
+
+    def _log_prob(self, raw: Tensor) -> Tensor:
+        standard = (raw - self.mean) / self.log_std.exp()
+        gaussian = -0.5 * standard.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        squash = 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # log |d tanh / d raw|
+        return (gaussian - squash).sum(-1)
+
+
+Policy = Categorical | TanhNormal

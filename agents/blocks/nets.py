@@ -1,0 +1,58 @@
+"""Small networks. An ensemble is one batched network, not a list of networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Ensemble(nn.Module):
+    """K independent MLPs as one: (K, B, in) → (K, B, out), SiLU after LayerNorm in between.
+
+    `sizes` are in, hidden …, out. `zero_last` starts every output at 0. K = 1 with the leading axis
+    of size 1 is the plain MLP.
+    """
+
+    def __init__(self, members: int, sizes: Sequence[int], *, zero_last: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.ParameterList()
+        self.bias = nn.ParameterList()
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+            weight = torch.empty(members, fan_in, fan_out)
+            nn.init.trunc_normal_(weight, std=1 / math.sqrt(fan_in))
+            self.weight.append(nn.Parameter(weight))
+            self.bias.append(nn.Parameter(torch.zeros(members, 1, fan_out)))
+        if zero_last:
+            nn.init.zeros_(self.weight[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = len(self.weight) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if layer < last:
+                x = F.silu(F.layer_norm(x, x.shape[-1:]))
+        return x
+
+
+class MLP(nn.Module):
+    """(…, in) → (…, out), SiLU after LayerNorm in between."""
+
+    def __init__(self, sizes: Sequence[int], *, zero_last: bool = False) -> None:
+        super().__init__()
+        self.linear = nn.ModuleList(
+            nn.Linear(fan_in, fan_out)
+            for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        if zero_last:
+            nn.init.zeros_(self.linear[-1].weight)
+            nn.init.zeros_(self.linear[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for linear in self.linear[:-1]:
+            x = linear(x)
+            x = F.silu(F.layer_norm(x, x.shape[-1:]))
+        return self.linear[-1](x)

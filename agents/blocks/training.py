@@ -1,0 +1,103 @@
+"""Taking gradient steps, and taking networks, optimisers and generators to and from arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.types import Array, Batch, Weights
+
+
+class Trainer:
+    """A network and its Adam: clips the gradient norm to `clip` and steps."""
+
+    def __init__(self, net: nn.Module, lr: float, clip: float) -> None:
+        self._parameters = list(net.parameters())
+        self._adam = torch.optim.Adam(self._parameters, lr, fused=True)
+        self._clip = clip
+
+    def step(self, loss: Tensor) -> Tensor:
+        """One step down `loss` → the gradient norm before clipping."""
+        self._adam.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self._adam.step()
+        return norm
+
+    def state(self) -> dict[str, Any]:
+        per_parameter = self._adam.state_dict()["state"]
+        return {
+            str(index): {name: to_array(value) for name, value in moments.items()}
+            for index, moments in per_parameter.items()
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        moments = {
+            int(index): {name: to_tensor(value) for name, value in values.items()}
+            for index, values in state.items()
+        }
+        self._adam.load_state_dict({**self._adam.state_dict(), "state": moments})
+
+
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:
+    """Move the parameters of `slow` towards those of `fast` by `rate`, and copy the buffers."""
+    torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), rate)
+    for mine, other in zip(slow.buffers(), fast.buffers(), strict=True):
+        mine.copy_(other)
+
+
+def generator(seed: int, device: str) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A copy on the host."""
+    return np.array(tensor.detach().cpu().numpy())
+
+
+def to_tensor(array: Array, device: str | torch.device = "cpu") -> Tensor:
+    """A tensor of its own memory."""
+    return torch.tensor(np.asarray(array), device=device)
+
+
+def to_tensors(batch: Batch, device: str | torch.device) -> Batch:
+    """Arrays → tensors on `device`, sharing memory where they can; tensors already there stay."""
+    return {name: torch.as_tensor(value, device=device) for name, value in batch.items()}
+
+
+def net_state(net: nn.Module) -> Weights:
+    return {name: to_array(value) for name, value in net.state_dict().items()}
+
+
+def load_net(net: nn.Module, weights: Weights) -> None:
+    net.load_state_dict({name: to_tensor(value) for name, value in weights.items()})
+
+
+@dataclass(frozen=True)
+class Learning:
+    """All of a weight group that learning continues from."""
+
+    nets: Mapping[str, nn.Module]
+    trainers: Mapping[str, Trainer]
+    noise: Mapping[str, torch.Generator]
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "nets": {name: net_state(net) for name, net in self.nets.items()},
+            "adam": {name: trainer.state() for name, trainer in self.trainers.items()},
+            "noise": {name: to_array(noise.get_state()) for name, noise in self.noise.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for name, net in self.nets.items():
+            load_net(net, state["nets"][name])
+        for name, trainer in self.trainers.items():
+            trainer.restore(state["adam"][name])
+        for name, noise in self.noise.items():
+            noise.set_state(to_tensor(state["noise"][name]))

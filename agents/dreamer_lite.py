@@ -1,0 +1,561 @@
+"""Dreamer-Lite: a latent world model, and a policy and value that learn inside its dreams.
+
+World model (`learn_world`), from windows of real rows:
+
+    encoder      z_t      = f(o_t)                        scaled to unit variance
+    transition   z_{t+1} ~ N(mean_m(z_t, a_t), std_m)     an ensemble, m = 1 … M
+    heads        reward(z_t, a_t), continue(z_{t+1}), decoder(z_t)
+
+What keeps the latent informative: it cannot shrink, having unit variance by construction, and the
+decoder must recover the observation from each encoded latent and from each one predicted open-loop.
+Everyone but the world model's own loss sees a slow copy of it, whose dreams are several times as
+accurate and whose latents hold still for the policy.
+
+Dreams (`dream`), H steps from real starts, each under a member of its own. Where two members
+disagree by more than they do on real data, a dream is not trusted any further: returns bootstrap
+at that step and later ones do not count.
+
+Policy and value (`learn_policy`), from dreams and from a share of real windows. The critic learns
+Retrace(lambda) returns: on dreams of the policy itself these are Dreamer's lambda-returns, on real
+rows they are the sound off-policy targets, so one loss serves both. The policy ascends the critic,
+exactly for discrete actions, by reparameterised samples for continuous ones. No gradient passes
+through a dream, so a dream is plain data that another process can have made.
+
+Sources: seed project 003; Dreamer (Hafner et al. 2020; 2023); MBPO (Janner et al. 2019); Retrace
+(Munos et al. 2016); clipped double Q (Fujimoto et al. 2018).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agents.blocks.distributions import Categorical, Policy, TanhNormal
+from agents.blocks.nets import MLP, Ensemble
+from agents.blocks.returns import retrace
+from agents.blocks.training import (
+    Learning,
+    Trainer,
+    follow,
+    generator,
+    load_net,
+    net_state,
+    to_array,
+    to_tensors,
+)
+from core.errors import UserError
+from core.types import (
+    Array,
+    Batch,
+    Consumer,
+    EnvSpec,
+    Feedback,
+    QueueSpec,
+    Sample,
+    Space,
+    State,
+    TableSpec,
+    Weights,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Units and sources beside each value; those without a source were measured here."""
+
+    latent: int = 32  # seed 003
+    hidden: int = 128  # units of every hidden layer; seed 003
+    members: int = 5  # transitions in the ensemble; MBPO 7
+    lr_world: float = 1e-3
+    lr_policy: float = 3e-4  # seed 003
+    lr_critic: float = 1e-3
+    clip: float = 10.0  # gradient norm
+    slow_world: float = 0.01  # rate at which the slow world follows
+    world_batch: int = 120  # windows, shared out among the members
+    world_window: int = 5  # rows: open-loop over 4 steps
+    world_per_step: float = 1.0  # world-model updates per agent step
+    horizon: int = 15  # imagined steps; seed 003
+    trust: float = 3.0  # disagreement tolerated in dreams, in multiples of that on real data
+    gamma: float = 0.99  # seed 003
+    lam: float = 0.95  # Dreamer
+    trajectories: int = 80  # dreams and real windows that one policy update learns from
+    real_share: float = 0.25  # of them; MBPO 0.05 to 0.25; 1: no dreams at all
+    policy_per_step: float = 1.0  # policy and value updates per agent step
+    warmup: int = 250  # agent steps before the first policy update
+    entropy: float = 1e-3  # weight in units of the return range; DreamerV3 3e-4
+    slow_critic: float = 0.02  # rate at which the slow critic follows; DreamerV3
+    return_rate: float = 0.01  # of the moving average of the return range; DreamerV3
+    capacity: int = 100_000  # real rows; seed 003
+
+    def __post_init__(self) -> None:
+        if self.world_batch % self.members:
+            raise UserError(
+                f"agent.world_batch must be a multiple of agent.members ({self.members}); "
+                f"found {self.world_batch}."
+            )
+        if not 0 <= self.real_share <= 1:
+            raise UserError(f"agent.real_share must be from 0 to 1; found {self.real_share}.")
+
+    @property
+    def dreams(self) -> int:
+        """Dreams a policy update, a multiple of the members."""
+        return round(self.trajectories * (1 - self.real_share)) // self.members * self.members
+
+    @property
+    def real(self) -> int:
+        """Real windows a policy update."""
+        return self.trajectories - self.dreams
+
+
+class DreamerLite:
+    """See the module. Built from vector observations and discrete or continuous actions."""
+
+    Config = Config
+    act_groups = ("world", "policy")
+
+    def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
+        torch.manual_seed(seed)  # initial weights
+        self.config, self.spec, self.device = config, spec, device
+        self.tables = tables(config, spec)
+        self.actions = (Discrete if spec.action.discrete else Continuous)(spec.action)
+        self.world = World(config, spec.obs, self.actions.size).to(device)
+        self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
+        sizes = (config.latent, config.hidden, config.hidden, self.actions.policy_outputs)
+        self.policy = MLP(sizes, zero_last=True).to(device)
+        self.critic = self.actions.critic(config).to(device)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
+        self.policy_trainer = Trainer(self.policy, config.lr_policy, config.clip)
+        self.critic_trainer = Trainer(self.critic, config.lr_critic, config.clip)
+        self.act_noise = generator(seed, device)
+        self.dream_noise = generator(seed + 1, device)
+        self.policy_noise = generator(seed + 2, device)
+        self._world_learning = Learning(
+            nets={"world": self.world, "slow_world": self.slow_world},
+            trainers={"world": self.world_trainer},
+            noise={"dream": self.dream_noise},
+        )
+        self._policy_learning = Learning(
+            nets={"policy": self.policy, "critic": self.critic, "slow_critic": self.slow_critic},
+            trainers={"policy": self.policy_trainer, "critic": self.critic_trainer},
+            noise={"act": self.act_noise, "policy": self.policy_noise},
+        )
+
+    # --------------------------------------------------------------------------------- acting
+
+    def initial(self, n: int) -> State:
+        return None
+
+    @torch.no_grad()
+    def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
+        obs = torch.as_tensor(rows["obs"], device=self.device)
+        policy = self.policy_at(self.slow_world.encode(obs), self.act_noise)
+        if not explore:
+            return to_array(policy.mode), state, {}
+        action, log_prob = policy.drawn
+        return to_array(action), state, {"log_prob": to_array(log_prob)}
+
+    def policy_at(self, z: Tensor, noise: torch.Generator) -> Policy:
+        return self.actions.policy(self.policy(z), noise)
+
+    # ---------------------------------------------------------------------------- world model
+
+    def learn_world(self, real: Sample) -> Feedback:
+        rows = to_tensors(real.data, self.device)
+        self.world.normaliser.update(rows["obs"], rows["reward"])
+        loss, metrics = self.world_loss(rows)
+        metrics["grad_norm/world"] = self.world_trainer.step(loss)
+        follow(self.slow_world, self.world, self.rate(self.config.slow_world))
+        metrics["model/disagreement"] = self.measure_disagreement(rows)
+        return Feedback(metrics)
+
+    def world_loss(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Each member predicts its share of the windows open-loop; rows (B, T, …) → scalar."""
+        world, members = self.world, self.config.members
+        x = world.normaliser(rows["obs"])
+        z = world.encode_normalised(x)  # (B, T, L)
+        alive = (~rows["last"]).float().cumprod(1)[:, :-1]  # is the step from row t still inside?
+
+        def share(value: Tensor) -> Tensor:
+            return value.unflatten(0, (members, -1))  # (B, …) → (M, B/M, …)
+
+        action = share(self.actions.code(rows["action"]))
+        predicted, means, log_stds = [share(z)[:, :, 0]], [], []
+        for t in range(z.shape[1] - 1):
+            mean, log_std = world.predict(predicted[-1], action[:, :, t])
+            predicted.append(mean)
+            means.append(mean)
+            log_stds.append(log_std)
+        before = torch.stack(predicted[:-1], 2).flatten(0, 1)  # (B, T-1, L)
+        after = torch.stack(means, 2).flatten(0, 1)
+        log_std = log_stds[0].flatten(0, 1)  # (B, L), of one step
+
+        error = (after - z[:, 1:].detach()).square().mean(-1)  # (B, T-1)
+        # The spread is fitted to the one-step error, without pulling on the mean.
+        variance = (2 * log_stds[0].flatten(0, 1)).exp()
+        squared = (means[0].flatten(0, 1) - z[:, 1]).detach().square()
+        decoded = (world.decoder(after) - x[:, 1:]).square().mean(-1)  # (B, T-1)
+        reward = world.reward(torch.cat([before, action.flatten(0, 1)[:, :-1]], -1)).squeeze(-1)
+        reward_error = (reward - rows["reward"][:, 1:] / world.normaliser.reward_rms).square()
+        stays = (~rows["terminal"]).float()
+        terms = {
+            "loss/transition": masked_mean(error, alive),
+            "loss/spread": 0.1 * (0.5 * squared / variance + 0.5 * variance.log()).mean(),
+            "loss/reconstruction": (world.decoder(z) - x).square().mean(),
+            "loss/prediction": masked_mean(decoded, alive),
+            "loss/reward": masked_mean(reward_error, alive),
+            "loss/continue": continue_loss(world.cont(z), stays).mean()
+            + masked_mean(continue_loss(world.cont(after), stays[:, 1:]), alive),
+        }
+        horizon = decoded.shape[1]
+        errors = {
+            f"model/error_{t + 1}": masked_mean(decoded[:, t], alive[:, t]).sqrt()
+            for t in sorted({0, horizon - 1})  # RMS in standard deviations of the observation
+        }
+        loss = torch.stack(list(terms.values())).sum()
+        return loss, {name: term.detach() for name, term in (terms | errors).items()}
+
+    @torch.no_grad()
+    def measure_disagreement(self, rows: Batch) -> Tensor:
+        """How far two members differ on the first step of real windows; dreams compare to it."""
+        z = self.slow_world.encode(rows["obs"][:, 0]).unflatten(0, (self.config.members, -1))
+        code = self.actions.code(rows["action"][:, 0]).unflatten(0, (self.config.members, -1))
+        mean, _ = self.slow_world.predict(z, code)
+        found = self.slow_world.disagreement(z, code, mean).mean()
+        return self.world.usual_disagreement.lerp_(found, self.rate(0.01)).clone()
+
+    # --------------------------------------------------------------------------------- dreams
+
+    @torch.no_grad()
+    def dream(self, starts: Sample) -> Batch:
+        """Rows of latents (B, H+1, …): `latent`, `action`, `log_prob`, `reward`, `cont`, `trust`.
+
+        `cont` is the probability that the episode goes on at a row; `trust` is 1 while the members
+        still agree on it.
+        """
+        world, members, noise = self.slow_world, self.config.members, self.dream_noise
+        obs = torch.as_tensor(starts.data["obs"], device=self.device)[:, -1]
+        z = world.encode(obs).unflatten(0, (members, -1))  # (M, B/M, L)
+        nothing, everything = z.new_zeros(z.shape[:2]), z.new_ones(z.shape[:2])
+        row = {"latent": z, "reward": nothing, "cont": everything, "trust": everything}
+        rows = []
+        for step in range(self.config.horizon + 1):
+            row["action"], row["log_prob"] = self.policy_at(row["latent"], noise).drawn
+            rows.append(row)
+            if step == self.config.horizon:
+                break
+            z, code = row["latent"], self.actions.code(row["action"])
+            mean, log_std = world.predict(z, code)
+            agreed = world.disagreement(z, code, mean) <= self.config.trust * world.usual_disagreement
+            z_next = mean + log_std.exp() * torch.randn(
+                mean.shape, generator=noise, device=mean.device
+            )
+            row = {
+                "latent": z_next,
+                "reward": world.reward(torch.cat([z, code], -1)).squeeze(-1) * world.normaliser.reward_rms,
+                "cont": torch.sigmoid(world.cont(z_next).squeeze(-1)),
+                "trust": row["trust"] * agreed,
+            }
+        return {key: torch.stack([r[key] for r in rows], 2).flatten(0, 1) for key in row}
+
+    # -------------------------------------------------------------------- policy and value
+
+    def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
+        parts = []
+        if dreams is not None:
+            parts.append(self.dreamed(to_tensors(dreams, self.device)))
+        if real is not None:
+            parts.append(self.lived(to_tensors(real.data, self.device)))
+        rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        policy = self.policy_at(rows["latent"], self.policy_noise)
+        taken, expected = self.critic(rows["latent"], rows["action"], policy)
+        with torch.no_grad():
+            returns = self.returns(rows, policy)
+            self.track_return_range(returns)
+        weight = rows["weight"][:, :-1]
+
+        critic_loss = masked_mean((taken[:, :, :-1] - returns).square().sum(0), weight)
+        entropy = policy.entropy()
+        gain = expected / self.critic.return_range.clamp(min=1e-3) + self.config.entropy * entropy
+        policy_loss = -masked_mean(gain[:, :-1], weight)
+        metrics = {
+            "loss/critic": critic_loss.detach(),
+            "loss/policy": policy_loss.detach(),
+            "grad_norm/critic": self.critic_trainer.step(critic_loss),
+            "grad_norm/policy": self.policy_trainer.step(policy_loss),
+            "policy/entropy": masked_mean(entropy.detach()[:, :-1], weight),
+            "value/mean": returns.mean() * self.value_unit,
+            "value/range": self.critic.return_range * self.value_unit,
+            "dream/share": torch.tensor(1 - self.config.real / self.config.trajectories),
+            "dream/trust": rows["trust"].mean(),
+        }
+        follow(self.slow_critic, self.critic, self.config.slow_critic)
+        return Feedback(metrics)
+
+    def dreamed(self, dreams: Batch) -> Batch:
+        """Dreams as trajectories to learn from, each row weighted by how likely it is reached."""
+        reached = dreams["cont"].cumprod(1) * dreams["trust"]
+        return {**dreams, "weight": reached, "inside": torch.ones_like(reached)}
+
+    @torch.no_grad()
+    def lived(self, rows: Batch) -> Batch:
+        """Real windows as trajectories to learn from. A `last` row is a bootstrap, never a start."""
+        inside = (~rows["last"]).float()
+        return {
+            "latent": self.slow_world.encode(rows["obs"]),
+            "action": rows["action"],
+            "log_prob": rows["log_prob"],
+            "reward": rows["reward"],
+            "cont": (~rows["terminal"]).float(),
+            "trust": torch.ones_like(inside),
+            "weight": inside,
+            "inside": inside,
+        }
+
+    def returns(self, rows: Batch, policy: Policy) -> Tensor:
+        """Targets of the critic in units of `value_unit`: trajectories (B, T, …) → (B, T-1)."""
+        taken, expected = self.slow_critic(rows["latent"], rows["action"], policy)
+        ratio = (policy.log_prob(rows["action"]) - rows["log_prob"]).exp().clamp(max=1)
+        return retrace(
+            reward=rows["reward"] / self.value_unit,
+            discount=self.config.gamma * rows["cont"],
+            value=expected,
+            q_taken=taken.min(0).values,
+            trace=self.config.lam * ratio * rows["inside"] * rows["trust"],
+        )
+
+    @property
+    def value_unit(self) -> Tensor:
+        """What a return is measured in: the return of always getting the typical reward."""
+        return self.slow_world.normaliser.reward_rms / (1 - self.config.gamma)
+
+    def track_return_range(self, returns: Tensor) -> None:
+        """The 5th to 95th percentile of returns, which makes one entropy weight fit all rewards."""
+        low, high = torch.quantile(returns, returns.new_tensor([0.05, 0.95]))
+        if self.critic.return_range == 0:
+            self.critic.return_range.copy_(high - low)
+        self.critic.return_range.lerp_(high - low, self.config.return_rate)
+
+    # ------------------------------------------------------------------- weights and state
+
+    def weights(self, group: str) -> Weights:
+        return net_state({"world": self.slow_world, "policy": self.policy}[group])
+
+    def load(self, group: str, weights: Weights) -> None:
+        load_net({"world": self.slow_world, "policy": self.policy}[group], weights)
+
+    def state(self, group: str) -> dict[str, Any]:
+        return {"world": self._world_learning, "policy": self._policy_learning}[group].state()
+
+    def restore(self, group: str, state: dict[str, Any]) -> None:
+        {"world": self._world_learning, "policy": self._policy_learning}[group].restore(state)
+
+
+# -------------------------------------------------------------------------------- the world
+
+
+class Normaliser(nn.Module):
+    """Running statistics of the real rows. obs (…, *O) → (…, O), zero mean and unit variance."""
+
+    obs_mean: Tensor
+    obs_var: Tensor
+    reward_rms: Tensor
+    updates: Tensor
+
+    def __init__(self, obs: Space) -> None:
+        super().__init__()
+        self.axes = len(obs.shape)
+        size = math.prod(obs.shape)
+        self.register_buffer("obs_mean", torch.zeros(size))
+        self.register_buffer("obs_var", torch.ones(size))
+        self.register_buffer("reward_rms", torch.ones(()))
+        self.register_buffer("updates", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, obs: Tensor, reward: Tensor) -> None:
+        """Take in a batch: the plain average of the first thousand, a moving one from then on."""
+        self.updates += 1
+        rate = 1 / self.updates.clamp(max=1000)
+        x = self.flat(obs).flatten(0, -2)
+        self.obs_mean.lerp_(x.mean(0), rate)
+        self.obs_var.lerp_((x - self.obs_mean).square().mean(0), rate)
+        rms = self.reward_rms.square().lerp(reward.square().mean(), rate).sqrt()
+        self.reward_rms.copy_(rms.clamp(min=1e-3))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return ((self.flat(obs) - self.obs_mean) / (self.obs_var + 1e-6).sqrt()).clamp(-10, 10)
+
+    def flat(self, obs: Tensor) -> Tensor:
+        return obs.flatten(obs.dim() - self.axes).float()
+
+
+class World(nn.Module):
+    """Encoder, transition ensemble, reward, continue and decoder."""
+
+    usual_disagreement: Tensor
+
+    def __init__(self, config: Config, obs: Space, action_size: int) -> None:
+        super().__init__()
+        size, latent, hidden = math.prod(obs.shape), config.latent, config.hidden
+        self.normaliser = Normaliser(obs)
+        self.encoder = MLP((size, hidden, hidden, latent))  # seed 003
+        self.transition = Ensemble(
+            config.members, (latent + action_size, hidden, hidden, 2 * latent), zero_last=True
+        )
+        self.reward = MLP((latent + action_size, hidden, 1), zero_last=True)
+        self.cont = MLP((latent, hidden, 1), zero_last=True)
+        self.decoder = MLP((latent, hidden, size))
+        self.register_buffer("usual_disagreement", torch.zeros(()))
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """Observations (…, *O) → latents (…, L)."""
+        return self.encode_normalised(self.normaliser(obs))
+
+    def encode_normalised(self, x: Tensor) -> Tensor:
+        return unit_variance(self.encoder(x))
+
+    def predict(self, z: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Each member's next latent: (M, B, L), (M, B, A) → mean and log std, (M, B, L)."""
+        change, spread = self.transition(torch.cat([z, code], -1)).chunk(2, -1)
+        return unit_variance(z + change), -4 + 3 * torch.tanh(spread / 3)
+
+    def disagreement(self, z: Tensor, code: Tensor, mean: Tensor) -> Tensor:
+        """Half the squared distance between each `mean` and the next member's: (M, B).
+
+        Its expectation over pairs is the ensemble's variance, at the price of one more member.
+        """
+        other, _ = self.predict(z.roll(1, 0), code.roll(1, 0))
+        return 0.5 * (mean - other.roll(-1, 0)).square().mean(-1)
+
+
+def unit_variance(z: Tensor) -> Tensor:
+    return F.layer_norm(z, z.shape[-1:])
+
+
+def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
+    """The mean of `value` weighted by `mask`, same shapes → scalar."""
+    return (value * mask).sum() / mask.sum().clamp(min=1e-6)
+
+
+def continue_loss(logit: Tensor, stays: Tensor) -> Tensor:
+    """Cross-entropy of going on: (…, 1), (…) → (…)."""
+    return F.binary_cross_entropy_with_logits(logit.squeeze(-1), stays, reduction="none")
+
+
+# ----------------------------------------------------------------- discrete and continuous
+
+
+class Critic(nn.Module):
+    """Two action values, the lower one of which counts. In units of `DreamerLite.value_unit`."""
+
+    return_range: Tensor
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.net = Ensemble(2, sizes, zero_last=True)
+        self.register_buffer("return_range", torch.zeros(()))  # 5th to 95th percentile, average
+
+    def values(self, x: Tensor) -> Tensor:
+        """(B, T, in) → (2, B, T, out)."""
+        flat = x.flatten(0, 1).expand(2, -1, -1)
+        return self.net(flat).unflatten(1, x.shape[:2])
+
+
+class DiscreteCritic(Critic):
+    """Every action's value at once."""
+
+    def __init__(self, config: Config, actions: int) -> None:
+        super().__init__((config.latent, config.hidden, config.hidden, actions))
+
+    def forward(
+        self, z: Tensor, action: Tensor, policy: Categorical
+    ) -> tuple[Tensor, Tensor]:
+        """The values of the actions taken (2, B, T), and of the policy (B, T).
+
+        The second has a gradient for the policy alone.
+        """
+        q = self.values(z)
+        taken = q.gather(-1, action.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)
+        return taken, (policy.probs * q.detach().min(0).values).sum(-1)
+
+
+class ContinuousCritic(Critic):
+    """The value of an action given with the latent."""
+
+    def __init__(self, config: Config, actions: int) -> None:
+        super().__init__((config.latent + actions, config.hidden, config.hidden, 1))
+
+    def forward(
+        self, z: Tensor, action: Tensor, policy: TanhNormal
+    ) -> tuple[Tensor, Tensor]:
+        """As DiscreteCritic's; the policy's value is that of the action drawn from it."""
+        taken = self.values(torch.cat([z, action], -1)).squeeze(-1)
+        frozen = {name: value.detach() for name, value in self.net.named_parameters()}
+        x = torch.cat([z, policy.drawn[0]], -1)
+        flat = x.flatten(0, 1).expand(2, -1, -1)
+        drawn_values = torch.func.functional_call(self.net, frozen, (flat,))
+        return taken, drawn_values.min(0).values.view(z.shape[:2])
+
+
+class Discrete:
+    """What depends on actions being one of n."""
+
+    policy = Categorical
+
+    def __init__(self, space: Space) -> None:
+        self.size = self.policy_outputs = space.n
+
+    def code(self, action: Tensor) -> Tensor:
+        """(…) i64 → one-hot (…, A)."""
+        return F.one_hot(action, self.size).float()
+
+    def critic(self, config: Config) -> Critic:
+        return DiscreteCritic(config, self.size)
+
+
+class Continuous:
+    """What depends on actions being vectors in [-1, 1]."""
+
+    policy = TanhNormal
+
+    def __init__(self, space: Space) -> None:
+        (self.size,) = space.shape
+        self.policy_outputs = 2 * self.size
+
+    def code(self, action: Tensor) -> Tensor:
+        return action
+
+    def critic(self, config: Config) -> Critic:
+        return ContinuousCritic(config, self.size)
+
+
+def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
+    """Who samples what, how often: the replay ratios of this agent."""
+    flag, number = Space((), "bool"), Space((), "float32")
+    columns = {
+        "obs": spec.obs,
+        "action": spec.action,
+        "reward": number,
+        "first": flag,
+        "last": flag,
+        "terminal": flag,
+        "log_prob": number,  # of the action, under the policy that took it
+    }
+    consumers = {
+        "world": Consumer(
+            config.world_batch, config.world_window, samples_per_step=config.world_per_step
+        )
+    }
+    policy = {"samples_per_step": config.policy_per_step, "min_steps": config.warmup}
+    if config.dreams:
+        consumers["start"] = Consumer(config.dreams, **policy)
+    if config.real:
+        consumers["policy"] = Consumer(config.real, config.horizon + 1, **policy)
+    real = TableSpec(config.capacity, columns, consumers)
+    return {"real": real, "dream": QueueSpec(2)} if config.dreams else {"real": real}
