@@ -1,0 +1,124 @@
+"""What a table refuses: specs it could not serve, and chunks that break the contract of rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from core.errors import UserError
+from core.types import (
+    Array,
+    Batch,
+    EmphasizeRecent,
+    Mixture,
+    Prioritized,
+    Recency,
+    Selector,
+    Space,
+    TableSpec,
+)
+
+REASONS = ("columns", "shape", "dtype", "nan", "streams", "reset")  # why a chunk is refused
+
+
+def check_spec(name: str, spec: TableSpec) -> None:
+    """Raise UserError for a table that would wait for ever or could not draw."""
+
+    def require(holds: bool, what: str) -> None:
+        if not holds:
+            raise UserError(f"table {name!r}: {what}")
+
+    for flag in ("first", "last"):
+        space = spec.columns.get(flag)
+        found = space and (space.dtype, space.shape)
+        require(found == ("bool", ()), f"needs a bool column {flag!r} of shape (), found {found}")
+    require(spec.capacity >= 1, f"capacity must be at least 1 row, found {spec.capacity}")
+    require(spec.slack >= 1, f"slack must be at least 1 sample, found {spec.slack}")
+    for consumer, of in spec.consumers.items():
+        require(
+            of.batch >= 1 and of.window >= 1,
+            f"{consumer!r} must take batch and window of at least 1, found {of.batch}, {of.window}",
+        )
+        require(
+            of.batch * of.window <= spec.capacity,
+            f"{consumer!r} samples {of.batch} windows of {of.window} rows: give it a capacity of "
+            f"{of.batch * of.window} or more, found {spec.capacity}",
+        )
+        require(
+            0 <= of.min_steps <= spec.capacity,
+            f"{consumer!r} must wait for 0 to {spec.capacity} steps (the capacity), "
+            f"found min_steps {of.min_steps}",
+        )
+        rate = of.samples_per_step
+        require(
+            rate is None or (math.isfinite(rate) and rate > 0),
+            f"{consumer!r} must take more than 0 samples per step, found {rate}",
+        )
+        if what := _selector_fault(of.selector):
+            require(False, f"{consumer!r}: {what}")
+
+
+def _selector_fault(spec: Selector) -> str | None:
+    match spec:
+        case Prioritized(exponent) if not 0 <= exponent <= 8:
+            return f"a priority exponent must lie in [0, 8], found {exponent}"
+        case Recency(half_life) if not half_life > 0:
+            return f"a half-life must be more than 0 rows, found {half_life}"
+        case EmphasizeRecent(eta, floor, cycle, anneal) if not (
+            0 < eta <= 1 and floor >= 1 and cycle >= 1 and anneal >= 1
+        ):
+            return f"eta must lie in (0, 1] and floor, cycle, anneal be at least 1, found {spec}"
+        case Mixture(parts):
+            shares = [share for share, _ in parts]
+            if min(shares, default=0) <= 0 or not math.isclose(sum(shares), 1):
+                return f"the shares of a mixture must be positive and sum to 1, found {shares}"
+            return next((fault for _, part in parts if (fault := _selector_fault(part))), None)
+    return None
+
+
+def find_fault(
+    rows: Batch,
+    streams: Array,
+    columns: Mapping[str, Space],
+    ended: Callable[[Array], Array],
+) -> tuple[str, str] | None:
+    """Why a chunk (N, T, …) must be refused: (one of REASONS, one line), or None.
+
+    `ended` tells of streams (N,) whether their next row must open an episode.
+    """
+    if odd := sorted(rows.keys() ^ columns.keys()):
+        what = ", ".join(f"{'unknown' if name in rows else 'missing'} {name}" for name in odd)
+        return "columns", f"wrong columns: {what}"
+    lead = np.shape(rows["last"])
+    if len(lead) != 2 or 0 in lead:
+        return "shape", f"a chunk is (streams, rows) and not empty, found last of shape {lead}"
+    for name, space in columns.items():
+        if np.shape(rows[name]) != (*lead, *space.shape):
+            expected = (*lead, *space.shape)
+            return "shape", f"{name} must have shape {expected}, found {np.shape(rows[name])}"
+        if rows[name].dtype != np.dtype(space.dtype):
+            return "dtype", f"{name} must be {space.dtype}, found {rows[name].dtype}"
+    if streams.shape != lead[:1] or streams.dtype.kind not in "iu":
+        found = f"{streams.dtype} {streams.shape}"
+        return "streams", f"streams must be {lead[0]} integers, one a stream, found {found}"
+    if streams.min() < 0 or np.unique(streams).size != streams.size:
+        return "streams", f"streams must be distinct and not negative, found {streams.tolist()}"
+    for name, space in columns.items():
+        if np.dtype(space.dtype).kind == "f" and not np.isfinite(rows[name]).all():
+            n, t = np.argwhere(~np.isfinite(rows[name]))[0, :2]
+            return "nan", f"{name} of stream {streams[n]} is not finite in row {t} of the chunk"
+    return _reset_fault(rows["first"], rows["last"], streams, ended(streams))
+
+
+def _reset_fault(first: Array, last: Array, streams: Array, ended: Array) -> tuple[str, str] | None:
+    """A row is `first` exactly after a `last` one; only a new chunk may cut an episode short."""
+    after_last = np.concatenate([ended[:, None], last[:, :-1]], axis=1)  # (N, T)
+    wrong = first != after_last
+    wrong[:, 0] &= ended
+    if not wrong.any():
+        return None
+    n, t = np.argwhere(wrong)[0]
+    what = "unexpected" if first[n, t] else "missing"
+    return "reset", f"{what} reset in row {t} of the chunk of stream {streams[n]}"

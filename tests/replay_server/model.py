@@ -1,0 +1,150 @@
+"""A slow, obvious replay: lists of every row ever added, searched from end to end."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from core.types import (
+    Array,
+    Batch,
+    Consumer,
+    EmphasizeRecent,
+    Prioritized,
+    Recency,
+    Selector,
+    Space,
+    TableSpec,
+    Uniform,
+)
+
+COLUMNS = {
+    "obs": Space((2,), "float32"),  # (stream, how manieth row of the stream)
+    "action": Space((), "int64"),
+    "reward": Space((), "float32"),
+    "first": Space((), "bool"),
+    "last": Space((), "bool"),
+    "terminal": Space((), "bool"),
+}
+
+
+def spec(capacity: int = 64, slack: float = 1.0, **consumers: Consumer) -> TableSpec:
+    return TableSpec(capacity, COLUMNS, consumers, slack)
+
+
+class Episodes:
+    """Writes chunks whose rows say which stream they are of and where in it they stand."""
+
+    def __init__(self) -> None:
+        self.length: dict[int, int] = {}
+        self.open: dict[int, bool] = {}
+
+    def chunk(self, streams: list[int], last: ArrayLike, reset: bool = False) -> Batch:
+        """Rows (N, T) with these `last` flags; `reset`: begin anew even in an open episode."""
+        ends = np.atleast_2d(np.asarray(last, bool))
+        first = np.zeros_like(ends)
+        first[:, 1:] = ends[:, :-1]
+        obs = np.zeros((*ends.shape, 2), np.float32)
+        for n, stream in enumerate(streams):
+            begin = self.length.get(stream, 0)
+            first[n, 0] = reset or not self.open.get(stream, False)
+            obs[n, :, 0] = stream
+            obs[n, :, 1] = np.arange(begin, begin + ends.shape[1])
+            self.length[stream] = begin + ends.shape[1]
+            self.open[stream] = not ends[n, -1]
+        return {
+            "obs": obs,
+            "action": obs[..., 1].astype(np.int64),
+            "reward": obs[..., 1] / 2,
+            "first": first,
+            "last": ends,
+            "terminal": ends.copy(),
+        }
+
+
+class Model:
+    """What a table should do, in loops over lists."""
+
+    def __init__(self, spec: TableSpec) -> None:
+        self.spec = spec
+        self.rows: list[Batch] = []  # by key
+        self.streams: dict[int, list[int]] = {}
+        self.cut = self.stale = self.steps = 0
+        self.priority: dict[str, dict[int, float]] = {name: {} for name in spec.consumers}
+        self.largest = dict.fromkeys(spec.consumers, 1.0)
+
+    @property
+    def oldest(self) -> int:
+        return max(len(self.rows) - self.spec.capacity, 0)
+
+    def add(self, rows: Batch, streams: list[int]) -> None:
+        for n, stream in enumerate(streams):
+            keys = self.streams.setdefault(stream, [])
+            if keys and rows["first"][n, 0] and not self.rows[keys[-1]]["last"]:
+                self.rows[keys[-1]]["last"] = np.True_
+                self.cut += 1
+            for t in range(rows["last"].shape[1]):
+                keys.append(len(self.rows))
+                self.rows.append({name: rows[name][n, t].copy() for name in rows})
+                self.steps += not rows["last"][n, t]
+        for name in self.spec.consumers:
+            starts = self.starts(name)
+            known = self.priority[name]
+            self.priority[name] = {key: known.get(key, self.largest[name]) for key in starts}
+
+    def window(self, key: int, length: int) -> list[int] | None:
+        for keys in self.streams.values():
+            if key in keys:
+                place = keys.index(key)
+                found = keys[place : place + length]
+                return found if len(found) == length else None
+        raise AssertionError(f"no row {key}")
+
+    def starts(self, consumer: str) -> list[int]:
+        length = self.spec.consumers[consumer].window
+        return [
+            key
+            for key in range(self.oldest, len(self.rows))
+            if not self.rows[key]["last"] and self.window(key, length)
+        ]
+
+    def update(self, keys: Array, priorities: Array) -> None:
+        self.stale += int(np.sum(keys < self.oldest))
+        for name, known in self.priority.items():
+            for key, priority in zip(keys.tolist(), priorities.tolist(), strict=True):
+                if key in known:
+                    known[key] = max(priority, 1e-6)
+                    self.largest[name] = max(self.largest[name], known[key])
+
+    def probability(self, consumer: str, draws: int = 0) -> dict[int, float]:
+        """Of each start, at the draw after `draws` others."""
+        return self._probability(self.spec.consumers[consumer].selector, consumer, draws)
+
+    def _probability(self, selector: Selector, consumer: str, draws: int) -> dict[int, float]:
+        starts = self.starts(consumer)
+        newest = len(self.rows) - 1
+        match selector:
+            case Uniform():
+                mass = dict.fromkeys(starts, 1.0)
+            case Prioritized(exponent):
+                mass = {key: self.priority[consumer][key] ** exponent for key in starts}
+            case Recency(half_life):
+                youngest = newest - max(starts)  # a common factor, lest all vanish
+                mass = {k: 0.5 ** ((newest - k - youngest) / half_life) for k in starts}
+            case EmphasizeRecent(eta, floor, cycle, anneal):
+                held = len(self.rows) - self.oldest
+                now = eta + (1 - eta) * min(draws / anneal, 1)
+                k = draws % cycle + 1
+                reach = int(max(held * now ** (1000 * k / cycle), floor))
+                inside = [key for key in starts if newest - key < reach] or starts
+                mass = {key: float(key in inside) for key in starts}
+            case _:
+                parts = [(s, self._probability(p, consumer, draws)) for s, p in selector.parts]
+                return {key: sum(s * p[key] for s, p in parts) for key in starts}
+        total = sum(mass.values())
+        return {key: value / total for key, value in mass.items()}
+
+
+def chi_square_bound(degrees: int) -> float:
+    """A value that a χ² variable exceeds about once in a million (Wilson & Hilferty 1931)."""
+    return degrees * (1 - 2 / (9 * degrees) + 4.75 * (2 / (9 * degrees)) ** 0.5) ** 3

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.types import (
+    Consumer,
+    EmphasizeRecent,
+    Mixture,
+    Prioritized,
+    Recency,
+    Selector,
+    Uniform,
+)
+from replay_server.table import Table
+from tests.replay_server.model import Episodes, Model, chi_square_bound, spec
+
+SELECTORS: dict[str, Selector] = {
+    "uniform": Uniform(),
+    "prioritized": Prioritized(0.6),
+    "recency": Recency(20),
+    "emphasize recent": EmphasizeRecent(eta=0.9995, floor=10, cycle=1, anneal=10**9),
+    "mixture": Mixture(((0.5, Uniform()), (0.25, Prioritized()), (0.25, Recency(10)))),
+}
+
+
+def wrapped(selector: Selector, ends: float, window: int = 3) -> tuple[Table, Model]:
+    """A table of 64 rows that has come round, with priorities and episodes of random length."""
+    of = spec(64, a=Consumer(1, window, selector))
+    table, model, episodes = Table("real", of, 0), Model(of), Episodes()
+    rng = np.random.default_rng(0)
+    for _ in range(7):
+        chunk = episodes.chunk([0, 1], rng.random((2, 7)) < ends)
+        table.add(chunk, np.arange(2))
+        model.add(chunk, [0, 1])
+    keys = np.arange(40, 90)
+    priorities = rng.exponential(size=keys.size)
+    table.update(keys, priorities)
+    model.update(keys, priorities)
+    return table, model
+
+
+# With 9 in 10 rows `last`, rejection fails and the list of starts is drawn from.
+@pytest.mark.parametrize("ends", [0.1, 0.9])
+@pytest.mark.parametrize("name", SELECTORS)
+def test_draws_come_as_often_as_they_say(name: str, ends: float) -> None:
+    table, model = wrapped(SELECTORS[name], ends)
+    expected = model.probability("a")
+    n = 15_000
+    seen = dict.fromkeys(expected, 0)
+    for _ in range(n):
+        sample = table.sample("a")
+        assert sample is not None
+        assert sample.prob[0] == pytest.approx(expected[int(sample.keys[0])], rel=1e-9)
+        seen[int(sample.keys[0])] += 1
+    assert sum(expected.values()) == pytest.approx(1)
+    often = [key for key, p in expected.items() if p * n >= 5]
+    statistic = sum((seen[key] - expected[key] * n) ** 2 / (expected[key] * n) for key in often)
+    assert len(often) > 2 and statistic < chi_square_bound(len(often) - 1)
+    assert not any(seen[key] for key, p in expected.items() if p == 0)
+
+
+def test_recency_outlives_any_number_of_rows() -> None:
+    of = spec(32, a=Consumer(8, 1, Recency(0.5)))
+    table, model, episodes = Table("real", of, 0), Model(of), Episodes()
+    for _ in range(100):
+        chunk = episodes.chunk([0], np.zeros(16))
+        table.add(chunk, np.array([0]))
+        model.add(chunk, [0])
+    sample = table.sample("a")
+    assert sample is not None
+    expected = model.probability("a")
+    for key, prob in zip(sample.keys.tolist(), sample.prob, strict=True):
+        assert prob == pytest.approx(expected[key], rel=1e-9)
+
+
+def test_recency_finds_the_last_start_however_old() -> None:
+    table, episodes = Table("real", spec(64, a=Consumer(4, 1, Recency(0.02))), 0), Episodes()
+    table.add(episodes.chunk([0], [False]), np.array([0]))
+    table.add(episodes.chunk([1], np.ones(30)), np.array([1]))  # no starts
+    table.add(episodes.chunk([2], [False]), np.array([2]))
+    table.add(episodes.chunk([2], [True], reset=True), np.array([2]))  # cuts the only other start
+    sample = table.sample("a")
+    assert sample is not None
+    assert sample.keys.tolist() == [0] * 4 and sample.prob.tolist() == [1.0] * 4
+
+
+def test_any_part_of_a_mixture_batch_is_a_fair_draw() -> None:
+    newest = EmphasizeRecent(eta=1e-9, floor=10, cycle=1)
+    of = spec(1000, a=Consumer(8, 1, Mixture(((0.5, Uniform()), (0.5, newest)))))
+    table, episodes = Table("real", of, 0), Episodes()
+    table.add(episodes.chunk([0], np.zeros(1000)), np.array([0]))
+    samples = [table.sample("a") for _ in range(1_000)]
+    keys = np.stack([sample.keys for sample in samples if sample is not None])
+    shares = (keys >= 990).mean(axis=0)
+    np.testing.assert_allclose(shares, 0.505, atol=0.08)
+
+
+def test_emphasis_shrinks_within_a_cycle_and_anneals_away() -> None:
+    of = spec(1000, a=Consumer(1, 1, EmphasizeRecent(eta=0.998, floor=50, cycle=10, anneal=40)))
+    table, episodes = Table("real", of, 0), Episodes()
+    table.add(episodes.chunk([0], np.zeros(1000)), np.array([0]))
+    samples = [table.sample("a") for _ in range(50)]
+    reach = [round(1 / sample.prob[0]) for sample in samples if sample is not None]
+    for k in range(1, 11):
+        eta = 0.998 + 0.002 * (k - 1) / 40
+        assert reach[k - 1] == int(max(1000 * eta ** (1000 * k / 10), 50))
+    assert reach[:10] == sorted(reach[:10], reverse=True)
+    assert reach[40:] == [1000] * 10

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from core.types import Consumer, Prioritized, QueueSpec, Replay, Sample, TableSpec
+from replay_server import ReplayServer
+from tests.replay_server.model import Episodes, spec
+
+
+def server(seed: int = 0) -> ReplayServer:
+    tables: dict[str, TableSpec | QueueSpec] = {
+        "real": spec(64, 4.0, world=Consumer(4, 3), policy=Consumer(8, 1, Prioritized())),
+        "imagined": spec(32, policy=Consumer(4, 2)),
+        "dream": QueueSpec(2),
+    }
+    return ReplayServer(tables, seed)
+
+
+def fill(replay: Replay, table: str, episodes: Episodes) -> None:
+    last = np.zeros((2, 6), bool)
+    last[:, 3] = True
+    assert replay.add(table, episodes.chunk([4, 2], last), np.array([4, 2]))
+
+
+def test_tables_are_served_by_name() -> None:
+    replay = server()
+    fill(replay, "real", Episodes())
+    sample = replay.sample("real", "world")
+    assert isinstance(sample, Sample) and sample.data["obs"].shape == (4, 3, 2)
+    assert replay.sample("imagined", "policy") is None
+    replay.update("real", sample.keys, np.ones(4))
+    stats = replay.stats()
+    assert stats["real/samples_world"] == 1 and stats["real/held"] == 12
+    assert stats["real/ratio_world"] == pytest.approx(1 / 9)
+
+
+def test_env_steps_count_real_actions_once() -> None:
+    replay = server()
+    fill(replay, "real", Episodes())
+    fill(replay, "imagined", Episodes())
+    assert replay.stats()["env_steps"] == 10
+
+
+def test_unknown_names_are_told_the_known_ones() -> None:
+    replay = server()
+    with pytest.raises(KeyError, match="dream, imagined, real"):
+        replay.sample("reel", "world")
+    with pytest.raises(KeyError, match="policy, world"):
+        replay.sample("real", "learner")
+
+
+def test_a_queue_hands_over_the_same_objects_once_and_in_order() -> None:
+    replay = server()
+    batches = [{"latent": object()} for _ in range(3)]
+    assert [replay.add("dream", batch) for batch in batches] == [True, True, False]
+    assert replay.sample("dream", "policy") is batches[0]
+    assert replay.add("dream", batches[2])
+    assert replay.sample("dream", "policy") is batches[1]
+    assert replay.sample("dream", "policy") is batches[2]
+    assert replay.sample("dream", "policy") is None
+    assert replay.stats()["dream/inserted"] == replay.stats()["dream/samples"] == 3
+
+
+def test_what_a_table_cannot_do_is_an_error() -> None:
+    replay = server()
+    with pytest.raises(ValueError, match="streams"):
+        replay.add("real", Episodes().chunk([0], [False]))
+    with pytest.raises(ValueError, match="consumed once"):
+        replay.update("dream", np.array([0]), np.array([1.0]))
+    with pytest.raises(UserError, match="capacity"):
+        ReplayServer({"dream": QueueSpec(0)}, 0)
+
+
+def test_a_restored_server_continues_draw_for_draw() -> None:
+    replay, episodes = server(), Episodes()
+    fill(replay, "real", episodes)
+    replay.sample("real", "policy")
+    replay.add("dream", {"latent": object()})
+    heir = server(seed=5)
+    heir.restore(replay.state())
+    for _ in range(5):
+        for consumer in ("world", "policy"):
+            ours, theirs = replay.sample("real", consumer), heir.sample("real", consumer)
+            assert isinstance(ours, Sample) and isinstance(theirs, Sample)
+            np.testing.assert_equal(ours.data, theirs.data)
+            np.testing.assert_array_equal(ours.prob, theirs.prob)
+    stats = heir.stats()
+    assert stats["dream/inserted"] == stats["dream/lost"] == 1  # queued batches do not survive
+    assert stats["env_steps"] == 10
+
+
+def test_a_state_of_other_tables_is_refused() -> None:
+    with pytest.raises(UserError, match=r"\['real'\]"):
+        server().restore({"real": {}})
+
+
+def test_each_table_draws_from_its_own_generator() -> None:
+    both: dict[str, TableSpec | QueueSpec] = {
+        "a": spec(64, x=Consumer(8)),
+        "b": spec(64, x=Consumer(8)),
+    }
+    one, other = ReplayServer(both, 0), ReplayServer({"b": both["b"]}, 0)
+    fill(one, "a", Episodes())
+    fill(one, "b", Episodes())
+    fill(other, "b", Episodes())
+    first, second, third = one.sample("a", "x"), one.sample("b", "x"), other.sample("b", "x")
+    assert isinstance(first, Sample) and isinstance(second, Sample) and isinstance(third, Sample)
+    assert first.keys.tolist() != second.keys.tolist() == third.keys.tolist()

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay_server.sum_tree import SumTree
+from tests.replay_server.model import chi_square_bound
+
+
+@given(st.integers(1, 70), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_root_is_the_sum_of_leaves_whatever_was_written(size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tree, leaves = SumTree(size), np.zeros(size)
+    for _ in range(20):
+        slots = rng.integers(size, size=rng.integers(1, 2 * size + 1))
+        mass = rng.random(slots.size) * (rng.random(slots.size) < 0.7)
+        tree.write(slots, mass)
+        for slot, value in zip(slots, mass, strict=True):
+            leaves[slot] = value
+        np.testing.assert_array_equal(tree.mass(np.arange(size)), leaves)
+        assert tree.total == pytest.approx(leaves.sum(), abs=1e-12)
+    rebuilt = SumTree(size)
+    rebuilt.replace(np.arange(size), leaves)
+    assert rebuilt.total == tree.total  # not a bit of drift
+
+
+def test_draws_follow_the_masses() -> None:
+    rng = np.random.default_rng(0)
+    mass = rng.random(37) * (np.arange(37) % 5 > 0)
+    tree = SumTree(37)
+    tree.write(np.arange(37), mass)
+    n = 100_000
+    # Batches of one: the strata of a larger batch would make the counts better than random.
+    counts = np.bincount(np.concatenate([tree.sample(1, rng) for _ in range(n // 5)]), minlength=37)
+    expected = mass / mass.sum() * (n // 5)
+    assert not counts[mass == 0].any()
+    drawn = mass > 0
+    statistic = ((counts - expected)[drawn] ** 2 / expected[drawn]).sum()
+    assert statistic < chi_square_bound(drawn.sum() - 1)
+
+
+def test_a_large_batch_is_stratified() -> None:
+    tree = SumTree(10)
+    tree.write(np.arange(10), np.arange(10.0))
+    counts = np.bincount(tree.sample(45_000, np.random.default_rng(0)), minlength=10)
+    np.testing.assert_allclose(counts, np.arange(10) * 1000, atol=2)
+
+
+def test_any_part_of_a_batch_is_a_fair_draw() -> None:
+    tree = SumTree(64)
+    tree.write(np.arange(64), 1.0)
+    rng = np.random.default_rng(0)
+    mean = np.mean([tree.sample(16, rng)[:4].mean() for _ in range(2_000)])
+    assert mean == pytest.approx(31.5, abs=1.5)
+
+
+class Highest(np.random.Generator):
+    """Draws the largest number below 1, every time."""
+
+    def random(self, *args: Any, **kwargs: Any) -> Any:
+        return np.full(args[0], np.nextafter(1, 0))
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 49])
+def test_rounding_at_the_right_edge_never_draws_an_empty_slot(n: int) -> None:
+    rng = Highest(np.random.SFC64(0))
+    for size in range(3, 40):
+        tree = SumTree(size)
+        tree.write(np.arange(size - 1), 1 / np.arange(3.0, size + 2))
+        assert tree.sample(n, rng).max() == size - 2
+
+
+def test_masses_of_very_different_size_never_draw_an_empty_slot() -> None:
+    rng = np.random.default_rng(0)
+    tree = SumTree(100)
+    mass = 10.0 ** rng.uniform(-30, 30, 100)
+    mass[rng.random(100) < 0.5] = 0
+    tree.write(np.arange(100), mass)
+    assert (mass[tree.sample(20_000, rng)] > 0).all()
+    tree.write(np.arange(100), np.where(np.arange(100) == 70, 1e-30, 0.0))
+    assert (tree.sample(100, rng) == 70).all()

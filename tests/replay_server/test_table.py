@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import EnvironmentFault, UserError
+from core.types import (
+    Array,
+    Batch,
+    Consumer,
+    EmphasizeRecent,
+    Mixture,
+    Prioritized,
+    Recency,
+    Sample,
+    Space,
+    TableSpec,
+    Uniform,
+)
+from replay_server.table import Table
+from tests.replay_server.model import COLUMNS, Episodes, Model, spec
+
+CONSUMERS = {
+    "single": Consumer(3, 1, Uniform()),
+    "prioritized": Consumer(4, 2, Prioritized(0.7)),
+    "sharp": Consumer(2, 1, Prioritized(2.0)),
+    "recent": Consumer(2, 4, Recency(3.5)),
+    "instant": Consumer(2, 1, Recency(0.02)),
+    "emphasis": Consumer(2, 3, EmphasizeRecent(0.9, floor=4, cycle=3, anneal=20)),
+    "mixture": Consumer(
+        5,
+        2,
+        Mixture(((0.5, Uniform()), (0.3, Prioritized()), (0.2, EmphasizeRecent(0.95, 3, 5, 9)))),
+    ),
+}
+
+
+def starts(table: Table, consumer: str) -> list[int]:
+    state = table.state()
+    oldest = state["inserted"] - len(state["next"])
+    return (oldest + np.flatnonzero(state["views"][consumer]["starts"])).tolist()
+
+
+def same(a: Sample | None, b: Sample | None) -> bool:
+    assert a is not None and b is not None
+    return (
+        a.size == b.size
+        and np.array_equal(a.keys, b.keys)
+        and np.array_equal(a.prob, b.prob)
+        and all(np.array_equal(a.data[name], b.data[name]) for name in a.data)
+    )
+
+
+def check_draw(sample: Sample, model: Model, consumer: str, draws: int) -> None:
+    of = model.spec.consumers[consumer]
+    probability = model.probability(consumer, draws)
+    assert sample.size == len(probability)
+    assert sample.keys.shape == sample.prob.shape == (of.batch,)
+    assert (sample.prob > 0).all()
+    for b, key in enumerate(sample.keys.tolist()):
+        assert sample.prob[b] == pytest.approx(probability[key], rel=1e-9)
+        for t, row in enumerate(model.window(key, of.window) or []):
+            for name in COLUMNS:
+                np.testing.assert_array_equal(sample.data[name][b, t], model.rows[row][name])
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    capacity=st.integers(12, 40),
+    streams=st.integers(1, 5),
+    longest=st.integers(1, 8),
+    ends=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    deaths=st.sampled_from([0.0, 0.3]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_table_does_what_lists_would(
+    seed: int, capacity: int, streams: int, longest: int, ends: float, deaths: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    table = Table("real", spec(capacity, 1.0, **CONSUMERS), seed)
+    model, episodes = Model(spec(capacity, 1.0, **CONSUMERS)), Episodes()
+    names = (rng.permutation(9)[:streams] * 1_000_003).tolist()
+    draws = dict.fromkeys(CONSUMERS, 0)
+    for _ in range(16):
+        some = rng.permutation(names)[: rng.integers(1, streams + 1)].tolist()
+        length = int(rng.integers(1, min(longest, capacity // len(some)) + 1))
+        last = rng.random((len(some), length)) < ends
+        chunk = episodes.chunk(some, last, reset=bool(rng.random() < deaths))
+        assert table.add(chunk, np.array(some))
+        model.add(chunk, some)
+        for consumer in CONSUMERS:
+            assert starts(table, consumer) == model.starts(consumer)
+            sample = table.sample(consumer)
+            if sample is None:
+                assert not model.starts(consumer)
+                continue
+            check_draw(sample, model, consumer, draws[consumer])
+            draws[consumer] += 1
+        keys = rng.integers(0, len(model.rows), 5)
+        keys = keys[np.unique(keys, return_index=True)[1]]
+        priorities = rng.exponential(size=keys.size) * (rng.random(keys.size) < 0.9)
+        table.update(keys, priorities)
+        model.update(keys, priorities)
+        stats = table.stats()
+        assert stats["inserted"] == len(model.rows) == stats["held"] + stats["evicted"]
+        assert stats["cut"] == model.cut and stats["stale"] == model.stale
+        assert table.steps == model.steps
+
+
+def filled(
+    of: TableSpec, rows: int = 40, streams: int = 2, seed: int = 0
+) -> tuple[Table, Episodes]:
+    table, episodes = Table("real", of, seed), Episodes()
+    for begin in range(0, rows, 4):
+        last = np.zeros((streams, 4), bool)
+        last[:, 2] = begin % 8 == 0
+        assert table.add(episodes.chunk(list(range(streams)), last), np.arange(streams))
+    return table, episodes
+
+
+def test_windows_are_copies() -> None:
+    table, _ = filled(spec(64, a=Consumer(4, 3)))
+    before = table.state()
+    sample = table.sample("a")
+    assert sample is not None
+    for column in sample.data.values():
+        column[...] = 0
+    for name, column in before["columns"].items():
+        np.testing.assert_array_equal(table.state()["columns"][name], column)
+
+
+def test_a_window_becomes_drawable_with_its_last_row() -> None:
+    table, episodes = Table("real", spec(8, a=Consumer(1, 3)), 0), Episodes()
+    for row, count in enumerate([0, 0, 1, 2]):
+        table.add(episodes.chunk([7], [False]), np.array([7]))
+        assert table.stats()["starts_a"] == count, row
+        assert (table.sample("a") is None) == (count == 0)
+
+
+def test_an_actor_that_died_leaves_a_cut_episode() -> None:
+    table, episodes = Table("real", spec(8, a=Consumer(1, 1)), 0), Episodes()
+    table.add(episodes.chunk([0], [False, False]), np.array([0]))
+    table.add(episodes.chunk([0], [False, False], reset=True), np.array([0]))
+    state = table.state()
+    assert state["columns"]["last"].tolist() == [False, True, False, False]
+    assert not state["columns"]["terminal"].any()
+    assert starts(table, "a") == [0, 2, 3]
+    assert table.stats()["cut"] == 1
+
+
+def test_a_stream_may_go_on_after_its_rows_were_evicted() -> None:
+    table, episodes = Table("real", spec(6, a=Consumer(1, 2)), 0), Episodes()
+    table.add(episodes.chunk([0], [False, False]), np.array([0]))
+    table.add(episodes.chunk([1], [False] * 6), np.array([1]))
+    table.add(episodes.chunk([0], [False]), np.array([0]))
+    assert starts(table, "a") == [3, 4, 5, 6]
+    table.add(episodes.chunk([0], [False]), np.array([0]))
+    assert starts(table, "a") == [4, 5, 6, 8]
+
+
+def test_cutting_an_episode_whose_rows_were_evicted_touches_no_other_row() -> None:
+    table, episodes = Table("real", spec(6, a=Consumer(1, 1)), 0), Episodes()
+    table.add(episodes.chunk([0], [False]), np.array([0]))
+    table.add(episodes.chunk([1], [False] * 6), np.array([1]))
+    table.add(episodes.chunk([2], [False] * 3), np.array([2]))
+    table.add(episodes.chunk([0], [False], reset=True), np.array([0]))
+    assert starts(table, "a") == [5, 6, 7, 8, 9, 10]
+    assert table.stats()["cut"] == 1
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+def spoil(chunk: Batch, **columns: Array) -> Batch:
+    return chunk | columns
+
+
+def nan_at(chunk: Batch) -> Batch:
+    obs = chunk["obs"].copy()
+    obs[1, 2, 0] = np.nan
+    return spoil(chunk, obs=obs)
+
+
+def flag_at(chunk: Batch, name: str, n: int, t: int, value: bool) -> Batch:
+    flags = chunk[name].copy()
+    flags[n, t] = value
+    return spoil(chunk, **{name: flags})
+
+
+BAD = {
+    "missing column": (
+        "columns",
+        lambda c: {k: v for k, v in c.items() if k != "reward"},
+        "reward",
+    ),
+    "unknown column": ("columns", lambda c: spoil(c, value=c["reward"]), "value"),
+    "wrong shape": ("shape", lambda c: spoil(c, obs=c["obs"][..., :1]), r"obs .* \(2, 4, 1\)"),
+    "no time axis": ("shape", lambda c: {k: v[:, 0] for k, v in c.items()}, "shape"),
+    "empty": ("shape", lambda c: {k: v[:, :0] for k, v in c.items()}, "empty"),
+    "wrong dtype": ("dtype", lambda c: spoil(c, reward=c["reward"].astype(float)), "float64"),
+    "nan": ("nan", nan_at, "obs of stream 1 .* row 2"),
+    "infinite": ("nan", lambda c: spoil(c, reward=c["reward"] + np.float32(np.inf)), "reward"),
+    "reset after no end": ("reset", lambda c: flag_at(c, "first", 0, 2, True), "unexpected reset"),
+    "end without reset": ("reset", lambda c: flag_at(c, "last", 1, 1, True), "missing .* stream 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_refused_chunk_leaves_the_table_untouched(case: str) -> None:
+    reason, spoiled, line = BAD[case]
+    of = spec(48, a=Consumer(4, 3), b=Consumer(4, 1, Prioritized()))
+    table, episodes = filled(of)
+    good = episodes.chunk([0, 1], np.zeros((2, 4), bool))
+    before, counted = table.state(), table.stats()
+    with pytest.raises(EnvironmentFault, match=line):
+        table.add(spoiled(good), np.arange(2))
+    after = table.state()
+    assert after["counters"].pop(f"refused_{reason}") == 1
+    before["counters"].pop(f"refused_{reason}")
+    np.testing.assert_equal(after, before)
+    assert table.stats() == counted | {f"refused_{reason}": 1}
+    assert table.add(good, np.arange(2))
+
+
+@pytest.mark.parametrize(
+    "streams", [np.array([0, 0]), np.array([0, -1]), np.array([0]), np.array([0.0, 1.0])]
+)
+def test_streams_are_distinct_ids(streams: Array) -> None:
+    table, episodes = filled(spec(48, a=Consumer(4)))
+    with pytest.raises(EnvironmentFault, match="streams must"):
+        table.add(episodes.chunk([0, 1], np.zeros((2, 4), bool)), streams)
+    assert table.stats()["refused_streams"] == 1
+
+
+def test_a_stream_begins_with_a_reset() -> None:
+    table, episodes = Table("real", spec(8, a=Consumer(1)), 0), Episodes()
+    chunk = flag_at(episodes.chunk([3], [False, False]), "first", 0, 0, False)
+    with pytest.raises(EnvironmentFault, match=r"missing reset in row 0 .* stream 3"):
+        table.add(chunk, np.array([3]))
+    episodes = Episodes()
+    table.add(episodes.chunk([3], [False, True]), np.array([3]))
+    chunk = flag_at(episodes.chunk([3], [False]), "first", 0, 0, False)
+    with pytest.raises(EnvironmentFault, match="missing reset"):
+        table.add(chunk, np.array([3]))
+    assert table.stats()["refused_reset"] == 2
+
+
+def test_a_chunk_larger_than_the_table_is_the_users_mistake() -> None:
+    table, episodes = Table("real", spec(8, a=Consumer(1)), 0), Episodes()
+    with pytest.raises(UserError, match=r"9 rows .* capacity of 8"):
+        table.add(episodes.chunk([0], np.zeros(9)), np.array([0]))
+
+
+# ------------------------------------------------------------------------------------ priorities
+
+
+def test_late_and_senseless_priorities_are_ignored_and_counted() -> None:
+    table, episodes = filled(spec(16, a=Consumer(4, 1, Prioritized())), rows=4)
+    sample = table.sample("a")
+    assert sample is not None
+    table.update(np.array([6, 7]), np.array([np.nan, -1.0]))
+    assert table.stats()["refused_priority"] == 2
+    table.add(episodes.chunk([0, 1], np.zeros((2, 8), bool)), np.arange(2))
+    before = table.state()
+    table.update(sample.keys, np.full(4, 100.0))
+    assert table.stats()["stale"] == 4
+    np.testing.assert_equal(table.state()["views"], before["views"])
+
+
+def test_new_rows_enter_at_the_largest_priority() -> None:
+    table, episodes = filled(spec(16, a=Consumer(2, 1, Prioritized(0.5))), rows=4)
+    table.update(np.array([0]), np.array([9.0], np.float32))
+    table.update(np.array([0]), np.array([0.0]))
+    table.add(episodes.chunk([0], [False]), np.array([0]))
+    mass = table.state()["views"]["a"]["selector"]["mass"]
+    assert mass[-1] == 3.0 and mass[0] == pytest.approx(1e-3)
+
+
+def test_keys_and_priorities_go_in_pairs() -> None:
+    table, _ = filled(spec(16, a=Consumer(2)))
+    with pytest.raises(ValueError, match="keys"):
+        table.update(np.array([1, 2]), np.array([1.0]))
+
+
+# --------------------------------------------------------------------------------- pacing, saving
+
+
+def test_adding_waits_for_the_consumer_that_lags_and_takes_nothing() -> None:
+    table = Table("real", spec(64, 2.0, a=Consumer(2, 1, samples_per_step=0.5)), 0)
+    episodes = Episodes()
+    taken = 0
+    while table.add(chunk := episodes.chunk([0], np.zeros(4)), np.array([0])):
+        taken += 4
+    assert table.stats()["inserted"] == taken == 8  # (8 - 1) * 0.5 > 2
+    assert table.sample("a") is not None and table.sample("a") is not None
+    assert table.add(chunk, np.array([0]))
+
+
+def test_nobody_waits_for_a_consumer_without_starts() -> None:
+    table, episodes = Table("real", spec(64, a=Consumer(2, 32, samples_per_step=1)), 0), Episodes()
+    for _ in range(31):
+        assert table.add(episodes.chunk([0, 1], np.zeros((2, 1))), np.arange(2))
+        assert table.sample("a") is None
+    assert table.add(episodes.chunk([0, 1], np.zeros((2, 1))), np.arange(2))
+    assert table.sample("a") is not None
+    assert not table.add(episodes.chunk([0, 1], np.zeros((2, 1))), np.arange(2))
+
+
+def test_draws_repeat_with_the_seed_and_differ_between_seeds() -> None:
+    of = spec(48, 1.0, **CONSUMERS)
+    (a, _), (b, _), (c, _) = filled(of, seed=1), filled(of, seed=1), filled(of, seed=2)
+    assert same(a.sample("mixture"), b.sample("mixture"))
+    assert not same(a.sample("mixture"), c.sample("mixture"))
+
+
+@pytest.mark.parametrize("rows", [12, 80])
+def test_a_restored_table_continues_bit_for_bit(rows: int) -> None:
+    limited = dataclasses.replace(CONSUMERS["single"], samples_per_step=0.5, min_steps=4)
+    of = spec(48, 1e9, **CONSUMERS, limited=limited)
+    table, episodes = filled(of, rows)
+    for consumer in of.consumers:
+        sample = table.sample(consumer)
+        assert sample is not None
+        table.update(sample.keys, np.linspace(0, 5, sample.keys.size))
+    state = table.state()
+    heir, _ = filled(of, 20, seed=9)  # a table that has seen other rows
+    heir.restore(state)
+    np.testing.assert_equal(heir.state(), state)
+    for step in range(12):
+        assert heir.stats() == table.stats()
+        for consumer in of.consumers:
+            ours, theirs = table.sample(consumer), heir.sample(consumer)
+            assert ours is not None and same(ours, theirs)
+            table.update(ours.keys, ours.prob * step)
+            heir.update(ours.keys, ours.prob * step)
+        chunk = episodes.chunk([0, 5], np.zeros((2, 3), bool), reset=step == 4)
+        assert table.add(chunk, np.array([0, 5])) and heir.add(chunk, np.array([0, 5]))
+
+
+def test_a_state_is_a_copy_and_stores_live_rows_only() -> None:
+    table, episodes = filled(spec(16, 1.0, **CONSUMERS), rows=40)
+    state, twin = table.state(), table.state()
+    assert len(state["columns"]["obs"]) == 16
+    table.add(episodes.chunk([0], np.zeros(5)), np.array([0]))
+    table.sample("mixture")
+    np.testing.assert_equal(state, twin)
+
+
+def test_another_layout_is_refused_by_name() -> None:
+    table, _ = filled(spec(48, a=Consumer(4, 2)))
+    with pytest.raises(UserError, match="its capacity is 48 rows, here 47 rows"):
+        Table("real", spec(47, a=Consumer(4, 2)), 0).restore(table.state())
+    with pytest.raises(UserError, match=r"its consumer a is windows of 2 .*, here windows of 3"):
+        Table("real", spec(48, a=Consumer(4, 3)), 0).restore(table.state())
+
+
+def test_bytes_are_known_from_the_start() -> None:
+    columns = {**COLUMNS, "obs": Space((84, 84), "uint8")}
+    of = TableSpec(1000, columns, {"a": Consumer(32, 4, Prioritized())})
+    table = Table("real", of, 0)
+    row = 84 * 84 + 8 + 4 + 3  # obs, action, reward, flags
+    extra = 8 + 1 + 2 * 8 * 1.024  # link, flag, tree of 2 * 1024 nodes
+    assert table.nbytes == table.stats()["bytes"] == 1000 * (row + extra)
+    assert table.nbytes <= 1.05 * 1000 * 84 * 84
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (spec(0), "capacity must be at least 1"),
+        (spec(8, 0.5, a=Consumer(1)), "slack must be at least 1"),
+        (spec(8, a=Consumer(0)), "batch and window"),
+        (spec(8, a=Consumer(3, 3)), "capacity of 9 or more, found 8"),
+        (spec(8, a=Consumer(1, min_steps=9)), "min_steps 9"),
+        (spec(8, a=Consumer(1, samples_per_step=0.0)), "more than 0 samples"),
+        (spec(8, a=Consumer(1, selector=Prioritized(-1))), "exponent"),
+        (spec(8, a=Consumer(1, selector=Recency(0))), "half-life"),
+        (spec(8, a=Consumer(1, selector=EmphasizeRecent(eta=1.1))), "eta"),
+        (spec(8, a=Consumer(1, selector=Mixture(((0.5, Uniform()),)))), "sum to 1"),
+        (spec(8, a=Consumer(1, selector=Mixture(((1.0, Recency(-1)),)))), "half-life"),
+        (TableSpec(8, {}, {}), "bool column 'first'"),
+    ],
+)
+def test_a_spec_that_could_not_be_served_is_refused(wrong: TableSpec, line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        Table("real", wrong, 0)
