@@ -42,11 +42,11 @@ def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     try:
         # The rows are checked where they are made, on every step rather than on the first.
         return gym.make(env_id, disable_env_checker=True, **kwargs)
-    except gym.error.DependencyNotInstalled as missing:
-        reason = " ".join(str(missing).split())
-        raise UserError(f'env "{env_id}" needs a package that is missing: {reason}') from missing
     except ModuleNotFoundError as missing:
         raise UserError(f'env "{env_id}" needs {_pip_line(missing)}') from missing
+    except (gym.error.DependencyNotInstalled, ImportError) as missing:  # these say what to install
+        reason = " ".join(str(missing).split())
+        raise UserError(f'env "{env_id}" needs a package that is missing: {reason}') from missing
 
 
 def find(env_id: str) -> None:
