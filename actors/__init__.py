@@ -1,0 +1,1 @@
+"""Those that act: actors fill the replay, the evaluator only measures."""

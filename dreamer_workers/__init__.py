@@ -1,0 +1,1 @@
+"""Dreamers: they train the world model and imagine with it."""

@@ -1,0 +1,93 @@
+"""Learn the world, dream in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from core.pull import pull
+from core.types import Agent, Batch, Event, Replay, Sample, TableSpec, WeightStore
+
+
+class Dreamer:
+    """Trains the world model if it is the one that `trains`, and keeps the learner in dreams.
+
+    The writer of weight group "world" where it trains. pulls: the weight groups others write, empty
+    where the agent is shared with them. publish_every, log_every: updates.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        replay: Replay,
+        weights: WeightStore,
+        *,
+        pulls: tuple[str, ...],
+        trains: bool,
+        publish_every: int,
+        log_every: int,
+    ) -> None:
+        self._agent, self._replay, self._weights = agent, replay, weights
+        self._publish_every, self._log_every = publish_every, log_every
+        table = agent.tables["real"]
+        assert isinstance(table, TableSpec)
+        self._trains = trains and "world" in table.consumers
+        self._works: list[Callable[[], str]] = []
+        if self._trains:
+            self._works.append(self._train)
+        if "dream" in agent.tables:
+            self._works.append(self._imagine)
+        self._pending: Batch | None = None
+        self._events: list[Event] = []
+        self.updates = 0
+        self.version = 0  # of "world", as published
+        self.versions = dict.fromkeys(pulls, 0)
+        self.waiting_for = ""
+
+    def step(self) -> bool:
+        """At most one update and one dream. False: neither was possible."""
+        pull(self._agent, self._weights, self.versions)
+        waits = [work() for work in self._works]
+        self.waiting_for = ", ".join(wait for wait in waits if wait)
+        return "" in waits
+
+    def drain(self) -> list[Event]:
+        """The events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def _train(self) -> str:
+        """One update → whom it waits for, or nothing."""
+        real = cast(Sample | None, self._replay.sample("real", "world"))
+        if real is None:
+            return "replay: real rows to learn the world from"
+        feedback = self._agent.learn_world(real)
+        if feedback.priorities is not None:
+            self._replay.update("real", real.keys, feedback.priorities)
+        self.updates += 1
+        # The first update is published at once: a version says that there is a world to dream in.
+        if self.version == 0 or self.updates % self._publish_every == 0:
+            self.version = self._weights.publish("world", self._agent.weights("world"))
+        if self.updates % self._log_every == 0:
+            metrics = {name: float(value) for name, value in feedback.metrics.items()}
+            self._events.append({"kind": "world", "updates": self.updates, **metrics})
+        return ""
+
+    def _imagine(self) -> str:
+        """One dream, kept until there is room for it, so that none grows stale behind another.
+
+        → whom it waits for, or nothing.
+        """
+        waits = "learner: room for a dream"
+        if self._pending is None:
+            if not (self.version if self._trains else self.versions.get("world")):
+                return "dreamer: a first world model"
+            starts = cast(Sample | None, self._replay.sample("real", "start"))
+            if starts is None:
+                return "replay: real rows to dream from"
+            self._pending = self._agent.dream(starts)
+            waits = ""
+        if self._replay.add("dream", self._pending):
+            self._pending = None
+            waits = ""
+        return waits

@@ -1,0 +1,1 @@
+"""Environments: the only home of gymnasium."""

@@ -1,0 +1,1 @@
+"""The learner, and the store through which weights reach the others."""

@@ -1,0 +1,81 @@
+"""Sample, learn, tell the priorities, publish."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from core.pull import pull
+from core.types import Agent, Batch, Event, Replay, Sample, TableSpec, WeightStore
+
+
+class Learner:
+    """Trains policy and value on real rows and dreams; the writer of weight group "policy".
+
+    pulls: the weight groups others write, empty where the agent is shared with them.
+    publish_every, log_every: updates.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        replay: Replay,
+        weights: WeightStore,
+        *,
+        pulls: tuple[str, ...],
+        publish_every: int,
+        log_every: int,
+    ) -> None:
+        self._agent, self._replay, self._weights = agent, replay, weights
+        self._publish_every, self._log_every = publish_every, log_every
+        table = agent.tables["real"]
+        assert isinstance(table, TableSpec)
+        self._wants_real = "policy" in table.consumers
+        self._wants_dreams = "dream" in agent.tables
+        assert self._wants_real or self._wants_dreams, "nothing to learn from"
+        self._real: Sample | None = None
+        self._dreams: Batch | None = None
+        self._events: list[Event] = []
+        self.updates = 0
+        self.version = 0  # of "policy", as published
+        self.versions = dict.fromkeys(pulls, 0)
+        self.waiting_for = ""
+
+    def step(self) -> bool:
+        """One update. False: a batch is missing; the one that came is kept, as it is paid for."""
+        if self.version == 0:  # actors and dreamers start from what this learner starts from
+            self._publish()
+        if not self._gather():
+            return False
+        pull(self._agent, self._weights, self.versions)
+        feedback = self._agent.learn_policy(self._real, self._dreams)
+        if self._real is not None and feedback.priorities is not None:
+            self._replay.update("real", self._real.keys, feedback.priorities)
+        self._real = self._dreams = None
+        self.updates += 1
+        if self.updates % self._publish_every == 0:
+            self._publish()
+        if self.updates % self._log_every == 0:
+            metrics = {name: float(value) for name, value in feedback.metrics.items()}
+            self._events.append({"kind": "learn", "updates": self.updates, **metrics})
+        return True
+
+    def drain(self) -> list[Event]:
+        """The events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def _gather(self) -> bool:
+        missing = []
+        if self._wants_real and self._real is None:
+            self._real = cast(Sample | None, self._replay.sample("real", "policy"))
+            if self._real is None:
+                missing.append("replay: real rows to learn from")
+        if self._wants_dreams and self._dreams is None:
+            self._dreams = cast(Batch | None, self._replay.sample("dream", "policy"))
+            if self._dreams is None:
+                missing.append("dreamer: a dream")
+        self.waiting_for = ", ".join(missing)
+        return not missing
+
+    def _publish(self) -> None:
+        self.version = self._weights.publish("policy", self._agent.weights("policy"))

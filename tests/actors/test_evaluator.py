@@ -1,0 +1,93 @@
+"""Greedy, fresh, complete episodes, at the steps they are due."""
+
+import numpy as np
+import pytest
+
+from actors.evaluator import Evaluator, play
+from learner.weight_store import LocalWeights
+from tests.fakes import FakeAgent, FakeEnv, FakeReplay
+
+
+def make(replay, weights=None, envs=None, seeds=None, **changes):
+    envs, seeds = [] if envs is None else envs, [] if seeds is None else seeds
+
+    def make_env(seed):
+        seeds.append(seed)
+        envs.append(FakeEnv(lengths=(3, 5)))
+        return envs[-1]
+
+    settings = {"pulls": ("policy",), "episodes": 2, "every": 100, "seed": 0, **changes}
+    agent = FakeAgent()
+    return Evaluator(make_env, agent, replay, weights or LocalWeights(), **settings), agent
+
+
+def test_it_waits_for_the_next_multiple_and_says_so():
+    replay = FakeReplay()
+    evaluator, _ = make(replay)
+    replay.env_steps = 99
+    assert not evaluator.step()
+    assert evaluator.waiting_for == "replay: the next evaluation at 100 steps"
+    replay.env_steps = 350
+    assert evaluator.step()
+    assert not evaluator.step()
+    assert evaluator.waiting_for == "replay: the next evaluation at 400 steps"
+
+
+def test_an_evaluation_reports_its_episodes():
+    replay, envs = FakeReplay(), []
+    evaluator, agent = make(replay, envs=envs)
+    replay.env_steps = 120
+    evaluator.step()
+    assert evaluator.drain() == [
+        {
+            "kind": "eval",
+            "at": 120,
+            "return_mean": (6 + 15) / 2,
+            "return_std": pytest.approx(np.std([6, 15])),
+            "return_min": 6.0,
+            "length_mean": 4.0,
+            "episodes": 2,
+        }
+    ]
+    assert evaluator.drain() == []
+    assert {name for name, _ in agent.seen} == {"greedy"}
+    assert replay.added == [] and envs[0].closed
+
+
+def test_the_newest_weights_are_the_ones_evaluated():
+    replay, weights = FakeReplay(), LocalWeights()
+    evaluator, agent = make(replay, weights)
+    weights.publish("policy", {"count": np.array(42)})
+    replay.env_steps = 100
+    evaluator.step()
+    assert agent.count["policy"] == 42 and evaluator.versions == {"policy": 1}
+
+
+def seeds_of(steps, seed):
+    replay, seeds = FakeReplay(), []
+    evaluator, _ = make(replay, seeds=seeds, seed=seed)
+    for replay.env_steps in steps:
+        evaluator.step()
+    return seeds
+
+
+def test_evaluation_seeds_are_fresh_reproducible_and_the_same_after_a_resume():
+    run = seeds_of((100, 200, 300), seed=1)
+    assert len(set(run)) == 3
+    assert seeds_of((100, 200, 300), seed=1) == run
+    assert seeds_of((300,), seed=1) == run[2:]
+    assert not set(seeds_of((100, 200, 300), seed=2)) & set(run)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "expected"), [(1, [3]), (2, [3, 9]), (3, [3, 3, 9]), (6, [3, 3, 3, 9, 9, 9])]
+)
+def test_short_episodes_are_not_counted_more_often_than_long_ones(episodes, expected):
+    returns, lengths = play(FakeEnv(lengths=(3, 9)), FakeAgent(), episodes)
+    assert lengths.tolist() == expected
+    assert returns.tolist() == [n * (n + 1) / 2 for n in expected]
+
+
+def test_more_environments_than_episodes_is_fine():
+    _, lengths = play(FakeEnv(lengths=(2, 3, 4)), FakeAgent(), 2)
+    assert lengths.tolist() == [2, 3]

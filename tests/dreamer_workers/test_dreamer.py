@@ -1,0 +1,112 @@
+"""The dreamer trains the world when it may and keeps exactly one dream in hand."""
+
+import numpy as np
+
+from dreamer_workers.dreamer import Dreamer
+from learner.weight_store import LocalWeights
+from tests.fakes import FakeAgent, FakeReplay, sample
+
+WORLD, START = ("real", "world"), ("real", "start")
+
+
+def make(offers, refusals=None, agent=None, **changes):
+    settings = {"pulls": (), "trains": True, "publish_every": 2, "log_every": 2, **changes}
+    agent, replay, weights = agent or FakeAgent(), FakeReplay(offers, refusals), LocalWeights()
+    return Dreamer(agent, replay, weights, **settings), agent, replay, weights
+
+
+def called(agent):
+    return [name for name, _ in agent.seen]
+
+
+def test_no_dream_before_the_first_update_of_the_world():
+    dreamer, agent, replay, _ = make({START: [sample(1)]})
+    assert not dreamer.step()
+    assert dreamer.waiting_for == (
+        "replay: real rows to learn the world from, dreamer: a first world model"
+    )
+    assert agent.seen == [] and replay.asked[START] == 0
+
+
+def test_it_trains_then_dreams_and_hands_the_dream_over():
+    starts = sample(3)
+    dreamer, agent, replay, _ = make({WORLD: [sample(1)], START: [starts]})
+    assert dreamer.step()
+    assert called(agent) == ["learn_world", "dream"]
+    [(table, dream, streams)] = replay.added
+    assert table == "dream" and streams is None
+    assert dream == {"obs": starts.data["obs"], "world": 1}
+
+
+def test_a_refused_dream_is_kept_and_no_other_is_imagined_behind_it():
+    offers = {WORLD: [sample(1)], START: [sample(1), sample(2)]}
+    dreamer, agent, replay, _ = make(offers, refusals={"dream": 3})
+    assert [dreamer.step() for _ in range(3)] == [True, False, False]
+    assert "learner: room for a dream" in dreamer.waiting_for
+    assert dreamer.step()
+    assert called(agent).count("dream") == 1 and len(replay.added) == 1
+    assert dreamer.step()
+    assert [dream["obs"][0, 0, 0] for _, dream, _ in replay.added] == [1, 2]
+
+
+def test_training_goes_on_while_a_dream_waits():
+    n = 4
+    offers = {WORLD: [sample(i) for i in range(n)], START: [sample(1)]}
+    dreamer, agent, _, _ = make(offers, refusals={"dream": 100})
+    assert all(dreamer.step() for _ in range(n))
+    assert agent.count["world"] == dreamer.updates == n
+
+
+def test_the_first_update_is_published_at_once_then_every_so_many():
+    n = 5
+    dreamer, _, _, weights = make({WORLD: [sample(i) for i in range(n)]}, publish_every=2)
+    published = []
+    for _ in range(n):
+        dreamer.step()
+        published.append(weights.latest("world", have=0))
+    assert [(version, int(w["count"])) for version, w in published] == [
+        (1, 1), (2, 2), (2, 2), (3, 4), (3, 4),
+    ]  # fmt: skip
+
+
+def test_it_logs_every_so_many_updates():
+    dreamer, *_ = make({WORLD: [sample(i) for i in range(5)]}, log_every=2)
+    for _ in range(5):
+        dreamer.step()
+    assert dreamer.drain() == [
+        {"kind": "world", "updates": 2, "loss/world": 1 / 2},
+        {"kind": "world", "updates": 4, "loss/world": 1 / 4},
+    ]
+    assert dreamer.drain() == []
+
+
+def test_one_that_does_not_train_dreams_as_soon_as_a_world_is_published():
+    offers = {WORLD: [sample(1)], START: [sample(2)]}
+    dreamer, agent, replay, weights = make(offers, trains=False, pulls=("world", "policy"))
+    assert not dreamer.step()
+    assert dreamer.waiting_for == "dreamer: a first world model"
+    weights.publish("world", {"count": np.array(6)})
+    assert dreamer.step()
+    assert called(agent) == ["dream"] and agent.count["world"] == 6
+    assert replay.asked[WORLD] == 0 and dreamer.versions == {"world": 1, "policy": 0}
+
+
+def test_an_agent_without_dreams_only_learns_its_world():
+    agent = FakeAgent()
+    del agent.tables["dream"]
+    dreamer, _, replay, _ = make({WORLD: [sample(1)], START: [sample(1)]}, agent=agent)
+    assert [dreamer.step(), dreamer.step()] == [True, False]
+    assert called(agent) == ["learn_world"] and replay.asked[START] == 0
+
+
+def test_priorities_of_the_world_loss_reach_the_replay():
+    class Surprised(FakeAgent):
+        def learn_world(self, real):
+            feedback = super().learn_world(real)
+            feedback.priorities = np.full(len(real.keys), 2.0)
+            return feedback
+
+    dreamer, _, replay, _ = make({WORLD: [sample(5, 6)]}, agent=Surprised())
+    dreamer.step()
+    [(table, keys, priorities)] = replay.updated
+    assert table == "real" and keys.tolist() == [5, 6] and priorities.tolist() == [2, 2]

@@ -1,0 +1,165 @@
+"""Rows from gymnasium: nothing lost, nothing mixed, faults named."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from core.errors import EnvironmentFault, UserError
+from envs.vector import GymVector
+
+
+def unroll(env, steps, action=None):
+    """All rows of `steps` vector steps after a reset: (T, N, …)."""
+    rows = [env.reset()]
+    zeros = np.zeros((env.num_envs, *env.spec.action.shape), env.spec.action.dtype)
+    for _ in range(steps):
+        rows.append(env.step(zeros if action is None else action))
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+def test_every_row_of_an_episode_is_there_once_and_truncation_is_no_termination(truncates):
+    name = "CountTruncated" if truncates else "Count"
+    rows = unroll(GymVector(f"envs.probe:{name}-v0", 2, seed=0), 11)
+    expected = [[episode, t] for episode in range(2) for t in range(6)]  # five steps, six rows
+    for i in range(2):
+        assert rows["obs"][:, i].tolist() == expected
+        assert rows["reward"][:, i].tolist() == [t for _, t in expected]
+        assert rows["first"][:, i].tolist() == [t == 0 for _, t in expected]
+        assert rows["last"][:, i].tolist() == [t == 5 for _, t in expected]
+        assert rows["terminal"][:, i].tolist() == [t == 5 and not truncates for _, t in expected]
+    assert rows["obs"].dtype == rows["reward"].dtype == np.float32
+
+
+def test_rows_agree_with_gymnasiums_own_vectorisation():
+    """SyncVectorEnv resets on the step after the end (NEXT_STEP), which is what a row means."""
+    ours = GymVector("CartPole-v1", 3, seed=7)
+    seeds = np.random.SeedSequence(7).generate_state(3).tolist()
+    theirs = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
+    obs, _ = theirs.reset(seed=seeds)
+    rows = ours.reset()
+    np.testing.assert_array_equal(rows["obs"], obs)
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        action = random.integers(2, size=3)
+        rows = ours.step(action)
+        obs, reward, terminated, truncated, _ = theirs.step(action)
+        np.testing.assert_array_equal(rows["obs"], obs)
+        np.testing.assert_array_equal(rows["reward"], reward)
+        np.testing.assert_array_equal(rows["terminal"], terminated)
+        np.testing.assert_array_equal(rows["last"], terminated | truncated)
+
+
+def test_rows_already_handed_out_never_change():
+    env = GymVector("CartPole-v1", 2, seed=0)
+    rows = env.reset()
+    kept = {key: values.copy() for key, values in rows.items()}
+    for _ in range(30):
+        env.step(np.zeros(2, np.int64))
+    for key in kept:
+        np.testing.assert_array_equal(rows[key], kept[key])
+
+
+def test_a_seed_decides_everything_and_environments_differ():
+    one, same = (unroll(GymVector("CartPole-v1", 2, seed=3), 50) for _ in range(2))
+    other = unroll(GymVector("CartPole-v1", 2, seed=4), 50)
+    np.testing.assert_array_equal(one["obs"], same["obs"])
+    assert not np.array_equal(one["obs"], other["obs"])
+    assert not np.array_equal(one["obs"][:, 0], one["obs"][:, 1])
+
+
+def test_later_episodes_are_new_ones():
+    rows = unroll(GymVector("CartPole-v1", 1, seed=0), 100)
+    starts = rows["obs"][rows["first"]]
+    assert len(starts) > 3 and len(np.unique(starts, axis=0)) == len(starts)
+
+
+def test_a_continuous_action_reaches_the_environment_in_its_own_units():
+    env = GymVector("envs.probe:Continuous-v0", 4, seed=1)
+    seen = env.reset()["obs"]
+    paid = env.step(seen / 2)["reward"]  # the best of [0, 4] is 2 + seen
+    np.testing.assert_allclose(paid, 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        ("FaultyNaN", r"envs.probe:FaultyNaN-v0\[0\] returned a observation of nan after action 1"),
+        ("FaultyShape", r"float32 \(3,\) where float32 \(2,\) was declared, after action 1"),
+    ],
+)
+def test_an_environment_that_breaks_its_contract_is_named_with_its_last_action(probe, message):
+    with pytest.raises(EnvironmentFault, match=message):
+        unroll(GymVector(f"envs.probe:{probe}-v0", 2, seed=0), 10, action=np.ones(2, np.int64))
+
+
+class Returns(gym.Env):
+    """Returns what it is told to on its second row."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, obs, reward=0.0, dtype=np.float32):
+        self.observation_space = gym.spaces.Box(0, 1, (2,), dtype)
+        self.obs, self.paid = obs, reward
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, self.observation_space.dtype), {}
+
+    def step(self, action):
+        return self.obs, self.paid, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"obs": np.zeros(2), "reward": np.inf}, "a reward of inf"),
+        ({"obs": np.array([0.0, -np.inf])}, "observation of -inf"),
+        ({"obs": np.zeros(2), "dtype": np.uint8}, r"float64 \(2,\) where uint8 \(2,\)"),
+        ({"obs": np.array(["a", "b"])}, r"<U1 \(2,\)"),
+        ({"obs": None}, r"object \(\)"),
+    ],
+)
+def test_rows_that_would_poison_a_replay_are_refused(kwargs, message):
+    gym.registry.pop("Returns-v0", None)
+    gym.register("Returns-v0", Returns, kwargs=kwargs)
+    env = GymVector("Returns-v0", 1, seed=0)
+    env.reset()
+    with pytest.raises(EnvironmentFault, match=message):
+        env.step(np.zeros(1, np.int64))
+
+
+def test_numbers_of_any_kind_become_float32():
+    gym.registry.pop("Returns-v0", None)
+    gym.register("Returns-v0", Returns, kwargs={"obs": [True, 2]})
+    env = GymVector("Returns-v0", 1, seed=0)
+    env.reset()
+    obs = env.step(np.zeros(1, np.int64))["obs"]
+    assert obs.tolist() == [[1.0, 2.0]] and obs.dtype == np.float32
+
+
+def test_what_the_environment_itself_raises_passes_through():
+    with pytest.raises(RuntimeError, match="never starts"):
+        GymVector("envs.probe:FaultyReset-v0", 1, seed=0).reset()
+    with pytest.raises(RuntimeError, match="now and then"):
+        unroll(GymVector("envs.probe:FaultyStep-v0", 4, seed=0), 1_000)
+
+
+def test_each_episode_is_filmed(tmp_path):
+    pytest.importorskip("moviepy")
+    pytest.importorskip("pygame")
+    env = GymVector("CartPole-v1", 1, seed=0, video_dir=tmp_path)
+    env.reset()
+    ended = 0
+    while ended < 2:
+        ended += int(env.step(np.zeros(1, np.int64))["last"].sum())
+    env.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "CartPole-v1-episode-0.mp4",
+        "CartPole-v1-episode-1.mp4",
+    ]
+    assert all(path.stat().st_size > 0 for path in tmp_path.iterdir())
+
+
+def test_an_environment_that_draws_nothing_cannot_be_filmed(tmp_path):
+    with pytest.raises(UserError, match="cannot be filmed: it lacks render mode rgb_array"):
+        GymVector("envs.probe:Count-v0", 1, seed=0, video_dir=tmp_path)

@@ -1,0 +1,193 @@
+"""One fake per protocol: deterministic, numpy only, and each remembers what it met."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from core.types import (
+    Array,
+    Batch,
+    Consumer,
+    EnvSpec,
+    Feedback,
+    Prioritized,
+    QueueSpec,
+    Sample,
+    Space,
+    State,
+    TableSpec,
+    Weights,
+)
+
+SPEC = EnvSpec("Fake-v0", obs=Space((2,), "float32"), action=Space((), "int64", n=2))
+
+
+class FakeEnv:
+    """A `VectorEnv` that sees [episode, t] and is paid t; episodes of i last lengths[i] steps."""
+
+    def __init__(self, lengths: Sequence[int] = (3, 3), truncate: bool = False) -> None:
+        self.spec, self.num_envs = SPEC, len(lengths)
+        self.actions: list[Array] = []
+        self.closed = False
+        self._lengths, self._truncate = np.array(lengths), truncate
+        self._episode = np.full(self.num_envs, -1)
+        self._t = self._lengths.copy()
+
+    def reset(self) -> Batch:
+        self._t = self._lengths.copy()
+        return self._advance()
+
+    def step(self, action: Array) -> Batch:
+        self.actions.append(action)
+        return self._advance()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _advance(self) -> Batch:
+        first = self._t == self._lengths
+        self._episode = self._episode + first
+        self._t = np.where(first, 0, self._t + 1)
+        last = self._t == self._lengths
+        return {
+            "obs": np.stack([self._episode, self._t], axis=1).astype(np.float32),
+            "reward": self._t.astype(np.float32),
+            "first": first,
+            "last": last,
+            "terminal": last & (not self._truncate),
+        }
+
+
+class FakeAgent:
+    """An `Agent` whose weights are counters: each gradient step adds one to its group.
+
+    `act` writes the "policy" counter it holds into the column `version`, so the rows in a replay
+    tell which weights took them. `seen` lists each call with what it was given.
+    """
+
+    act_groups: tuple[str, ...] = ("policy",)
+
+    def __init__(
+        self, config: Any = None, spec: EnvSpec = SPEC, seed: int = 0, device: str = "cpu"
+    ) -> None:
+        self.config, self.spec, self.seed, self.device = config, spec, seed, device
+        self.count = {"world": 0, "policy": 0}
+        self.seen: list[tuple[str, Any]] = []
+        flag = Space((), "bool")
+        self.tables: dict[str, TableSpec | QueueSpec] = {
+            "real": TableSpec(
+                capacity=1_000,
+                columns={
+                    "obs": spec.obs,
+                    "action": spec.action,
+                    "reward": Space((), "float32"),
+                    "first": flag,
+                    "last": flag,
+                    "terminal": flag,
+                    "version": Space((), "int64"),
+                },
+                consumers={
+                    "policy": Consumer(4, 2, Prioritized(), samples_per_step=0.25, min_steps=8),
+                    "world": Consumer(4, 3, samples_per_step=0.25, min_steps=8),
+                    "start": Consumer(2, 1, samples_per_step=0.25, min_steps=8),
+                },
+                slack=4,
+            ),
+            "dream": QueueSpec(capacity=2),
+        }
+
+    def initial(self, n: int) -> State:
+        return np.zeros(n, np.int64)
+
+    def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
+        self.seen.append(("explore" if explore else "greedy", rows))
+        n = len(rows["first"])
+        steps = np.where(rows["first"], 0, state + 1)  # of the episode
+        if self.spec.action.discrete:
+            action = steps % self.spec.action.n
+        else:
+            action = np.zeros((n, *self.spec.action.shape), np.float32)
+        return action, steps, {"version": np.full(n, self.count["policy"])}
+
+    def learn_world(self, real: Sample) -> Feedback:
+        self.seen.append(("learn_world", real))
+        self.count["world"] += 1
+        return Feedback({"loss/world": 1.0 / self.count["world"]})
+
+    def dream(self, starts: Sample) -> Batch:
+        self.seen.append(("dream", starts))
+        return {"obs": starts.data["obs"], "world": self.count["world"]}
+
+    def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
+        self.seen.append(("learn_policy", (real, dreams)))
+        self.count["policy"] += 1
+        priorities = None if real is None else np.arange(1.0, len(real.keys) + 1)
+        return Feedback({"loss/policy": np.float32(1.0 / self.count["policy"])}, priorities)
+
+    def weights(self, group: str) -> Weights:
+        return {"count": np.array(self.count[group])}
+
+    def load(self, group: str, weights: Weights) -> None:
+        self.count[group] = int(weights["count"])
+
+    def state(self, group: str) -> dict[str, Any]:
+        return {"count": self.count[group]}
+
+    def restore(self, group: str, state: dict[str, Any]) -> None:
+        self.count[group] = state["count"]
+
+
+class FakeReplay:
+    """A `Replay` that follows a script.
+
+    offers: (table, consumer) → what `sample` hands out in turn, None for "not now"; without an
+    offer left, "dream" hands out what was added to it and any other table answers "not now".
+    refusals: table → how many of the next `add`s to refuse.
+    """
+
+    def __init__(
+        self,
+        offers: Mapping[tuple[str, str], Sequence[Sample | Batch | None]] | None = None,
+        refusals: Mapping[str, int] | None = None,
+    ) -> None:
+        self.offers = {key: deque(values) for key, values in (offers or {}).items()}
+        self.refusals = Counter(refusals or {})
+        self.added: list[tuple[str, Batch, Array | None]] = []
+        self.updated: list[tuple[str, Array, Array]] = []
+        self.asked: Counter[tuple[str, str]] = Counter()
+        self.env_steps = 0
+        self._dreams: deque[Batch] = deque()
+
+    def add(self, table: str, rows: Batch, streams: Array | None = None) -> bool:
+        if self.refusals[table] > 0:
+            self.refusals[table] -= 1
+            return False
+        self.added.append((table, rows, streams))
+        if table == "dream":
+            self._dreams.append(rows)
+        else:
+            self.env_steps += int(np.sum(~rows["last"]))
+        return True
+
+    def sample(self, table: str, consumer: str) -> Sample | Batch | None:
+        self.asked[table, consumer] += 1
+        if self.offers.get((table, consumer)):
+            return self.offers[table, consumer].popleft()
+        return self._dreams.popleft() if table == "dream" and self._dreams else None
+
+    def update(self, table: str, keys: Array, priorities: Array) -> None:
+        self.updated.append((table, keys, priorities))
+
+    def stats(self) -> dict[str, float]:
+        return {"env_steps": self.env_steps}
+
+
+def sample(*keys: int) -> Sample:
+    """A `Sample` of one-row windows with these keys; obs [key, 0]."""
+    obs = np.array([[[key, 0]] for key in keys], np.float32)
+    n = len(keys)
+    return Sample({"obs": obs}, np.array(keys, np.int64), np.full(n, 1 / n), size=n)

@@ -1,0 +1,102 @@
+"""The learner spends each batch once, tells its priorities and publishes on time."""
+
+import dataclasses
+
+import numpy as np
+
+from learner.learner import Learner
+from learner.weight_store import LocalWeights
+from tests.fakes import FakeAgent, FakeReplay, sample
+
+POLICY, DREAM = ("real", "policy"), ("dream", "policy")
+
+
+def make(offers, agent=None, **changes):
+    settings = {"pulls": (), "publish_every": 2, "log_every": 2, **changes}
+    agent, replay, weights = agent or FakeAgent(), FakeReplay(offers), LocalWeights()
+    return Learner(agent, replay, weights, **settings), agent, replay, weights
+
+
+def test_actors_get_a_first_version_before_anything_is_learned():
+    learner, _, _, weights = make({})
+    assert not learner.step()
+    version, values = weights.latest("policy", have=0)
+    assert version == 1 and values["count"] == 0
+
+
+def test_it_keeps_the_batch_that_came_until_the_other_does():
+    real, dream = sample(1, 2), {"obs": np.zeros((1, 1))}
+    learner, agent, replay, _ = make({POLICY: [real], DREAM: [None, None, dream]})
+    assert [learner.step() for _ in range(2)] == [False, False]
+    assert learner.waiting_for == "dreamer: a dream"
+    assert learner.step()
+    assert agent.seen == [("learn_policy", (real, dream))]
+    assert replay.asked[POLICY] == 1  # a sample is paid for
+
+
+def test_it_names_all_that_it_waits_for():
+    learner, *_ = make({})
+    learner.step()
+    assert learner.waiting_for == "replay: real rows to learn from, dreamer: a dream"
+
+
+def test_a_batch_is_learned_from_once():
+    learner, agent, _, _ = make({POLICY: [sample(1)], DREAM: [{}]})
+    assert [learner.step(), learner.step()] == [True, False]
+    assert agent.count["policy"] == 1
+
+
+def test_priorities_go_back_under_the_keys_of_their_sample():
+    learner, _, replay, _ = make({POLICY: [sample(30, 10, 20)], DREAM: [{}]})
+    learner.step()
+    [(table, keys, priorities)] = replay.updated
+    assert table == "real" and keys.tolist() == [30, 10, 20] and priorities.tolist() == [1, 2, 3]
+
+
+def without(*, dream=False, policy=False):
+    agent = FakeAgent()
+    if dream:
+        del agent.tables["dream"]
+    if policy:
+        real = agent.tables["real"]
+        consumers = {name: c for name, c in real.consumers.items() if name != "policy"}
+        agent.tables["real"] = dataclasses.replace(real, consumers=consumers)
+    return agent
+
+
+def test_an_agent_without_dreams_learns_from_real_rows_alone():
+    real = sample(1)
+    learner, agent, replay, _ = make({POLICY: [real]}, without(dream=True))
+    assert learner.step()
+    assert agent.seen == [("learn_policy", (real, None))] and replay.asked[DREAM] == 0
+
+
+def test_an_agent_that_learns_only_in_dreams_takes_no_real_rows():
+    learner, agent, replay, _ = make({DREAM: [{"x": 1}]}, without(policy=True))
+    assert learner.step()
+    assert agent.seen == [("learn_policy", (None, {"x": 1}))]
+    assert replay.asked[POLICY] == 0 and replay.updated == []
+
+
+def test_it_publishes_and_logs_every_so_many_updates():
+    n = 5
+    offers = {POLICY: [sample(i) for i in range(n)], DREAM: [{}] * n}
+    learner, _, _, weights = make(offers, publish_every=2, log_every=3)
+    versions = []
+    for _ in range(n):
+        learner.step()
+        versions.append(weights.latest("policy", have=0))
+    assert [(version, int(w["count"])) for version, w in versions] == [
+        (1, 0), (2, 2), (2, 2), (3, 4), (3, 4),
+    ]  # fmt: skip
+    [event] = learner.drain()
+    assert event == {"kind": "learn", "updates": 3, "loss/policy": np.float32(1 / 3)}
+    assert type(event["loss/policy"]) is float
+    assert learner.drain() == []
+
+
+def test_the_newest_world_is_pulled_before_learning():
+    learner, agent, _, weights = make({POLICY: [sample(1)], DREAM: [{}]}, pulls=("world",))
+    weights.publish("world", {"count": np.array(8)})
+    learner.step()
+    assert agent.count["world"] == 8 and learner.versions == {"world": 1}
