@@ -39,6 +39,7 @@ class Actor:
         self._episodes = Episodes(env.num_envs)
         self._events: list[Event] = []
         self._steps = 0
+        self.chunks = 0  # taken by the replay
         self.versions = dict.fromkeys(pulls, 0)
         self.waiting_for = ""
 
@@ -52,6 +53,7 @@ class Actor:
                 self.waiting_for = "replay: room to insert"
                 return False
             self._chunk = []
+            self.chunks += 1
         if self._steps % self._pull_every == 0:
             pull(self._agent, self._weights, self.versions)
         self._steps += 1

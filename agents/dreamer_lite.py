@@ -221,6 +221,10 @@ class DreamerLite:
         loss = torch.stack(list(terms.values())).sum()
         return loss, {name: term.detach() for name, term in (terms | errors).items()}
 
+    def rate(self, moving: float) -> Tensor:
+        """Of averages over world updates: plain at first, `moving` later."""
+        return (1 / self.world.normaliser.updates).clamp(min=moving)
+
     @torch.no_grad()
     def measure_disagreement(self, rows: Batch) -> Tensor:
         """How far two members differ on the first step of real windows; dreams compare to it."""

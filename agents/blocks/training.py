@@ -45,7 +45,7 @@ class Trainer:
 
 
 @torch.no_grad()
-def follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:
+def follow(slow: nn.Module, fast: nn.Module, rate: float | Tensor) -> None:
     """Move the parameters of `slow` towards those of `fast` by `rate`, and copy the buffers."""
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), rate)
     for mine, other in zip(slow.buffers(), fast.buffers(), strict=True):

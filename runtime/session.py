@@ -1,0 +1,243 @@
+"""What a run keeps account of in every wiring: metrics, display, checkpoints, faults, signals."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from core import checkpoint
+from core.config import RunConfig
+from core.metrics import MetricsWriter
+from core.types import Event
+from runtime.display import Display, Status, clock_time
+from runtime.run_folder import RunFolder
+from runtime.tensorboard import TensorBoard
+from runtime.turns import Fault, Report
+
+PERIOD_S: Final = 10.0  # between two "run" lines of metrics; shares of time are of the last period
+FRUITLESS_STARTS: Final = 3  # of one actor without a row, after which the run gives up
+
+
+class WorkerFailed(Exception):
+    """A part broke for good; the message opens with its own traceback."""
+
+
+class Session:
+    """Takes the reports of all workers. Use as a context around the training loop.
+
+    `resumed` is the state of the checkpoint the run goes on from.
+    """
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, display: Display, resumed: Mapping[str, Any] | None
+    ) -> None:
+        self.config, self.folder, self.display = config, folder, display
+        earlier = resumed["session"] if resumed else {}
+        self.updates: Counter[str] = Counter(earlier.get("updates", {}))  # role → gradient steps
+        self.env_steps = int(earlier.get("env_steps", 0))
+        self.interrupted_by: int | None = None  # a signal's number
+        self._earlier_s = float(earlier.get("wall_s", 0.0))
+        self._began = time.monotonic()
+        self._metrics = MetricsWriter(folder.metrics)
+        self._board = TensorBoard(folder.path / "tensorboard")
+        self._returns: deque[float] = deque(maxlen=100)
+        self._last_eval: Event | None = None
+        self._dream_share: float | None = None
+        self._stats: Mapping[str, float] = {}
+        self._published: Counter[str] = Counter()
+        self._lags: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=500))
+        self._faults: Counter[str] = Counter(restarts=0, refused=0)
+        self._fruitless: Counter[str] = Counter()
+        self._spent: dict[str, Counter[str]] = defaultdict(Counter)  # role → whom ("" busy) → s
+        self._waits: dict[str, float] = {}
+        self._period_ends = self._began + PERIOD_S
+        self._next_save = self._multiple_after(self.env_steps)
+        self._handlers: dict[int, Any] = {}
+
+    # ------------------------------------------------------------------------------ the loop
+
+    @property
+    def over(self) -> bool:
+        """Enough steps, or somebody asked to stop."""
+        return self.interrupted_by is not None or self.env_steps >= self.config.steps
+
+    @property
+    def elapsed_s(self) -> float:
+        return self._earlier_s + time.monotonic() - self._began
+
+    def take(self, report: Report, stats: Mapping[str, float]) -> None:
+        """Account for what a worker did; `stats` are the replay's, from now.
+
+        Raises WorkerFailed when the worker broke and a restart cannot help.
+        """
+        self._stats = stats
+        self.env_steps = int(stats["env_steps"])
+        for event in report.events:
+            self.record(event)
+        role = report.worker.partition("-")[0]
+        if report.updates:
+            self.updates[role] = max(self.updates[role], report.updates)
+        if report.published:
+            self._published["policy" if role == "learner" else "world"] = report.published
+        if role == "actor":
+            for group, version in report.versions.items():
+                self._lags[group].append(max(0, self._published[group] - version))
+        if role != "evaluator":  # it is meant to wait
+            self._spent[role][""] += report.busy_s
+            self._spent[role].update(report.waits_s)
+        if report.chunks:
+            self._fruitless[report.worker] = 0
+        if report.fault:
+            self.broke(report.worker, report.fault)
+        self.refresh()
+
+    def record(self, event: Event) -> None:
+        """One line of metrics.jsonl, and of TensorBoard."""
+        stamped = {"kind": event["kind"], "env_steps": self.env_steps, **event}
+        stamped["wall_s"] = round(self.elapsed_s, 3)
+        self._metrics.write(stamped)
+        self._board.write(stamped)
+        if event["kind"] == "episode":
+            self._returns.append(event["return"])
+        elif event["kind"] == "eval":
+            self._last_eval = event
+        elif event["kind"] == "learn":
+            self._dream_share = event.get("dream/share")
+
+    def broke(self, worker: str, fault: Fault) -> None:
+        """A worker broke. Returns when it is to be started again, else raises WorkerFailed."""
+        self._fruitless[worker] += 1
+        self.record({"kind": "fault", "worker": worker, "error": fault.error})
+        if not worker.startswith("actor") or self._fruitless[worker] >= FRUITLESS_STARTS:
+            starts = self._fruitless[worker]
+            tried = f" at each of {starts} starts, without a single row" if starts > 1 else ""
+            raise WorkerFailed(f"{fault.text}\n{worker} broke{tried}: {fault.error}")
+        self._faults["restarts"] += 1
+        self._faults["refused"] += fault.environment
+        self.display.note(f"{worker} restarted: {fault.error}")
+
+    def refresh(self) -> None:
+        """Whatever the clock says is due: a line of "run" metrics, the display."""
+        if time.monotonic() >= self._period_ends:
+            self._period_ends = time.monotonic() + PERIOD_S
+            self._waits = {
+                f"{role} → {whom}": seconds / total
+                for role, spent in self._spent.items()
+                if (total := sum(spent.values()))
+                for whom, seconds in spent.items()
+                if whom
+            }
+            self._spent.clear()
+            self.record({"kind": "run", **self._numbers()})
+        if self.display.due():
+            self.display.update(self.status())
+
+    def status(self) -> Status:
+        ratio = self._stats.get("real/ratio_policy", self._stats.get("real/ratio_start"))
+        refused = sum(int(n) for name, n in self._stats.items() if "/refused_" in name)
+        return Status(
+            env_steps=self.env_steps,
+            steps=self.config.steps,
+            elapsed_s=self.elapsed_s,
+            updates=self.updates["learner"],
+            replay_ratio=ratio,
+            episodes=len(self._returns),
+            return_mean=float(np.mean(self._returns)) if self._returns else None,
+            eval_return=self._last_eval["return_mean"] if self._last_eval else None,
+            dream_share=self._dream_share,
+            lag={
+                group: (float(np.percentile(lag, 50)), float(np.percentile(lag, 95)))
+                for group, lag in self._lags.items()
+            },
+            waits=self._waits,
+            faults={**self._faults, "refused": self._faults["refused"] + refused},
+        )
+
+    def _numbers(self) -> dict[str, float]:
+        status = self.status()
+        numbers: dict[str, float] = {"updates": status.updates}
+        numbers |= {f"wait/{pair}": share for pair, share in status.waits.items()}
+        numbers |= {f"fault/{name}": count for name, count in status.faults.items()}
+        for group, (p50, p95) in status.lag.items():
+            numbers |= {f"lag/{group}_p50": p50, f"lag/{group}_p95": p95}
+        return numbers | {f"replay/{name}": value for name, value in self._stats.items()}
+
+    # ---------------------------------------------------------------------------- checkpoints
+
+    @property
+    def save_due(self) -> bool:
+        return self.env_steps >= self._next_save
+
+    def save(self, agent: Mapping[str, Any], replay: Mapping[str, Any]) -> Path:
+        """Write a checkpoint: the agent's state by weight group, and the replay's."""
+        began = time.monotonic()
+        session = {
+            "env_steps": self.env_steps,
+            "wall_s": self.elapsed_s,
+            "updates": dict(self.updates),
+        }
+        path = checkpoint.save(
+            self.folder.checkpoints,
+            self.env_steps,
+            {"agent": agent, "replay": replay, "session": session},
+            agent=self.config.agent,
+            env=self.config.env,
+        )
+        self._next_save = self._multiple_after(self.env_steps)
+        size = sum(file.stat().st_size for file in path.iterdir()) / 1e6
+        self.display.note(f"saved {path} ({size:.1f} MB, {time.monotonic() - began:.1f} s)")
+        return path
+
+    def _multiple_after(self, env_steps: int) -> int:
+        every = self.config.train.checkpoint_every
+        return (env_steps // every + 1) * every
+
+    # -------------------------------------------------------------------------------- the end
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._metrics.close()
+        self._board.close()
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """The first signal ends the run in order; a second one ends it at once."""
+        if self.interrupted_by is not None:
+            raise KeyboardInterrupt
+        self.interrupted_by = number
+        name = signal.Signals(number).name
+        self.display.note(f"{name}: saving, then leaving (once more to leave at once)")
+
+    def finish(self) -> int:
+        """Say how it ended → the exit code."""
+        self.display.finish(self.status())
+        run = self.folder.path
+        if self.interrupted_by is not None:
+            self.display.note(f"stopped at {self.env_steps:,} steps. Go on: --resume {run}")
+            return 128 + self.interrupted_by
+        scored = ""
+        if self._last_eval:
+            mean, std = self._last_eval["return_mean"], self._last_eval["return_std"]
+            scored = f" · eval {mean:.1f} ± {std:.1f} ({self._last_eval['episodes']} episodes)"
+        self.display.note(
+            f"done {self.env_steps:,} steps in {clock_time(self.elapsed_s)}{scored}"
+            f" · next: python launch.py eval {run}"
+        )
+        return 0
