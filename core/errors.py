@@ -15,7 +15,7 @@ class EnvironmentFault(Exception):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`" Nearest: X."` for a mistyped `word`, or the empty string when nothing known resembles it."""
+    """`" Nearest: X."` for a mistyped `word`, or nothing when no known one resembles it."""
     known = list(known)
     lowered = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)

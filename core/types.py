@@ -143,7 +143,7 @@ class QueueSpec:
 
 @dataclass
 class Sample:
-    """What a table hands out. Keys are opaque; a late priority for an overwritten row is ignored."""
+    """What a table hands out. Keys are opaque; late priorities for overwritten rows are ignored."""
 
     data: Batch  # (B, T, …)
     keys: Array  # (B,) i64

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import agents
+from core.errors import UserError
+from core.types import EnvSpec, Space
+
+VECTOR = Space((4,), "float32")
+IMAGE = Space((64, 64, 3), "uint8")
+DISCRETE = Space((), "int64", n=2)
+CONTINUOUS = Space((1,), "float32")
+
+
+@pytest.fixture
+def entries(monkeypatch):
+    monkeypatch.setitem(
+        agents.REGISTRY, "pixels", agents.AgentEntry("x:Y", ("discrete",), ("image",))
+    )
+
+
+@pytest.mark.parametrize("action", [DISCRETE, CONTINUOUS])
+def test_an_agent_is_let_into_spaces_it_acts_in(action):
+    agents.check("dreamer-lite", EnvSpec("any", VECTOR, action))
+
+
+def test_an_agent_is_kept_out_of_other_spaces_and_told_who_can(entries):
+    with pytest.raises(UserError) as caught:
+        agents.check("dreamer-lite", EnvSpec("ALE/Pong-v5", IMAGE, DISCRETE))
+    message = str(caught.value)
+    assert "ALE/Pong-v5 has discrete actions and image observations of shape (64, 64, 3)" in message
+    assert "Agents that can: pixels." in message
+
+
+def test_nobody_can_is_said_too(entries):
+    with pytest.raises(UserError, match="Agents that can: none"):
+        agents.check("pixels", EnvSpec("e", IMAGE, CONTINUOUS))
+
+
+def test_an_unknown_agent_names_the_nearest():
+    with pytest.raises(UserError, match=r"unknown agent 'dreamerlite'. Nearest: dreamer-lite."):
+        agents.find("dreamerlite")
+
+
+def test_the_registry_answers_without_importing_torch():
+    code = "import agents, sys; agents.find('dreamer-lite'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
