@@ -15,7 +15,8 @@ class Evaluator:
     """Plays `episodes` fresh episodes greedily each time another `every` agent steps are in.
 
     The seed of an evaluation follows from `seed` and its place in the run, so that a resumed run
-    plays the episodes an uninterrupted one would.
+    plays the episodes an uninterrupted one would. env_steps: where the run is already; an evaluation
+    that broke is not tried again.
     """
 
     def __init__(
@@ -29,10 +30,11 @@ class Evaluator:
         episodes: int,
         every: int,
         seed: int,
+        env_steps: int = 0,
     ) -> None:
         self._make_env, self._agent, self._replay, self._weights = make_env, agent, replay, weights
         self._episodes, self._every, self._seed = episodes, every, seed
-        self._next = every
+        self._next = (env_steps // every + 1) * every
         self._events: list[Event] = []
         self.versions = dict.fromkeys(pulls, 0)
         self.waiting_for = ""

@@ -13,7 +13,8 @@ class Dreamer:
     """Trains the world model if it is the one that `trains`, and keeps the learner in dreams.
 
     The writer of weight group "world" where it trains. pulls: the weight groups others write, empty
-    where the agent is shared with them. publish_every, log_every: updates.
+    where the agent is shared with them. publish_every, log_every: updates. updates:
+    those taken before a resume.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Dreamer:
         trains: bool,
         publish_every: int,
         log_every: int,
+        updates: int = 0,
     ) -> None:
         self._agent, self._replay, self._weights = agent, replay, weights
         self._publish_every, self._log_every = publish_every, log_every
@@ -39,7 +41,7 @@ class Dreamer:
             self._works.append(self._imagine)
         self._pending: Batch | None = None
         self._events: list[Event] = []
-        self.updates = 0
+        self.updates = updates
         self.version = 0  # of "world", as published
         self.versions = dict.fromkeys(pulls, 0)
         self.waiting_for = ""

@@ -12,7 +12,7 @@ class Learner:
     """Trains policy and value on real rows and dreams; the writer of weight group "policy".
 
     pulls: the weight groups others write, empty where the agent is shared with them.
-    publish_every, log_every: updates.
+    publish_every, log_every: updates. updates: those taken before a resume.
     """
 
     def __init__(
@@ -24,6 +24,7 @@ class Learner:
         pulls: tuple[str, ...],
         publish_every: int,
         log_every: int,
+        updates: int = 0,
     ) -> None:
         self._agent, self._replay, self._weights = agent, replay, weights
         self._publish_every, self._log_every = publish_every, log_every
@@ -35,7 +36,7 @@ class Learner:
         self._real: Sample | None = None
         self._dreams: Batch | None = None
         self._events: list[Event] = []
-        self.updates = 0
+        self.updates = updates
         self.version = 0  # of "policy", as published
         self.versions = dict.fromkeys(pulls, 0)
         self.waiting_for = ""

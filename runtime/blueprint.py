@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -12,12 +13,30 @@ import numpy as np
 from actors.actor import Actor
 from actors.evaluator import Evaluator
 from core.config import RunConfig, apply
-from core.types import Agent, EnvSpec, Replay, TableSpec, WeightStore
+from core.types import Agent, EnvSpec, Replay, TableSpec, WeightStore, Worker
 from dreamer_workers.dreamer import Dreamer
 from envs.vector import GymVector
 from learner.learner import Learner
 
-Groups = tuple[str, ...]
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a worker takes up its work: at the start of a run, after a resume, after a restart."""
+
+    env_steps: int = 0
+    updates: Mapping[str, int] = field(default_factory=dict)  # role → gradient steps taken
+    starts: int = 0  # how often this worker was started before
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a worker finds in its process."""
+
+    agent: Agent
+    replay: Replay
+    weights: WeightStore
+    pulls: tuple[str, ...]  # the weight groups to fetch, as another process writes them
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -25,90 +44,97 @@ class Blueprint:
     """A run's configuration and its environment's spaces; small, and travels between processes.
 
     `agent_path` is `module:Class`. Every seed follows from the run's seed, the part's name and how
-    often that part was started, so that a restarted actor does not repeat itself. `pulls` are the
-    weight groups a part must fetch because another process writes them.
+    often that part was started, so that a restarted actor does not repeat itself.
     """
 
     config: RunConfig
     spec: EnvSpec
     agent_path: str
 
-    def agent(self, part: str, device: str, start: int = 0) -> Agent:
-        """The agent of one process. Imports torch."""
+    def agent(self, part: str, device: str, starts: int = 0) -> Agent:
+        """The agent of one process, drawing from generators of its own. Imports torch."""
         module, _, name = self.agent_path.partition(":")
         agent_class = getattr(importlib.import_module(module), name)
         options = apply(agent_class.Config(), self.config.agent_options, prefix="agent.")
-        return cast(Agent, agent_class(options, self.spec, self.seed(part, start), device))
+        return cast(Agent, agent_class(options, self.spec, self.seed(part, starts), device))
 
-    def actor(
-        self,
-        index: int,
-        agent: Agent,
-        replay: Replay,
-        weights: WeightStore,
-        pulls: Groups,
-        start: int = 0,
-    ) -> Actor:
+    def crew(self, groups: tuple[str, ...]) -> list[str]:
+        """The names of all workers, actors first; without a world model there is no dreamer."""
+        config = self.config
+        actors = [f"actor-{index}" for index in range(config.num_actors)]
+        dreamers = [f"dreamer-{index}" for index in range(max(1, config.num_dreamers))]
+        evaluators = ["evaluator"] if config.train.eval_every else []
+        return actors + (dreamers if "world" in groups else []) + ["learner"] + evaluators
+
+    def worker(self, name: str, site: Site) -> Worker:
+        """The worker called `actor-3`, `dreamer-0`, `learner` or `evaluator`."""
+        role, _, index = name.partition("-")
+        if role == "actor":
+            return self._actor(int(index), site)
+        if role == "dreamer":
+            return self._dreamer(int(index), site)
+        return self._learner(site) if role == "learner" else self._evaluator(site)
+
+    def seed(self, part: str, starts: int = 0) -> int:
+        """The seed of a part, the same in every wiring and on every machine."""
+        name = zlib.crc32(part.encode())
+        return int(np.random.SeedSequence((self.config.seed, name, starts)).generate_state(1)[0])
+
+    def _actor(self, index: int, site: Site) -> Actor:
         n, train = self.config.envs_per_actor, self.config.train
         return Actor(
-            GymVector(self.config.env, n, self.seed(f"env-{index}", start)),
-            agent,
-            replay,
-            weights,
+            GymVector(self.config.env, n, self.seed(f"env-{index}", site.progress.starts)),
+            site.agent,
+            site.replay,
+            site.weights,
             index=index,
             streams=np.arange(index * n, (index + 1) * n),
-            pulls=pulls,
+            pulls=site.pulls,
             chunk=train.chunk,
             pull_every=train.pull_every,
         )
 
-    def evaluator(
-        self, agent: Agent, replay: Replay, weights: WeightStore, pulls: Groups
-    ) -> Evaluator:
+    def _dreamer(self, index: int, site: Site) -> Dreamer:
+        train = self.config.train
+        return Dreamer(
+            site.agent,
+            site.replay,
+            site.weights,
+            pulls=site.pulls,
+            trains=index == 0,
+            publish_every=train.publish_every,
+            log_every=train.log_every,
+            updates=site.progress.updates.get("dreamer", 0) if index == 0 else 0,
+        )
+
+    def _learner(self, site: Site) -> Learner:
+        train = self.config.train
+        return Learner(
+            site.agent,
+            site.replay,
+            site.weights,
+            pulls=site.pulls,
+            publish_every=train.publish_every,
+            log_every=train.log_every,
+            updates=site.progress.updates.get("learner", 0),
+        )
+
+    def _evaluator(self, site: Site) -> Evaluator:
         train = self.config.train
         return Evaluator(
             lambda seed: GymVector(self.config.env, train.eval_episodes, seed),
-            agent,
-            replay,
-            weights,
-            pulls=pulls,
+            site.agent,
+            site.replay,
+            site.weights,
+            pulls=site.pulls,
             episodes=train.eval_episodes,
             every=train.eval_every,
             seed=self.seed("evaluator"),
+            env_steps=site.progress.env_steps,
         )
 
-    def learner(self, agent: Agent, replay: Replay, weights: WeightStore, pulls: Groups) -> Learner:
-        train = self.config.train
-        return Learner(
-            agent,
-            replay,
-            weights,
-            pulls=pulls,
-            publish_every=train.publish_every,
-            log_every=train.log_every,
-        )
 
-    def dreamer(
-        self, agent: Agent, replay: Replay, weights: WeightStore, pulls: Groups, trains: bool
-    ) -> Dreamer:
-        train = self.config.train
-        return Dreamer(
-            agent,
-            replay,
-            weights,
-            pulls=pulls,
-            trains=trains,
-            publish_every=train.publish_every,
-            log_every=train.log_every,
-        )
-
-    def seed(self, part: str, start: int = 0) -> int:
-        """The seed of a part, the same in every wiring and on every machine."""
-        name = zlib.crc32(part.encode())
-        return int(np.random.SeedSequence((self.config.seed, name, start)).generate_state(1)[0])
-
-
-def weight_groups(agent: Agent) -> Groups:
+def weight_groups(agent: Agent) -> tuple[str, ...]:
     """The groups this agent learns: a model-free one has no world."""
     real = agent.tables["real"]
     assert isinstance(real, TableSpec)

@@ -1,6 +1,4 @@
-"""What runs inside the processes of a cluster, free of Ray: a driver calls them, they call nobody
-but the replay and the weights.
-"""
+"""What runs inside the processes of a cluster. Free of Ray: they are given handles, and turns."""
 
 from __future__ import annotations
 
@@ -10,10 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from core.types import Array, Batch, QueueSpec, Replay, Sample, TableSpec, Weights, WeightStore, Worker
-from learner.weight_store import LocalWeights
+from core.types import Agent, Array, Batch, QueueSpec, Replay, Sample, TableSpec, WeightStore
 from replay_server.server import ReplayServer
-from runtime.blueprint import Blueprint, weight_groups
+from runtime.blueprint import Blueprint, Progress, Site, weight_groups
 from runtime.turns import Report, Turns
 
 Result = TypeVar("Result", bool, Sample | Batch | None)
@@ -82,3 +79,59 @@ def _until(
         if (result is not None and result is not False) or remaining <= 0:
             return result
         changed.wait(remaining)
+
+
+class WorkerHost:
+    """One process of workers that share an agent, given turns by the driver.
+
+    names: the workers, in the order of their turns. pulls: the weight groups another process
+    writes. state: of the weight groups that are restored here, by group.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        blueprint: Blueprint,
+        device: str,
+        replay: Replay,
+        weights: WeightStore,
+        progress: Progress,
+        state: Mapping[str, Any],
+    ) -> None:
+        self._names = names
+        self._agent = blueprint.agent(names[-1], device, progress.starts)
+        for group, values in state.items():
+            self._agent.restore(group, values)
+        pulls = pulled(self._agent, names)
+        site = Site(self._agent, replay, weights, pulls, progress)
+        self._crew = [Turns(name, blueprint.worker(name, site)) for name in names]
+
+    def __repr__(self) -> str:
+        return "+".join(self._names)  # what Ray's dashboard and log lines call this process
+
+    def turn(self, seconds: float) -> list[Report]:
+        """Work for about so long, or until a worker breaks."""
+        deadline = time.monotonic() + seconds
+        nap = 0.001
+        while time.monotonic() < deadline and not any(turns.broken for turns in self._crew):
+            if any([turns.step() for turns in self._crew]):
+                nap = 0.001
+                continue
+            nap = min(2 * nap, IDLE_S, max(0.0, deadline - time.monotonic()))
+            time.sleep(nap)
+            for turns in self._crew:
+                turns.waited(nap)
+        return [turns.report() for turns in self._crew]
+
+    def state(self, group: str) -> dict[str, Any]:
+        """All of a weight group that learning continues from."""
+        return self._agent.state(group)
+
+
+def pulled(agent: Agent, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The weight groups that workers of these names need and do not write themselves."""
+    writes = {"learner": "policy", "dreamer-0": "world"}
+    written = {writes[name] for name in names if name in writes}
+    roles = {name.partition("-")[0] for name in names}
+    needed = weight_groups(agent) if roles & {"learner", "dreamer"} else agent.act_groups
+    return tuple(group for group in needed if group not in written)

@@ -7,7 +7,7 @@ from typing import Any
 
 from learner.weight_store import LocalWeights
 from replay_server.server import ReplayServer
-from runtime.blueprint import Blueprint, weight_groups
+from runtime.blueprint import Blueprint, Site, weight_groups
 from runtime.display import Display
 from runtime.run_folder import RunFolder
 from runtime.session import Session
@@ -22,8 +22,7 @@ def train(
     `resumed`: the state of the checkpoint to go on from. Raises WorkerFailed.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose by more threads
-    config = blueprint.config
-    agent = blueprint.agent("local", config.device)
+    agent = blueprint.agent("local", blueprint.config.device)
     groups = weight_groups(agent)
     replay = ReplayServer(agent.tables, blueprint.seed("replay"))
     weights = LocalWeights()
@@ -32,18 +31,28 @@ def train(
             agent.restore(group, resumed["agent"][group])
         replay.restore(resumed["replay"])
 
-    starts = dict.fromkeys(range(config.num_actors), 0)
+    with Session(blueprint.config, folder, display, resumed) as session:
 
-    def actor(index: int) -> Turns:
-        start = starts[index]
-        starts[index] += 1
-        return Turns(
-            f"actor-{index}", blueprint.actor(index, agent, replay, weights, (), start)
-        )
+        def start(name: str) -> Turns:
+            site = Site(agent, replay, weights, (), session.progress(name))
+            return Turns(name, blueprint.worker(name, site))
 
-    with Session(config, folder, display, resumed) as session:
-        actors = [actor(index) for index in starts]
-        learner = blueprint.learner(agent, replay, weights, (), session.updates["learner"])
-        others = [Turns("learner", learner)]
-        ...
+        def save() -> None:
+            session.save({group: agent.state(group) for group in groups}, replay.state())
+
+        crew = {name: start(name) for name in blueprint.crew(groups)}
+        while not session.over:
+            moved = False
+            for name, turns in crew.items():
+                moved |= turns.step()
+                session.take(turns.report(), replay.stats())
+                if turns.broken:
+                    crew[name] = start(name)
+                    moved = True
+            if not moved and not session.over:
+                waits = {name: turns.worker.waiting_for for name, turns in crew.items()}
+                raise RuntimeError(f"everybody waits: {waits}")
+            if session.save_due:
+                save()
+        save()
     return session.finish()

@@ -16,6 +16,7 @@ from core import checkpoint
 from core.config import RunConfig
 from core.metrics import MetricsWriter
 from core.types import Event
+from runtime.blueprint import Progress
 from runtime.display import Display, Status, clock_time
 from runtime.run_folder import RunFolder
 from runtime.tensorboard import TensorBoard
@@ -54,7 +55,8 @@ class Session:
         self._published: Counter[str] = Counter()
         self._lags: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=500))
         self._faults: Counter[str] = Counter(restarts=0, refused=0)
-        self._fruitless: Counter[str] = Counter()
+        self._fruitless: Counter[str] = Counter()  # starts of an actor since its last row
+        self._starts: Counter[str] = Counter()
         self._spent: dict[str, Counter[str]] = defaultdict(Counter)  # role → whom ("" busy) → s
         self._waits: dict[str, float] = {}
         self._period_ends = self._began + PERIOD_S
@@ -71,6 +73,10 @@ class Session:
     @property
     def elapsed_s(self) -> float:
         return self._earlier_s + time.monotonic() - self._began
+
+    def progress(self, worker: str) -> Progress:
+        """Where a worker that is started now takes up its work."""
+        return Progress(self.env_steps, dict(self.updates), self._starts[worker])
 
     def take(self, report: Report, stats: Mapping[str, float]) -> None:
         """Account for what a worker did; `stats` are the replay's, from now.
@@ -115,11 +121,14 @@ class Session:
         """A worker broke. Returns when it is to be started again, else raises WorkerFailed."""
         self._fruitless[worker] += 1
         self.record({"kind": "fault", "worker": worker, "error": fault.error})
-        if not worker.startswith("actor") or self._fruitless[worker] >= FRUITLESS_STARTS:
+        role = worker.partition("-")[0]
+        hopeless = role == "actor" and self._fruitless[worker] >= FRUITLESS_STARTS
+        if role not in ("actor", "evaluator") or hopeless:
             starts = self._fruitless[worker]
             tried = f" at each of {starts} starts, without a single row" if starts > 1 else ""
             raise WorkerFailed(f"{fault.text}\n{worker} broke{tried}: {fault.error}")
         self._faults["restarts"] += 1
+        self._starts[worker] += 1
         self._faults["refused"] += fault.environment
         self.display.note(f"{worker} restarted: {fault.error}")
 
