@@ -45,7 +45,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Flags:
-    """What the command line says directly."""
+    """What a run is, as far as a flag says it."""
 
     agent: str = "dreamer-lite"  # who learns; `launch.py list agents` names them
     env: str = "CartPole-v1"  # any Gymnasium id, or pkg.module:EnvId-v0 for your own

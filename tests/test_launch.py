@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import launch
+import runtime
+from core import checkpoint
+from runtime.run_folder import RunFolder, read_config
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """The runs that reached a wiring, in a folder of our own; the wiring itself does nothing."""
+    runs = []
+
+    def wiring(place):
+        def train(config, folder, state, display):
+            runs.append(SimpleNamespace(place=place, config=config, folder=folder, state=state))
+            return 0
+
+        return SimpleNamespace(train=train)
+
+    monkeypatch.setattr(runtime, "local", wiring("local"), raising=False)
+    monkeypatch.setattr(runtime, "cluster", wiring("cluster"), raising=False)
+    monkeypatch.chdir(tmp_path)
+    return runs
+
+
+@pytest.fixture
+def run(started, tmp_path):
+    """A run of CartPole that stopped at step 500."""
+    assert launch.main(["--run-dir", "first", "--seed", "5", "--set", "train.chunk=8"]) == 0
+    started.clear()
+    path = tmp_path / "first"
+    checkpoint.save(path / "checkpoints", 500, {"n": 1}, agent="dreamer-lite", env="CartPole-v1")
+    return path
+
+
+def refused(args: list[str], capsys) -> str:
+    begun = time.perf_counter()
+    assert launch.main(args) == 2
+    took = time.perf_counter() - begun
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert took < 2
+    return said.err
+
+
+def test_train_is_what_happens_when_no_command_is_named(started):
+    assert launch.main(["--num-actors", "16"]) == 0
+    assert launch.main(["train", "--local"]) == 0
+    assert [run.place for run in started] == ["cluster", "local"]
+    assert started[0].config.num_actors == 16
+
+
+def test_flags_win_over_the_preset_and_set_over_flags(started):
+    assert launch.main(["--local"]) == 0
+    assert launch.main(["--local", "--steps", "77", "--set", "train.chunk=3"]) == 0
+    preset, given = started
+    assert preset.config.steps == 6000
+    assert given.config.steps == 77
+    assert given.config.train.chunk == 3
+
+
+def test_a_preset_of_another_env_can_be_named(started):
+    assert launch.main(["--local", "--env", "Acrobot-v1", "--preset", "Pendulum-v1"]) == 0
+    assert started[0].config.steps == 3000
+
+
+def test_the_folder_is_written_before_the_first_step(started):
+    assert launch.main(["--local", "--set", "train.env_timeout_s=5"]) == 0
+    folder = started[0].folder
+    assert read_config(folder.path) == started[0].config
+    assert set(json.loads((folder.path / "versions.json").read_text())) >= {"python", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--num-actor", "3"], "unknown flag --num-actor. Nearest: --num-actors."),
+        (["--nolocal"], "unknown flag --nolocal. Nearest: --no-local."),
+        (["trian"], "unknown command 'trian'. Nearest: train."),
+        (["--steps=3", "more"], "unknown argument more"),
+        (["--num-actors", "-1"], "--num-actors must be from 1 to 1024; found -1"),
+        (["--num-actors", "abc"], "--num-actors: must be a whole number; found 'abc'"),
+        (["--num-actors"], "Missing value for argument '--num-actors'"),
+        (["--agent", "dreamerlite"], "unknown agent 'dreamerlite'. Nearest: dreamer-lite"),
+        (["--env", "CartPol-v1"], "Nearest: CartPole-v1"),
+        (["--preset", "Pendulum"], "has no preset 'Pendulum'. Nearest: Pendulum-v1"),
+        (["--set", "train.chnk=3"], "unknown setting train.chnk. Nearest: train.chunk"),
+        (["--set", "train.chunk=x"], "train.chunk must be a whole number; found 'x'"),
+        (["--set", "train.chunk=0"], "train.chunk must be from 1 to 4096; found 0"),
+        (["--set", "train.chunk"], "--set takes KEY=VALUE; found 'train.chunk'"),
+        (["--set", "train.chunk=["], "is not a YAML value"),
+        (["--set", "steps=3"], "for this there is --steps"),
+        (["--device", "tpu"], "--device must be auto, cpu or cuda; found 'tpu'"),
+        (["--address", "localhost"], "--address must be HOST:PORT or auto; found 'localhost'"),
+        (["--resume", "nowhere"], "no run at nowhere"),
+        (["--resume", "latest"], "no run under"),
+        (["eval", "nowhere"], "no run at nowhere"),
+        (["eval"], "RUN"),
+        (["eval", "x", "--episodes", "0"], "--episodes must be at least 1; found 0"),
+        (["list", "agnts"], "invalid choice 'agnts'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
+    started, tmp_path, capsys, args, said
+):
+    assert said in refused(args, capsys)
+    assert started == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_where_nobody_answers_is_refused(started, capsys):
+    with socket.socket() as held:  # bound, but not listening
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        assert f"{address}: nobody answers" in refused(["--address", address], capsys)
+
+
+def test_an_address_that_answers_is_taken(started):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert launch.main(["--address", f"127.0.0.1:{server.getsockname()[1]}"]) == 0
+    assert started[0].place == "cluster"
+
+
+def test_cuda_is_refused_where_torch_cannot_use_it(started, capsys):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert "Use --device cpu, or auto." in refused(["--device", "cuda"], capsys)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(started, tmp_path, capsys):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes").write_text("mine")
+    assert "exists and is not empty" in refused(["--run-dir", "taken"], capsys)
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["notes"]
+
+
+def test_an_env_the_agent_cannot_act_in_is_refused(started, capsys):
+    pytest.importorskip("ale_py")
+    assert "image observations" in refused(["--env", "ALE/Pong-v5"], capsys)
+
+
+def test_resume_goes_on_with_the_saved_config_and_state(started, run):
+    assert launch.main(["--resume", str(run), "--steps", "9000", "--set", "train.log_every=7"]) == 0
+    (again,) = started
+    assert again.state == {"n": 1}
+    assert (again.config.seed, again.config.steps, again.config.train.chunk) == (5, 9000, 8)
+    assert read_config(run) == again.config
+    assert again.config.train.log_every == 7
+
+
+def test_resume_latest_takes_the_run_last_written_to(started):
+    for seed in ("1", "2"):
+        assert launch.main(["--local", "--seed", seed]) == 0
+    first, second = (it.folder for it in started)
+    for folder in (first, second):
+        checkpoint.save(folder.checkpoints, 3, {"n": 1}, agent="dreamer-lite", env="CartPole-v1")
+    time.sleep(0.01)
+    first.metrics.write_text("")
+    started.clear()
+    assert launch.main(["--resume", "latest"]) == 0
+    assert started[0].folder.path == first.path
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--seed", "6"], "--seed 6 contradicts the run to resume"),
+        (["--env", "Pendulum-v1"], "has CartPole-v1"),
+        (["--run-dir", "other"], "--run-dir other contradicts"),
+        (["--set", "agent.horizon=3"], "cannot change in a resumed run"),
+        (["--steps", "500"], "has taken 500 of 500 steps"),
+    ],
+)
+def test_resume_refuses_what_would_make_it_another_run(started, run, capsys, args, said):
+    before = (run / "config.yaml").read_bytes()
+    assert said in refused(["--resume", str(run), *args], capsys)
+    assert (run / "config.yaml").read_bytes() == before
+    assert started == []
+
+
+def test_resume_without_a_checkpoint_is_refused(started, run, capsys):
+    for path in (run / "checkpoints").iterdir():
+        (path / "manifest.json").unlink()
+        (path / "arrays.npz").unlink()
+        path.rmdir()
+    assert "nothing to resume" in refused(["--resume", str(run)], capsys)
+
+
+def test_a_foreign_checkpoint_is_refused(started, run, capsys):
+    (path,) = (run / "checkpoints").iterdir()
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"dreamer-lite"', '"other"'))
+    assert launch.main(["--resume", str(run)]) == 2
+    assert "is of agent 'other', expected 'dreamer-lite'" in capsys.readouterr().err
+    assert started == []
+
+
+def test_a_live_run_cannot_be_resumed(started, run, capsys):
+    with RunFolder.reopen(run, read_config(run)):
+        assert "is live: process" in refused(["--resume", str(run)], capsys)
+    assert launch.main(["--resume", str(run)]) == 0
+
+
+def test_list_names_agents_presets_and_envs(capsys):
+    assert launch.main(["list"]) == 0
+    said = capsys.readouterr().out
+    assert "dreamer-lite" in said
+    assert "CartPole-v1" in said
+
+
+def test_help_opens_with_examples_and_imports_nothing_heavy():
+    code = (
+        "import sys, launch\n"
+        "try: launch.main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert launch.main(['--stepz', '3']) == 2\n"
+        "heavy = {'torch', 'ray', 'gymnasium', 'rich', 'tensorboardX'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("python launch.py") >= 3
+    assert done.stdout.index("examples:") < done.stdout.index("--agent")
+
+
+def test_ctrl_c_before_the_start_exits_130(monkeypatch, started):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime, "local", SimpleNamespace(train=interrupted))
+    assert launch.main(["--local"]) == 130
