@@ -46,6 +46,7 @@ from agents.blocks.training import (
     generator,
     load_net,
     net_state,
+    resolve,
     to_array,
     to_tensors,
 )
@@ -121,6 +122,7 @@ class DreamerLite:
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
         torch.manual_seed(seed)  # initial weights
+        device = resolve(device)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
         self.actions = (Discrete if spec.action.discrete else Continuous)(spec.action)
@@ -230,8 +232,7 @@ class DreamerLite:
         """How far two members differ on the first step of real windows; dreams compare to it."""
         z = self.slow_world.encode(rows["obs"][:, 0]).unflatten(0, (self.config.members, -1))
         code = self.actions.code(rows["action"][:, 0]).unflatten(0, (self.config.members, -1))
-        mean, _ = self.slow_world.predict(z, code)
-        found = self.slow_world.disagreement(z, code, mean).mean()
+        found = self.slow_world.compare(z, code)[2].mean()
         return self.world.usual_disagreement.lerp_(found, self.rate(0.01)).clone()
 
     # --------------------------------------------------------------------------------- dreams
@@ -243,30 +244,36 @@ class DreamerLite:
         `cont` is the probability that the episode goes on at a row; `trust` is 1 while the members
         still agree on it.
         """
-        world, members, noise = self.slow_world, self.config.members, self.dream_noise
+        world, noise = self.slow_world, self.dream_noise
         obs = torch.as_tensor(starts.data["obs"], device=self.device)[:, -1]
-        z = world.encode(obs).unflatten(0, (members, -1))  # (M, B/M, L)
-        nothing, everything = z.new_zeros(z.shape[:2]), z.new_ones(z.shape[:2])
-        row = {"latent": z, "reward": nothing, "cont": everything, "trust": everything}
-        rows = []
+        z = world.encode(obs).unflatten(0, (self.config.members, -1))  # (M, B/M, L)
+        latents, actions, log_probs, disagreements = [], [], [], [torch.zeros_like(z[..., 0])]
         for step in range(self.config.horizon + 1):
-            row["action"], row["log_prob"] = self.policy_at(row["latent"], noise).drawn
-            rows.append(row)
-            if step == self.config.horizon:
-                break
-            z, code = row["latent"], self.actions.code(row["action"])
-            mean, log_std = world.predict(z, code)
-            agreed = world.disagreement(z, code, mean) <= self.config.trust * world.usual_disagreement
-            z_next = mean + log_std.exp() * torch.randn(
-                mean.shape, generator=noise, device=mean.device
-            )
-            row = {
-                "latent": z_next,
-                "reward": world.reward(torch.cat([z, code], -1)).squeeze(-1) * world.normaliser.reward_rms,
-                "cont": torch.sigmoid(world.cont(z_next).squeeze(-1)),
-                "trust": row["trust"] * agreed,
-            }
-        return {key: torch.stack([r[key] for r in rows], 2).flatten(0, 1) for key in row}
+            action, log_prob = self.policy_at(z, noise).drawn
+            latents.append(z)
+            actions.append(action)
+            log_probs.append(log_prob)
+            if step < self.config.horizon:
+                mean, log_std, disagreement = world.compare(z, self.actions.code(action))
+                disagreements.append(disagreement)
+                z = mean + log_std.exp() * torch.randn(mean.shape, generator=noise, device=z.device)
+
+        def trajectories(steps: list[Tensor]) -> Tensor:
+            return torch.stack(steps, 2).flatten(0, 1)  # (M, B/M, …) each → (B, H+1, …)
+
+        latent, action = trajectories(latents), trajectories(actions)
+        agreed = trajectories(disagreements) <= self.config.trust * world.usual_disagreement
+        reward = world.reward(torch.cat([latent, self.actions.code(action)], -1)).squeeze(-1)
+        cont = torch.sigmoid(world.cont(latent)).squeeze(-1)
+        cont[:, 0] = 1  # a start is never an end
+        return {
+            "latent": latent,
+            "action": action,
+            "log_prob": trajectories(log_probs),
+            "reward": F.pad(reward[:, :-1] * world.normaliser.reward_rms, (1, 0)),
+            "cont": cont,
+            "trust": agreed.float().cumprod(1),
+        }
 
     # -------------------------------------------------------------------- policy and value
 
@@ -429,13 +436,16 @@ class World(nn.Module):
         change, spread = self.transition(torch.cat([z, code], -1)).chunk(2, -1)
         return unit_variance(z + change), -4 + 3 * torch.tanh(spread / 3)
 
-    def disagreement(self, z: Tensor, code: Tensor, mean: Tensor) -> Tensor:
-        """Half the squared distance between each `mean` and the next member's: (M, B).
+    def compare(self, z: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `predict`, and by how much the next member disagrees: (M, B).
 
-        Its expectation over pairs is the ensemble's variance, at the price of one more member.
+        Half the squared distance between two members: over pairs its mean is the ensemble's
+        variance, at the price of two members instead of all.
         """
-        other, _ = self.predict(z.roll(1, 0), code.roll(1, 0))
-        return 0.5 * (mean - other.roll(-1, 0)).square().mean(-1)
+        other = z.roll(1, 0), code.roll(1, 0)  # what member m-1 was asked, put to member m
+        mean, log_std = self.predict(torch.cat([z, other[0]], 1), torch.cat([code, other[1]], 1))
+        (mine, others), log_std = mean.chunk(2, 1), log_std.chunk(2, 1)[0]
+        return mine, log_std, 0.5 * (mine - others.roll(-1, 0)).square().mean(-1)
 
 
 def unit_variance(z: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ from typing import cast
 
 import numpy as np
 
+import agents
 from actors.actor import Actor
 from actors.evaluator import Evaluator
 from core.config import RunConfig, apply
 from core.types import Agent, EnvSpec, Replay, TableSpec, WeightStore, Worker
 from dreamer_workers.dreamer import Dreamer
+from envs import registry
 from envs.vector import GymVector
 from learner.learner import Learner
 
@@ -50,6 +52,11 @@ class Blueprint:
     config: RunConfig
     spec: EnvSpec
     agent_path: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Blueprint:
+        """The blueprint of a run. Raises UserError for an unknown agent or environment."""
+        return cls(config, registry.describe(config.env), agents.find(config.agent).path)
 
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
         """The agent of one process, drawing from generators of its own. Imports torch."""

@@ -34,7 +34,7 @@ from runtime.turns import Fault
 
 ROOT: Final = Path(__file__).parent.parent
 TURN_S: Final = 1.0  # how long a worker works between two reports
-WAIT_S: Final = 0.5  # how long a call may wait in the replay for room, or for rows
+WAIT_S: Final = 5.0  # how long a call may wait in the replay for room, or for rows
 ASK_EVERY_S: Final = 0.2  # between two looks for newer weights of a group
 START_S: Final = 180.0  # how long a process may take to start, all packages imported
 ANSWER_S: Final = 600.0  # how long a turn of any worker but an actor may take
@@ -43,13 +43,13 @@ STARTING: Final = 2  # processes that may be starting at once, once learning has
 
 
 def train(
-    blueprint: Blueprint, folder: RunFolder, resumed: dict[str, Any] | None, display: Display
+    config: RunConfig, folder: RunFolder, resumed: dict[str, Any] | None, display: Display
 ) -> int:
     """Train until the steps are done or somebody interrupts → exit code.
 
     `resumed`: the state of the checkpoint to go on from. Raises WorkerFailed.
     """
-    config = blueprint.config
+    blueprint = Blueprint.of(config)
     with cluster(config, folder, display), Session(config, folder, display, resumed) as session:
         fleet = Fleet(blueprint, session, resumed)
         try:
@@ -113,17 +113,17 @@ class Fleet:
         self._resumed = resumed or {}
         agent = blueprint.agent("driver", "cpu")  # for its tables alone
         self._groups = weight_groups(agent)
+        crew = blueprint.crew(self._groups)
         self._shares = shares(blueprint.config, ray.cluster_resources())
         self._replay = _remote(
             ReplayHost,
             "replay",
             {"num_cpus": self._shares["replay"]},
-            {"insert": blueprint.config.num_actors + 4, "sample": 16},
+            {"insert": len(crew), "sample": 2 * len(crew)},
         ).remote(agent.tables, blueprint.seed("replay"), self._resumed.get("replay"))
         self._weights = _remote(LocalWeights, "weights", {"num_cpus": 0}, {}).remote()
         self._processes: dict[tuple[str, ...], Process] = {}
         self._learning_due = float("inf")  # when to stop waiting for the first gradient step
-        crew = blueprint.crew(self._groups)
         trainers = tuple(name for name in crew if name.startswith(("dreamer", "learner")))
         apart = blueprint.config.num_dreamers > 0
         first = [(name,) for name in trainers] if apart else [trainers]
@@ -281,22 +281,32 @@ def _death(error: RayError) -> Fault:
 
 @dataclass
 class ReplayProxy:
-    """The replay from another process: asks ahead for the next sample, copies what it gets."""
+    """The replay from another process, never blocking: it asks, and hands over what has come.
+
+    A sample is asked for ahead of time. A batch that `add` did not take at once stays on its way;
+    the caller, who offers it again as it must, then learns that it was taken.
+    """
 
     host: ActorHandle
-    _ahead: dict[tuple[str, str], ray.ObjectRef] = field(default_factory=dict)
+    _adding: dict[str, ray.ObjectRef] = field(default_factory=dict)
+    _sampling: dict[tuple[str, str], ray.ObjectRef] = field(default_factory=dict)
 
     def add(self, table: str, rows: Batch, streams: Array | None = None) -> bool:
-        call = self.host.add.options(concurrency_group="insert")
-        return cast(bool, ray.get(call.remote(table, _on_host(rows), streams, WAIT_S)))
+        if table not in self._adding:
+            call = self.host.add.options(concurrency_group="insert")
+            self._adding[table] = call.remote(table, _on_host(rows), streams, WAIT_S)
+        if not _here(self._adding[table]):
+            return False
+        return cast(bool, ray.get(self._adding.pop(table)))
 
     def sample(self, table: str, consumer: str) -> Sample | Batch | None:
-        asked = self._ahead.pop((table, consumer), None) or self._ask(table, consumer)
-        self._ahead[table, consumer] = asked
-        if not ray.wait([asked], timeout=WAIT_S)[0]:
+        asked = self._sampling.get((table, consumer))
+        if asked is None:
+            asked = self._sampling[table, consumer] = self._ask(table, consumer)
+        if not _here(asked):
             return None
+        self._sampling[table, consumer] = self._ask(table, consumer)
         sample = ray.get(asked)
-        self._ahead[table, consumer] = self._ask(table, consumer)
         if isinstance(sample, Sample):
             sample.data = _owned(sample.data)
             return sample
@@ -307,6 +317,14 @@ class ReplayProxy:
 
     def stats(self) -> dict[str, float]:
         return cast(dict[str, float], ray.get(self.host.stats.remote()))
+
+    def wait(self, seconds: float) -> None:
+        """Until something asked for has come, or the time is up."""
+        asked = [*self._adding.values(), *self._sampling.values()]
+        if asked:
+            ray.wait(asked, timeout=seconds)
+        else:
+            time.sleep(seconds)
 
     def _ask(self, table: str, consumer: str) -> ray.ObjectRef:
         call = self.host.sample.options(concurrency_group="sample")
@@ -329,6 +347,10 @@ class WeightsProxy:
             return None
         self._asked[group] = now + ASK_EVERY_S
         return cast(tuple[int, Weights] | None, ray.get(self.host.latest.remote(group, have)))
+
+
+def _here(ref: ray.ObjectRef) -> bool:
+    return bool(ray.wait([ref], timeout=0)[0])
 
 
 def _on_host(batch: Batch) -> Batch:

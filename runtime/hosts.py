@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from core.types import Agent, Array, Batch, QueueSpec, Replay, Sample, TableSpec, WeightStore
 from replay_server.server import ReplayServer
@@ -14,7 +14,13 @@ from runtime.blueprint import Blueprint, Progress, Site, weight_groups
 from runtime.turns import Report, Turns
 
 Result = TypeVar("Result", bool, Sample | Batch | None)
-IDLE_S = 0.2  # the longest a worker sleeps between two looks
+IDLE_S = 0.2  # the longest a process without work sleeps between two looks
+
+
+class AwaitableReplay(Replay, Protocol):
+    """A replay in another process: it says when something has come, instead of being asked."""
+
+    def wait(self, seconds: float) -> None: ...
 
 
 class ReplayHost:
@@ -93,12 +99,12 @@ class WorkerHost:
         names: tuple[str, ...],
         blueprint: Blueprint,
         device: str,
-        replay: Replay,
+        replay: AwaitableReplay,
         weights: WeightStore,
         progress: Progress,
         state: Mapping[str, Any],
     ) -> None:
-        self._names = names
+        self._names, self._replay = names, replay
         self._agent = blueprint.agent(names[-1], device, progress.starts)
         for group, values in state.items():
             self._agent.restore(group, values)
@@ -112,15 +118,14 @@ class WorkerHost:
     def turn(self, seconds: float) -> list[Report]:
         """Work for about so long, or until a worker breaks."""
         deadline = time.monotonic() + seconds
-        nap = 0.001
-        while time.monotonic() < deadline and not any(turns.broken for turns in self._crew):
-            if any([turns.step() for turns in self._crew]):
-                nap = 0.001
-                continue
-            nap = min(2 * nap, IDLE_S, max(0.0, deadline - time.monotonic()))
-            time.sleep(nap)
-            for turns in self._crew:
-                turns.waited(nap)
+        while (left := deadline - time.monotonic()) > 0:
+            if any(turns.broken for turns in self._crew):
+                break
+            if not any([turns.step() for turns in self._crew]):
+                began = time.monotonic()
+                self._replay.wait(min(left, IDLE_S))
+                for turns in self._crew:
+                    turns.waited(time.monotonic() - began)
         return [turns.report() for turns in self._crew]
 
     def state(self, group: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from core.config import RunConfig
 from learner.weight_store import LocalWeights
 from replay_server.server import ReplayServer
 from runtime.blueprint import Blueprint, Site, weight_groups
@@ -15,14 +16,15 @@ from runtime.turns import Turns
 
 
 def train(
-    blueprint: Blueprint, folder: RunFolder, resumed: dict[str, Any] | None, display: Display
+    config: RunConfig, folder: RunFolder, resumed: dict[str, Any] | None, display: Display
 ) -> int:
     """Train until the steps are done or somebody interrupts → exit code.
 
     `resumed`: the state of the checkpoint to go on from. Raises WorkerFailed.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose by more threads
-    agent = blueprint.agent("local", blueprint.config.device)
+    blueprint = Blueprint.of(config)
+    agent = blueprint.agent("local", config.device)
     groups = weight_groups(agent)
     replay = ReplayServer(agent.tables, blueprint.seed("replay"))
     weights = LocalWeights()
@@ -31,7 +33,7 @@ def train(
             agent.restore(group, resumed["agent"][group])
         replay.restore(resumed["replay"])
 
-    with Session(blueprint.config, folder, display, resumed) as session:
+    with Session(config, folder, display, resumed) as session:
 
         def start(name: str) -> Turns:
             site = Site(agent, replay, weights, (), session.progress(name))

@@ -52,6 +52,11 @@ def follow(slow: nn.Module, fast: nn.Module, rate: float | Tensor) -> None:
         mine.copy_(other)
 
 
+def resolve(device: str) -> str:
+    """`auto` is the GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
 def generator(seed: int, device: str) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
