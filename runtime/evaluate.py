@@ -30,11 +30,11 @@ def evaluate(
 
     from actors.evaluator import play, summary  # heavy: only once the run is known to be one
     from envs.vector import GymVector
-    from runtime.parts import make_agent
+    from runtime.blueprint import Blueprint
 
     env = GymVector(config.env, min(episodes, ENVS), seed, video_dir=video)
     try:
-        agent = make_agent(config, env.spec, device)
+        agent = Blueprint.of(config).agent("evaluation", device)
         for group in agent.act_groups:
             agent.restore(group, state["agent"][group])
         returns, lengths = play(env, agent, episodes)
