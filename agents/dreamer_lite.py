@@ -487,9 +487,7 @@ class DiscreteCritic(Critic):
     def __init__(self, config: Config, actions: int) -> None:
         super().__init__((config.latent, config.hidden, config.hidden, actions))
 
-    def forward(
-        self, z: Tensor, action: Tensor, policy: Categorical
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, action: Tensor, policy: Categorical) -> tuple[Tensor, Tensor]:
         """The values of the actions taken (2, B, T), and of the policy (B, T).
 
         The second has a gradient for the policy alone.
@@ -505,9 +503,7 @@ class ContinuousCritic(Critic):
     def __init__(self, config: Config, actions: int) -> None:
         super().__init__((config.latent + actions, config.hidden, config.hidden, 1))
 
-    def forward(
-        self, z: Tensor, action: Tensor, policy: TanhNormal
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, action: Tensor, policy: TanhNormal) -> tuple[Tensor, Tensor]:
         """As DiscreteCritic's; the policy's value is that of the action drawn from it."""
         taken = self.values(torch.cat([z, action], -1)).squeeze(-1)
         frozen = {name: value.detach() for name, value in self.net.named_parameters()}

@@ -33,7 +33,7 @@ class TrainConfig:
     chunk: int = within(16, 1, 4096)  # vector steps an actor sends to the replay at a time
     pull_every: int = within(16, 1)  # vector steps between an actor's looks for newer weights
     publish_every: int = within(10, 1)  # gradient steps between two versions of the weights
-    log_every: int = within(200, 1)  # env steps between two lines of training metrics
+    log_every: int = within(200, 1)  # gradient steps between two lines of training metrics
     eval_every: int = within(1000, 0)  # env steps between evaluations; 0: never
     eval_episodes: int = within(10, 1)  # episodes an evaluation plays
     checkpoint_every: int = within(2000, 1)  # env steps between checkpoints

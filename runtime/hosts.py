@@ -54,9 +54,7 @@ class ReplayHost:
     def sample(self, table: str, consumer: str, wait_s: float) -> Sample | Batch | None:
         """As Replay.sample, waiting up to `wait_s` seconds for rows."""
         with self._lock:
-            sample = _until(
-                self._rows[table], wait_s, lambda: self._server.sample(table, consumer)
-            )
+            sample = _until(self._rows[table], wait_s, lambda: self._server.sample(table, consumer))
             if sample is not None:
                 self._room[table].notify()
             return sample
@@ -74,9 +72,7 @@ class ReplayHost:
             return self._server.state()
 
 
-def _until(
-    changed: threading.Condition, seconds: float, attempt: Callable[[], Result]
-) -> Result:
+def _until(changed: threading.Condition, seconds: float, attempt: Callable[[], Result]) -> Result:
     """Try, and again whenever something changed, until it succeeds or the time is up."""
     deadline = time.monotonic() + seconds
     while True:

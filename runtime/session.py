@@ -37,7 +37,11 @@ class Session:
     """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, display: Display, resumed: Mapping[str, Any] | None
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        display: Display,
+        resumed: Mapping[str, Any] | None,
     ) -> None:
         self.config, self.folder, self.display = config, folder, display
         earlier = resumed["session"] if resumed else {}
