@@ -36,8 +36,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.blocks.distributions import Categorical, Policy, TanhNormal
+from agents.blocks.actions import kind_of
+from agents.blocks.distributions import Policy
 from agents.blocks.nets import MLP, Ensemble
+from agents.blocks.normaliser import Normaliser
 from agents.blocks.returns import retrace
 from agents.blocks.training import (
     Learning,
@@ -125,12 +127,12 @@ class DreamerLite:
         device = resolve(device)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
-        self.actions = (Discrete if spec.action.discrete else Continuous)(spec.action)
+        self.actions = kind_of(spec.action)
         self.world = World(config, spec.obs, self.actions.size).to(device)
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
         sizes = (config.latent, config.hidden, config.hidden, self.actions.policy_outputs)
         self.policy = MLP(sizes, zero_last=True).to(device)
-        self.critic = self.actions.critic(config).to(device)
+        self.critic = self.actions.critic(config.latent, config.hidden).to(device)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
         self.policy_trainer = Trainer(self.policy, config.lr_policy, config.clip)
@@ -285,24 +287,23 @@ class DreamerLite:
             parts.append(self.lived(to_tensors(real.data, self.device)))
         rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         policy = self.policy_at(rows["latent"], self.policy_noise)
-        taken, expected = self.critic(rows["latent"], rows["action"], policy)
+        taken, options = self.critic(rows["latent"], rows["action"], policy)
         with torch.no_grad():
             returns = self.returns(rows, policy)
             self.track_return_range(returns)
         weight = rows["weight"][:, :-1]
 
         critic_loss = masked_mean((taken[:, :, :-1] - returns).square().sum(0), weight)
-        entropy = policy.entropy()
-        gain = expected / self.critic.return_range.clamp(min=1e-3) + self.config.entropy * entropy
-        policy_loss = -masked_mean(gain[:, :-1], weight)
+        temperature = self.config.entropy * self.return_range.clamp(min=1e-3)
+        policy_loss = masked_mean(policy.improve(options, temperature)[:, :-1], weight)
         metrics = {
             "loss/critic": critic_loss.detach(),
             "loss/policy": policy_loss.detach(),
             "grad_norm/critic": self.critic_trainer.step(critic_loss),
             "grad_norm/policy": self.policy_trainer.step(policy_loss),
-            "policy/entropy": masked_mean(entropy.detach()[:, :-1], weight),
+            "policy/entropy": masked_mean(policy.entropy().detach()[:, :-1], weight),
             "value/mean": returns.mean() * self.value_unit,
-            "value/range": self.critic.return_range * self.value_unit,
+            "value/range": self.return_range * self.value_unit,
             "dream/share": torch.tensor(1 - self.config.real / self.config.trajectories),
             "dream/trust": rows["trust"].mean(),
         }
@@ -331,12 +332,12 @@ class DreamerLite:
 
     def returns(self, rows: Batch, policy: Policy) -> Tensor:
         """Targets of the critic in units of `value_unit`: trajectories (B, T, …) → (B, T-1)."""
-        taken, expected = self.slow_critic(rows["latent"], rows["action"], policy)
+        taken, options = self.slow_critic(rows["latent"], rows["action"], policy)
         ratio = (policy.log_prob(rows["action"]) - rows["log_prob"]).exp().clamp(max=1)
         return retrace(
             reward=rows["reward"] / self.value_unit,
             discount=self.config.gamma * rows["cont"],
-            value=expected,
+            value=policy.expect(options),
             q_taken=taken.min(0).values,
             trace=self.config.lam * ratio * rows["inside"] * rows["trust"],
         )
@@ -349,9 +350,9 @@ class DreamerLite:
     def track_return_range(self, returns: Tensor) -> None:
         """The 5th to 95th percentile of returns, which makes one entropy weight fit all rewards."""
         low, high = torch.quantile(returns, returns.new_tensor([0.05, 0.95]))
-        if self.critic.return_range == 0:
-            self.critic.return_range.copy_(high - low)
-        self.critic.return_range.lerp_(high - low, self.config.return_rate)
+        if self.return_range == 0:
+            self.return_range.copy_(high - low)
+        self.return_range.lerp_(high - low, self.config.return_rate)
 
     # ------------------------------------------------------------------- weights and state
 
@@ -369,41 +370,6 @@ class DreamerLite:
 
 
 # -------------------------------------------------------------------------------- the world
-
-
-class Normaliser(nn.Module):
-    """Running statistics of the real rows. obs (…, *O) → (…, O), zero mean and unit variance."""
-
-    obs_mean: Tensor
-    obs_var: Tensor
-    reward_rms: Tensor
-    updates: Tensor
-
-    def __init__(self, obs: Space) -> None:
-        super().__init__()
-        self.axes = len(obs.shape)
-        size = math.prod(obs.shape)
-        self.register_buffer("obs_mean", torch.zeros(size))
-        self.register_buffer("obs_var", torch.ones(size))
-        self.register_buffer("reward_rms", torch.ones(()))
-        self.register_buffer("updates", torch.zeros(()))
-
-    @torch.no_grad()
-    def update(self, obs: Tensor, reward: Tensor) -> None:
-        """Take in a batch: the plain average of the first thousand, a moving one from then on."""
-        self.updates += 1
-        rate = 1 / self.updates.clamp(max=1000)
-        x = self.flat(obs).flatten(0, -2)
-        self.obs_mean.lerp_(x.mean(0), rate)
-        self.obs_var.lerp_((x - self.obs_mean).square().mean(0), rate)
-        rms = self.reward_rms.square().lerp(reward.square().mean(), rate).sqrt()
-        self.reward_rms.copy_(rms.clamp(min=1e-3))
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return ((self.flat(obs) - self.obs_mean) / (self.obs_var + 1e-6).sqrt()).clamp(-10, 10)
-
-    def flat(self, obs: Tensor) -> Tensor:
-        return obs.flatten(obs.dim() - self.axes).float()
 
 
 class World(nn.Module):
@@ -460,89 +426,6 @@ def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
 def continue_loss(logit: Tensor, stays: Tensor) -> Tensor:
     """Cross-entropy of going on: (…, 1), (…) → (…)."""
     return F.binary_cross_entropy_with_logits(logit.squeeze(-1), stays, reduction="none")
-
-
-# ----------------------------------------------------------------- discrete and continuous
-
-
-class Critic(nn.Module):
-    """Two action values, the lower one of which counts. In units of `DreamerLite.value_unit`."""
-
-    return_range: Tensor
-
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.net = Ensemble(2, sizes, zero_last=True)
-        self.register_buffer("return_range", torch.zeros(()))  # 5th to 95th percentile, average
-
-    def values(self, x: Tensor) -> Tensor:
-        """(B, T, in) → (2, B, T, out)."""
-        flat = x.flatten(0, 1).expand(2, -1, -1)
-        return self.net(flat).unflatten(1, x.shape[:2])
-
-
-class DiscreteCritic(Critic):
-    """Every action's value at once."""
-
-    def __init__(self, config: Config, actions: int) -> None:
-        super().__init__((config.latent, config.hidden, config.hidden, actions))
-
-    def forward(self, z: Tensor, action: Tensor, policy: Categorical) -> tuple[Tensor, Tensor]:
-        """The values of the actions taken (2, B, T), and of the policy (B, T).
-
-        The second has a gradient for the policy alone.
-        """
-        q = self.values(z)
-        taken = q.gather(-1, action.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)
-        return taken, (policy.probs * q.detach().min(0).values).sum(-1)
-
-
-class ContinuousCritic(Critic):
-    """The value of an action given with the latent."""
-
-    def __init__(self, config: Config, actions: int) -> None:
-        super().__init__((config.latent + actions, config.hidden, config.hidden, 1))
-
-    def forward(self, z: Tensor, action: Tensor, policy: TanhNormal) -> tuple[Tensor, Tensor]:
-        """As DiscreteCritic's; the policy's value is that of the action drawn from it."""
-        taken = self.values(torch.cat([z, action], -1)).squeeze(-1)
-        frozen = {name: value.detach() for name, value in self.net.named_parameters()}
-        x = torch.cat([z, policy.drawn[0]], -1)
-        flat = x.flatten(0, 1).expand(2, -1, -1)
-        drawn_values = torch.func.functional_call(self.net, frozen, (flat,))
-        return taken, drawn_values.min(0).values.view(z.shape[:2])
-
-
-class Discrete:
-    """What depends on actions being one of n."""
-
-    policy = Categorical
-
-    def __init__(self, space: Space) -> None:
-        self.size = self.policy_outputs = space.n
-
-    def code(self, action: Tensor) -> Tensor:
-        """(…) i64 → one-hot (…, A)."""
-        return F.one_hot(action, self.size).float()
-
-    def critic(self, config: Config) -> Critic:
-        return DiscreteCritic(config, self.size)
-
-
-class Continuous:
-    """What depends on actions being vectors in [-1, 1]."""
-
-    policy = TanhNormal
-
-    def __init__(self, space: Space) -> None:
-        (self.size,) = space.shape
-        self.policy_outputs = 2 * self.size
-
-    def code(self, action: Tensor) -> Tensor:
-        return action
-
-    def critic(self, config: Config) -> Critic:
-        return ContinuousCritic(config, self.size)
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:

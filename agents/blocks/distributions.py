@@ -42,6 +42,20 @@ class Categorical:
         """In nats (…)."""
         return -(self.probs * self.log_probs).sum(-1)
 
+    def expect(self, options: Tensor) -> Tensor:
+        """The mean over the policy of the values (…, A) of its actions → (…)."""
+        return (self.probs * options).sum(-1)
+
+    def improve(self, options: Tensor, temperature: Tensor) -> Tensor:
+        """Loss (…) whose minimum maximises value + temperature · entropy.
+
+        That maximum is softmax(options / temperature), so the policy is fitted to it: the gradient
+        is the difference of the two, which does not vanish as a policy's own does once it is sure
+        of a wrong action.
+        """
+        best = F.softmax(options / temperature, -1)
+        return -(best * self.log_probs).sum(-1)
+
 
 class TanhNormal:
     """A Gaussian squashed into (-1, 1). stats: means and spreads (…, 2A) → actions f32 (…, A).
@@ -74,6 +88,14 @@ class TanhNormal:
     def entropy(self) -> Tensor:
         """In nats (…), estimated by the draw."""
         return -self.drawn[1]
+
+    def expect(self, options: Tensor) -> Tensor:
+        """The mean over the policy, estimated by the value (…, 1) of the draw → (…)."""
+        return options.squeeze(-1)
+
+    def improve(self, options: Tensor, temperature: Tensor) -> Tensor:
+        """Loss (…) whose minimum maximises value + temperature · entropy."""
+        return -(options.squeeze(-1) / temperature + self.entropy())
 
     def _log_prob(self, raw: Tensor) -> Tensor:
         standard = (raw - self.mean) / self.log_std.exp()

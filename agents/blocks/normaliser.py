@@ -1,0 +1,45 @@
+"""Running statistics that bring observations and rewards to unit scale."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from core.types import Space
+
+
+class Normaliser(nn.Module):
+    """Running statistics of the real rows. obs (…, *O) → (…, O), zero mean and unit variance."""
+
+    obs_mean: Tensor
+    obs_var: Tensor
+    reward_rms: Tensor
+    updates: Tensor
+
+    def __init__(self, obs: Space) -> None:
+        super().__init__()
+        self.axes = len(obs.shape)
+        size = math.prod(obs.shape)
+        self.register_buffer("obs_mean", torch.zeros(size))
+        self.register_buffer("obs_var", torch.ones(size))
+        self.register_buffer("reward_rms", torch.ones(()))
+        self.register_buffer("updates", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, obs: Tensor, reward: Tensor) -> None:
+        """Take in a batch: the plain average of the first thousand, a moving one from then on."""
+        self.updates += 1
+        rate = 1 / self.updates.clamp(max=1000)
+        x = self.flat(obs).flatten(0, -2)
+        self.obs_mean.lerp_(x.mean(0), rate)
+        self.obs_var.lerp_((x - self.obs_mean).square().mean(0), rate)
+        rms = self.reward_rms.square().lerp(reward.square().mean(), rate).sqrt()
+        self.reward_rms.copy_(rms.clamp(min=1e-3))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return ((self.flat(obs) - self.obs_mean) / (self.obs_var + 1e-6).sqrt()).clamp(-10, 10)
+
+    def flat(self, obs: Tensor) -> Tensor:
+        return obs.flatten(obs.dim() - self.axes).float()
