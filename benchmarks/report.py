@@ -29,38 +29,35 @@ def report(env: str, out: Path) -> str:
 
 
 def table(figures: Sequence[Mapping[str, Any]]) -> str:
-    """The figures as a Markdown table, seeds as median (least–most)."""
-    heads: tuple[str, ...] = (
-        "method",
-        "mean ≥",
-        "steps to it",
-        "× ours",
-        "seeds there",
-        "still at the end",
-    )
-    heads += ("later looks above", "last look", "wall time", "without looks")
-    lines: list[tuple[str, ...]] = [heads, ("---",) * len(heads)]
+    """The figures as a Markdown table, seeds as median (least to most)."""
+    rows = []
     for row in figures:
         seeds, times, share = len(row["steps"]), row["times_ours"], row["later_looks_above"]
-        lines.append(
+        rows.append(
             (
                 row["method"],
-                f"{row['threshold']:g}",
+                f"≥ {row['threshold']:g}",
                 spread(row["steps"], beyond=row["budget"]),
                 "–" if times is None else f"{times:g}",
                 f"{sum(steps is not None for steps in row['steps'])}/{seeds}",
                 f"{sum(row['still_so_at_the_end'])}/{seeds}",
                 "–" if share is None else f"{share:.0%}",
                 spread(row["final_returns"], ".1f"),
-                spread(row["wall_s"], ".0f") + " s",
-                spread(row["wall_without_evaluations_s"], ".0f") + " s",
+                spread(row["wall_s"]) + " s",
+                spread(row["wall_without_evaluations_s"]) + " s",
             )
         )
+    heads = ("method", "greedy mean", "steps to it", "× ours", "seeds there", "still at the end")
+    return markdown((*heads, "later looks so", "last look", "wall time", "without looks"), rows)
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def spread(values: Sequence[float | None], form: str = ",.0f", beyond: float = np.inf) -> str:
-    """`median (least–most)`; what never came is `> beyond`."""
+    """`median (least to most)`; what never came is `> beyond`."""
 
     def say(value: float) -> str:
         return format(value, form) if np.isfinite(value) else f"> {beyond:{form}}"
@@ -68,7 +65,7 @@ def spread(values: Sequence[float | None], form: str = ",.0f", beyond: float = n
     known = [np.inf if value is None else value for value in values]
     if min(known) == max(known):
         return say(known[0])
-    return f"{say(median(known))} ({say(min(known))}–{say(max(known))})"
+    return f"{say(median(known))} ({say(min(known))} to {say(max(known))})"
 
 
 def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
