@@ -23,7 +23,7 @@ THRESHOLDS: Final = {  # the greedy mean over 100 fresh episodes that counts as 
 }
 KEPT: Final = {
     "eval": ("return_mean", "return_std", "return_min", "wall_s", "took_s"),
-    "episode": ("return", "length"),
+    "episode": ("return",),
 }
 
 
@@ -46,6 +46,12 @@ class Curve:
         above = self.returns >= threshold
         later = above[above.argmax() + 1 :] if above.any() else above[:0]
         return float(later.mean()) if later.size else None
+
+    def settled(self, threshold: float) -> int | None:
+        """The steps of the first look from which on all are at or above `threshold`."""
+        below = np.flatnonzero(self.returns < threshold)
+        first = int(below[-1]) + 1 if below.size else 0
+        return int(self.steps[first]) if first < self.steps.size else None
 
 
 # ----------------------------------------------------------------------------------- files
@@ -70,11 +76,11 @@ def keep(about: Event, events: Iterable[Event], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(".part")
     with open(staging, "w", encoding="utf-8") as file:
-        file.write(json.dumps({"kind": "about", "env_steps": 0, **about}) + "\n")
+        file.write(_line({"kind": "about", "env_steps": 0, **about}))
         for event in events:
             if event["kind"] in KEPT:
                 names = ("kind", "env_steps", *KEPT[event["kind"]])
-                file.write(json.dumps({name: _short(event[name]) for name in names}) + "\n")
+                file.write(_line({name: _short(event[name]) for name in names}))
     staging.replace(path)
 
 
@@ -99,6 +105,10 @@ def read_methods(out: Path) -> dict[str, list[Curve]]:
     }
 
 
+def _line(event: Event) -> str:
+    return json.dumps(event, separators=(",", ":")) + "\n"
+
+
 def _short(value: Any) -> Any:
     return round(value, 3) if isinstance(value, float) else value
 
@@ -111,7 +121,7 @@ def summarise(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
     stays = [share for curve in curves if (share := curve.stays(threshold)) is not None]
     return {
         "steps": [curve.reached(threshold) for curve in curves],
-        "still_so_at_the_end": [bool(curve.returns[-1] >= threshold) for curve in curves],
+        "steps_for_good": [curve.settled(threshold) for curve in curves],
         "later_looks_above": round(float(np.mean(stays)), 3) if stays else None,
         "final_returns": [round(float(curve.returns[-1]), 1) for curve in curves],
         "budget": int(max(curve.steps[-1] for curve in curves)),

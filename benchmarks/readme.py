@@ -54,16 +54,19 @@ def section(results: Path) -> str:
 def local_rows(env: str, figures: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     """A row for every method and threshold, and one where ours are still missing."""
     for row in figures:
-        there = sum(steps is not None for steps in row["steps"])
-        steps = f"{spread(row['steps'], beyond=row['budget'])} to ≥ {row['threshold']:g}"
-        times = (
-            f", {row['times_ours']:g} × ours" if row["times_ours"] and row["method"] != OURS else ""
+        seeds = len(row["steps"])
+        there, settled = (
+            sum(steps is not None for steps in row[name]) for name in ("steps", "steps_for_good")
         )
+        steps = f"{spread(row['steps'], beyond=row['budget'])} to ≥ {row['threshold']:g}"
+        steps += f" in {there}/{seeds} seeds, so at the end in {settled}/{seeds}"
+        if row["method"] != OURS and row["times_ours"]:
+            steps += f"; {row['times_ours']:g} × ours"
         yield (
             row["method"],
             env,
             spread(row["final_returns"], ".1f"),
-            f"{steps} in {there}/{len(row['steps'])} seeds{times}",
+            steps,
             f"{spread(row['wall_s'])} s for {row['budget']:,} steps",
             command("peers" if row["method"].startswith("sb3") else "learning", env),
         )

@@ -28,6 +28,12 @@ def test_the_first_look_at_the_threshold_counts_and_those_after_it_show_whether_
     assert found.stays(475) == pytest.approx(2 / 3)
 
 
+def test_it_is_good_for_good_from_the_look_after_the_last_bad_one():
+    assert curve(20, 475, 474, 500, 500).settled(475) == 2000
+    assert curve(500, 500).settled(475) == 500
+    assert curve(500, 20).settled(475) is None
+
+
 def test_a_curve_that_never_gets_there_says_so():
     assert curve(20, 30).reached(475) is None
     assert curve(20, 30).stays(475) is None
@@ -41,7 +47,7 @@ def test_nothing_is_known_of_what_comes_after_the_last_look():
 def test_figures_are_over_all_seeds():
     found = summarise([curve(500, 500), curve(20, 500), curve(20, 500, 100, 30)], 475)
     assert found["steps"] == [500, 1000, 1000]
-    assert found["still_so_at_the_end"] == [True, True, False]
+    assert found["steps_for_good"] == [500, 1000, None]
     assert found["later_looks_above"] == pytest.approx((1 + 0) / 2)
     assert found["final_returns"] == [500, 500, 30]
     assert found["budget"] == 2000

@@ -32,10 +32,10 @@ def test_every_result_is_a_row(tmp_path):
     (tmp_path / "distributed.json").write_text(json.dumps({"actors": 16, "runs": [run]}))
     lines = section(tmp_path).splitlines()
     assert lines[2] == (
-        "| dreamer-lite | CartPole-v1 | 500.0 | 500 to ≥ 475 in 1/1 seeds | 20 s for 1,000 steps "
-        "| `python benchmarks/learning.py --env CartPole-v1` |"
+        "| dreamer-lite | CartPole-v1 | 500.0 | 500 to ≥ 475 in 1/1 seeds, so at the end in 1/1 "
+        "| 20 s for 1,000 steps | `python benchmarks/learning.py --env CartPole-v1` |"
     )
-    assert "5,000 to ≥ 475 in 1/1 seeds, 10 × ours" in lines[3]
+    assert "5,000 to ≥ 475 in 1/1 seeds, so at the end in 1/1; 10 × ours" in lines[3]
     assert "16 actors | CartPole-v1 | 500.0 in 1 seeds | 6,000 | 170 s" in lines[4]
     assert "![CartPole-v1](benchmarks/results/CartPole-v1/curves.png)" in lines
     assert lines[-1] == "Start-up: not measured yet."
