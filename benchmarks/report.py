@@ -97,6 +97,7 @@ def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
         axes.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
     axes.set_xscale("log")  # methods differ by multiples
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set(title=env, xlabel="env steps of training", ylabel="greedy mean over 100 episodes")
-    axes.legend(loc="upper left", frameon=False)
+    axes.set_title(env, loc="left")
+    axes.set(xlabel="env steps of training", ylabel="greedy mean over 100 episodes")
+    figure.legend(loc="outside upper right", ncols=len(methods), frameon=False)
     figure.savefig(path, dpi=110)
