@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -48,12 +49,14 @@ class Evaluator:
         place = at // self._every
         self._next = (place + 1) * self._every
         pull(self._agent, self._weights, self.versions)
+        began = time.monotonic()
         env = self._make_env(int(np.random.SeedSequence((self._seed, place)).generate_state(1)[0]))
         try:
             returns, lengths = play(env, self._agent, self._episodes)
         finally:
             env.close()
-        self._events.append({"kind": "eval", "at": at, **summary(returns, lengths)})
+        took: Event = {"took_s": round(time.monotonic() - began, 3)}
+        self._events.append({"kind": "eval", "at": at, **summary(returns, lengths), **took})
         return True
 
     def drain(self) -> list[Event]:

@@ -1,0 +1,1 @@
+"""Measurements of what this project claims, each a script that runs on its own."""

@@ -1,0 +1,145 @@
+"""Learning curves: what is kept of a run, and when it was good enough.
+
+`<out>/<method>/seed-<s>.jsonl` holds what is kept of one seed: a line `about` its making, its
+evaluations and its episodes. Everything else is computed from these files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from core.types import Array, Event
+
+OURS: Final = "dreamer-lite"
+THRESHOLDS: Final = {  # the greedy mean over 100 fresh episodes that counts as solved
+    "CartPole-v1": (475.0,),
+    "Pendulum-v1": (-200.0, -160.0),
+}
+KEPT: Final = {
+    "eval": ("return_mean", "return_std", "return_min", "wall_s", "took_s"),
+    "episode": ("return",),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The greedy evaluations of one seed, in order: `steps` and `returns` are (looks,)."""
+
+    steps: Array  # env steps of training before each look
+    returns: Array  # mean over the look's episodes
+    wall_s: float  # of the whole run
+    looking_s: float  # of it, spent on evaluations
+
+    def reached(self, threshold: float) -> int | None:
+        """The steps of the first look at or above `threshold`."""
+        above = self.returns >= threshold
+        return int(self.steps[above.argmax()]) if above.any() else None
+
+    def stays(self, threshold: float) -> float | None:
+        """The share of looks after the first one above `threshold` that are so too."""
+        above = self.returns >= threshold
+        later = above[above.argmax() + 1 :] if above.any() else above[:0]
+        return float(later.mean()) if later.size else None
+
+    def settled(self, threshold: float) -> int | None:
+        """The steps of the first look from which on all are at or above `threshold`."""
+        below = np.flatnonzero(self.returns < threshold)
+        first = int(below[-1]) + 1 if below.size else 0
+        return int(self.steps[first]) if first < self.steps.size else None
+
+
+# ----------------------------------------------------------------------------------- files
+
+
+def read_events(path: Path) -> list[Event]:
+    """The lines of a metrics file as an uninterrupted run would have written them.
+
+    A resumed run does again what came after its checkpoint; the second time counts.
+    """
+    events: list[Event] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        while events and events[-1]["env_steps"] > event["env_steps"]:
+            events.pop()
+        events.append(event)
+    return events
+
+
+def keep(about: Event, events: Iterable[Event], path: Path) -> None:
+    """Write the slim copy of a seed's events, after what is said about their making."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_suffix(".part")
+    with open(staging, "w", encoding="utf-8") as file:
+        file.write(_line({"kind": "about", "env_steps": 0, **about}))
+        for event in events:
+            if event["kind"] in KEPT:
+                names = ("kind", "env_steps", *KEPT[event["kind"]])
+                file.write(_line({name: _short(event[name]) for name in names}))
+    staging.replace(path)
+
+
+def read_curve(path: Path) -> Curve:
+    looks = [event for event in read_events(path) if event["kind"] == "eval"]
+    if not looks:
+        raise SystemExit(f"{path} holds no evaluation")
+    return Curve(
+        steps=np.array([look["env_steps"] for look in looks]),
+        returns=np.array([look["return_mean"] for look in looks]),
+        wall_s=looks[-1]["wall_s"],
+        looking_s=sum(look["took_s"] for look in looks),
+    )
+
+
+def read_methods(out: Path) -> dict[str, list[Curve]]:
+    """Every method kept under `out`, ours first, and its seeds."""
+    found = {path.parent.name for path in out.glob("*/seed-*.jsonl")}
+    return {
+        name: [read_curve(path) for path in sorted((out / name).glob("seed-*.jsonl"))]
+        for name in sorted(found, key=lambda name: (name != OURS, name))
+    }
+
+
+def _line(event: Event) -> str:
+    return json.dumps(event, separators=(",", ":")) + "\n"
+
+
+def _short(value: Any) -> Any:
+    return round(value, 3) if isinstance(value, float) else value
+
+
+# --------------------------------------------------------------------------------- figures
+
+
+def summarise(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
+    """Figures over seeds; a seed's `steps` are null when it never got there."""
+    stays = [share for curve in curves if (share := curve.stays(threshold)) is not None]
+    return {
+        "steps": [curve.reached(threshold) for curve in curves],
+        "steps_for_good": [curve.settled(threshold) for curve in curves],
+        "later_looks_above": round(float(np.mean(stays)), 3) if stays else None,
+        "final_returns": [round(float(curve.returns[-1]), 1) for curve in curves],
+        "budget": int(max(curve.steps[-1] for curve in curves)),
+        "wall_s": [round(curve.wall_s, 1) for curve in curves],
+        "wall_without_evaluations_s": [
+            round(curve.wall_s - curve.looking_s, 1) for curve in curves
+        ],
+    }
+
+
+def median(values: Sequence[float | None]) -> float:
+    """Seeds that never got there count as later than any other."""
+    return float(np.median([np.inf if value is None else value for value in values]))
+
+
+def ratio(theirs: Sequence[int | None], ours: Sequence[int | None]) -> float | None:
+    """How many times our median steps they need; null when either median is out of reach."""
+    if not ours:
+        return None
+    times = median(theirs) / median(ours)
+    return round(times, 2) if np.isfinite(times) and times > 0 else None

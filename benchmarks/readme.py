@@ -1,0 +1,100 @@
+"""Write the results into the README, from the files that the other scripts leave.
+
+python benchmarks/readme.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import startup
+from benchmarks.curves import OURS
+from benchmarks.processes import ROOT
+from benchmarks.report import markdown, spread
+
+BEGIN = "<!-- results: written by `python benchmarks/readme.py` -->"
+END = "<!-- end of results -->"
+MISSING = "not measured yet"
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    written = section(ROOT / "benchmarks" / "results")
+    readme.write_text(f"{before}{BEGIN}\n{written}\n{END}{after}", encoding="utf-8")
+
+
+def section(results: Path) -> str:
+    """All that stands between the two marks, from a folder of results."""
+    summaries = [json.loads(path.read_text()) for path in sorted(results.glob("*/summary.json"))]
+    rows = [row for it in summaries for row in local_rows(it["env"], it["figures"])]
+    rows.append(distributed_row(load(results / "distributed.json")))
+    plots = [
+        f"![{path.parent.name}](benchmarks/results/{path.parent.name}/{path.name})"
+        for path in sorted(results.glob("*/curves.png"))
+    ]
+    started = load(results / "startup.json")
+    return "\n\n".join(
+        (
+            markdown(("agent", "env", "greedy return", "steps", "wall time", "command"), rows),
+            " ".join(plots),
+            startup.table(started) if started else f"Start-up: {MISSING}.",
+        )
+    )
+
+
+def local_rows(env: str, figures: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """A row for every method and threshold, and one where ours are still missing."""
+    for row in figures:
+        seeds = len(row["steps"])
+        there, settled = (
+            sum(steps is not None for steps in row[name]) for name in ("steps", "steps_for_good")
+        )
+        steps = f"{spread(row['steps'], beyond=row['budget'])} to ≥ {row['threshold']:g}"
+        steps += f" in {there}/{seeds} seeds, so at the end in {settled}/{seeds}"
+        if row["method"] != OURS and row["times_ours"]:
+            steps += f"; {row['times_ours']:g} × ours"
+        yield (
+            row["method"],
+            env,
+            spread(row["final_returns"], ".1f"),
+            steps,
+            f"{spread(row['wall_s'])} s for {row['budget']:,} steps",
+            command("peers" if row["method"].startswith("sb3") else "learning", env),
+        )
+    if all(row["method"] != OURS for row in figures):
+        yield OURS, env, MISSING, "", "", command("learning", env)
+
+
+def distributed_row(found: dict[str, Any] | None) -> tuple[str, ...]:
+    if found is None:
+        return f"{OURS} on Ray", "CartPole-v1", MISSING, "", "", "`make train`"
+    of = {name: [run[name] for run in found["runs"]] for name in found["runs"][0]}
+    return (
+        f"{OURS} on Ray, {found['actors']} actors",
+        of["env"][0],
+        f"{spread(of['return_mean'], '.1f')} in {len(found['runs'])} seeds",
+        spread(of["env_steps"]),
+        f"{spread(of['wall_s'])} s from the command to the end",
+        "`make train`",
+    )
+
+
+def command(script: str, env: str) -> str:
+    return f"`python benchmarks/{script}.py --env {env}`"
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What the learning curves say: a table over seeds, and a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.curves import OURS, THRESHOLDS, Curve, median, ratio, read_methods, summarise
+
+
+def report(env: str, out: Path) -> str:
+    """Write `summary.json` and `curves.png` of what `out` holds → the table, as Markdown."""
+    methods = read_methods(out)
+    figures = [
+        {"method": name, "threshold": threshold, **summarise(curves, threshold)}
+        for threshold in THRESHOLDS[env]
+        for name, curves in methods.items()
+    ]
+    ours = {row["threshold"]: row["steps"] for row in figures if row["method"] == OURS}
+    for row in figures:
+        row["times_ours"] = ratio(row["steps"], ours.get(row["threshold"], []))
+    (out / "summary.json").write_text(json.dumps({"env": env, "figures": figures}, indent=1) + "\n")
+    plot(env, methods, out / "curves.png")
+    return table(figures)
+
+
+def table(figures: Sequence[Mapping[str, Any]]) -> str:
+    """The figures as a Markdown table, seeds as median (least to most)."""
+    rows = []
+    for row in figures:
+        seeds, times, share = len(row["steps"]), row["times_ours"], row["later_looks_above"]
+        rows.append(
+            (
+                row["method"],
+                f"≥ {row['threshold']:g}",
+                spread(row["steps"], beyond=row["budget"]),
+                "–" if times is None else f"{times:g}",
+                f"{sum(steps is not None for steps in row['steps'])}/{seeds}",
+                spread(row["steps_for_good"], beyond=row["budget"]),
+                f"{sum(steps is not None for steps in row['steps_for_good'])}/{seeds}",
+                "–" if share is None else f"{share:.0%}",
+                spread(row["final_returns"], ".1f"),
+                spread(row["wall_s"]) + " s",
+                spread(row["wall_without_evaluations_s"]) + " s",
+            )
+        )
+    heads: tuple[str, ...] = (
+        "method",
+        "greedy mean",
+        "steps to it",
+        "× ours",
+        "seeds there",
+        "for good from",
+    )
+    heads += ("so at the end", "later looks so", "last look", "wall time", "without looks")
+    return markdown(heads, rows)
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: Sequence[float | None], form: str = ",.0f", beyond: float = np.inf) -> str:
+    """`median (least to most)`; what never came is `> beyond`."""
+
+    def say(value: float) -> str:
+        return format(value, form) if np.isfinite(value) else f"> {beyond:{form}}"
+
+    known = [np.inf if value is None else value for value in values]
+    if min(known) == max(known):
+        return say(known[0])
+    return f"{say(median(known))} ({say(min(known))} to {say(max(known))})"
+
+
+def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
+    """Mean and full range over seeds of the greedy return against env steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, curves in methods.items():
+        looks = min(len(curve.steps) for curve in curves)
+        steps = np.mean([curve.steps[:looks] for curve in curves], axis=0)
+        returns = np.stack([curve.returns[:looks] for curve in curves])  # (seeds, looks)
+        (line,) = axes.plot(steps, returns.mean(0), label=f"{name} ({len(curves)} seeds)")
+        shade = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(steps, returns.min(0), returns.max(0), **shade)
+    for threshold in THRESHOLDS[env]:
+        axes.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
+    axes.set_xscale("log")  # methods differ by multiples
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_title(env, loc="left")
+    axes.set(xlabel="env steps of training", ylabel="greedy mean over 100 episodes")
+    figure.legend(loc="outside upper right", ncols=len(methods), frameon=False)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,45 @@
+"""The README says what was measured."""
+
+import json
+
+import pytest
+
+from benchmarks.processes import ROOT
+from benchmarks.readme import BEGIN, END, section
+from benchmarks.report import report
+from tests.benchmarks.test_report import method
+
+
+def test_the_readme_holds_what_the_results_say():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    written = readme.partition(BEGIN)[2].partition(END)[0].strip("\n")
+    assert written == section(ROOT / "benchmarks" / "results"), "run benchmarks/readme.py"
+
+
+def test_every_result_is_a_row(tmp_path):
+    pytest.importorskip("matplotlib")
+    env = tmp_path / "CartPole-v1"
+    method(env, "sb3-dqn", [20.0] * 9 + [480.0])
+    method(env, "dreamer-lite", [480.0, 500.0])
+    report("CartPole-v1", env)
+    run = {
+        "seed": 0,
+        "env": "CartPole-v1",
+        "env_steps": 6000,
+        "return_mean": 500.0,
+        "wall_s": 170.2,
+    }
+    (tmp_path / "distributed.json").write_text(json.dumps({"actors": 16, "runs": [run]}))
+    lines = section(tmp_path).splitlines()
+    assert lines[2] == (
+        "| dreamer-lite | CartPole-v1 | 500.0 | 500 to ≥ 475 in 1/1 seeds, so at the end in 1/1 "
+        "| 20 s for 1,000 steps | `python benchmarks/learning.py --env CartPole-v1` |"
+    )
+    assert "5,000 to ≥ 475 in 1/1 seeds, so at the end in 1/1; 10 × ours" in lines[3]
+    assert "16 actors | CartPole-v1 | 500.0 in 1 seeds | 6,000 | 170 s" in lines[4]
+    assert "![CartPole-v1](benchmarks/results/CartPole-v1/curves.png)" in lines
+    assert lines[-1] == "Start-up: not measured yet."
+
+
+def test_what_is_missing_says_so(tmp_path):
+    assert section(tmp_path).count("not measured yet") == 2

@@ -1,0 +1,41 @@
+"""The table and the plot that curves come to."""
+
+import json
+
+import pytest
+
+from benchmarks.curves import keep
+from benchmarks.report import report, spread
+from tests.benchmarks.test_curves import look
+
+
+def method(out, name, *seeds):
+    for seed, returns in enumerate(seeds):
+        looks = [look(500 * (i + 1), mean, 10.0 * (i + 1)) for i, mean in enumerate(returns)]
+        keep({"seed": seed}, looks, out / name / f"seed-{seed}.jsonl")
+
+
+def test_methods_are_compared_with_ours_and_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    method(tmp_path, "sb3-dqn", [20.0] * 9 + [480.0], [20.0] * 10)
+    method(tmp_path, "dreamer-lite", [480.0, 500.0], [20.0, 490.0])
+    lines = report("CartPole-v1", tmp_path).splitlines()
+    ours = "| dreamer-lite | ≥ 475 | 750 (500 to 1,000) | 1 | 2/2 | 750 (500 to 1,000) | 2/2 |"
+    late = "> 5,000 (5,000 to > 5,000)"
+    assert ours in lines[2]
+    assert f"| sb3-dqn | ≥ 475 | {late} | – | 1/2 | {late} | 1/2 |" in lines[3]
+    figures = json.loads((tmp_path / "summary.json").read_text())["figures"]
+    assert [row["steps"] for row in figures] == [[500, 1000], [5000, None]]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_peers_alone_are_not_compared(tmp_path):
+    pytest.importorskip("matplotlib")
+    method(tmp_path, "sb3-sac", [-1500.0, -190.0])
+    assert "| sb3-sac | ≥ -200 | 1,000 | – | 1/1 |" in report("Pendulum-v1", tmp_path)
+
+
+def test_a_spread_is_the_median_between_the_extremes():
+    assert spread([3000.0, 1000.0, 1500.0]) == "1,500 (1,000 to 3,000)"
+    assert spread([2.0, 2.0], ".1f") == "2.0"
+    assert spread([None, None], beyond=50_000) == "> 50,000"
