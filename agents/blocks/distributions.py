@@ -46,14 +46,14 @@ class Categorical:
         """The mean over the policy of the values (…, A) of its actions → (…)."""
         return (self.probs * options).sum(-1)
 
-    def improve(self, options: Tensor, temperature: Tensor) -> Tensor:
-        """Loss (…) whose minimum maximises value + temperature · entropy.
+    def improve(self, options: Tensor, entropy: float) -> Tensor:
+        """Loss (…) whose minimum maximises the mean of `options` (…, A) + `entropy` · entropy.
 
-        That maximum is softmax(options / temperature), so the policy is fitted to it: the gradient
+        That maximum is softmax(options / entropy), so the policy is fitted to it: the gradient
         is the difference of the two, which does not vanish as a policy's own does once it is sure
         of a wrong action.
         """
-        best = F.softmax(options / temperature, -1)
+        best = F.softmax(options / entropy, -1)
         return -(best * self.log_probs).sum(-1)
 
 
@@ -93,9 +93,9 @@ class TanhNormal:
         """The mean over the policy, estimated by the value (…, 1) of the draw → (…)."""
         return options.squeeze(-1)
 
-    def improve(self, options: Tensor, temperature: Tensor) -> Tensor:
-        """Loss (…) whose minimum maximises value + temperature · entropy."""
-        return -(options.squeeze(-1) / temperature + self.entropy())
+    def improve(self, options: Tensor, entropy: float) -> Tensor:
+        """Loss (…) whose minimum maximises the draw's value (…, 1) + `entropy` · entropy."""
+        return -(options.squeeze(-1) + entropy * self.entropy())
 
     def _log_prob(self, raw: Tensor) -> Tensor:
         standard = (raw - self.mean) / self.log_std.exp()

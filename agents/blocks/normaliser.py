@@ -43,3 +43,25 @@ class Normaliser(nn.Module):
 
     def flat(self, obs: Tensor) -> Tensor:
         return obs.flatten(obs.dim() - self.axes).float()
+
+
+class ReturnRange(nn.Module):
+    """A moving average of the 5th to 95th percentile of returns (Hafner et al. 2023, section 4).
+
+    Divided by it, one entropy weight fits rewards of every size.
+    """
+
+    value: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("value", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> Tensor:
+        """Take in returns of any shape → the range, never nearly zero."""
+        low, high = torch.quantile(returns, returns.new_tensor([0.05, 0.95]))
+        rate = torch.where(self.value == 0, 1.0, self.rate)  # the first is taken as it is
+        self.value.lerp_(high - low, rate)
+        return self.value.clamp(min=1e-3)
