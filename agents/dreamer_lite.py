@@ -29,8 +29,8 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +117,7 @@ class Config:
 class DreamerLite:
     """See the module. Built from vector observations and discrete or continuous actions."""
 
-    Config = Config
+    Config: TypeAlias = Config
     act_groups = ("world", "policy")
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
@@ -316,7 +316,7 @@ class DreamerLite:
 
     @torch.no_grad()
     def lived(self, rows: Batch) -> Batch:
-        """Real windows as trajectories to learn from. A `last` row is a bootstrap, never a start."""
+        """Real windows as trajectories to learn from. A `last` row only bootstraps."""
         inside = (~rows["last"]).float()
         return {
             "latent": self.slow_world.encode(rows["obs"]),
@@ -562,10 +562,15 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
             config.world_batch, config.world_window, samples_per_step=config.world_per_step
         )
     }
-    policy = {"samples_per_step": config.policy_per_step, "min_steps": config.warmup}
+    policy = Consumer(
+        config.real,
+        config.horizon + 1,
+        samples_per_step=config.policy_per_step,
+        min_steps=config.warmup,
+    )
     if config.dreams:
-        consumers["start"] = Consumer(config.dreams, **policy)
+        consumers["start"] = replace(policy, batch=config.dreams, window=1)
     if config.real:
-        consumers["policy"] = Consumer(config.real, config.horizon + 1, **policy)
+        consumers["policy"] = policy
     real = TableSpec(config.capacity, columns, consumers)
     return {"real": real, "dream": QueueSpec(2)} if config.dreams else {"real": real}

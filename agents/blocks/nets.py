@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.weight = nn.ParameterList()
         self.bias = nn.ParameterList()
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in pairwise(sizes):
             weight = torch.empty(members, fan_in, fan_out)
             nn.init.trunc_normal_(weight, std=1 / math.sqrt(fan_in))
             self.weight.append(nn.Parameter(weight))
@@ -43,13 +44,11 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int], *, zero_last: bool = False) -> None:
         super().__init__()
-        self.linear = nn.ModuleList(
-            nn.Linear(fan_in, fan_out)
-            for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        layers = [nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(sizes)]
         if zero_last:
-            nn.init.zeros_(self.linear[-1].weight)
-            nn.init.zeros_(self.linear[-1].bias)
+            nn.init.zeros_(layers[-1].weight)
+            nn.init.zeros_(layers[-1].bias)
+        self.linear = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         for linear in self.linear[:-1]:

@@ -47,7 +47,8 @@ class Trainer:
 @torch.no_grad()
 def follow(slow: nn.Module, fast: nn.Module, rate: float | Tensor) -> None:
     """Move the parameters of `slow` towards those of `fast` by `rate`, and copy the buffers."""
-    torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), rate)
+    for average, value in zip(slow.parameters(), fast.parameters(), strict=True):
+        average.lerp_(value, rate)  # a rate that is a tensor stays on its device
     for mine, other in zip(slow.buffers(), fast.buffers(), strict=True):
         mine.copy_(other)
 
