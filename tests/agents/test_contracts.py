@@ -327,9 +327,9 @@ def test_the_loss_falls_on_a_fixed_batch(case):
         assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5]), losses
 
     if (world := experience.sample("world")) is not None:
-        falls(lambda: agent.learn_world(world), 100)
+        falls(lambda: agent.learn_world(world), 60)
     real, dreams = experience.sample("policy"), imagine(agent, experience.sample("start"))
-    falls(lambda: agent.learn_policy(real, dreams), 100)
+    falls(lambda: agent.learn_policy(real, dreams), 60)
 
 
 # ------------------------------------------------------------------------ weights and state
