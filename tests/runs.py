@@ -45,19 +45,15 @@ class Run:
 
 
 def train(path: Path, env: str, steps: int, *, options: dict[str, Any], **settings: Any) -> Run:
-    """Train one actor's environment for `steps`, without evaluations unless `train` says so.
-
-    `options` are the agent's.
-    """
+    """One actor and no evaluations, unless the `settings` of the run say so; `options`: agent's."""
     config = RunConfig(
         env=env,
         steps=steps,
-        num_actors=1,
         local=True,
         device="cpu",
         run_dir=str(path),
         agent_options=options,
-        **{"train": TrainConfig(chunk=4, eval_every=0), **settings},
+        **{"num_actors": 1, "train": TrainConfig(chunk=4, eval_every=0), **settings},
     )
     display = Display("test", Console(file=io.StringIO()))
     with RunFolder.create(config) as folder:
