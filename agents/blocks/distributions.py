@@ -63,10 +63,13 @@ class TanhNormal:
     Source: Haarnoja et al. 2018, appendix C.
     """
 
+    MEAN = 5.0  # means lie within ± this (Hafner et al. 2020); the tanh of it is 0.9999
     LOG_STD = (-5.0, 1.0)  # the range a raw spread is squashed into
+    EDGE = 7.0  # draws lie within ± this: of a tanh further out, 32 bits do not tell its argument
 
     def __init__(self, stats: Tensor, generator: torch.Generator) -> None:
-        self.mean, raw = stats.chunk(2, -1)
+        mean, raw = stats.chunk(2, -1)
+        self.mean = self.MEAN * torch.tanh(mean / self.MEAN)
         low, high = self.LOG_STD
         self.log_std = low + (high - low) * torch.sigmoid(raw + 1)  # starts at a std of 0.5
         self._generator = generator
@@ -75,7 +78,7 @@ class TanhNormal:
     def drawn(self) -> tuple[Tensor, Tensor]:
         """One reparameterised sample (…, A) and its log-probability (…)."""
         noise = torch.randn(self.mean.shape, generator=self._generator, device=self.mean.device)
-        raw = self.mean + self.log_std.exp() * noise
+        raw = (self.mean + self.log_std.exp() * noise).clamp(-self.EDGE, self.EDGE)
         return torch.tanh(raw), self._log_prob(raw)
 
     @property
@@ -83,7 +86,8 @@ class TanhNormal:
         return torch.tanh(self.mean)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        return self._log_prob(torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6)))
+        edge = math.tanh(self.EDGE)
+        return self._log_prob(torch.atanh(action.clamp(-edge, edge)))
 
     def entropy(self) -> Tensor:
         """In nats (…), estimated by the draw."""

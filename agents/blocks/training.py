@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,12 @@ class Trainer:
 
     def __init__(self, net: nn.Module, lr: float, clip: float) -> None:
         self._parameters = list(net.parameters())
-        self._adam = torch.optim.Adam(self._parameters, lr, fused=True)
-        self._clip = clip
+        self._lr, self._clip = lr, clip
+
+    @cached_property
+    def _adam(self) -> torch.optim.Adam:
+        """Made when first needed: it imports torch's compiler, which acting can do without."""
+        return torch.optim.Adam(self._parameters, self._lr, fused=True)
 
     def step(self, loss: Tensor) -> Tensor:
         """One step down `loss` → the gradient norm before clipping."""
@@ -101,9 +106,12 @@ class Learning:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`, on another kind of device with random numbers of its own."""
         for name, net in self.nets.items():
             load_net(net, state["nets"][name])
         for name, trainer in self.trainers.items():
             trainer.restore(state["adam"][name])
         for name, noise in self.noise.items():
-            noise.set_state(to_tensor(state["noise"][name]))
+            saved = state["noise"][name]
+            if saved.shape == noise.get_state().shape:  # else of another kind of device
+                noise.set_state(to_tensor(saved))

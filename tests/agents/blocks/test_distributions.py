@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import distributions as oracle
+
+from agents.blocks.distributions import Categorical, TanhNormal
+from agents.blocks.training import generator
+
+
+def categorical(logits: torch.Tensor, seed: int = 0) -> Categorical:
+    return Categorical(logits, generator(seed, "cpu"))
+
+
+def tanh_normal(stats: torch.Tensor, seed: int = 0) -> TanhNormal:
+    return TanhNormal(stats, generator(seed, "cpu"))
+
+
+def squashed(policy: TanhNormal) -> oracle.Distribution:
+    """The same distribution out of torch's parts."""
+    normal = oracle.Normal(policy.mean.double(), policy.log_std.double().exp())
+    tanh = oracle.TanhTransform(cache_size=1)
+    return oracle.Independent(oracle.TransformedDistribution(normal, [tanh]), 1)
+
+
+# --------------------------------------------------------------------------------- discrete
+
+
+def test_categorical_is_a_softmax_with_a_hundredth_of_the_uniform():
+    logits = torch.randn(4, 6, 5, generator=generator(1, "cpu"), dtype=torch.float64) * 3
+    policy = categorical(logits)
+    exp = np.exp(logits.numpy())
+    p = 0.99 * exp / exp.sum(-1, keepdims=True) + 0.01 / 5
+    np.testing.assert_allclose(policy.probs, p, rtol=1e-12)
+    np.testing.assert_allclose(policy.entropy(), -(p * np.log(p)).sum(-1), rtol=1e-12)
+    np.testing.assert_array_equal(policy.mode, p.argmax(-1))
+    action = torch.arange(4 * 6).view(4, 6) % 5
+    expected = np.take_along_axis(np.log(p), action.numpy()[..., None], -1)[..., 0]
+    np.testing.assert_allclose(policy.log_prob(action), expected, rtol=1e-12)
+
+
+def test_no_choice_is_ever_impossible():
+    policy = categorical(torch.tensor([[1e4, 0.0, -1e4]]))
+    assert policy.log_probs.exp().min() >= 0.99 * 0.01 / 3
+    assert torch.isfinite(policy.entropy()).all()
+
+
+def test_a_categorical_draw_has_the_shape_and_the_frequencies_of_its_rows():
+    logits = torch.tensor([[0.0, 1.0, -2.0], [2.0, 0.0, 0.0]])
+    policy = categorical(logits.expand(20_000, 2, 3))
+    action, log_prob = policy.drawn
+    assert action.shape == log_prob.shape == (20_000, 2)
+    assert action.dtype == torch.int64
+    torch.testing.assert_close(log_prob, policy.log_prob(action))
+    for row in range(2):
+        expected = 20_000 * policy.probs[0, row]
+        chi_square = ((action[:, row].bincount(minlength=3) - expected) ** 2 / expected).sum()
+        assert chi_square < 20  # two degrees of freedom: once in 20,000
+
+
+# ------------------------------------------------------------------------------- continuous
+
+
+def test_log_prob_is_that_of_a_tanh_of_a_gaussian():
+    stats = torch.randn(7, 5, 6, generator=generator(1, "cpu"), dtype=torch.float64)
+    policy = tanh_normal(stats)
+    action = torch.rand(7, 5, 3, generator=generator(2, "cpu"), dtype=torch.float64) * 1.98 - 0.99
+    found = policy.log_prob(action)
+    assert found.shape == (7, 5)
+    torch.testing.assert_close(found, squashed(policy).log_prob(action))
+
+
+@pytest.mark.parametrize("stats", [(0.0, 0.0), (1.5, -2.0), (-0.5, 1.0)])
+def test_densities_integrate_to_one(stats):
+    """Over actions, on a grid that is even in their tanh's argument."""
+    raw = torch.linspace(-7, 7, 20_001, dtype=torch.float64)
+    action = torch.tanh(raw)
+    policy = tanh_normal(torch.tensor(stats, dtype=torch.float64).expand(raw.numel(), 2))
+    density = policy.log_prob(action.unsqueeze(-1)).exp()
+    assert torch.trapezoid(density, action) == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.parametrize("mean", [0.0, 2.0, -4.0, 30.0])
+@pytest.mark.parametrize("spread", [-30.0, -3.0, 0.0, 3.0])
+def test_a_draw_is_as_likely_as_the_action_it_became(mean, spread):
+    """Off-policy ratios compare the two: what acting logs and what learning finds."""
+    stats = torch.tensor([mean, mean, spread, spread]).expand(5_000, 4)
+    policy = tanh_normal(stats)
+    action, log_prob = policy.drawn
+    assert (action.abs() <= 1).all()
+    # 0.1: what 32 bits resolve at the edge, in units of the smallest spread
+    torch.testing.assert_close(policy.log_prob(action), log_prob, rtol=0, atol=0.1)
+
+
+def test_entropy_is_that_of_the_density():
+    stats = torch.tensor([0.3, 0.5], dtype=torch.float64)
+    raw = torch.linspace(-9, 9, 40_001, dtype=torch.float64)
+    reference = squashed(tanh_normal(stats))
+    log_prob = reference.log_prob(torch.tanh(raw).unsqueeze(-1))
+    expected = torch.trapezoid(-log_prob.exp() * log_prob, torch.tanh(raw))
+    estimate = tanh_normal(stats.expand(100_000, 2).float()).entropy().mean()
+    assert estimate == pytest.approx(float(expected), abs=0.02)
+
+
+def test_the_mode_is_the_squashed_mean_and_a_draw_is_one_draw():
+    stats = torch.randn(4, 6, generator=generator(1, "cpu"))
+    policy = tanh_normal(stats)
+    torch.testing.assert_close(policy.mode, torch.tanh(policy.mean))
+    assert policy.drawn[0] is policy.drawn[0]
+    assert torch.equal(policy.drawn[0], tanh_normal(stats).drawn[0])  # a seed names it
+    assert not torch.equal(policy.drawn[0], tanh_normal(stats, seed=1).drawn[0])
+
+
+def test_spreads_start_at_a_half_and_stay_in_their_range():
+    spread = torch.tensor([-1e3, 0.0, 1e3])
+    log_std = tanh_normal(torch.stack([torch.zeros(3), spread], -1)).log_std.squeeze(-1)
+    low, high = TanhNormal.LOG_STD
+    assert log_std.tolist() == pytest.approx([low, math.log(0.5), high], abs=0.1)
+    assert torch.all((log_std >= low) & (log_std <= high))
+
+
+def test_gradients_reach_the_statistics_through_a_draw():
+    """Of E[action] by the mean: compare with a finite difference under the same noise."""
+    stats = torch.tensor([0.2, -0.4], dtype=torch.float64)
+
+    def average(mean: torch.Tensor) -> torch.Tensor:
+        rows = torch.stack([mean, stats[1]]).expand(1_000, 2)
+        return tanh_normal(rows).drawn[0].mean()
+
+    mean = stats[0].clone().requires_grad_()
+    average(mean).backward()
+    step = 1e-5
+    slope = (average(stats[0] + step) - average(stats[0] - step)) / (2 * step)
+    assert mean.grad == pytest.approx(float(slope), rel=1e-6)

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from agents.blocks.returns import retrace
+from core.types import Array, Consumer, Space, TableSpec
+from replay_server.table import Table
+
+GAMMA = 0.9
+
+
+def draw(seed: int, B: int = 6, T: int = 9) -> dict[str, torch.Tensor]:
+    """Random windows; some rows end their episode."""
+    rng = np.random.default_rng(seed)
+    discount = GAMMA * (rng.random((B, T)) > 0.2)
+    rows = {
+        "reward": rng.normal(size=(B, T)),
+        "discount": discount,
+        "value": rng.normal(size=(B, T)),
+        "q_taken": rng.normal(size=(B, T)),
+        "trace": rng.random((B, T)) * (rng.random((B, T)) > 0.2),
+    }
+    return {name: torch.tensor(value) for name, value in rows.items()}
+
+
+# ------------------------------------------------------------------- against the definitions
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_is_the_sum_of_munos_equation_4(seed):
+    """Q_t + sum_s (prod_{t<j<=s} d_j c_j) (r_{s+1} + d_{s+1} V_{s+1} - Q_s), term by term."""
+    rows = draw(seed)
+    B, T = rows["reward"].shape
+    r, d, v, q, c = (value.numpy() for value in rows.values())
+    expected = np.zeros((B, T - 1))
+    for b, t in itertools.product(range(B), range(T - 1)):
+        total = q[b, t]
+        for s in range(t, T - 1):
+            factor = np.prod([d[b, j] * c[b, j] for j in range(t + 1, s + 1)])
+            total += factor * (r[b, s + 1] + d[b, s + 1] * v[b, s + 1] - q[b, s])
+        expected[b, t] = total
+    np.testing.assert_allclose(retrace(**rows), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
+def test_on_the_policys_own_data_it_is_the_lambda_return(lam):
+    """(1 - lambda) sum_n lambda^{n-1} G(n), the longest n taking the rest (Sutton & Barto 12.3)."""
+    rows = draw(0)
+    rows["q_taken"], rows["trace"] = rows["value"], torch.full_like(rows["trace"], lam)
+    r, d, v = (rows[name].numpy() for name in ("reward", "discount", "value"))
+    B, T = r.shape
+
+    def n_step(b: int, t: int, n: int) -> float:
+        total, factor = 0.0, 1.0
+        for k in range(t + 1, t + n + 1):
+            total += factor * r[b, k]
+            factor *= d[b, k]
+        return total + factor * v[b, t + n]
+
+    expected = np.zeros((B, T - 1))
+    for b, t in itertools.product(range(B), range(T - 1)):
+        longest = T - 1 - t
+        weights = [(1 - lam) * lam ** (n - 1) for n in range(1, longest)] + [lam ** (longest - 1)]
+        expected[b, t] = sum(w * n_step(b, t, n + 1) for n, w in enumerate(weights))
+    np.testing.assert_allclose(retrace(**rows), expected, rtol=1e-12)
+
+
+def test_true_values_stay_as_they_are_whatever_the_trace():
+    """On a chain without chance, V and Q being right, no trace can move them."""
+    rows = draw(1)
+    T = rows["reward"].shape[1]
+    value = rows["value"].clone()
+    for t in range(T - 2, -1, -1):
+        value[:, t] = rows["reward"][:, t + 1] + rows["discount"][:, t + 1] * value[:, t + 1]
+    found = retrace(rows["reward"], rows["discount"], value, value, rows["trace"])
+    torch.testing.assert_close(found, value[:, :-1])
+
+
+def test_a_trace_of_zero_bootstraps_at_once():
+    rows = draw(2)
+    rows["trace"] = torch.zeros_like(rows["trace"])
+    one_step = rows["reward"] + rows["discount"] * rows["value"]
+    torch.testing.assert_close(retrace(**rows), one_step[:, 1:])
+
+
+def test_nothing_behind_a_trace_of_zero_counts():
+    one, other = draw(3), draw(4)
+    last = 4
+    for name in one:
+        other[name][:, : last + 1] = one[name][:, : last + 1]
+    one["trace"][:, last] = other["trace"][:, last] = 0
+    found, same = retrace(**one), retrace(**other)
+    torch.testing.assert_close(found[:, :last], same[:, :last])
+    assert not torch.isclose(found[:, last], same[:, last]).any()
+
+
+# ---------------------------------------------------------------- windows of a real replay
+
+
+class Histories:
+    """Streams of short episodes, kept in lists and written into a small ring."""
+
+    def __init__(self, seed: int, window: int, streams: int = 3, capacity: int = 60) -> None:
+        rng = np.random.default_rng(seed)
+        flag, number = Space((), "bool"), Space((), "float32")
+        columns = {
+            "stream": Space((), "int64"),
+            "index": Space((), "int64"),  # of the row in its stream
+            "reward": number,
+            "value": number,
+            "first": flag,
+            "last": flag,
+            "terminal": flag,
+        }
+        spec = TableSpec(capacity, columns, {"policy": Consumer(6, window)})
+        self.table = Table("real", spec, seed)
+        self.rows: list[list[dict[str, float]]] = [[] for _ in range(streams)]
+        left, first = np.zeros(streams, int), np.ones(streams, bool)
+        for _ in range(30):
+            chunk = []
+            for _ in range(int(rng.integers(1, 7))):
+                left = np.where(first, rng.integers(1, 7, streams), left - 1)  # steps to go
+                last = left == 0
+                chunk.append(
+                    {
+                        "stream": np.arange(streams),
+                        "index": np.array([len(rows) for rows in self.rows]),
+                        "reward": np.where(first, 0, rng.normal(size=streams)).astype(np.float32),
+                        "value": rng.normal(size=streams).astype(np.float32),
+                        "first": first,
+                        "last": last,
+                        "terminal": last & (rng.random(streams) < 0.5),
+                    }
+                )
+                for stream, rows in enumerate(self.rows):
+                    rows.append({name: value[stream] for name, value in chunk[-1].items()})
+                first = last
+            rows = {name: np.stack([row[name] for row in chunk], 1) for name in chunk[0]}
+            assert self.table.add(rows, np.arange(streams))
+        assert self.table.stats()["evicted"] > capacity  # it went round more than once
+
+    def n_step(self, stream: int, index: int, n: int) -> float:
+        """The reward of up to n steps, then the value of where they lead unless that is final."""
+        total = 0.0
+        for k in range(n):
+            row = self.rows[stream][index + k + 1]
+            total += GAMMA**k * row["reward"]
+            if row["last"] or k == n - 1:
+                return total + (0.0 if row["terminal"] else GAMMA ** (k + 1) * row["value"])
+        raise AssertionError
+
+
+@pytest.mark.parametrize("window", [2, 4, 9])
+def test_n_step_returns_of_windows_are_those_of_the_episodes(window):
+    """Through truncation, termination, short episodes and the ring's wrap-around."""
+    history = Histories(seed=window, window=window)
+    met: set[str] = set()
+    for _ in range(100):
+        sample = history.table.sample("policy")
+        assert sample is not None
+        rows: dict[str, Array] = sample.data
+        inside = torch.tensor(~rows["last"])
+        value = torch.tensor(rows["value"])
+        found = retrace(
+            reward=torch.tensor(rows["reward"]),
+            discount=GAMMA * torch.tensor(~rows["terminal"]),
+            value=value,
+            q_taken=value,
+            trace=inside.float(),
+        )
+        for b, t in np.argwhere(~rows["last"][:, :-1]):
+            stream, index = rows["stream"][b, t], rows["index"][b, t]
+            expected = history.n_step(stream, index, n=window - 1 - t)
+            assert found[b, t] == pytest.approx(expected, abs=1e-5)
+        met |= {"truncation"} if (rows["last"] & ~rows["terminal"])[:, 1:-1].any() else set()
+        met |= {"termination"} if rows["terminal"][:, 1:-1].any() else set()
+        met |= {"several episodes"} if (rows["first"][:, 1:].sum(1) > 1).any() else set()
+    if window > 2:
+        assert {"truncation", "termination"} <= met
+    if window > 4:
+        assert "several episodes" in met

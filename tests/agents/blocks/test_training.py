@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents.blocks.nets import MLP
+from agents.blocks.training import Learning, Trainer, follow, generator, load_net, net_state
+
+SIZES = (3, 8, 1)
+
+
+def loss(net: nn.Module, seed: int) -> Tensor:
+    x = torch.randn(16, 3, generator=generator(seed, "cpu"))
+    return (net(x).squeeze(-1) - x.sum(-1)).square().mean()
+
+
+def learning(seed: int) -> tuple[Learning, MLP, Trainer, torch.Generator]:
+    torch.manual_seed(seed)
+    net, noise = MLP(SIZES), generator(seed, "cpu")
+    trainer = Trainer(net, lr=1e-2, clip=1.0)
+    return Learning({"net": net}, {"net": trainer}, {"noise": noise}), net, trainer, noise
+
+
+def test_a_step_is_adam_on_the_clipped_gradient():
+    _, net, trainer, _ = learning(0)
+    reference = copy.deepcopy(net)
+    adam = torch.optim.Adam(reference.parameters(), lr=1e-2)
+    for step in range(5):
+        norm = trainer.step(loss(net, step))
+        adam.zero_grad()
+        loss(reference, step).backward()
+        gradients = [p.grad for p in reference.parameters() if p.grad is not None]
+        total = torch.cat([g.flatten() for g in gradients]).norm()
+        assert norm == pytest.approx(float(total), rel=1e-5)  # as it was before clipping
+        for gradient in gradients:
+            gradient.mul_(min(1.0, 1.0 / float(total)))
+        adam.step()
+        for mine, other in zip(net.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(mine, other)
+
+
+def test_a_restored_learning_continues_bit_for_bit():
+    one, net, trainer, noise = learning(0)
+    for step in range(3):
+        trainer.step(loss(net, step))
+    torch.randn(7, generator=noise)
+    saved = one.state()
+    other, same_net, same_trainer, same_noise = learning(1)
+    other.restore(saved)
+    for step in range(3, 6):
+        assert trainer.step(loss(net, step)) == same_trainer.step(loss(same_net, step))
+        assert torch.equal(torch.randn(3, generator=noise), torch.randn(3, generator=same_noise))
+    for mine, theirs in zip(net.parameters(), same_net.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_state_of_before_the_first_step_can_be_restored():
+    fresh, _, _, _ = learning(0)
+    saved = fresh.state()
+    other, net, trainer, _ = learning(1)
+    trainer.step(loss(net, 0))
+    other.restore(saved)
+    assert other.state()["adam"] == {"net": {}}
+    trainer.step(loss(net, 0))
+
+
+def test_a_generator_of_another_kind_of_device_keeps_its_own_seed():
+    """Networks move from a GPU to a CPU; what a GPU's generator would have drawn cannot."""
+    one, _, _, _ = learning(0)
+    saved = one.state()
+    saved["noise"]["noise"] = np.zeros(16, np.uint8)  # the size of a GPU generator's state
+    other, net, _, noise = learning(1)
+    other.restore(saved)
+    assert torch.equal(noise.get_state(), generator(1, "cpu").get_state())
+    assert all(
+        np.array_equal(net_state(net)[name], saved["nets"]["net"][name]) for name in net_state(net)
+    )
+
+
+def test_weights_are_copies_both_ways():
+    net, other = MLP(SIZES), MLP(SIZES)
+    weights = net_state(net)
+    load_net(other, weights)
+    kept = copy.deepcopy(weights)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    for name, value in kept.items():
+        assert np.array_equal(weights[name], value)
+        weights[name][...] = -1
+    for name, value in net_state(other).items():
+        assert np.array_equal(value, kept[name])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.02, 1.0, torch.tensor(0.25)])
+def test_the_slow_net_moves_by_the_rate_and_takes_the_buffers(rate):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+            self.register_buffer("seen", torch.randn(4))
+
+    slow, fast = Net(), Net()
+    before = net_state(slow)
+    follow(slow, fast, rate)
+    after, target = net_state(slow), net_state(fast)
+    for name in ("linear.weight", "linear.bias"):
+        expected = before[name] + float(rate) * (target[name] - before[name])
+        np.testing.assert_allclose(after[name], expected, rtol=1e-5, atol=1e-7)
+    assert np.array_equal(after["seen"], target["seen"])
+    follow(slow, fast, rate)
+    assert np.array_equal(net_state(fast)["linear.weight"], target["linear.weight"])
+
+
+def test_acting_does_without_the_compiler_that_adam_brings():
+    """It takes a process a second and 70 MB, and there is one process for each actor."""
+    code = (
+        "import sys, torch; from agents.blocks.training import Trainer;"
+        "Trainer(torch.nn.Linear(1, 1), 1e-3, 1.0); assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

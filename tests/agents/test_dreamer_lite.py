@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.blocks.training import to_tensors
+from agents.dreamer_lite import Config, DreamerLite
+from core.errors import UserError
+from core.types import Array, Batch, EnvSpec, Sample, Space
+from replay_server.server import ReplayServer
+from tests.runs import train
+
+VECTOR = Space((2,), "float32")
+PUSH = Space((1,), "float32")
+SMALL: dict[str, Any] = {"hidden": 64, "latent": 16, "world_batch": 60, "trajectories": 40}
+
+
+class Swing:
+    """A linear system with a push, x' = A x + b a, that ends where |x_0| > `edge`.
+
+    The reward of a step is x_0 + a / 2.
+    """
+
+    A = 0.98 * np.array([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]])
+    b = np.array([0.0, 0.5])
+
+    def __init__(self, edge: float = np.inf) -> None:
+        self.edge = edge
+        self.rng = np.random.default_rng(0)
+
+    def starts(self, n: int) -> Array:
+        return self.rng.uniform(-1, 1, (n, 2)) * min(self.edge, 1)
+
+    def windows(self, B: int, T: int) -> Sample:
+        """Windows of random play (B, T, …)."""
+        x, reward = self.starts(B), np.zeros(B)
+        first = last = np.zeros(B, bool)
+        rows: list[Batch] = []
+        for t in range(T):
+            last = (np.abs(x[:, 0]) > self.edge) & (t > 0)
+            action = self.rng.uniform(-1, 1, (B, 1))
+            rows.append(
+                {
+                    "obs": x.astype(np.float32),
+                    "action": action.astype(np.float32),
+                    "reward": reward.astype(np.float32),
+                    "first": first,
+                    "last": last,
+                    "terminal": last,
+                    "log_prob": np.full(B, -np.log(2), np.float32),
+                }
+            )
+            reward = np.where(last, 0, x[:, 0] + action[:, 0] / 2)
+            x = np.where(last[:, None], self.starts(B), x @ self.A.T + action * self.b)
+            first = last
+        data = {key: np.stack([row[key] for row in rows], 1) for key in rows[0]}
+        return Sample(data, np.arange(B), np.full(B, 1 / B), B)
+
+
+def build(action: Space = PUSH, seed: int = 0, **options: Any) -> DreamerLite:
+    spec = EnvSpec("Swing-v0", VECTOR, action)
+    return DreamerLite(Config(**{**SMALL, **options}), spec, seed, "cpu")
+
+
+@pytest.fixture(scope="module")
+def swinging() -> DreamerLite:
+    """An agent that has seen random play of a system without an end. Not to be trained on."""
+    agent, system = build(), Swing()
+    for _ in range(150):
+        agent.learn_world(system.windows(60, 5))
+    return agent
+
+
+# ---------------------------------------------------------------------------- world model
+
+
+def test_the_world_model_learns_a_linear_system():
+    """On windows it has not seen yet; compared with the guess that nothing changes."""
+    agent, system = build(), Swing()
+    errors = []
+    for _ in range(150):
+        windows = system.windows(60, 5)
+        metrics = agent.learn_world(windows).metrics
+        obs = windows.data["obs"] / windows.data["obs"].std((0, 1))
+        row = []
+        for step in (1, 4):
+            stays = np.sqrt(np.square(obs[:, step] - obs[:, 0]).mean())
+            row.append(float(metrics[f"model/error_{step}"]) / stays)
+        errors.append([*row, float(metrics["loss/reward"])])
+    one, four, reward = np.mean(errors[-10:], 0)
+    assert one < 0.2
+    assert four < 0.2
+    assert reward < 0.1  # the mean square, in squares of the typical reward
+
+
+def test_the_continue_head_learns_where_episodes_end():
+    agent, system = build(slow_world=0.05), Swing(edge=0.7)
+    for _ in range(300):
+        agent.learn_world(system.windows(60, 5))
+    obs = system.rng.uniform(-1.2, 1.2, (2_000, 2)).astype(np.float32)
+    world = agent.slow_world
+    with torch.no_grad():
+        stays = torch.sigmoid(world.cont(world.encode(torch.tensor(obs)))).squeeze(-1).numpy()
+    inside = np.abs(obs[:, 0]) < system.edge
+    clear = np.abs(np.abs(obs[:, 0]) - system.edge) > 0.1
+    assert np.mean((stays > 0.5) == inside, where=clear) > 0.9
+
+
+def test_dreams_are_not_trusted_where_the_data_never_was(swinging):
+    system = Swing()
+    inside, outside = system.windows(60, 1), system.windows(60, 1)
+    outside.data["obs"] = outside.data["obs"] * 5
+    trust = [swinging.dream(starts)["trust"][:, 1:].mean() for starts in (inside, outside)]
+    assert trust[0] > 0.7
+    assert trust[1] < 0.5 * trust[0]
+
+
+def test_trust_and_the_chance_to_be_alive_only_fall(swinging):
+    dreams = swinging.dream(Swing().windows(60, 3))
+    assert (dreams["trust"].diff(dim=1) <= 0).all()
+    assert (dreams["trust"][:, 0] == 1).all()
+    assert (dreams["cont"][:, 0] == 1).all()
+    assert ((dreams["cont"] >= 0) & (dreams["cont"] <= 1)).all()
+
+
+def test_dreams_begin_at_the_last_rows_of_their_starts(swinging):
+    starts = Swing().windows(60, 3)
+    dreams = swinging.dream(starts)
+    latent = swinging.slow_world.encode(torch.tensor(starts.data["obs"][:, -1]))
+    torch.testing.assert_close(dreams["latent"][:, 0], latent)
+
+
+def test_dreams_are_of_the_policy_itself(swinging):
+    """So its Retrace targets on them are lambda-returns."""
+    dreams = swinging.dream(Swing().windows(60, 1))
+    policy = swinging.policy_at(dreams["latent"], swinging.policy_noise)
+    found = policy.log_prob(dreams["action"])
+    torch.testing.assert_close(found, dreams["log_prob"], rtol=0, atol=0.02)
+
+
+# ---------------------------------------------------------------------- dreams and real rows
+
+
+@pytest.mark.parametrize(
+    ("share", "dreams", "real"), [(0.0, 40, 0), (0.25, 30, 10), (0.3, 25, 15), (1.0, 0, 40)]
+)
+def test_the_real_share_divides_what_the_policy_learns_from(share, dreams, real):
+    """Dreams come in multiples of the members."""
+    agent = build(real_share=share, members=5)
+    consumers = agent.tables["real"].consumers
+    assert ("dream" in agent.tables) == ("start" in consumers) == (dreams > 0)
+    assert ("policy" in consumers) == (real > 0)
+    system, starts, windows = Swing(), None, None
+    if dreams:
+        assert consumers["start"].batch == dreams
+        starts = agent.dream(system.windows(dreams, 1))
+    if real:
+        assert consumers["policy"].batch == real
+        windows = system.windows(real, consumers["policy"].window)
+    metrics = agent.learn_policy(windows, starts).metrics
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    assert float(metrics["dream/share"]) == pytest.approx(dreams / 40)
+    ReplayServer(agent.tables, 0)
+
+
+def test_options_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match=r"world_batch must be a multiple of agent.members \(7\)"):
+        Config(members=7)
+    with pytest.raises(UserError, match=r"real_share must be from 0 to 1; found 1\.5"):
+        Config(real_share=1.5)
+
+
+# ---------------------------------------------------------------------------------- returns
+
+
+@pytest.fixture
+def valued(swinging) -> DreamerLite:
+    """An agent whose slow critic says something different everywhere."""
+    agent = copy.deepcopy(swinging)
+    with torch.no_grad():
+        for parameter in agent.slow_critic.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    return agent
+
+
+def returns_of(agent: DreamerLite, trajectories: Batch) -> tuple[Array, Array]:
+    """Targets of the critic (B, T-1) and the values they bootstrap from (B, T), same noise."""
+    noise = agent.policy_noise.get_state()
+    policy = agent.policy_at(trajectories["latent"], agent.policy_noise)
+    value = agent.slow_critic(trajectories["latent"], trajectories["action"], policy)[1]
+    agent.policy_noise.set_state(noise)
+    unit = float(agent.value_unit)
+    with torch.no_grad():
+        found = agent.returns(trajectories, policy)
+    return found.numpy() * unit, value.detach().numpy() * unit
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_truncation_bootstraps_and_termination_does_not(valued, terminal):
+    windows = Swing().windows(8, 6)
+    end = 3
+    windows.data["last"][:, end], windows.data["first"][:, end + 1] = True, True
+    windows.data["terminal"][:, end] = terminal
+    found, value = returns_of(valued, valued.lived(to_tensors(windows.data, "cpu")))
+    reward, gamma = windows.data["reward"], valued.config.gamma
+    expected = reward[:, end] + (0 if terminal else gamma * value[:, end])
+    np.testing.assert_allclose(found[:, end - 1], expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(gamma * value[:, end]).min() > 1e-2  # the two differ
+
+
+def test_returns_do_not_reach_into_the_next_episode(valued):
+    system, end = Swing(), 3
+    one = system.windows(8, 6)
+    one.data["last"][:, end], one.data["first"][:, end + 1] = True, True
+    other = copy.deepcopy(one)
+    for name, value in system.windows(8, 6).data.items():
+        if name in ("obs", "action", "reward"):
+            other.data[name][:, end + 1 :] = value[:, end + 1 :]
+    other.data["action"][:, end] = 0.0  # the action of a last row is unused
+    lived = [valued.lived(to_tensors(windows.data, "cpu")) for windows in (one, other)]
+    found, same = (returns_of(valued, rows)[0][:, :end] for rows in lived)
+    np.testing.assert_allclose(found, same, rtol=1e-4, atol=1e-4)
+    assert not lived[0]["weight"][:, end].any()  # nor is anything learned there
+
+
+def test_returns_bootstrap_where_trust_ends(valued):
+    dreams = valued.dream(Swing().windows(60, 1))
+    end = 4
+    dreams["trust"] = torch.ones_like(dreams["trust"])
+    dreams["trust"][:, end:] = 0
+    found, value = returns_of(valued, valued.dreamed(dreams))
+    reward, cont = dreams["reward"].numpy(), dreams["cont"].numpy()
+    expected = reward[:, end] + valued.config.gamma * cont[:, end] * value[:, end]
+    np.testing.assert_allclose(found[:, end - 1], expected, rtol=1e-4, atol=1e-4)
+    assert not valued.dreamed(dreams)["weight"][:, end:].any()
+
+
+# ------------------------------------------------------------------------------- probe runs
+
+
+PROBE = {**SMALL, "horizon": 2, "world_window": 2, "warmup": 40}
+
+
+def values(agent: DreamerLite, obs: list[float]) -> list[float]:
+    """What the critic thinks of playing on from these observations (n,)."""
+    z = agent.slow_world.encode(torch.tensor(obs).view(-1, 1, 1))
+    policy = agent.policy_at(z, agent.policy_noise)
+    return (agent.critic(z, policy.mode, policy)[1] * agent.value_unit).flatten().tolist()
+
+
+def greedy(agent: DreamerLite, obs: list[float]) -> Array:
+    rows = {"obs": np.array(obs, np.float32)[:, None]}
+    return agent.act(rows, agent.initial(len(obs)), explore=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("env", "obs", "expected"),
+    [
+        ("Constant", [0.0], [1.0]),
+        ("ObsReward", [-1.0, 1.0], [-1.0, 1.0]),
+        ("Delayed", [0.0, 1.0], [0.5, 1.0]),  # the first is the discount
+    ],
+)
+def test_the_critic_learns_the_discounted_value(tmp_path, env, obs, expected):
+    run = train(tmp_path / "run", f"envs.probe:{env}-v0", 200, options={**PROBE, "gamma": 0.5})
+    assert values(run.agent(), obs) == pytest.approx(expected, abs=0.2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_policy_learns_which_action_pays_where(tmp_path, share):
+    """From dreams alone, from both, and from real rows alone."""
+    options = {**PROBE, "gamma": 0.5, "lr_policy": 1e-3, "real_share": share}
+    run = train(tmp_path / "run", "envs.probe:ObsActionReward-v0", 240, options=options)
+    assert greedy(run.agent(), [-1.0, 1.0]).tolist() == [0, 1]
+
+
+def test_the_policy_learns_how_much_to_act(tmp_path):
+    """The best actions are 1 and 3 in [0, 4]: -1/2 and 1/2 in [-1, 1]."""
+    run = train(tmp_path / "run", "envs.probe:Continuous-v0", 400, options=PROBE)
+    assert greedy(run.agent(), [-1.0, 1.0]).ravel() == pytest.approx([-0.5, 0.5], abs=0.3)
