@@ -191,7 +191,8 @@ def returns_of(agent: DreamerLite, trajectories: Batch) -> tuple[Array, Array]:
     """Targets of the critic (B, T-1) and the values they bootstrap from (B, T), same noise."""
     noise = agent.policy_noise.get_state()
     policy = agent.policy_at(trajectories["latent"], agent.policy_noise)
-    value = agent.slow_critic(trajectories["latent"], trajectories["action"], policy)[1]
+    options = agent.slow_critic(trajectories["latent"], trajectories["action"], policy)[1]
+    value = policy.expect(options)
     agent.policy_noise.set_state(noise)
     unit = float(agent.value_unit)
     with torch.no_grad():
