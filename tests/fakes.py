@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class FakeEnv:
 class FakeConfig:
     capacity: int = 1_000  # rows
     fail: str = ""  # the call that raises: learn_world, dream, learn_policy
+    learn_s: float = 0.0  # how long an update of the policy takes
 
 
 class FakeAgent:
@@ -136,6 +138,7 @@ class FakeAgent:
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         self._note("learn_policy", (real, dreams))
+        time.sleep(self.config.learn_s)
         self.count["policy"] += 1
         priorities = None if real is None else np.arange(1.0, len(real.keys) + 1)
         return Feedback({"loss/policy": np.float32(1.0 / self.count["policy"])}, priorities)

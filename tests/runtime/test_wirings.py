@@ -48,6 +48,8 @@ both = pytest.mark.parametrize("wiring", ["local", CLUSTER], indirect=True)
 def test_every_row_arrives_once_and_weights_come_back(tmp_path, wiring, num_actors, num_dreamers):
     rhythm = replace(RHYTHM, eval_every=100)
     given = config(tmp_path, rhythm, num_actors=num_actors, num_dreamers=num_dreamers)
+    if (wiring, num_actors) == ("cluster", 2):  # slow enough for the second actor to take part
+        given = replace(given, steps=1200, agent_options={"capacity": 20_000, "learn_s": 0.02})
     left = train(wiring, given)
     assert left.code == 0
     found = streams(left.state)
@@ -59,7 +61,7 @@ def test_every_row_arrives_once_and_weights_come_back(tmp_path, wiring, num_acto
     steps = sum(int((~rows["last"]).sum()) for rows in found)
     session = left.state["session"]
     assert steps == session["env_steps"] == left.events[-1]["env_steps"]
-    assert steps >= 300
+    assert steps >= given.steps
 
     # Weights come back: what took a row is never older than what took the row before it.
     versions = [rows["version"] for rows in found]
@@ -203,9 +205,9 @@ def test_two_local_runs_with_one_seed_write_the_same(tmp_path):
 )
 def test_a_process_that_dies_or_hangs_is_replaced(tmp_path, ray_here, env, error):
     rhythm = replace(RHYTHM, chunk=2, env_timeout_s=1.5)
-    left = train("cluster", config(tmp_path, rhythm, env=env, steps=60))
+    left = train("cluster", config(tmp_path, rhythm, env=env, steps=40))
     assert left.code == 0
-    assert left.state["session"]["env_steps"] >= 60
+    assert left.state["session"]["env_steps"] >= 40
     faults = left.of("fault")
     assert faults
     assert all(event["worker"] == "actor-0" and error in event["error"] for event in faults)
