@@ -406,17 +406,17 @@ class WeightsProxy:
     """The weight store from another process: looks for newer ones a few times a second at most."""
 
     host: ActorHandle
-    _asked: dict[str, float] = field(default_factory=dict)
+    _again: dict[str, float] = field(default_factory=dict)  # group → when to ask for it again
 
     def publish(self, group: str, weights: Weights) -> int:
         return cast(int, ray.get(self.host.publish.remote(group, weights)))
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
-        now = time.monotonic()
-        if now < self._asked.get(group, 0.0):
+        if time.monotonic() < self._again.get(group, 0.0):
             return None
-        self._asked[group] = now + ASK_EVERY_S
-        return cast(tuple[int, Weights] | None, ray.get(self.host.latest.remote(group, have)))
+        newer = ray.get(self.host.latest.remote(group, have))
+        self._again[group] = time.monotonic() + ASK_EVERY_S
+        return cast(tuple[int, Weights] | None, newer)
 
 
 def _on_host(batch: Batch) -> Batch:

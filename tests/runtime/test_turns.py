@@ -65,7 +65,8 @@ def test_a_report_tells_only_what_happened_since_the_last():
 
 
 @pytest.mark.parametrize(
-    ("error", "environment"), [(EnvironmentFault("a reward of nan"), True), (OSError("gone"), False)]
+    ("error", "environment"),
+    [(EnvironmentFault("a reward of nan"), True), (OSError("gone"), False)],
 )
 def test_an_exception_becomes_a_fault_in_words(error, environment):
     it = turns(error)

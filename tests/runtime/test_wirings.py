@@ -98,7 +98,9 @@ def test_an_environment_that_breaks_now_and_then_is_started_again(tmp_path, wiri
     assert left.code == 0
     assert left.state["session"]["env_steps"] >= 300
     faults = left.of("fault")
-    assert {event["error"] for event in faults} == {"RuntimeError: the probe broke, as it does now and then"}
+    assert {event["error"] for event in faults} == {
+        "RuntimeError: the probe broke, as it does now and then"
+    }
     broke = [event["worker"] for event in faults]
     assert broke.count("actor-0") > 1
     run = left.of("run")[-1]
