@@ -11,6 +11,7 @@ import inspect
 import io
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -23,7 +24,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppend
 import agents
 from core import checkpoint
 from core.config import Flags, RunConfig, apply, configure
-from core.errors import UserError, nearest
+from core.errors import UserError, WorkerFailed, nearest
 
 EXAMPLES = """examples:
   python launch.py --num-actors 16                               train on CartPole, on Ray
@@ -40,6 +41,7 @@ MAY_CHANGE = ("steps", "num_actors", "num_dreamers", "address", "local", "dashbo
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command → its exit code: 0 done, 1 a bug, 2 the person's mistake, 130/143 stopped."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose by more threads
     args = list(sys.argv[1:] if argv is None else argv)
     commands = {"train": train, "eval": evaluate, "list": show}
     try:
@@ -51,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except WorkerFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

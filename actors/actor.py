@@ -70,6 +70,10 @@ class Actor:
         events, self._events = self._events, []
         return events
 
+    def close(self) -> None:
+        """Close the environments."""
+        self._env.close()
+
     def _report(self, rows: Batch) -> None:
         for _, episode_return, length in self._episodes.add(rows):
             ended: Event = {"kind": "episode", "return": episode_return, "length": length}

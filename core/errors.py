@@ -1,4 +1,4 @@
-"""The two ways a run ends badly that are not bugs of ours."""
+"""The ways a run goes wrong that are told from bugs of ours."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class UserError(Exception):
 
 class EnvironmentFault(Exception):
     """An environment broke its contract (NaN, wrong shape). The actor that owns it is restarted."""
+
+
+class WorkerFailed(Exception):
+    """A part of a run broke for good; the text opens with its own traceback. Exit code 1."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

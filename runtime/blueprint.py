@@ -16,8 +16,6 @@ from actors.evaluator import Evaluator
 from core.config import RunConfig, apply
 from core.types import Agent, EnvSpec, Replay, TableSpec, WeightStore, Worker
 from dreamer_workers.dreamer import Dreamer
-from envs import registry
-from envs.vector import GymVector
 from learner.learner import Learner
 
 
@@ -27,7 +25,7 @@ class Progress:
 
     env_steps: int = 0
     updates: Mapping[str, int] = field(default_factory=dict)  # role → gradient steps taken
-    starts: int = 0  # how often this worker was started before
+    starts: int = 0  # how often this worker was started before; every start has seeds of its own
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class Site:
 class Blueprint:
     """A run's configuration and its environment's spaces; small, and travels between processes.
 
+    A process imports what it builds: torch with an agent, gymnasium with an environment.
     `agent_path` is `module:Class`. Every seed follows from the run's seed, the part's name and how
     often that part was started, so that a restarted actor does not repeat itself.
     """
@@ -56,6 +55,8 @@ class Blueprint:
     @classmethod
     def of(cls, config: RunConfig) -> Blueprint:
         """The blueprint of a run. Raises UserError for an unknown agent or environment."""
+        from envs import registry
+
         return cls(config, registry.describe(config.env), agents.find(config.agent).path)
 
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
@@ -88,14 +89,19 @@ class Blueprint:
         return int(np.random.SeedSequence((self.config.seed, name, starts)).generate_state(1)[0])
 
     def _actor(self, index: int, site: Site) -> Actor:
-        n, train = self.config.envs_per_actor, self.config.train
+        from envs.vector import GymVector
+
+        config, starts = self.config, site.progress.starts
+        n, train = config.envs_per_actor, config.train
+        # Streams of its own for every start: a chunk of an actor that died may still be on its way.
+        stream = (starts * config.num_actors + index) * n
         return Actor(
-            GymVector(self.config.env, n, self.seed(f"env-{index}", site.progress.starts)),
+            GymVector(config.env, n, self.seed(f"env-{index}", starts)),
             site.agent,
             site.replay,
             site.weights,
             index=index,
-            streams=np.arange(index * n, (index + 1) * n),
+            streams=np.arange(stream, stream + n),
             pulls=site.pulls,
             chunk=train.chunk,
             pull_every=train.pull_every,
@@ -127,6 +133,8 @@ class Blueprint:
         )
 
     def _evaluator(self, site: Site) -> Evaluator:
+        from envs.vector import GymVector
+
         train = self.config.train
         return Evaluator(
             lambda seed: GymVector(self.config.env, train.eval_episodes, seed),

@@ -9,9 +9,13 @@ the driver.
 from __future__ import annotations
 
 import logging
+import re
+import signal
 import time
+import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +26,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from core.config import RunConfig
-from core.errors import UserError
-from core.types import Array, Batch, Sample, Weights
+from core.errors import UserError, WorkerFailed
+from core.types import Agent, Array, Batch, Sample, Weights
 from learner.weight_store import LocalWeights
 from runtime.blueprint import Blueprint, weight_groups
 from runtime.display import Display
@@ -37,9 +41,11 @@ TURN_S: Final = 1.0  # how long a worker works between two reports
 WAIT_S: Final = 5.0  # how long a call may wait in the replay for room, or for rows
 ASK_EVERY_S: Final = 0.2  # between two looks for newer weights of a group
 START_S: Final = 180.0  # how long a process may take to start, all packages imported
-ANSWER_S: Final = 600.0  # how long a turn of any worker but an actor may take
-ALONE_S: Final = 10.0  # how long the first actor may work alone before the next is started
-STARTING: Final = 2  # processes that may be starting at once, once learning has begun
+ANSWER_S: Final = 300.0  # how long a gradient step, or an answer to the driver, may take
+EVALUATION_S: Final = 3600.0  # how long an evaluation may take
+PART_S: Final = 4.0  # how long leaving waits for the last rows of the actors
+ALONE_S: Final = 30.0  # the longest the first processes have the machine to themselves
+STARTING: Final = 2  # processes that may be starting at once after that
 
 
 def train(
@@ -49,44 +55,54 @@ def train(
 
     `resumed`: the state of the checkpoint to go on from. Raises WorkerFailed.
     """
+    session = Session(config, folder, display, resumed)
     blueprint = Blueprint.of(config)
-    with cluster(config, folder, display), Session(config, folder, display, resumed) as session:
-        fleet = Fleet(blueprint, session, resumed)
-        try:
-            fleet.run()
-        finally:
-            fleet.close()
-        return session.finish()
+    with ThreadPoolExecutor(1) as meanwhile:
+        agent = meanwhile.submit(blueprint.agent, "driver", "cpu")  # imports torch while Ray starts
+        with cluster(config, display), session:
+            fleet = Fleet(blueprint, agent.result(), session, resumed or {})
+            try:
+                fleet.run()
+            finally:
+                fleet.close()
+            return session.finish()
 
 
 @contextmanager
-def cluster(config: RunConfig, folder: RunFolder, display: Display) -> Iterator[None]:
-    """A Ray cluster on this machine, or the running one at `--address`."""
-    running = config.address is not None
-    started: dict[str, Any] = {"include_dashboard": config.dashboard}
-    joined = {
-        "address": config.address,
-        "runtime_env": {"working_dir": str(ROOT), "excludes": ["/runs/", "/.venv/", ".git/"]},
-    }
+def cluster(config: RunConfig, display: Display) -> Iterator[None]:
+    """A Ray cluster on this machine, or the running one at `--address`.
+
+    One that this process has joined before is used as it is, and not left.
+    """
+    if ray.is_initialized():
+        yield
+        return
     try:
-        context = ray.init(
-            namespace=folder.path.name,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(joined if running else started),
-        )
-    except (ConnectionError, RuntimeError) as error:
-        if not running:
-            raise
-        raise UserError(f"--address {config.address}: {error}") from error
-    try:
-        if config.dashboard and context.dashboard_url:
-            display.note(
-                f"dashboard http://{context.dashboard_url} (token: run `ray get-auth-token`)"
-            )
+        dashboard = _join(config)
+        if config.dashboard and dashboard:
+            display.note(f"dashboard http://{dashboard} (token: run `ray get-auth-token`)")
         yield
     finally:
         ray.shutdown()
+
+
+def _join(config: RunConfig) -> str:
+    """Start or join Ray → where its dashboard is. Raises UserError when nobody can join."""
+    joined: dict[str, Any] = {
+        "address": config.address,
+        "runtime_env": {"working_dir": str(ROOT), "excludes": ["/runs/", "/.venv/", ".git/"]},
+    }
+    started: dict[str, Any] = {"address": "local", "include_dashboard": config.dashboard}
+    about = joined if config.address else started
+    try:
+        context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **about)
+    except (ConnectionError, RuntimeError) as error:
+        if config.address:
+            raise UserError(f"--address {config.address}: {error}") from error
+        raise
+    except SystemExit as end:  # Ray's own answer to SIGTERM, from here until the session's
+        raise SystemExit(128 + signal.SIGTERM) from end
+    return cast(str, context.dashboard_url)
 
 
 # --------------------------------------------------------------------------------- the fleet
@@ -100,63 +116,73 @@ class Process:
     host: ActorHandle
     turn: ray.ObjectRef
     deadline: float  # of that turn, on the monotonic clock
-    reported: bool = False
+    up: bool = False  # it finished a turn: the first one of no time says that it has started
+
+    @property
+    def role(self) -> str:
+        return self.names[-1].partition("-")[0]
 
 
 class Fleet:
-    """All processes of a run, and the loop of their driver."""
+    """All processes of a run, and the loop of their driver.
+
+    agent: one like those of the processes, for its tables and to read a checkpoint. resumed: the
+    state of the checkpoint to go on from, or nothing.
+    """
 
     def __init__(
-        self, blueprint: Blueprint, session: Session, resumed: Mapping[str, Any] | None
+        self, blueprint: Blueprint, agent: Agent, session: Session, resumed: Mapping[str, Any]
     ) -> None:
         self._blueprint, self._session = blueprint, session
-        self._resumed = resumed or {}
-        agent = blueprint.agent("driver", "cpu")  # for its tables alone
+        self._train = blueprint.config.train
         self._groups = weight_groups(agent)
-        crew = blueprint.crew(self._groups)
-        self._shares = shares(blueprint.config, ray.cluster_resources())
-        self._replay = _remote(
-            ReplayHost,
-            "replay",
-            {"num_cpus": self._shares["replay"]},
-            {"insert": len(crew), "sample": 2 * len(crew)},
-        ).remote(agent.tables, blueprint.seed("replay"), self._resumed.get("replay"))
-        self._weights = _remote(LocalWeights, "weights", {"num_cpus": 0}, {}).remote()
+        self._namespace = f"{session.folder.path.name}-{uuid.uuid4().hex[:8]}"
+        self._shares = shares(blueprint.config, _resources(blueprint.config))
         self._processes: dict[tuple[str, ...], Process] = {}
-        self._learning_due = float("inf")  # when to stop waiting for the first gradient step
+        crew = blueprint.crew(self._groups)
+        self._replay = self._actor(
+            ReplayHost, "replay", self._shares["replay"], insert=len(crew), sample=2 * len(crew)
+        ).remote(agent.tables, blueprint.seed("replay"), resumed.get("replay"))
+        self._weights = self._actor(LocalWeights, "weights", 0.0).remote()
+        states = resumed.get("agent", {})
+        for group, state in states.items():  # so that nobody acts or dreams on anything older
+            agent.restore(group, state)
+            self._weights.publish.remote(group, agent.weights(group))
+        self._states = ray.put(states)
+
         trainers = tuple(name for name in crew if name.startswith(("dreamer", "learner")))
         apart = blueprint.config.num_dreamers > 0
-        first = [(name,) for name in trainers] if apart else [trainers]
-        self._owners = {"policy": first[-1], "world": first[0]}
-        for names in (*first, (crew[0],)):
+        hosts = [(name,) for name in trainers] if apart else [trainers]
+        self._owners = {"world": hosts[0], "policy": hosts[-1]}
+        for names in (*hosts, (crew[0],)):
             self._start(names)
         rest = [(name,) for name in crew[1:] if name not in trainers]
         self._to_start = deque(sorted(rest, key=lambda names: names != ("evaluator",)))
+        self._alone_until = time.monotonic() + ALONE_S
 
     def run(self) -> None:
-        """Until the session is over; then what is under way is awaited, scored and saved."""
+        """Until the session is over; then the work under way is awaited, saved and scored."""
         session = self._session
         while not session.over:
-            self._take(self._ready(0.25), again=True)
+            self._take(self._finished(0.25))
             self._stage()
             session.refresh()
             if session.save_due:
                 self.save()
-        self._take(self._ready(4 * TURN_S, all_of_them=True), again=False)
-        evaluator = self._processes.get(("evaluator",))
-        if evaluator and session.interrupted_by is None and evaluator.reported:
-            self._give_turn(evaluator)  # the steps may just have made an evaluation due
-            ray.wait([evaluator.turn], timeout=ANSWER_S)
-            self._take([evaluator], again=False)
+        session.refresh()
+        self._take_last()
         self.save()
+        self._score()
 
     def save(self) -> None:
-        state = {
-            group: self._processes[self._owners[group]].host.state.remote(group)
-            for group in self._groups
+        """Have the session write a checkpoint."""
+        hosts = {group: self._processes[self._owners[group]].host for group in self._groups}
+        asked = {group: host.state.remote(group) for group, host in hosts.items()}
+        replay = self._replay.state.remote()
+        agent = {
+            group: _answer(state, "+".join(self._owners[group])) for group, state in asked.items()
         }
-        agent = {group: ray.get(ref, timeout=ANSWER_S) for group, ref in state.items()}
-        self._session.save(agent, ray.get(self._replay.state.remote(), timeout=ANSWER_S))
+        self._session.save(agent, _answer(replay, "replay"))
 
     def close(self) -> None:
         """Stop every process of this run; others in the cluster stay."""
@@ -166,81 +192,118 @@ class Fleet:
 
     # ------------------------------------------------------------------------------- turns
 
-    def _ready(self, seconds: float, all_of_them: bool = False) -> list[Process]:
-        """The processes whose turn is over, once there is one (or all), or the time is up."""
+    def _finished(self, seconds: float) -> list[Process]:
+        """The processes whose turn is over or overdue, once there is one or the time is up."""
         by_turn = {process.turn: process for process in self._processes.values()}
-        wanted = len(by_turn) if all_of_them else 1
-        done, pending = ray.wait(list(by_turn), num_returns=wanted, timeout=seconds)
+        done, pending = ray.wait(list(by_turn), timeout=seconds)
         now = time.monotonic()
-        overdue = [by_turn[ref] for ref in pending if now > by_turn[ref].deadline]
-        return [by_turn[ref] for ref in done] + overdue
+        overdue = [ref for ref in pending if now > by_turn[ref].deadline]
+        return [by_turn[ref] for ref in (*done, *overdue)]
 
-    def _take(self, processes: list[Process], again: bool) -> None:
-        """Hear the reports of finished turns, restart what broke, and give the next turns."""
+    def _take(self, processes: Sequence[Process], again: bool = True) -> None:
+        """Hear the reports of turns that are over, restart what broke, give the next turns."""
         if not processes:
             return
-        stats = ray.get(self._replay.stats.remote(), timeout=ANSWER_S)
+        stats = _answer(self._replay.stats.remote(), "replay")
         for process in processes:
-            broken = False
             try:
-                for report in ray.get(process.turn, timeout=0):
-                    broken |= report.fault is not None
-                    self._session.take(report, stats)
+                reports = ray.get(process.turn, timeout=0)
             except RayError as error:
-                broken = True
                 for name in process.names:
-                    self._session.broke(name, _death(error))
-            if broken:
+                    self._session.broke(name, self._death(process, error))
                 ray.kill(process.host)
-                self._start(process.names)
+                if again:
+                    self._start(process.names)
                 continue
-            process.reported = True
+            process.up = True
+            for report in reports:
+                self._session.take(report, stats)
             if again:
-                self._give_turn(process)
+                broken = [report.worker for report in reports if report.fault]
+                self._give_turn(process, TURN_S, broken)
 
-    def _give_turn(self, process: Process) -> None:
-        process.turn = process.host.turn.remote(TURN_S)
-        process.deadline = time.monotonic() + TURN_S + self._patience(process.names)
+    def _take_last(self) -> None:
+        """Await the turns under way: of those who learn for sure, of the others for a moment."""
+        up = [process for process in self._processes.values() if process.up]
+        learn = [process for process in up if process.role in ("learner", "dreamer")]
+        others = [process for process in up if process.role == "actor"]
+        for processes, seconds in ((learn, ANSWER_S), (others, PART_S)):
+            if processes:
+                turns = {process.turn: process for process in processes}
+                done, _ = ray.wait(list(turns), num_returns=len(turns), timeout=seconds)
+                self._take([turns[turn] for turn in done], again=False)
 
-    def _patience(self, names: tuple[str, ...]) -> float:
-        actor = names[0].startswith("actor")
-        return self._blueprint.config.train.env_timeout_s if actor else ANSWER_S
+    def _score(self) -> None:
+        """Await the evaluation under way, and the one that the last steps made due."""
+        evaluator = self._processes.get(("evaluator",))
+        for again in (True, False):
+            if evaluator is None or not self._over(evaluator):
+                return
+            self._take([evaluator], again=False)
+            if again:
+                self._give_turn(evaluator, 0.1, [])
+
+    def _over(self, process: Process) -> bool:
+        """Wait for its turn, unless it is overdue or somebody interrupts."""
+        while not ray.wait([process.turn], timeout=0.25)[0]:
+            self._session.refresh()
+            if self._session.interrupted_by or time.monotonic() > process.deadline:
+                return False
+        return True
+
+    def _give_turn(self, process: Process, seconds: float, broken: Sequence[str]) -> None:
+        restarts = {name: self._session.progress(name) for name in broken}
+        process.turn = process.host.turn.remote(seconds, restarts)
+        process.deadline = time.monotonic() + seconds + self._patience(process.role)
+
+    def _patience(self, role: str) -> float:
+        return {"actor": self._train.env_timeout_s, "evaluator": EVALUATION_S}.get(role, ANSWER_S)
+
+    def _death(self, process: Process, error: RayError) -> Fault:
+        """What is known of a process that did not finish its turn."""
+        if isinstance(error, GetTimeoutError):
+            role = process.role
+            what = {"actor": "a step of its environment took"}.get(role, "its turn took")
+            limit = f"{self._patience(role):g} s" + " (train.env_timeout_s)" * (role == "actor")
+            why = f"{what} longer than {limit}: killed" if process.up else "it did not start"
+            return Fault(why, why)
+        text = re.sub(r"\x1b\[\d*m", "", str(error)).strip()
+        return Fault(text.splitlines()[-1].strip() if text else type(error).__name__, text)
 
     # ------------------------------------------------------------------------------ starting
 
     def _stage(self) -> None:
         """Start more processes, without slowing the first gradient step down for them."""
-        starting = sum(not process.reported for process in self._processes.values())
-        if not self._to_start or starting >= STARTING:
-            return
-        if self._session.updates["learner"] == 0:
-            if starting == 0 and self._learning_due == float("inf"):
-                self._learning_due = time.monotonic() + ALONE_S
-            if time.monotonic() < self._learning_due:
-                return
-        self._start(self._to_start.popleft())
+        alone = not self._session.learning and time.monotonic() < self._alone_until
+        starting = sum(not process.up for process in self._processes.values())
+        if self._to_start and not alone and starting < STARTING:
+            self._start(self._to_start.popleft())
 
     def _start(self, names: tuple[str, ...]) -> None:
-        progress = self._session.progress(names[-1])
+        progress = {name: self._session.progress(name) for name in names}
+        starts = progress[names[-1]].starts
         role = names[-1].partition("-")[0]
         trains = role in ("learner", "dreamer")
         device = self._shares["device"] if trains else "cpu"
-        resources = {"num_cpus": self._shares[role]}
-        if device == "cuda":
-            resources["num_gpus"] = self._shares["gpu"]
-        label = "+".join(names) + (f" (start {progress.starts + 1})" if progress.starts else "")
-        host = _remote(WorkerHost, label, resources, {}).remote(
+        gpus = self._shares["gpu"] if device == "cuda" else 0.0
+        label = "+".join(names) + (f" (start {starts + 1})" if starts else "")
+        host = self._actor(WorkerHost, label, self._shares[role], gpus).remote(
             names,
             self._blueprint,
             device,
             ReplayProxy(self._replay),
             WeightsProxy(self._weights),
             progress,
-            self._resumed.get("agent", {}) if trains else {},
+            self._states if trains else {},
         )
-        turn = host.turn.remote(TURN_S)
-        deadline = time.monotonic() + START_S + self._patience(names)
+        turn, deadline = host.turn.remote(0.0, {}), time.monotonic() + START_S
         self._processes[names] = Process(names, host, turn, deadline)
+
+    def _actor(self, kind: type, name: str, cpus: float, gpus: float = 0.0, **threads: int) -> Any:
+        """An actor class ready to be started. threads: how many, by the group of calls."""
+        options = {"name": name, "namespace": self._namespace}
+        remote = ray.remote(concurrency_groups=threads) if threads else ray.remote
+        return remote(kind).options(num_cpus=cpus, num_gpus=gpus, **options)
 
 
 def shares(config: RunConfig, found: Mapping[str, float]) -> dict[str, Any]:
@@ -252,7 +315,7 @@ def shares(config: RunConfig, found: Mapping[str, float]) -> dict[str, Any]:
     trainers = 1 + config.num_dreamers
     wanted = {"actor": 1.0, "learner": 1.0, "dreamer": 1.0, "replay": 0.5, "evaluator": 0.5}
     total = config.num_actors + trainers + 1.0
-    part = min(1.0, found.get("CPU", 1.0) / total)
+    part = min(1.0, found.get("CPU", 0.0) / total)
     gpus = found.get("GPU", 0.0)
     if config.device == "cuda" and gpus == 0:
         raise UserError("--device cuda: no machine of this cluster has a GPU. Use --device cpu.")
@@ -261,19 +324,19 @@ def shares(config: RunConfig, found: Mapping[str, float]) -> dict[str, Any]:
     return {**cpus, "device": device, "gpu": int(1000 * min(1.0, gpus / trainers)) / 1000}
 
 
-def _remote(kind: type, name: str, resources: dict[str, float], groups: dict[str, int]) -> Any:
-    """An actor class ready to be started: `groups` are threads by the name of their work."""
-    actor = ray.remote(concurrency_groups=groups)(kind) if groups else ray.remote(kind)
-    return actor.options(name=name, **resources)
+def _resources(config: RunConfig) -> Mapping[str, float]:
+    """What there is for this run: of a cluster that was running before, what others leave."""
+    return ray.available_resources() if config.address else ray.cluster_resources()
 
 
-def _death(error: RayError) -> Fault:
-    """What is known of a process that did not finish its turn."""
-    if isinstance(error, GetTimeoutError):
-        return Fault("no answer in time: killed", "It did not finish its turn in time.", False)
-    text = str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return Fault(lines[-1] if lines else type(error).__name__, text, False)
+def _answer(ref: ray.ObjectRef, whom: str) -> Any:
+    """What a process answers to the driver. Raises WorkerFailed when it is dead or silent."""
+    try:
+        return ray.get(ref, timeout=ANSWER_S)
+    except GetTimeoutError:
+        raise WorkerFailed(f"{whom} broke: no answer in {ANSWER_S:g} s") from None
+    except RayError as error:
+        raise WorkerFailed(f"{error}\n{whom} broke: {type(error).__name__}") from error
 
 
 # ------------------------------------------------------------------------------- the proxies
@@ -288,25 +351,23 @@ class ReplayProxy:
     """
 
     host: ActorHandle
-    _adding: dict[str, ray.ObjectRef] = field(default_factory=dict)
-    _sampling: dict[tuple[str, str], ray.ObjectRef] = field(default_factory=dict)
+    _asked: dict[tuple[str, ...], ray.ObjectRef] = field(default_factory=dict)
+    _missed: set[tuple[str, ...]] = field(default_factory=set)  # asked for, and not here yet
 
     def add(self, table: str, rows: Batch, streams: Array | None = None) -> bool:
-        if table not in self._adding:
-            call = self.host.add.options(concurrency_group="insert")
-            self._adding[table] = call.remote(table, _on_host(rows), streams, WAIT_S)
-        if not _here(self._adding[table]):
-            return False
-        return cast(bool, ray.get(self._adding.pop(table)))
+        call = ("add", table)
+        if call not in self._asked:
+            add = self.host.add.options(concurrency_group="insert")
+            self._asked[call] = add.remote(table, _on_host(rows), streams, WAIT_S)
+        return bool(self._answer(call))
 
     def sample(self, table: str, consumer: str) -> Sample | Batch | None:
-        asked = self._sampling.get((table, consumer))
-        if asked is None:
-            asked = self._sampling[table, consumer] = self._ask(table, consumer)
-        if not _here(asked):
-            return None
-        self._sampling[table, consumer] = self._ask(table, consumer)
-        sample = ray.get(asked)
+        call = ("sample", table, consumer)
+        if call not in self._asked:
+            self._ask_sample(table, consumer)
+        sample = cast(Sample | Batch | None, self._answer(call))
+        if call not in self._asked:  # there is an answer: ask for the next one
+            self._ask_sample(table, consumer)
         if isinstance(sample, Sample):
             sample.data = _owned(sample.data)
             return sample
@@ -319,16 +380,25 @@ class ReplayProxy:
         return cast(dict[str, float], ray.get(self.host.stats.remote()))
 
     def wait(self, seconds: float) -> None:
-        """Until something asked for has come, or the time is up."""
-        asked = [*self._adding.values(), *self._sampling.values()]
-        if asked:
-            ray.wait(asked, timeout=seconds)
+        """Until something comes that was asked for in vain since the last wait, or time is up."""
+        missed = [self._asked[call] for call in self._missed if call in self._asked]
+        self._missed.clear()
+        if missed:
+            ray.wait(missed, timeout=seconds)
         else:
             time.sleep(seconds)
 
-    def _ask(self, table: str, consumer: str) -> ray.ObjectRef:
-        call = self.host.sample.options(concurrency_group="sample")
-        return call.remote(table, consumer, WAIT_S)
+    def _ask_sample(self, table: str, consumer: str) -> None:
+        sample = self.host.sample.options(concurrency_group="sample")
+        self._asked["sample", table, consumer] = sample.remote(table, consumer, WAIT_S)
+
+    def _answer(self, call: tuple[str, ...]) -> Any:
+        """What was asked for, or None while it is on its way."""
+        if not ray.wait([self._asked[call]], timeout=0)[0]:
+            self._missed.add(call)
+            return None
+        self._missed.discard(call)
+        return ray.get(self._asked.pop(call))
 
 
 @dataclass
@@ -336,21 +406,17 @@ class WeightsProxy:
     """The weight store from another process: looks for newer ones a few times a second at most."""
 
     host: ActorHandle
-    _asked: dict[str, float] = field(default_factory=dict)
+    _again: dict[str, float] = field(default_factory=dict)  # group → when to ask for it again
 
     def publish(self, group: str, weights: Weights) -> int:
         return cast(int, ray.get(self.host.publish.remote(group, weights)))
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
-        now = time.monotonic()
-        if now < self._asked.get(group, 0.0):
+        if time.monotonic() < self._again.get(group, 0.0):
             return None
-        self._asked[group] = now + ASK_EVERY_S
-        return cast(tuple[int, Weights] | None, ray.get(self.host.latest.remote(group, have)))
-
-
-def _here(ref: ray.ObjectRef) -> bool:
-    return bool(ray.wait([ref], timeout=0)[0])
+        newer = ray.get(self.host.latest.remote(group, have))
+        self._again[group] = time.monotonic() + ASK_EVERY_S
+        return cast(tuple[int, Weights] | None, newer)
 
 
 def _on_host(batch: Batch) -> Batch:

@@ -1,4 +1,4 @@
-"""What runs inside the processes of a cluster. Free of Ray: they are given handles, and turns."""
+"""What runs inside the processes of a cluster, free of Ray: given handles, and given turns."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from core.types import Agent, Array, Batch, QueueSpec, Replay, Sample, TableSpec, WeightStore
+from core.types import (
+    Agent,
+    Array,
+    Batch,
+    QueueSpec,
+    Replay,
+    Sample,
+    TableSpec,
+    WeightStore,
+    Worker,
+)
 from replay_server.server import ReplayServer
 from runtime.blueprint import Blueprint, Progress, Site, weight_groups
 from runtime.turns import Report, Turns
@@ -20,7 +31,9 @@ IDLE_S = 0.2  # the longest a process without work sleeps between two looks
 class AwaitableReplay(Replay, Protocol):
     """A replay in another process: it says when something has come, instead of being asked."""
 
-    def wait(self, seconds: float) -> None: ...
+    def wait(self, seconds: float) -> None:
+        """Until something comes that was asked for in vain since the last wait, or time is up."""
+        ...
 
 
 class ReplayHost:
@@ -86,7 +99,7 @@ def _until(changed: threading.Condition, seconds: float, attempt: Callable[[], R
 class WorkerHost:
     """One process of workers that share an agent, given turns by the driver.
 
-    names: the workers, in the order of their turns. pulls: the weight groups another process
+    names: the workers, in the order of their steps. pulls: the weight groups another process
     writes. state: of the weight groups that are restored here, by group.
     """
 
@@ -97,32 +110,39 @@ class WorkerHost:
         device: str,
         replay: AwaitableReplay,
         weights: WeightStore,
-        progress: Progress,
+        progress: Mapping[str, Progress],
         state: Mapping[str, Any],
     ) -> None:
         self._names, self._replay = names, replay
-        self._agent = blueprint.agent(names[-1], device, progress.starts)
+        self._agent = blueprint.agent(names[-1], device, progress[names[-1]].starts)
         for group, values in state.items():
             self._agent.restore(group, values)
         pulls = pulled(self._agent, names)
-        site = Site(self._agent, replay, weights, pulls, progress)
-        self._crew = [Turns(name, blueprint.worker(name, site)) for name in names]
+
+        def build(name: str, progress: Progress) -> Worker:
+            return blueprint.worker(name, Site(self._agent, replay, weights, pulls, progress))
+
+        self._crew = {name: Turns(name, partial(build, name), progress[name]) for name in names}
 
     def __repr__(self) -> str:
         return "+".join(self._names)  # what Ray's dashboard and log lines call this process
 
-    def turn(self, seconds: float) -> list[Report]:
-        """Work for about so long, or until a worker breaks."""
+    def turn(self, seconds: float, restarts: Mapping[str, Progress]) -> list[Report]:
+        """Restart those that broke, then work for about so long or until a worker breaks."""
+        for name, progress in restarts.items():
+            self._crew[name].restart(progress)
+        crew = self._crew.values()
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            if any(turns.broken for turns in self._crew):
+            moved = [turns.step() for turns in crew]
+            if any(turns.broken for turns in crew):
                 break
-            if not any([turns.step() for turns in self._crew]):
+            if not any(moved):
                 began = time.monotonic()
                 self._replay.wait(min(left, IDLE_S))
-                for turns in self._crew:
+                for turns in crew:
                     turns.waited(time.monotonic() - began)
-        return [turns.report() for turns in self._crew]
+        return [turns.report() for turns in crew]
 
     def state(self, group: str) -> dict[str, Any]:
         """All of a weight group that learning continues from."""

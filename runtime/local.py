@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from typing import Any
 
 from core.config import RunConfig
+from core.types import Worker
 from learner.weight_store import LocalWeights
 from replay_server.server import ReplayServer
-from runtime.blueprint import Blueprint, Site, weight_groups
+from runtime.blueprint import Blueprint, Progress, Site, weight_groups
 from runtime.display import Display
 from runtime.run_folder import RunFolder
 from runtime.session import Session
@@ -22,7 +23,7 @@ def train(
 
     `resumed`: the state of the checkpoint to go on from. Raises WorkerFailed.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose by more threads
+    session = Session(config, folder, display, resumed)
     blueprint = Blueprint.of(config)
     agent = blueprint.agent("local", config.device)
     groups = weight_groups(agent)
@@ -33,28 +34,27 @@ def train(
             agent.restore(group, resumed["agent"][group])
         replay.restore(resumed["replay"])
 
-    with Session(config, folder, display, resumed) as session:
+    def build(name: str, progress: Progress) -> Worker:
+        return blueprint.worker(name, Site(agent, replay, weights, (), progress))
 
-        def start(name: str) -> Turns:
-            site = Site(agent, replay, weights, (), session.progress(name))
-            return Turns(name, blueprint.worker(name, site))
+    def save() -> None:
+        session.save({group: agent.state(group) for group in groups}, replay.state())
 
-        def save() -> None:
-            session.save({group: agent.state(group) for group in groups}, replay.state())
-
-        crew = {name: start(name) for name in blueprint.crew(groups)}
+    with session:
+        names = blueprint.crew(groups)
+        crew = [Turns(name, partial(build, name), session.progress(name)) for name in names]
         while not session.over:
             moved = False
-            for name, turns in crew.items():
+            for turns in crew:
                 moved |= turns.step()
                 session.take(turns.report(), replay.stats())
                 if turns.broken:
-                    crew[name] = start(name)
+                    turns.restart(session.progress(turns.name))
                     moved = True
             if not moved and not session.over:
-                waits = {name: turns.worker.waiting_for for name, turns in crew.items()}
+                waits = {turns.name: turns.waiting_for for turns in crew}
                 raise RuntimeError(f"everybody waits: {waits}")
             if session.save_due:
                 save()
         save()
-    return session.finish()
+        return session.finish()

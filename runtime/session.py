@@ -14,6 +14,7 @@ import numpy as np
 
 from core import checkpoint
 from core.config import RunConfig
+from core.errors import WorkerFailed
 from core.metrics import MetricsWriter
 from core.types import Event
 from runtime.blueprint import Progress
@@ -23,17 +24,13 @@ from runtime.tensorboard import TensorBoard
 from runtime.turns import Fault, Report
 
 PERIOD_S: Final = 10.0  # between two "run" lines of metrics; shares of time are of the last period
-FRUITLESS_STARTS: Final = 3  # of one actor without a row, after which the run gives up
-
-
-class WorkerFailed(Exception):
-    """A part broke for good; the message opens with its own traceback."""
+FRUITLESS_STARTS: Final = 5  # of one worker in a row, after which the run gives up
 
 
 class Session:
     """Takes the reports of all workers. Use as a context around the training loop.
 
-    `resumed` is the state of the checkpoint the run goes on from.
+    Its clock starts when it is made. `resumed`: the state of the checkpoint the run goes on from.
     """
 
     def __init__(
@@ -47,11 +44,13 @@ class Session:
         earlier = resumed["session"] if resumed else {}
         self.updates: Counter[str] = Counter(earlier.get("updates", {}))  # role → gradient steps
         self.env_steps = int(earlier.get("env_steps", 0))
+        self.learning = False  # a gradient step was taken, since this start of the run
         self.interrupted_by: int | None = None  # a signal's number
         self._earlier_s = float(earlier.get("wall_s", 0.0))
         self._began = time.monotonic()
         self._metrics = MetricsWriter(folder.metrics)
         self._board = TensorBoard(folder.path / "tensorboard")
+        self._unmirrored: list[Event] = []
         self._returns: deque[float] = deque(maxlen=100)
         self._last_eval: Event | None = None
         self._dream_share: float | None = None
@@ -59,13 +58,17 @@ class Session:
         self._published: Counter[str] = Counter()
         self._lags: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=500))
         self._faults: Counter[str] = Counter(restarts=0, refused=0)
-        self._fruitless: Counter[str] = Counter()  # starts of an actor since its last row
-        self._starts: Counter[str] = Counter()
-        self._spent: dict[str, Counter[str]] = defaultdict(Counter)  # role → whom ("" busy) → s
+        self._fruitless: Counter[str] = Counter()  # starts of a worker since it last was of use
+        self._starts: Counter[str] = Counter(earlier.get("starts", {}))
+        self._resumes = int(earlier.get("resumes", -1)) + 1
+        self._spent: dict[str, dict[str, float]] = defaultdict(  # role → whom, "" when busy → s
+            lambda: defaultdict(float)
+        )
         self._waits: dict[str, float] = {}
         self._period_ends = self._began + PERIOD_S
         self._next_save = self._multiple_after(self.env_steps)
         self._handlers: dict[int, Any] = {}
+        self._announced = False  # that it was interrupted
 
     # ------------------------------------------------------------------------------ the loop
 
@@ -80,7 +83,8 @@ class Session:
 
     def progress(self, worker: str) -> Progress:
         """Where a worker that is started now takes up its work."""
-        return Progress(self.env_steps, dict(self.updates), self._starts[worker])
+        starts = self._starts[worker] + self._resumes
+        return Progress(self.env_steps, dict(self.updates), starts)
 
     def take(self, report: Report, stats: Mapping[str, float]) -> None:
         """Account for what a worker did; `stats` are the replay's, from now.
@@ -92,28 +96,30 @@ class Session:
         for event in report.events:
             self.record(event)
         role = report.worker.partition("-")[0]
-        if report.updates:
-            self.updates[role] = max(self.updates[role], report.updates)
+        if report.updates > self.updates[role]:
+            self.updates[role] = report.updates
+            self._begin_learning()
         if report.published:
             self._published["policy" if role == "learner" else "world"] = report.published
         if role == "actor":
             for group, version in report.versions.items():
                 self._lags[group].append(max(0, self._published[group] - version))
         if role != "evaluator":  # it is meant to wait
-            self._spent[role][""] += report.busy_s
-            self._spent[role].update(report.waits_s)
-        if report.chunks:
+            for whom, seconds in (("", report.busy_s), *report.waits_s.items()):
+                self._spent[role][whom] += seconds
+        # An evaluator is of use while it lives, an actor once the replay has taken rows from it.
+        if report.chunks or (role == "evaluator" and not report.fault):
             self._fruitless[report.worker] = 0
         if report.fault:
             self.broke(report.worker, report.fault)
         self.refresh()
 
     def record(self, event: Event) -> None:
-        """One line of metrics.jsonl, and of TensorBoard."""
+        """One line of metrics.jsonl, and soon of TensorBoard."""
         stamped = {"kind": event["kind"], "env_steps": self.env_steps, **event}
         stamped["wall_s"] = round(self.elapsed_s, 3)
         self._metrics.write(stamped)
-        self._board.write(stamped)
+        self._unmirrored.append(stamped)
         if event["kind"] == "episode":
             self._returns.append(event["return"])
         elif event["kind"] == "eval":
@@ -125,36 +131,61 @@ class Session:
         """A worker broke. Returns when it is to be started again, else raises WorkerFailed."""
         self._fruitless[worker] += 1
         self.record({"kind": "fault", "worker": worker, "error": fault.error})
-        role = worker.partition("-")[0]
-        hopeless = role == "actor" and self._fruitless[worker] >= FRUITLESS_STARTS
-        if role not in ("actor", "evaluator") or hopeless:
-            starts = self._fruitless[worker]
-            tried = f" at each of {starts} starts, without a single row" if starts > 1 else ""
-            raise WorkerFailed(f"{fault.text}\n{worker} broke{tried}: {fault.error}")
-        self._faults["restarts"] += 1
+        role, starts = worker.partition("-")[0], self._fruitless[worker]
+        if role not in ("actor", "evaluator"):
+            raise WorkerFailed(f"{fault.text}\n{worker} broke: {fault.error}")
+        if starts == FRUITLESS_STARTS:
+            vain = "before it handed over a single row" if role == "actor" else "at once"
+            raise WorkerFailed(
+                f"{fault.text}\n{worker} broke {starts} times in a row {vain}: {fault.error}"
+            )
         self._starts[worker] += 1
+        self._faults["restarts"] += 1
         self._faults["refused"] += fault.environment
         self.display.note(f"{worker} restarted: {fault.error}")
 
     def refresh(self) -> None:
         """Whatever the clock says is due: a line of "run" metrics, the display."""
+        if self.interrupted_by is not None and not self._announced:
+            self._announced = True
+            name = signal.Signals(self.interrupted_by).name
+            self.display.note(f"{name}: saving, then leaving (once more to leave at once)")
         if time.monotonic() >= self._period_ends:
             self._period_ends = time.monotonic() + PERIOD_S
-            self._waits = {
-                f"{role} → {whom}": seconds / total
-                for role, spent in self._spent.items()
-                if (total := sum(spent.values()))
-                for whom, seconds in spent.items()
-                if whom
-            }
-            self._spent.clear()
-            self.record({"kind": "run", **self._numbers()})
+            self._close_period()
         if self.display.due():
             self.display.update(self.status())
 
+    def _close_period(self) -> None:
+        """Sum up who waited for whom in the period that is over, and write it down."""
+        self._waits = {
+            f"{role} → {whom}": seconds / total
+            for role, spent in self._spent.items()
+            if (total := sum(spent.values()))
+            for whom, seconds in spent.items()
+            if whom
+        }
+        self._spent.clear()
+        self.record({"kind": "run", **self._numbers()})
+        if (
+            self.learning
+        ):  # the first one takes a second of imports, which learning shall not wait for
+            self._mirror()
+
+    def _mirror(self) -> None:
+        for event in self._unmirrored:
+            self._board.write(event)
+        self._unmirrored.clear()
+
+    def _begin_learning(self) -> None:
+        if self.learning:
+            return
+        self.learning = True
+        self.record({"kind": "milestone", "what": "first gradient step"})
+        self.display.note(f"learning since {time.monotonic() - self._began:.1f} s")
+
     def status(self) -> Status:
         ratio = self._stats.get("real/ratio_policy", self._stats.get("real/ratio_start"))
-        refused = sum(int(n) for name, n in self._stats.items() if "/refused_" in name)
         return Status(
             env_steps=self.env_steps,
             steps=self.config.steps,
@@ -170,13 +201,14 @@ class Session:
                 for group, lag in self._lags.items()
             },
             waits=self._waits,
-            faults={**self._faults, "refused": self._faults["refused"] + refused},
+            faults=dict(self._faults),
         )
 
     def _numbers(self) -> dict[str, float]:
         status = self.status()
         numbers: dict[str, float] = {"updates": status.updates}
-        numbers |= {f"wait/{pair}": share for pair, share in status.waits.items()}
+        for pair, share in status.waits.items():  # "actor → replay" is wait/actor_for_replay
+            numbers["wait/" + pair.replace(" → ", "_for_").replace(" + ", "_")] = share
         numbers |= {f"fault/{name}": count for name, count in status.faults.items()}
         for group, (p50, p95) in status.lag.items():
             numbers |= {f"lag/{group}_p50": p50, f"lag/{group}_p95": p95}
@@ -195,6 +227,8 @@ class Session:
             "env_steps": self.env_steps,
             "wall_s": self.elapsed_s,
             "updates": dict(self.updates),
+            "starts": dict(self._starts),
+            "resumes": self._resumes,
         }
         path = checkpoint.save(
             self.folder.checkpoints,
@@ -227,19 +261,21 @@ class Session:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._mirror()
         self._metrics.close()
         self._board.close()
+        if kind is KeyboardInterrupt and self.interrupted_by is not None:
+            raise SystemExit(128 + self.interrupted_by)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """The first signal ends the run in order; a second one ends it at once."""
         if self.interrupted_by is not None:
             raise KeyboardInterrupt
-        self.interrupted_by = number
-        name = signal.Signals(number).name
-        self.display.note(f"{name}: saving, then leaving (once more to leave at once)")
+        self.interrupted_by = number  # no more than this: a handler may interrupt a print
 
     def finish(self) -> int:
         """Say how it ended → the exit code."""
+        self._close_period()
         self.display.finish(self.status())
         run = self.folder.path
         if self.interrupted_by is not None:

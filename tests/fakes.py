@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,13 @@ class FakeEnv:
         }
 
 
+@dataclass(frozen=True)
+class FakeConfig:
+    capacity: int = 1_000  # rows
+    fail: str = ""  # the call that raises: learn_world, dream, learn_policy
+    learn_s: float = 0.0  # how long an update of the policy takes
+
+
 class FakeAgent:
     """An `Agent` whose weights are counters: each gradient step adds one to its group.
 
@@ -69,10 +78,15 @@ class FakeAgent:
     tell which weights took them. `seen` lists each call with what it was given.
     """
 
+    Config = FakeConfig
     act_groups: tuple[str, ...] = ("policy",)
 
     def __init__(
-        self, config: Any = None, spec: EnvSpec = SPEC, seed: int = 0, device: str = "cpu"
+        self,
+        config: FakeConfig = FakeConfig(),
+        spec: EnvSpec = SPEC,
+        seed: int = 0,
+        device: str = "cpu",
     ) -> None:
         self.config, self.spec, self.seed, self.device = config, spec, seed, device
         self.count = {"world": 0, "policy": 0}
@@ -80,7 +94,7 @@ class FakeAgent:
         flag = Space((), "bool")
         self.tables: dict[str, TableSpec | QueueSpec] = {
             "real": TableSpec(
-                capacity=1_000,
+                capacity=config.capacity,
                 columns={
                     "obs": spec.obs,
                     "action": spec.action,
@@ -114,16 +128,17 @@ class FakeAgent:
         return action, steps, {"version": np.full(n, self.count["policy"])}
 
     def learn_world(self, real: Sample) -> Feedback:
-        self.seen.append(("learn_world", real))
+        self._note("learn_world", real)
         self.count["world"] += 1
         return Feedback({"loss/world": 1.0 / self.count["world"]})
 
     def dream(self, starts: Sample) -> Batch:
-        self.seen.append(("dream", starts))
-        return {"obs": starts.data["obs"], "world": self.count["world"]}
+        self._note("dream", starts)
+        return {"obs": starts.data["obs"], "world": np.array(self.count["world"])}
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
-        self.seen.append(("learn_policy", (real, dreams)))
+        self._note("learn_policy", (real, dreams))
+        time.sleep(self.config.learn_s)
         self.count["policy"] += 1
         priorities = None if real is None else np.arange(1.0, len(real.keys) + 1)
         return Feedback({"loss/policy": np.float32(1.0 / self.count["policy"])}, priorities)
@@ -139,6 +154,11 @@ class FakeAgent:
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
         self.count[group] = state["count"]
+
+    def _note(self, call: str, given: Any) -> None:
+        if call == self.config.fail:
+            raise ArithmeticError(f"{call} fails, as asked")
+        self.seen.append((call, given))
 
 
 class FakeReplay:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -18,10 +17,6 @@ from tests.fakes import FakeAgent
 
 class Pusher(FakeAgent):
     """Pushes left and right in turn with odd weights, always right with even ones."""
-
-    @dataclass(frozen=True)
-    class Config:
-        pass
 
     def act(self, rows, state, explore):
         action, state, extras = super().act(rows, state, explore)

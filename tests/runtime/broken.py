@@ -1,0 +1,34 @@
+"""Environments that break in ways an exception cannot tell: `tests.runtime.broken:Hanging-v0`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import gymnasium as gym
+
+from envs.probe import Count
+
+
+class Hanging(Count):
+    """A step in thirty never returns."""
+
+    def step(self, action: Any) -> Any:
+        if self.np_random.random() < 1 / 30:
+            time.sleep(3600)
+        return super().step(action)
+
+
+class Killed(Count):
+    """A step in thirty kills the process, as a machine without memory left would."""
+
+    def step(self, action: Any) -> Any:
+        if self.np_random.random() < 1 / 30:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+for _env in (Hanging, Killed):
+    gym.register(f"{_env.__name__}-v0", f"{__name__}:{_env.__name__}")

@@ -1,0 +1,112 @@
+"""Runs of the fake agent through either wiring, and what they left."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from agents import AgentEntry
+from core import checkpoint
+from core.config import RunConfig, TrainConfig
+from runtime.display import Display
+from runtime.run_folder import RunFolder
+
+FAKE = AgentEntry("tests.fakes:FakeAgent", ("discrete",), ("vector",))
+RHYTHM = TrainConfig(
+    chunk=4,
+    pull_every=4,
+    publish_every=5,
+    log_every=10,
+    eval_every=0,
+    eval_episodes=2,
+    checkpoint_every=10_000,
+)
+
+
+def config(path: Path, train: TrainConfig = RHYTHM, **flags: Any) -> RunConfig:
+    """300 steps of the fake agent in the counting environment, which one chunk of 4 divides."""
+    given = {"env": "envs.probe:Count-v0", "steps": 300, "num_actors": 1, **flags}
+    return RunConfig(
+        agent="fake",
+        run_dir=str(path),
+        dashboard=False,
+        train=train,
+        agent_options={"capacity": 20_000, **given.pop("agent_options", {})},
+        **given,
+    )
+
+
+@dataclass
+class Left:
+    """What a run left: its exit code, its newest checkpoint, its metrics, what it said."""
+
+    code: int
+    state: dict[str, Any]
+    events: list[dict[str, Any]]
+    said: str
+
+    @property
+    def kinds(self) -> Counter[str]:
+        return Counter(event["kind"] for event in self.events)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["kind"] == kind]
+
+
+def train(wiring: str, config: RunConfig, resume: bool = False) -> Left:
+    """Train through `local` or `cluster`; to resume, from the folder's newest checkpoint."""
+    start = importlib.import_module(f"runtime.{wiring}").train
+    path = Path(config.run_dir or "")
+    said = io.StringIO()
+    state = state_in(path) if resume else None
+    opened = RunFolder.reopen(path, config) if resume else RunFolder.create(config)
+    with opened as folder, Display("test", Console(file=said)) as display:
+        code = start(folder.config, folder, state, display)
+    return left(path, code, said.getvalue())
+
+
+def left(path: Path, code: int, said: str) -> Left:
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return Left(code, state_in(path), [json.loads(line) for line in lines], said)
+
+
+def state_in(path: Path) -> dict[str, Any]:
+    newest = checkpoint.newest(path / "checkpoints")
+    assert newest is not None
+    return checkpoint.load(newest)
+
+
+def streams(state: dict[str, Any]) -> list[dict[str, np.ndarray]]:
+    """The rows of each stream in order, by following the table's links; nothing may be evicted."""
+    table = state["replay"]["real"]
+    after = table["next"]  # 0: nothing, as the first row of all follows none
+    heads = sorted(set(range(len(after))) - set(after.tolist()) | ({0} if len(after) else set()))
+    found, seen = [], 0
+    for head in heads:
+        keys = [head]
+        while after[keys[-1]]:
+            keys.append(int(after[keys[-1]]))
+        seen += len(keys)
+        found.append({name: column[keys] for name, column in table["columns"].items()})
+    assert seen == len(after) == table["inserted"], "a row is in two streams, or in none"
+    return found
+
+
+def assert_counted(rows: dict[str, np.ndarray], length: int = 5) -> None:
+    """These are the first rows of `envs.probe:Count`, as the fake agent acts in it."""
+    n = len(rows["reward"])
+    episode, t = np.divmod(np.arange(n), length + 1)
+    np.testing.assert_array_equal(rows["obs"], np.stack([episode, t], 1))
+    np.testing.assert_array_equal(rows["reward"], t)
+    np.testing.assert_array_equal(rows["action"], t % 2)
+    np.testing.assert_array_equal(rows["first"], t == 0)
+    np.testing.assert_array_equal(rows["last"], t == length)
+    np.testing.assert_array_equal(rows["terminal"], t == length)

@@ -1,0 +1,13 @@
+"""`launch.py` with the fake agent among the others: `python -m tests.runtime.starter ARGS`."""
+
+from __future__ import annotations
+
+import sys
+
+import agents
+import launch
+from tests.runtime.runs import FAKE
+
+if __name__ == "__main__":
+    agents.REGISTRY["fake"] = FAKE
+    sys.exit(launch.main())

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import agents
+from core.config import RunConfig
+from runtime.blueprint import Blueprint, Progress, Site, weight_groups
+from tests.fakes import SPEC, FakeAgent, FakeReplay
+from learner.weight_store import LocalWeights
+from tests.runtime.runs import FAKE, config
+
+
+@pytest.fixture
+def blueprint(monkeypatch, tmp_path) -> Blueprint:
+    monkeypatch.setitem(agents.REGISTRY, "fake", FAKE)
+    return Blueprint.of(config(tmp_path, num_actors=3, envs_per_actor=2))
+
+
+def test_a_crew_has_every_role(blueprint):
+    def crew(groups=("world", "policy"), **flags):
+        return replace(blueprint, config=replace(blueprint.config, **flags)).crew(groups)
+
+    actors = ["actor-0", "actor-1", "actor-2"]
+    assert crew() == [*actors, "dreamer-0", "learner"]
+    assert crew(num_dreamers=0) == [*actors, "dreamer-0", "learner"]
+    assert crew(num_dreamers=2) == [*actors, "dreamer-0", "dreamer-1", "learner"]
+    assert crew(("policy",)) == [*actors, "learner"]
+    assert crew(train=RunConfig().train)[-1] == "evaluator"
+
+
+def test_every_part_and_every_start_has_a_seed_of_its_own(blueprint):
+    again = Blueprint(blueprint.config, SPEC, blueprint.agent_path)
+    parts = [(part, starts) for part in ("env-0", "env-1", "learner") for starts in range(3)]
+    seeds = [blueprint.seed(*part) for part in parts]
+    assert len(set(seeds)) == len(parts)
+    assert seeds == [again.seed(*part) for part in parts]
+    other = replace(blueprint, config=replace(blueprint.config, seed=1))
+    assert not set(seeds) & {other.seed(*part) for part in parts}
+
+
+def test_every_start_of_every_actor_writes_streams_of_its_own(blueprint):
+    agent, used = blueprint.agent("test", "cpu"), []
+    for starts in range(3):
+        for index in range(3):
+            replay = FakeReplay()
+            site = Site(agent, replay, LocalWeights(), (), Progress(starts=starts))
+            actor = blueprint.worker(f"actor-{index}", site)
+            while not replay.added:
+                actor.step()
+            used += replay.added[0][2].tolist()
+    assert sorted(used) == list(range(3 * 3 * 2))
+
+
+def test_workers_take_up_where_the_run_is(blueprint):
+    site = Site(
+        FakeAgent(), FakeReplay(), LocalWeights(), (), Progress(500, {"learner": 7, "dreamer": 9})
+    )
+    given = replace(blueprint, config=replace(blueprint.config, train=RunConfig().train))
+    assert given.worker("learner", site).updates == 7
+    assert given.worker("dreamer-0", site).updates == 9
+    assert given.worker("dreamer-1", site).updates == 0  # it only dreams
+    evaluator = given.worker("evaluator", site)
+    assert not evaluator.step()
+    assert "1000" in evaluator.waiting_for
+
+
+def test_a_model_free_agent_has_no_world():
+    agent = FakeAgent()
+    assert weight_groups(agent) == ("world", "policy")
+    consumers = {"policy": agent.tables["real"].consumers["policy"]}
+    agent.tables = {"real": replace(agent.tables["real"], consumers=consumers)}
+    assert weight_groups(agent) == ("policy",)
+
+
+def test_what_an_actor_adds_has_the_shape_of_its_streams(blueprint):
+    replay = FakeReplay()
+    site = Site(blueprint.agent("test", "cpu"), replay, LocalWeights(), (), Progress())
+    actor = blueprint.worker("actor-1", site)
+    while not replay.added:
+        actor.step()
+    table, rows, streams = replay.added[0]
+    assert table == "real"
+    assert rows["obs"].shape == (2, blueprint.config.train.chunk, 2)
+    np.testing.assert_array_equal(streams, [2, 3])

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import agents
+from core.config import RunConfig
+from core.errors import EnvironmentFault, UserError
+from runtime.cluster import shares
+from tests.fakes import FakeAgent
+from tests.runtime.runs import FAKE, config, state_in, streams, train
+from tests.runtime.test_hosts import STREAM, rows
+
+
+# ------------------------------------------------------------------------------------- shares
+
+
+def asked(config: RunConfig, found: dict[str, float]) -> float:
+    """CPUs that all processes of a run ask for together."""
+    share = shares(config, found)
+    trainers = share["learner"] + config.num_dreamers * share["dreamer"]
+    return config.num_actors * share["actor"] + trainers + share["replay"] + share["evaluator"]
+
+
+@pytest.mark.parametrize("num_actors", [1, 16, 256, 1024])
+@pytest.mark.parametrize("num_dreamers", [0, 1, 8])
+@pytest.mark.parametrize("cpus", [0.0, 1.0, 2.0, 3.5, 64.0, 5000.0])
+def test_all_processes_fit_into_what_there_is(num_actors, num_dreamers, cpus):
+    given = RunConfig(num_actors=num_actors, num_dreamers=num_dreamers)
+    found = {"CPU": cpus} if cpus else {}  # Ray leaves out what is used up
+    assert asked(given, found) <= cpus + 1e-9
+
+
+def test_a_process_takes_a_whole_cpu_where_there_are_enough():
+    share = shares(RunConfig(num_actors=16), {"CPU": 64.0})
+    assert (share["actor"], share["learner"], share["dreamer"]) == (1.0, 1.0, 1.0)
+
+
+def test_sixteen_actors_share_two_cpus_in_equal_parts():
+    share = shares(RunConfig(num_actors=16), {"CPU": 2.0})
+    assert share["actor"] == share["learner"] == pytest.approx(2 / 19, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "where", "each"),
+    [
+        ("auto", 0.0, "cpu", 0.0),
+        ("auto", 1.0, "cuda", 0.5),
+        ("auto", 8.0, "cuda", 1.0),
+        ("cpu", 1.0, "cpu", 0.5),
+        ("cuda", 2.0, "cuda", 1.0),
+    ],
+)
+def test_learners_share_the_gpus(device, gpus, where, each):
+    share = shares(RunConfig(device=device, num_dreamers=1), {"CPU": 8.0, "GPU": gpus})
+    assert (share["device"], share["gpu"]) == (where, each)
+
+
+def test_cuda_is_refused_where_the_cluster_has_none():
+    with pytest.raises(UserError, match="no machine of this cluster has a GPU"):
+        shares(RunConfig(device="cuda"), {"CPU": 8.0})
+
+
+# ------------------------------------------------------------------------------------ proxies
+
+
+@pytest.fixture
+def proxy(ray_here):
+    import ray
+
+    from runtime.cluster import ReplayProxy
+    from runtime.hosts import ReplayHost
+
+    kind = ray.remote(concurrency_groups={"insert": 2, "sample": 4})(ReplayHost)
+    host = kind.options(num_cpus=0).remote(FakeAgent().tables, 0)
+    yield ReplayProxy(host)
+    ray.kill(host)
+
+
+def insist(attempt, seconds: float = 20.0):
+    """Try until there is an answer, as a worker does."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (answer := attempt()) is not None and answer is not False:
+            return answer
+        time.sleep(0.005)
+    raise TimeoutError
+
+
+@pytest.mark.slow
+def test_a_remote_replay_answers_as_a_near_one(proxy):
+    assert proxy.sample("real", "policy") is None
+    assert insist(lambda: proxy.add("real", rows(), STREAM))
+    assert proxy.stats()["env_steps"] == 12
+    sample = insist(lambda: proxy.sample("real", "policy"))
+    assert sample.data["obs"].shape == (4, 2, 2)
+    assert all(column.flags.writeable for column in sample.data.values())
+    proxy.update("real", sample.keys, np.ones(4))
+    with pytest.raises(EnvironmentFault, match="unexpected reset"):
+        bad = rows()
+        bad["first"][0, 5] = True
+        insist(lambda: proxy.add("real", bad, STREAM))
+    assert insist(lambda: proxy.add("real", rows(4, first=False), STREAM))  # and goes on after
+    assert proxy.stats()["env_steps"] == 16
+    assert proxy.stats()["real/refused_reset"] == 1
+
+
+@pytest.mark.slow
+def test_a_batch_that_must_wait_is_taken_once(proxy):
+    assert insist(lambda: proxy.add("dream", {"n": np.array(0)}))
+    assert insist(lambda: proxy.add("dream", {"n": np.array(1)}))
+    assert not proxy.add("dream", {"n": np.array(2)})
+    began = time.monotonic()
+    proxy.wait(0.2)
+    assert not proxy.add("dream", {"n": np.array(2)})
+    assert 0.15 < time.monotonic() - began < 3.0
+    got = [int(insist(lambda: proxy.sample("dream", "policy"))["n"]) for _ in range(2)]
+    assert insist(lambda: proxy.add("dream", {"n": np.array(2)}))
+    got.append(int(insist(lambda: proxy.sample("dream", "policy"))["n"]))
+    assert got == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_what_came_and_is_not_wanted_yet_does_not_end_a_wait(proxy):
+    """The learner has its real rows and waits for a dream: rows asked ahead must not wake it."""
+    insist(lambda: proxy.add("real", rows(40), STREAM))
+    insist(lambda: proxy.sample("real", "policy"))  # and the next one is asked for
+    time.sleep(0.3)
+    assert proxy.sample("dream", "policy") is None
+    began = time.monotonic()
+    proxy.wait(0.5)
+    assert time.monotonic() - began > 0.4
+
+
+@pytest.mark.slow
+def test_a_wait_ends_when_what_it_is_for_comes(proxy):
+    assert proxy.sample("dream", "policy") is None
+    insist(lambda: proxy.add("dream", {"n": np.array(0)}))
+    began = time.monotonic()
+    proxy.wait(10.0)
+    assert proxy.sample("dream", "policy") is not None
+    assert time.monotonic() - began < 5.0
+
+
+@pytest.mark.slow
+def test_weights_are_looked_for_a_few_times_a_second(ray_here):
+    import ray
+
+    from learner.weight_store import LocalWeights
+    from runtime.cluster import ASK_EVERY_S, WeightsProxy
+
+    host = ray.remote(LocalWeights).options(num_cpus=0).remote()
+    proxy = WeightsProxy(host)
+    assert proxy.latest("policy", 0) is None
+    assert proxy.publish("policy", {"w": np.ones(2)}) == 1
+    assert proxy.latest("policy", 0) is None  # asked a moment ago
+    time.sleep(ASK_EVERY_S)
+    version, weights = proxy.latest("policy", 0)
+    assert version == 1
+    np.testing.assert_array_equal(weights["w"], np.ones(2))
+    time.sleep(ASK_EVERY_S)
+    assert proxy.latest("policy", 1) is None
+    ray.kill(host)
+
+
+@pytest.mark.slow
+def test_a_dead_replay_ends_the_run_and_is_named(tmp_path, ray_here, monkeypatch):
+    import ray
+
+    from core.errors import WorkerFailed
+    from runtime import cluster
+
+    monkeypatch.setitem(agents.REGISTRY, "fake", FAKE)
+    stage = cluster.Fleet._stage
+
+    def kill_then_stage(fleet):
+        if fleet._session.learning:
+            ray.kill(fleet._replay)
+        stage(fleet)
+
+    monkeypatch.setattr(cluster.Fleet, "_stage", kill_then_stage)
+    with pytest.raises(WorkerFailed, match=r"(replay|learner|dreamer-0) broke"):
+        train("cluster", config(tmp_path, steps=10_000))
+
+
+# ------------------------------------------------------------------------------------ address
+
+
+@pytest.mark.slow
+def test_a_cluster_that_runs_is_joined_and_left_as_it_was(tmp_path):
+    """In a process of its own, as this one has joined another Ray."""
+    command = [sys.executable, "-m", "tests.runtime.joining", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-3000:]
+    left = "exit code 0, nodes 1, actors ['theirs'], processes ['ray::Theirs']"
+    assert done.stdout.splitlines()[-1] == left
+    rows = streams(state_in(tmp_path / "run"))
+    assert sum(len(stream["reward"]) for stream in rows) >= 100

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+import runtime.session
+from core import checkpoint
+from core.config import RunConfig, TrainConfig
+from core.errors import WorkerFailed
+from runtime.display import Display
+from runtime.run_folder import RunFolder
+from runtime.session import FRUITLESS_STARTS, Session
+from runtime.turns import Fault, Report
+
+STATS = {"env_steps": 40, "real/ratio_policy": 0.5}
+QUIET = Report("learner", [], 0.0, {}, 0, 0, {}, 0, None)
+
+
+@pytest.fixture
+def said() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def opened(tmp_path, said):
+    """Sessions in one run folder, each a fresh start of the run."""
+
+    @contextmanager
+    def open_session(resumed=None, **train):
+        config = RunConfig(
+            agent="fake", run_dir=str(tmp_path / "run"), steps=100, train=TrainConfig(**train)
+        )
+        start = RunFolder.reopen(tmp_path / "run", config) if resumed else RunFolder.create(config)
+        with (
+            start as folder,
+            Display("test", Console(file=said)) as display,
+            Session(folder.config, folder, display, resumed) as session,
+        ):
+            yield session
+
+    return open_session
+
+
+def events(session: Session) -> list[dict]:
+    return [json.loads(line) for line in session.folder.metrics.read_text().splitlines()]
+
+
+def report(worker: str, **what) -> Report:
+    return replace(QUIET, worker=worker, **what)
+
+
+def fault(environment: bool = False) -> Fault:
+    return Fault("OSError: no", "Traceback (most recent call last):\nOSError: no\n", environment)
+
+
+def test_events_become_lines_stamped_with_steps_and_time(opened):
+    with opened() as session:
+        ended = {"kind": "episode", "return": 7.0, "length": 7, "actor": 1}
+        session.take(report("actor-1", events=[ended]), STATS)
+        (line,) = events(session)
+    assert line["env_steps"] == 40
+    assert line["wall_s"] >= 0
+    assert {key: line[key] for key in ended} == ended
+
+
+def test_updates_are_the_highest_reported_and_the_first_is_a_milestone(opened, said):
+    with opened() as session:
+        assert not session.learning
+        session.take(report("actor-0"), STATS)
+        assert not session.learning
+        session.take(report("dreamer-0", updates=3), STATS)
+        assert session.learning
+        session.take(report("dreamer-1", updates=0), STATS)
+        session.take(report("learner", updates=2), STATS)
+        assert session.updates == {"dreamer": 3, "learner": 2}
+        assert [event["kind"] for event in events(session)] == ["milestone"]
+        assert events(session)[0]["what"] == "first gradient step"
+    assert said.getvalue().count("learning since 0.") == 1
+
+
+def test_a_resumed_run_learns_again_when_it_takes_a_step_of_its_own(opened):
+    earlier = {"env_steps": 30, "wall_s": 5.0, "updates": {"learner": 4}}
+    with opened() as session:
+        pass
+    with opened(resumed={"session": earlier}) as session:
+        assert (session.env_steps, session.updates["learner"]) == (30, 4)
+        session.take(report("learner", updates=4), STATS)
+        assert not session.learning
+        session.take(report("learner", updates=5), STATS)
+        assert session.learning
+        assert events(session)[0]["wall_s"] >= 5.0
+
+
+def test_lag_is_the_published_version_less_the_one_in_use(opened):
+    with opened() as session:
+        session.take(report("learner", published=7), STATS)
+        session.take(report("dreamer-0", published=3), STATS)
+        for version in (7, 5, 4):
+            session.take(report("actor-0", versions={"policy": version, "world": 3}), STATS)
+        assert session.status().lag == {"policy": (2.0, pytest.approx(2.9)), "world": (0.0, 0.0)}
+
+
+def test_waits_are_shares_of_the_time_of_a_role(opened, monkeypatch):
+    monkeypatch.setattr(runtime.session, "PERIOD_S", 0.0)
+    with opened() as session:
+        session._period_ends = 0.0
+        spent = {"busy_s": 6.0, "waits_s": {"replay": 3.0, "replay + dreamer": 1.0}}
+        session.take(report("learner", **spent), STATS)
+        run = events(session)[-1]
+        assert run["kind"] == "run"
+        assert run["wait/learner_for_replay"] == pytest.approx(0.3)
+        assert run["wait/learner_for_replay_dreamer"] == pytest.approx(0.1)
+        assert run["replay/real/ratio_policy"] == 0.5
+        assert run["fault/restarts"] == 0
+        assert session.status().waits["learner → replay"] == pytest.approx(0.3)
+
+
+def test_an_actor_that_broke_is_started_again_with_other_seeds(opened, said):
+    with opened() as session:
+        assert session.progress("actor-0").starts == 0
+        session.take(report("actor-0", fault=fault(environment=True)), STATS)
+        assert session.progress("actor-0").starts == 1
+        assert session.progress("actor-1").starts == 0
+        assert session.status().faults == {"restarts": 1, "refused": 1}
+        assert events(session)[-1]["error"] == "OSError: no"
+    assert "actor-0 restarted: OSError: no" in said.getvalue()
+
+
+def test_an_actor_that_never_hands_over_a_row_ends_the_run(opened):
+    with opened() as session:
+        for _ in range(FRUITLESS_STARTS - 1):
+            session.take(report("actor-0", fault=fault()), STATS)
+        with pytest.raises(WorkerFailed) as failed:
+            session.take(report("actor-0", fault=fault()), STATS)
+    assert str(failed.value).startswith("Traceback (most recent call last):\nOSError: no\n")
+    assert "actor-0 broke 5 times in a row before it handed over a single row: OSError: no" in str(
+        failed.value
+    )
+
+
+def test_an_actor_that_hands_over_rows_in_between_may_break_for_ever(opened):
+    with opened() as session:
+        for _ in range(3 * FRUITLESS_STARTS):
+            session.take(report("actor-0", chunks=1, fault=fault()), STATS)
+            session.take(report("actor-1", fault=fault()), STATS)
+            session.take(report("actor-1", chunks=1), STATS)
+
+
+def test_an_evaluator_may_break_for_ever_while_it_starts(opened):
+    with opened() as session:
+        for _ in range(3 * FRUITLESS_STARTS):
+            session.take(report("evaluator", fault=fault()), STATS)
+            session.take(report("evaluator"), STATS)
+        with pytest.raises(WorkerFailed, match="evaluator broke 5 times in a row at once"):
+            for _ in range(FRUITLESS_STARTS):
+                session.broke("evaluator", fault())
+
+
+@pytest.mark.parametrize("worker", ["learner", "dreamer-0", "dreamer-1"])
+def test_who_learns_may_not_break(opened, worker):
+    with opened() as session, pytest.raises(WorkerFailed) as failed:
+        session.take(report(worker, fault=fault()), STATS)
+    assert str(failed.value).startswith("Traceback")
+    assert str(failed.value).endswith(f"{worker} broke: OSError: no")
+
+
+def test_a_checkpoint_is_due_at_every_multiple(opened):
+    with opened(checkpoint_every=30) as session:
+        assert not session.save_due
+        session.take(report("actor-0"), {"env_steps": 31})
+        assert session.save_due
+        session.take(report("learner", updates=8), {"env_steps": 31})
+        path = session.save({"policy": {"count": 8}}, {"real": {}})
+        assert not session.save_due
+        session.take(report("actor-0"), {"env_steps": 60})
+        assert session.save_due
+    state = checkpoint.load(path, agent="fake", env="CartPole-v1")
+    assert state["session"]["env_steps"] == 31
+    assert state["session"]["updates"] == {"learner": 8}
+
+
+def test_a_resumed_run_repeats_no_seeds_of_earlier_starts(opened):
+    used = []
+    resumed = None
+    for _ in range(3):
+        with opened(resumed) as session:
+            for name in ("actor-0", "actor-1"):
+                used.append((name, session.progress(name).starts))
+            session.take(report("actor-0", fault=fault()), STATS)
+            used.append(("actor-0", session.progress("actor-0").starts))
+            resumed = checkpoint.load(session.save({}, {}))
+    assert len(set(used)) == len(used)
+
+
+def test_the_first_signal_ends_the_run_in_order(opened, said):
+    before = signal.getsignal(signal.SIGTERM)
+    with opened() as session:
+        assert not session.over
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert session.over
+        session.refresh()
+        session.refresh()
+        assert session.finish() == 143
+    assert said.getvalue().count("SIGTERM: saving, then leaving") == 1
+    assert "--resume" in said.getvalue()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_signal_ends_it_at_once(opened, number, code):
+    with pytest.raises(SystemExit) as left, opened():
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        pytest.fail("still here")
+    assert left.value.code == code
+
+
+def test_enough_steps_end_the_run(opened, said):
+    with opened() as session:
+        session.take(report("evaluator", events=[EVAL]), {"env_steps": 100})
+        assert session.over
+        assert session.finish() == 0
+        assert [event["kind"] for event in events(session)] == ["eval", "run"]
+    assert "done 100 steps" in said.getvalue()
+    assert "eval 9.0 ± 1.0" in said.getvalue()
+
+
+EVAL = {"kind": "eval", "return_mean": 9.0, "return_std": 1.0, "episodes": 10}
+
+
+def test_every_line_reaches_tensorboard(opened):
+    with opened() as session:
+        session.take(report("evaluator", events=[EVAL]), STATS)
+        folder = session.folder.path / "tensorboard"
+        assert not folder.exists()  # not while the run starts
+    (file,) = folder.glob("events.out.tfevents.*")
+    assert b"eval/return_mean" in file.read_bytes()

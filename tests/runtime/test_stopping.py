@@ -1,0 +1,156 @@
+"""`launch.py` as a person runs it: ended by signals or faults, with nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.runs import left, state_in
+
+ROOT = Path(__file__).parents[2]
+LOCAL = ("--local",)
+CLUSTER = ("--no-dashboard", "--num-actors", "2")
+both = pytest.mark.parametrize("place", [LOCAL, CLUSTER], ids=["local", "cluster"])
+
+
+class Launched:
+    """A run in a session of processes of its own, so that a signal can reach all, as Ctrl-C does."""
+
+    def __init__(self, path: Path, *args: str) -> None:
+        self.path, self.log = path, path.with_suffix(".log")
+        command = [sys.executable, "-m", "tests.runtime.starter"]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, *args], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def until(self, text: str, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.said:
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.05)
+
+    def family(self) -> set[int]:
+        """Every process of its session, however it was started."""
+        found = set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    after_name = (entry / "stat").read_text().rpartition(")")[2].split()
+                    if int(after_name[3]) == self.process.pid and after_name[0] != "Z":
+                        found.add(int(entry.name))
+        return found
+
+    def ctrl_c(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def code(self, seconds: float = 60.0) -> int:
+        return self.process.wait(seconds)
+
+    def assert_gone(self) -> None:
+        deadline = time.monotonic() + 5.0
+        while self.family() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert self.family() == set()
+
+
+@pytest.fixture
+def launched(tmp_path) -> Iterator:
+    """Start runs of the fake agent; what a failed test leaves is killed."""
+    runs: list[Launched] = []
+
+    def start(*args: str, env: str = "envs.probe:Count-v0", name: str = "run") -> Launched:
+        path = tmp_path / name
+        new = () if "--resume" in args else ("--run-dir", str(path))
+        given = ("--agent", "fake", "--env", env, *new, "--set", "train.chunk=4")
+        runs.append(Launched(path, *given, *args))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        for pid in run.family():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@both
+def test_ctrl_c_saves_and_a_resumed_run_goes_on(launched, place):
+    run = launched(*place, "--steps", "1000000", "--set", "agent.capacity=200000")
+    run.until("learning since")
+    if place == CLUSTER:
+        assert len(run.family()) > 3
+    run.ctrl_c()
+    assert run.code() == 130, run.said
+    run.assert_gone()
+    assert "Traceback" not in run.said
+    saved = state_in(run.path)["session"]
+    assert saved["env_steps"] > 0
+    assert saved["updates"]["learner"] >= 0
+
+    more = saved["env_steps"] + 50
+    again = launched(*LOCAL, "--resume", str(run.path), "--steps", str(more))
+    assert again.code() == 0, again.said
+    assert left(run.path, 0, "").state["session"]["env_steps"] >= more
+
+
+@pytest.mark.slow
+@both
+def test_sigterm_saves_and_exits_143(launched, place):
+    run = launched(*place, "--steps", "1000000", "--set", "agent.capacity=200000")
+    run.until("learning since")
+    run.process.terminate()
+    assert run.code() == 143, run.said
+    run.assert_gone()
+    assert "Traceback" not in run.said
+    assert state_in(run.path)["session"]["env_steps"] > 0
+
+
+@pytest.mark.slow
+@both
+def test_the_second_signal_leaves_at_once(launched, place):
+    """Even while the first one waits for an update that takes a minute."""
+    run = launched(*place, "--set", "agent.learn_s=60")
+    run.until("learning since")  # the first world update
+    time.sleep(1.0)
+    run.ctrl_c()
+    time.sleep(0.5)
+    run.ctrl_c()
+    assert run.code(20.0) == 130, run.said
+    run.assert_gone()
+    assert "Traceback" not in run.said
+
+
+@pytest.mark.slow
+@both
+def test_an_environment_that_never_works_is_shown_first(launched, place):
+    run = launched(*place, env="envs.probe:FaultyReset-v0")
+    began = time.monotonic()
+    assert run.code() == 1, run.said
+    run.assert_gone()
+    assert time.monotonic() - began < 45
+    shown = run.said[run.said.index("Traceback") :]
+    assert shown.count("Traceback") == 1
+    assert "RuntimeError: the probe never starts" in shown
+    assert shown.rstrip().splitlines()[-1].startswith("actor-")
+
+
+def test_nothing_is_imported_for_a_failure_to_be_shown(launched):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        run = launched("--address", f"127.0.0.1:{held.getsockname()[1]}")
+        assert run.code(20.0) == 2

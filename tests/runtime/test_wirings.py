@@ -1,0 +1,226 @@
+"""The same run through both wirings: every row once, the ratio kept, weights back, all of it saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import agents
+from core.errors import WorkerFailed
+from tests.runtime.runs import FAKE, RHYTHM, assert_counted, config, state_in, streams, train
+
+CLUSTER = pytest.param("cluster", marks=pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def fake_agent(monkeypatch):
+    monkeypatch.setitem(agents.REGISTRY, "fake", FAKE)
+
+
+@pytest.fixture
+def wiring(request, monkeypatch):
+    """`local` or `cluster`; the latter on the Ray of all tests, with short turns."""
+    if request.param == "cluster":
+        request.getfixturevalue("ray_here")
+        from runtime import cluster
+
+        monkeypatch.setattr(cluster, "TURN_S", 0.2)
+    return request.param
+
+
+both = pytest.mark.parametrize("wiring", ["local", CLUSTER], indirect=True)
+
+
+@pytest.mark.parametrize(
+    ("wiring", "num_actors", "num_dreamers"),
+    [
+        ("local", 1, 0),
+        ("local", 2, 1),
+        ("local", 2, 2),
+        pytest.param("cluster", 1, 0, marks=pytest.mark.slow),
+        pytest.param("cluster", 2, 1, marks=pytest.mark.slow),
+        pytest.param("cluster", 1, 2, marks=pytest.mark.slow),
+    ],
+    indirect=["wiring"],
+)
+def test_every_row_arrives_once_and_weights_come_back(tmp_path, wiring, num_actors, num_dreamers):
+    rhythm = replace(RHYTHM, eval_every=100)
+    given = config(tmp_path, rhythm, num_actors=num_actors, num_dreamers=num_dreamers)
+    if (wiring, num_actors) == ("cluster", 2):  # slow enough for the second actor to take part
+        given = replace(given, steps=1200, agent_options={"capacity": 20_000, "learn_s": 0.02})
+    left = train(wiring, given)
+    assert left.code == 0
+    found = streams(left.state)
+
+    # Rows in are rows seen: of each actor all that its environment produced, in order.
+    assert len(found) == num_actors
+    for rows in found:
+        assert_counted(rows)
+    steps = sum(int((~rows["last"]).sum()) for rows in found)
+    session = left.state["session"]
+    assert steps == session["env_steps"] == left.events[-1]["env_steps"]
+    assert steps >= given.steps
+
+    # Weights come back: what took a row is never older than what took the row before it.
+    versions = [rows["version"] for rows in found]
+    assert all((np.diff(version) >= 0).all() for version in versions)
+    assert max(version.max() for version in versions) > 0
+
+    # The ratio stays in its band: a chunk may earn one sample more than the slack of 4.
+    limiter = left.state["replay"]["real"]["limiter"]
+    for consumer, samples in limiter["samples"].items():
+        credit = (steps - 8) * 0.25 - samples
+        assert 0 <= credit <= 4 + 0.25 * rhythm.chunk, consumer
+
+    # A gradient step is a sample, and every one was counted.
+    updates, count = session["updates"], left.state["agent"]
+    assert updates["learner"] == count["policy"]["count"]
+    assert updates["dreamer"] == count["world"]["count"]
+    ahead = {"local": 1, "cluster": 2}[wiring]  # one is kept until the dream comes, one on its way
+    assert 0 <= limiter["samples"]["policy"] - updates["learner"] <= ahead
+
+    assert left.kinds.keys() == {"episode", "learn", "world", "run", "eval", "milestone"}
+    assert left.kinds["milestone"] == 1
+    assert "learning since" in left.said
+    assert {event["return_mean"] for event in left.of("eval")} == {15.0}
+    assert {(event["return"], event["length"]) for event in left.of("episode")} == {(15.0, 5)}
+    finished = sum(int(rows["last"].sum()) for rows in found)
+    assert finished <= left.kinds["episode"] <= finished + num_actors * 2  # not yet handed over
+    assert all("env_steps" in event and "wall_s" in event for event in left.events)
+
+
+@both
+def test_an_environment_that_breaks_now_and_then_is_started_again(tmp_path, wiring):
+    rhythm = replace(RHYTHM, eval_every=50)
+    left = train(wiring, config(tmp_path, rhythm, env="envs.probe:FaultyStep-v0"))
+    assert left.code == 0
+    assert left.state["session"]["env_steps"] >= 300
+    faults = left.of("fault")
+    assert {event["error"] for event in faults} == {
+        "RuntimeError: the probe broke, as it does now and then"
+    }
+    broke = [event["worker"] for event in faults]
+    assert broke.count("actor-0") > 1
+    run = left.of("run")[-1]
+    assert run["fault/restarts"] == len(faults)
+    assert run["fault/refused"] == 0
+    found = streams(left.state)
+    for rows in found:  # an episode that broke off is never joined with another
+        assert_counted(rows)
+    assert 1 < len(found) <= 1 + broke.count("actor-0")
+
+
+@both
+@pytest.mark.parametrize(
+    ("env", "error"),
+    [
+        ("envs.probe:FaultyNaN-v0", "EnvironmentFault"),
+        ("envs.probe:FaultyShape-v0", "EnvironmentFault"),
+        ("envs.probe:FaultyReset-v0", "RuntimeError: the probe never starts"),
+    ],
+)
+def test_an_environment_that_never_works_ends_the_run(tmp_path, wiring, env, error):
+    rhythm = replace(RHYTHM, chunk=16, eval_every=100)
+    with pytest.raises(WorkerFailed, match="before it handed over a single row") as failed:
+        train(wiring, config(tmp_path, rhythm, env=env, num_actors=2))
+    text = str(failed.value)
+    assert text.startswith("Traceback (most recent call last):")
+    assert error in text
+    assert text.splitlines()[-1].startswith("actor-")
+
+
+@both
+@pytest.mark.parametrize(
+    ("call", "worker", "num_dreamers"),
+    [("learn_policy", "learner", 0), ("learn_world", "dreamer-0", 1)],
+)
+def test_who_fails_to_learn_ends_the_run(tmp_path, wiring, call, worker, num_dreamers):
+    given = config(tmp_path, agent_options={"fail": call}, num_dreamers=num_dreamers)
+    with pytest.raises(WorkerFailed) as failed:
+        train(wiring, given)
+    text = str(failed.value)
+    assert text.startswith("Traceback (most recent call last):")
+    assert text.splitlines()[-1] == f"{worker} broke: ArithmeticError: {call} fails, as asked"
+
+
+@pytest.mark.parametrize(
+    "wirings",
+    [
+        ("local", "local"),
+        pytest.param(("local", "cluster"), marks=pytest.mark.slow),
+        pytest.param(("cluster", "local"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_resumed_run_goes_on_in_either_wiring(tmp_path, request, wirings):
+    if "cluster" in wirings:
+        request.getfixturevalue("ray_here")
+    first, second = wirings
+    before = train(first, config(tmp_path, steps=100)).state
+    after = train(second, config(tmp_path, steps=300), resume=True)
+    session = after.state["session"]
+    assert session["env_steps"] >= 300
+    assert session["wall_s"] > before["session"]["wall_s"]
+    for role, group in (("learner", "policy"), ("dreamer", "world")):
+        assert session["updates"][role] > before["session"]["updates"][role]
+        assert session["updates"][role] == after.state["agent"][group]["count"]
+
+    found = streams(after.state)
+    kept = streams(before)
+    assert len(found) == 2  # of the same actor, before and after
+    for name, column in kept[0].items():
+        np.testing.assert_array_equal(found[0][name], column)
+    assert_counted(found[1])
+    # Nobody acts on anything older than the checkpoint.
+    assert found[1]["version"].min() >= before["agent"]["policy"]["count"] > 0
+    steps = [event["env_steps"] for event in after.events]
+    assert steps == sorted(steps)
+
+
+def test_two_local_runs_with_one_seed_write_the_same(tmp_path):
+    def run(name, seed):
+        rhythm = replace(RHYTHM, eval_every=50)
+        env = "envs.probe:FaultyStep-v0"
+        left = train("local", config(tmp_path / name, rhythm, env=env, num_actors=2, seed=seed))
+        timed = ("wall_s", "wait/")
+        return [
+            {key: value for key, value in event.items() if not key.startswith(timed)}
+            for event in left.events
+        ]
+
+    once = run("once", 1)
+    assert once == run("again", 1)
+    assert once != run("other", 2)
+
+
+# ------------------------------------------------------------------------------ processes alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("env", "error"),
+    [
+        ("tests.runtime.broken:Killed-v0", "died"),
+        ("tests.runtime.broken:Hanging-v0", "a step of its environment took longer than 1.5 s"),
+    ],
+)
+def test_a_process_that_dies_or_hangs_is_replaced(tmp_path, ray_here, env, error):
+    rhythm = replace(RHYTHM, chunk=2, env_timeout_s=1.5)
+    left = train("cluster", config(tmp_path, rhythm, env=env, steps=40))
+    assert left.code == 0
+    assert left.state["session"]["env_steps"] >= 40
+    faults = left.of("fault")
+    assert faults
+    assert all(event["worker"] == "actor-0" and error in event["error"] for event in faults)
+    assert left.of("run")[-1]["fault/restarts"] == len(faults)
+    for rows in streams(left.state):
+        assert_counted(rows)
+
+
+def test_what_was_saved_on_the_way_can_be_resumed(tmp_path):
+    rhythm = replace(RHYTHM, checkpoint_every=100)
+    train("local", config(tmp_path, rhythm, steps=250))
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert [name[:17] for name in saved] == ["ckpt-000000000200", "ckpt-000000000250"]
+    assert state_in(tmp_path)["session"]["env_steps"] == 250
