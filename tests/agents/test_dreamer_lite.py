@@ -110,6 +110,35 @@ def test_the_continue_head_learns_where_episodes_end():
     assert np.mean((stays > 0.5) == inside, where=clear) > 0.9
 
 
+def test_no_step_across_the_end_of_an_episode_is_learned():
+    agent, system, end = build(), Swing(), 2
+    one = system.windows(60, 5)
+    one.data["last"][:, end], one.data["first"][:, end + 1] = True, True
+    other = copy.deepcopy(one)
+    for name, value in system.windows(60, 5).data.items():
+        if name in ("obs", "action", "reward"):
+            other.data[name][:, end + 1 :] = value[:, end + 1 :] + 1
+    other.data["action"][:, end] = 0.0  # the action of a last row is unused
+    terms = [agent.world_loss(to_tensors(rows.data, "cpu"))[1] for rows in (one, other)]
+    for name in ("loss/transition", "loss/prediction", "loss/reward"):
+        torch.testing.assert_close(terms[0][name], terms[1][name])
+
+
+def test_disagreement_is_between_neighbours_asked_the_same(swinging):
+    world, members = swinging.slow_world, swinging.config.members
+    noise = torch.Generator().manual_seed(0)
+    z = torch.randn(members, 7, swinging.config.latent, generator=noise)
+    code = torch.randn(members, 7, 1, generator=noise)
+    with torch.no_grad():
+        found, _, disagreement = world.compare(z, code)
+        for m in range(members):
+            everybody = z[m].expand(members, -1, -1), code[m].expand(members, -1, -1)
+            mean, _ = world.predict(*everybody)
+            torch.testing.assert_close(found[m], mean[m])
+            expected = 0.5 * (mean[m] - mean[(m + 1) % members]).square().mean(-1)
+            torch.testing.assert_close(disagreement[m], expected)
+
+
 def test_dreams_are_not_trusted_where_the_data_never_was(swinging):
     system = Swing()
     inside, outside = system.windows(60, 1), system.windows(60, 1)
