@@ -16,8 +16,8 @@ class Evaluator:
     """Plays `episodes` fresh episodes greedily each time another `every` agent steps are in.
 
     The seed of an evaluation follows from `seed` and its place in the run, so that a resumed run
-    plays the episodes an uninterrupted one would. env_steps: where the run is already; an evaluation
-    that broke is not tried again.
+    plays the episodes an uninterrupted one would. env_steps: where the run is already; an
+    evaluation that broke is not tried again.
     """
 
     def __init__(

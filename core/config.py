@@ -30,7 +30,7 @@ def within(default: T, low: float, high: float = float("inf")) -> T:
 class TrainConfig:
     """The rhythm of a run: who hands over what, how often."""
 
-    chunk: int = within(16, 1, 4096)  # vector steps an actor sends to the replay at a time
+    chunk: int = within(8, 1, 4096)  # vector steps an actor sends to the replay at a time
     pull_every: int = within(16, 1)  # vector steps between an actor's looks for newer weights
     publish_every: int = within(10, 1)  # gradient steps between two versions of the weights
     log_every: int = within(200, 1)  # gradient steps between two lines of training metrics

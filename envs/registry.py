@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -75,13 +75,13 @@ def known() -> list[str]:
 
 
 def _import(module: str) -> None:
-    if os.getcwd() not in sys.path:  # `python launch.py` puts the script's folder there instead
-        sys.path.insert(0, os.getcwd())
+    if str(Path.cwd()) not in sys.path:  # `python launch.py` puts the script's folder there instead
+        sys.path.insert(0, str(Path.cwd()))
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as missing:
         if missing.name and f"{module}.".startswith(f"{missing.name}."):
-            where = f"neither in {os.getcwd()} nor among the installed packages"
+            where = f"neither in {Path.cwd()} nor among the installed packages"
             raise UserError(
                 f'env module "{module}" not found: "{missing.name}" is {where}'
             ) from missing

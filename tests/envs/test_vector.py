@@ -10,10 +10,9 @@ from envs.vector import GymVector
 
 def unroll(env, steps, action=None):
     """All rows of `steps` vector steps after a reset: (T, N, …)."""
-    rows = [env.reset()]
     zeros = np.zeros((env.num_envs, *env.spec.action.shape), env.spec.action.dtype)
-    for _ in range(steps):
-        rows.append(env.step(zeros if action is None else action))
+    action = zeros if action is None else action
+    rows = [env.reset(), *(env.step(action) for _ in range(steps))]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
