@@ -17,9 +17,9 @@ at that step and later ones do not count.
 
 Policy and value (`learn_policy`), from dreams and from a share of real windows. The critic learns
 Retrace(lambda) returns: on dreams of the policy itself these are Dreamer's lambda-returns, on real
-rows they are the sound off-policy targets, so one loss serves both. The policy ascends the critic,
-exactly for discrete actions, by reparameterised samples for continuous ones. No gradient passes
-through a dream, so a dream is plain data that another process can have made.
+rows they are the sound off-policy targets, so one loss serves both. The policy follows the critic:
+fitted to the softmax of its values for discrete actions, by reparameterised samples for continuous
+ones. No gradient passes through a dream, so a dream is plain data that another process can make.
 
 Sources: seed project 003; Dreamer (Hafner et al. 2020; 2023); MBPO (Janner et al. 2019); Retrace
 (Munos et al. 2016); clipped double Q (Fujimoto et al. 2018).
@@ -88,7 +88,7 @@ class Config:
     gamma: float = 0.997  # DreamerV3; at seed 003's 0.99 CartPole's slow drift goes unpunished
     lam: float = 0.95  # Dreamer
     trajectories: int = 80  # dreams and real windows that one policy update learns from
-    real_share: float = 0.5  # of them; MBPO 0.05 to 0.25; 1: no dreams at all
+    real_share: float = 0.5  # of them; MBPO 0.05 to 0.25, see docs/adr/0006; 1: no dreams
     policy_per_step: float = 1.0  # policy and value updates per agent step
     warmup: int = 250  # agent steps before the first policy update
     entropy: float = 3e-3  # weight in units of the return range; DreamerV3 3e-4
