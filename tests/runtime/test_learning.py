@@ -12,16 +12,16 @@ SMALL = {"hidden": 64, "latent": 16, "horizon": 8, "warmup": 100}
 
 @pytest.mark.slow
 def test_cartpole_is_learned_from_eight_hundred_steps(tmp_path):
-    """Seeds 0 to 4 reach 267, 200, 285, 149 and 109; random play has a mean of 22."""
+    """Seeds 0 to 4 reach 149, 270, 189, 473 and 131; random play has a mean of 22."""
     run = train(tmp_path / "run", "CartPole-v1", 800, options=SMALL)
     found = evaluate(run.path, episodes=20, seed=0, device="cpu")
     assert found["return_mean"] >= 60
 
 
 def lines(run: Run) -> list[Event]:
-    """What a run wrote down, but for the times it took."""
+    """What a run wrote down, but for the seconds it took."""
     return [
-        {name: value for name, value in event.items() if name != "wall_s"}
+        {name: value for name, value in event.items() if not name.endswith("_s")}
         for event in run.events
         if event["kind"] != "run"
     ]
@@ -36,6 +36,6 @@ def test_runs_of_one_seed_write_the_same_metrics(tmp_path):
         return lines(train(tmp_path / name, "CartPole-v1", 200, options=SMALL, **settings))
 
     one, same, other = played("one", 3), played("same", 3), played("other", 4)
-    assert {event["kind"] for event in one} == {"episode", "world", "learn", "eval"}
+    assert {event["kind"] for event in one} >= {"episode", "world", "learn", "eval"}
     assert one == same
     assert one != other
