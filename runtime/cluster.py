@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -36,8 +36,11 @@ from runtime.run_folder import RunFolder
 from runtime.session import Session
 from runtime.turns import Fault
 
+T = TypeVar("T")
+
 ROOT: Final = Path(__file__).parent.parent
 TURN_S: Final = 1.0  # how long a worker works between two reports
+EARLY_TURN_S: Final = 0.2  # the same before the first gradient step, so that it is seen at once
 WAIT_S: Final = 5.0  # how long a call may wait in the replay for room, or for rows
 ASK_EVERY_S: Final = 0.2  # between two looks for newer weights of a group
 START_S: Final = 180.0  # how long a process may take to start, all packages imported
@@ -55,39 +58,48 @@ def train(
 
     `resumed`: the state of the checkpoint to go on from. Raises WorkerFailed.
     """
-    session = Session(config, folder, display, resumed)
     blueprint = Blueprint.of(config)
-    with ThreadPoolExecutor(1) as meanwhile:
-        agent = meanwhile.submit(blueprint.agent, "driver", "cpu")  # imports torch while Ray starts
-        with cluster(config, display), session:
-            fleet = Fleet(blueprint, agent.result(), session, resumed or {})
-            try:
-                fleet.run()
-            finally:
-                fleet.close()
-            return session.finish()
+    build = partial(blueprint.agent, "driver", "cpu")  # imports torch, while Ray starts
+    with (
+        Session(config, folder, display, resumed) as session,
+        cluster(session, meanwhile=build) as agent,
+    ):
+        fleet = Fleet(blueprint, agent, session, resumed or {})
+        try:
+            fleet.run()
+        finally:
+            fleet.close()
+        return session.finish()
 
 
 @contextmanager
-def cluster(config: RunConfig, display: Display) -> Iterator[None]:
-    """A Ray cluster on this machine, or the running one at `--address`.
+def cluster(session: Session, meanwhile: Callable[[], T]) -> Iterator[T]:
+    """A Ray cluster on this machine, or the running one at `--address`; → what `meanwhile` gives.
 
-    One that this process has joined before is used as it is, and not left.
+    No signal reaches Ray while it starts, as one would leave it half started and its processes
+    behind. The thread that starts it lives as long as the cluster, whose processes die with it.
+    A cluster that this process has joined before is used as it is, and not left.
     """
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        dashboard = _join(config)
-        if config.dashboard and dashboard:
-            display.note(f"dashboard http://{dashboard} (token: run `ray get-auth-token`)")
-        yield
-    finally:
-        ray.shutdown()
+    joined_before = ray.is_initialized()
+    with ThreadPoolExecutor(1) as thread:
+        session.hold()
+        joining = thread.submit(lambda: "" if joined_before else _join(session.config))
+        try:
+            result = meanwhile()
+            dashboard = joining.result()
+            session.listen()
+            if dashboard:
+                how = "token: run `ray get-auth-token`"
+                session.display.note(f"dashboard http://{dashboard} ({how})")
+            yield result
+        finally:
+            wait([joining])
+            if not joined_before:
+                ray.shutdown()
 
 
 def _join(config: RunConfig) -> str:
-    """Start or join Ray → where its dashboard is. Raises UserError when nobody can join."""
+    """Start or join Ray → where its dashboard is, if wanted. Raises UserError for `--address`."""
     joined: dict[str, Any] = {
         "address": config.address,
         "runtime_env": {"working_dir": str(ROOT), "excludes": ["/runs/", "/.venv/", ".git/"]},
@@ -100,9 +112,7 @@ def _join(config: RunConfig) -> str:
         if config.address:
             raise UserError(f"--address {config.address}: {error}") from error
         raise
-    except SystemExit as end:  # Ray's own answer to SIGTERM, from here until the session's
-        raise SystemExit(128 + signal.SIGTERM) from end
-    return cast(str, context.dashboard_url)
+    return str(context.dashboard_url or "") if config.dashboard else ""
 
 
 # --------------------------------------------------------------------------------- the fleet
@@ -220,7 +230,8 @@ class Fleet:
                 self._session.take(report, stats)
             if again:
                 broken = [report.worker for report in reports if report.fault]
-                self._give_turn(process, TURN_S, broken)
+                seconds = TURN_S if self._session.learning else EARLY_TURN_S
+                self._give_turn(process, seconds, broken)
 
     def _take_last(self) -> None:
         """Await the turns under way: of those who learn for sure, of the others for a moment."""

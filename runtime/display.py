@@ -29,7 +29,7 @@ class Status:
     steps: int  # env steps to reach
     elapsed_s: float
     updates: int = 0  # of the policy
-    replay_ratio: float | None = None  # rows sampled per env step
+    replay_ratio: float | None = None  # samples for the policy per env step
     episodes: int = 0  # finished while training
     return_mean: float | None = None  # of the last 100 of them
     eval_return: float | None = None  # mean of the last evaluation

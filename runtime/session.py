@@ -23,6 +23,7 @@ from runtime.run_folder import RunFolder
 from runtime.tensorboard import TensorBoard
 from runtime.turns import Fault, Report
 
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 PERIOD_S: Final = 10.0  # between two "run" lines of metrics; shares of time are of the last period
 FRUITLESS_STARTS: Final = 5  # of one worker in a row, after which the run gives up
 
@@ -249,8 +250,8 @@ class Session:
     # -------------------------------------------------------------------------------- the end
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._interrupt)
+        self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        self.listen()
         return self
 
     def __exit__(
@@ -261,11 +262,23 @@ class Session:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         self._mirror()
         self._metrics.close()
         self._board.close()
         if kind is KeyboardInterrupt and self.interrupted_by is not None:
             raise SystemExit(128 + self.interrupted_by)
+
+    def listen(self) -> None:
+        """Take the signals that end a run, once more from whoever took them since."""
+        for number in SIGNALS:
+            signal.signal(number, self._interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def hold(self) -> None:
+        """Keep a Ctrl-C waiting until `listen`; processes started meanwhile ignore it for good."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """The first signal ends the run in order; a second one ends it at once."""

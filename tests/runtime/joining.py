@@ -1,4 +1,4 @@
-"""Train on a cluster that others use: `python -m tests.runtime.joining FOLDER`, which must not exist."""
+"""Train on a cluster that others use: `python -m tests.runtime.joining NEW_FOLDER`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ if __name__ == "__main__":
         deadline = time.monotonic() + 5.0
         while len(left := processes()) > 1 and time.monotonic() < deadline:
             time.sleep(0.1)
-        print(f"exit code {code}, nodes {nodes}, actors {actors}, processes {left}")
+        print(  # noqa: T201
+            f"exit code {code}, nodes {nodes}, actors {actors}, processes {left}"
+        )
     finally:
         cluster.shutdown()

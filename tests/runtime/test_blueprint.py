@@ -7,9 +7,9 @@ import pytest
 
 import agents
 from core.config import RunConfig
+from learner.weight_store import LocalWeights
 from runtime.blueprint import Blueprint, Progress, Site, weight_groups
 from tests.fakes import SPEC, FakeAgent, FakeReplay
-from learner.weight_store import LocalWeights
 from tests.runtime.runs import FAKE, config
 
 

@@ -15,7 +15,6 @@ from tests.fakes import FakeAgent
 from tests.runtime.runs import FAKE, config, state_in, streams, train
 from tests.runtime.test_hosts import STREAM, rows
 
-
 # ------------------------------------------------------------------------------------- shares
 
 

@@ -191,8 +191,7 @@ def test_a_resumed_run_repeats_no_seeds_of_earlier_starts(opened):
     resumed = None
     for _ in range(3):
         with opened(resumed) as session:
-            for name in ("actor-0", "actor-1"):
-                used.append((name, session.progress(name).starts))
+            used += [(name, session.progress(name).starts) for name in ("actor-0", "actor-1")]
             session.take(report("actor-0", fault=fault()), STATS)
             used.append(("actor-0", session.progress("actor-0").starts))
             resumed = checkpoint.load(session.save({}, {}))

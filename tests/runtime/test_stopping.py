@@ -23,7 +23,7 @@ both = pytest.mark.parametrize("place", [LOCAL, CLUSTER], ids=["local", "cluster
 
 
 class Launched:
-    """A run in a session of processes of its own, so that a signal can reach all, as Ctrl-C does."""
+    """A run in a session of its own: a signal can reach all its processes, as Ctrl-C does."""
 
     def __init__(self, path: Path, *args: str) -> None:
         self.path, self.log = path, path.with_suffix(".log")
@@ -118,6 +118,20 @@ def test_sigterm_saves_and_exits_143(launched, place):
     run.assert_gone()
     assert "Traceback" not in run.said
     assert state_in(run.path)["session"]["env_steps"] > 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_ray_starts_breaks_nothing(launched):
+    """Ray's dashboard would die of it, and take the start of Ray with it."""
+    run = launched("--steps", "1000000")
+    while len(run.family()) < 4:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    run.ctrl_c()
+    assert run.code() == 130, run.said
+    run.assert_gone()
+    assert "Traceback" not in run.said
+    assert state_in(run.path)["session"]["env_steps"] >= 0
 
 
 @pytest.mark.slow

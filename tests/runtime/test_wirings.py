@@ -1,4 +1,4 @@
-"""The same run through both wirings: every row once, the ratio kept, weights back, all of it saved."""
+"""The same run through both wirings: every row once, the ratio kept, weights back, all saved."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_two_local_runs_with_one_seed_write_the_same(tmp_path):
         rhythm = replace(RHYTHM, eval_every=50)
         env = "envs.probe:FaultyStep-v0"
         left = train("local", config(tmp_path / name, rhythm, env=env, num_actors=2, seed=seed))
-        timed = ("wall_s", "wait/")
+        timed = ("wall_s", "took_s", "wait/")
         return [
             {key: value for key, value in event.items() if not key.startswith(timed)}
             for event in left.events
