@@ -123,16 +123,17 @@ class DreamerLite:
     act_groups = ("world", "policy")
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
-        torch.manual_seed(seed)  # initial weights
         device = resolve(device)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
         self.actions = kind_of(spec.action)
-        self.world = World(config, spec.obs, self.actions.size).to(device)
-        self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
         sizes = (config.latent, config.hidden, config.hidden, self.actions.policy_outputs)
-        self.policy = MLP(sizes, zero_last=True).to(device)
-        self.critic = self.actions.critic(config.latent, config.hidden).to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # initial weights
+            self.world = World(config, spec.obs, self.actions.size).to(device)
+            self.policy = MLP(sizes, zero_last=True).to(device)
+            self.critic = self.actions.critic(config.latent, config.hidden).to(device)
+        self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_range = ReturnRange(config.return_rate).to(device)
 
