@@ -15,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,8 @@ def train(
     build = partial(blueprint.agent, "driver", "cpu")  # imports torch, while Ray starts
     with (
         Session(config, folder, display, resumed) as session,
+        open(folder.path / "ray.log", "a") as log,
+        redirect_stdout(log),  # Ray prints warnings of its own
         cluster(session, meanwhile=build) as agent,
     ):
         fleet = Fleet(blueprint, agent, session, resumed or {})

@@ -263,10 +263,12 @@ class Session:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        self._mirror()
+        at_once = kind is KeyboardInterrupt
+        if not at_once:
+            self._mirror()
         self._metrics.close()
         self._board.close()
-        if kind is KeyboardInterrupt and self.interrupted_by is not None:
+        if at_once and self.interrupted_by is not None:
             raise SystemExit(128 + self.interrupted_by)
 
     def listen(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import launch
 from core import checkpoint
+from core.errors import WorkerFailed
 from runtime.run_folder import RunFolder, read_config
 
 ROOT = Path(__file__).parent.parent
@@ -244,3 +245,12 @@ def test_ctrl_c_before_the_start_exits_130(monkeypatch, started):
 
     monkeypatch.setitem(sys.modules, "runtime.local", SimpleNamespace(train=interrupted))
     assert launch.main(["--local"]) == 130
+
+
+def test_a_part_that_broke_is_shown_as_it_is_and_is_exit_code_1(started, monkeypatch, capsys):
+    def train(config, folder, state, display):
+        raise WorkerFailed("Traceback (most recent call last):\nOSError: no\n\nlearner broke")
+
+    monkeypatch.setitem(sys.modules, "runtime.local", SimpleNamespace(train=train))
+    assert launch.main(["--local"]) == 1
+    assert capsys.readouterr().err.endswith("OSError: no\n\nlearner broke\n")
