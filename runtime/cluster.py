@@ -8,8 +8,11 @@ the driver.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
+import subprocess
+import sys
 import time
 import uuid
 from collections import deque
@@ -43,6 +46,7 @@ TURN_S: Final = 1.0  # how long a worker works between two reports
 EARLY_TURN_S: Final = 0.2  # the same before the first gradient step, so that it is seen at once
 WAIT_S: Final = 5.0  # how long a call may wait in the replay for room, or for rows
 ASK_EVERY_S: Final = 0.2  # between two looks for newer weights of a group
+HEALTH_S: Final = 10.0  # how long a cluster that is to be joined may take to answer at all
 START_S: Final = 180.0  # how long a process may take to start, all packages imported
 ANSWER_S: Final = 300.0  # how long a gradient step, or an answer to the driver, may take
 EVALUATION_S: Final = 3600.0  # how long an evaluation may take
@@ -107,6 +111,8 @@ def _join(config: RunConfig) -> str:
         "runtime_env": {"working_dir": str(ROOT), "excludes": ["/runs/", "/.venv/", ".git/"]},
     }
     started: dict[str, Any] = {"address": "local", "include_dashboard": config.dashboard}
+    if config.address:
+        _check_health(config.address)
     about = joined if config.address else started
     try:
         context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **about)
@@ -115,6 +121,18 @@ def _join(config: RunConfig) -> str:
             raise UserError(f"--address {config.address}: {error}") from error
         raise
     return str(context.dashboard_url or "") if config.dashboard else ""
+
+
+def _check_health(address: str) -> None:
+    """UserError unless a Ray cluster answers at `address`, where joining would wait for ever."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_S)
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+    except subprocess.TimeoutExpired:
+        done, said = None, [f"no answer in {HEALTH_S:g} s"]
+    if done is None or done.returncode:
+        raise UserError(f"--address {address}: no Ray cluster is well there: {' '.join(said)}")
 
 
 # --------------------------------------------------------------------------------- the fleet
@@ -166,17 +184,18 @@ class Fleet:
         apart = blueprint.config.num_dreamers > 0
         hosts = [(name,) for name in trainers] if apart else [trainers]
         self._owners = {"world": hosts[0], "policy": hosts[-1]}
-        for names in (*hosts, (crew[0],)):
+        first = dict.fromkeys((*self._owners.values(), (crew[0],)))
+        for names in first:
             self._start(names)
-        rest = [(name,) for name in crew[1:] if name not in trainers]
-        self._to_start = deque(sorted(rest, key=lambda names: names != ("evaluator",)))
+        rest = [(name,) for name in crew if name not in itertools.chain(*first)]
+        self._to_start = deque(sorted(rest, key=lambda names: names[0].startswith("actor")))
         self._alone_until = time.monotonic() + ALONE_S
 
     def run(self) -> None:
         """Until the session is over; then the work under way is awaited, saved and scored."""
         session = self._session
         while not session.over:
-            self._take(self._finished(0.25))
+            self._take(self._finished(0.25), TURN_S if session.learning else EARLY_TURN_S)
             self._stage()
             session.refresh()
             if session.save_due:
@@ -212,8 +231,8 @@ class Fleet:
         overdue = [ref for ref in pending if now > by_turn[ref].deadline]
         return [by_turn[ref] for ref in (*done, *overdue)]
 
-    def _take(self, processes: Sequence[Process], again: bool = True) -> None:
-        """Hear the reports of turns that are over, restart what broke, give the next turns."""
+    def _take(self, processes: Sequence[Process], then_s: float | None) -> None:
+        """Hear the reports of turns that are over; restart what broke, give turns of `then_s`."""
         if not processes:
             return
         stats = _answer(self._replay.stats.remote(), "replay")
@@ -224,16 +243,17 @@ class Fleet:
                 for name in process.names:
                     self._session.broke(name, self._death(process, error))
                 ray.kill(process.host)
-                if again:
+                if then_s is not None:
                     self._start(process.names)
                 continue
             process.up = True
             for report in reports:
                 self._session.take(report, stats)
-            if again:
+            if then_s is not None:
                 broken = [report.worker for report in reports if report.fault]
-                seconds = TURN_S if self._session.learning else EARLY_TURN_S
-                self._give_turn(process, seconds, broken)
+                restarts = {name: self._session.progress(name) for name in broken}
+                process.turn = process.host.turn.remote(then_s, restarts)
+                process.deadline = time.monotonic() + then_s + self._patience(process.role)
 
     def _take_last(self) -> None:
         """Await the turns under way: of those who learn for sure, of the others for a moment."""
@@ -244,17 +264,14 @@ class Fleet:
             if processes:
                 turns = {process.turn: process for process in processes}
                 done, _ = ray.wait(list(turns), num_returns=len(turns), timeout=seconds)
-                self._take([turns[turn] for turn in done], again=False)
+                self._take([turns[turn] for turn in done], None)
 
     def _score(self) -> None:
         """Await the evaluation under way, and the one that the last steps made due."""
-        evaluator = self._processes.get(("evaluator",))
-        for again in (True, False):
-            if evaluator is None or not self._over(evaluator):
-                return
-            self._take([evaluator], again=False)
-            if again:
-                self._give_turn(evaluator, 0.1, [])
+        for then_s in (EARLY_TURN_S, None):
+            evaluator = self._processes.get(("evaluator",))
+            if evaluator and self._over(evaluator):
+                self._take([evaluator], then_s)
 
     def _over(self, process: Process) -> bool:
         """Wait for its turn, unless it is overdue or somebody interrupts."""
@@ -263,11 +280,6 @@ class Fleet:
             if self._session.interrupted_by or time.monotonic() > process.deadline:
                 return False
         return True
-
-    def _give_turn(self, process: Process, seconds: float, broken: Sequence[str]) -> None:
-        restarts = {name: self._session.progress(name) for name in broken}
-        process.turn = process.host.turn.remote(seconds, restarts)
-        process.deadline = time.monotonic() + seconds + self._patience(process.role)
 
     def _patience(self, role: str) -> float:
         return {"actor": self._train.env_timeout_s, "evaluator": EVALUATION_S}.get(role, ANSWER_S)

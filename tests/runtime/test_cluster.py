@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -199,3 +200,14 @@ def test_a_cluster_that_runs_is_joined_and_left_as_it_was(tmp_path):
     assert done.stdout.splitlines()[-1] == left
     rows = streams(state_in(tmp_path / "run"))
     assert sum(len(stream["reward"]) for stream in rows) >= 100
+
+
+@pytest.mark.slow
+def test_what_answers_and_is_no_ray_is_told_from_it(monkeypatch):
+    from runtime import cluster
+
+    monkeypatch.setattr(cluster, "HEALTH_S", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"--address {address}: no Ray cluster is well there"):
+            cluster._check_health(address)
