@@ -5,9 +5,12 @@ World model (`learn_world`), from windows of real rows:
     encoder      z_t      = f(o_t)                        scaled to unit variance
     transition   z_{t+1} ~ N(mean_m(z_t, a_t), std_m)     an ensemble, m = 1 … M
     heads        reward(z_t, a_t), continue(z_{t+1}), decoder(z_t)
+    grounding    z_t     <- f(decoder(z_t)), after each imagined transition
 
 What keeps the latent informative: it cannot shrink, having unit variance by construction, and the
 decoder must recover the observation from each encoded latent and from each one predicted open-loop.
+What keeps dreams where policy and value know their way: each imagined latent is encoded anew from
+what it decodes to. Without that dreams leave the encoder's image, and values sink step by step.
 Everyone but the world model's own loss sees a slow copy of it, whose dreams are several times as
 accurate and whose latents hold still for the policy.
 
@@ -266,7 +269,8 @@ class DreamerLite:
             if step < self.config.horizon:
                 mean, log_std, disagreement = world.compare(z, self.actions.code(action))
                 disagreements.append(disagreement)
-                z = mean + log_std.exp() * torch.randn(mean.shape, generator=noise, device=z.device)
+                drawn = torch.randn(mean.shape, generator=noise, device=z.device)
+                z = world.ground(mean + log_std.exp() * drawn)
 
         def trajectories(steps: list[Tensor]) -> Tensor:
             return torch.stack(steps, 2).flatten(0, 1)  # (M, B/M, …) each → (B, H+1, …)
@@ -398,6 +402,10 @@ class World(nn.Module):
 
     def encode_normalised(self, x: Tensor) -> Tensor:
         return unit_variance(self.encoder(x))
+
+    def ground(self, z: Tensor) -> Tensor:
+        """Latents (…, L) → those of the observations they stand for, (…, L)."""
+        return self.encode_normalised(self.decoder(z))
 
     def predict(self, z: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
         """Each member's next latent: (M, B, L), (M, B, A) → mean and log std, (M, B, L)."""

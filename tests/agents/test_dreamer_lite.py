@@ -70,7 +70,7 @@ def build(action: Space = PUSH, seed: int = 0, **options: Any) -> DreamerLite:
 def swinging() -> DreamerLite:
     """An agent that has seen random play of a system without an end. Not to be trained on."""
     agent, system = build(), Swing()
-    for _ in range(150):
+    for _ in range(300):
         agent.learn_world(system.windows(60, 5))
     return agent
 
@@ -161,6 +161,22 @@ def test_dreams_begin_at_the_last_rows_of_their_starts(swinging):
     dreams = swinging.dream(starts)
     latent = swinging.slow_world.encode(torch.tensor(starts.data["obs"][:, -1]))
     torch.testing.assert_close(dreams["latent"][:, 0], latent)
+
+
+def test_dreams_stay_among_the_latents_that_observations_have(swinging):
+    """Else policy and critic are asked about latents that no real row leads to."""
+    world, dreams = swinging.slow_world, swinging.dream(Swing().windows(60, 1))
+    members, last = swinging.config.members, swinging.config.horizon
+    z = dreams["latent"][:, 0].unflatten(0, (members, -1))
+    code = dreams["action"].unflatten(0, (members, -1))
+    with torch.no_grad():
+        for step in range(last):  # the same actions, never brought back
+            z = world.predict(z, code[:, :, step])[0]
+        astray, dreamed = (
+            float((world.ground(latent) - latent).square().mean().sqrt())
+            for latent in (z, dreams["latent"][:, last])
+        )
+    assert dreamed < 0.3 * astray
 
 
 def test_dreams_are_of_the_policy_itself(swinging):
