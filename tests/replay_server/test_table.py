@@ -41,7 +41,7 @@ CONSUMERS = {
 
 def starts(table: Table, consumer: str) -> list[int]:
     state = table.state()
-    oldest = state["inserted"] - len(state["next"])
+    oldest = state["inserted"] - len(state["previous"])
     return (oldest + np.flatnonzero(state["views"][consumer]["starts"])).tolist()
 
 
