@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -40,10 +40,10 @@ def check_spec(name: str, spec: TableSpec) -> None:
     require(spec.capacity >= 1, f"capacity must be at least 1 row, found {spec.capacity}")
     require(spec.slack >= 1, f"slack must be at least 1 sample, found {spec.slack}")
     rows = budget.capacity(spec)
-    found = f"found {rows}"
+    holds = f"found {rows}"
     if rows < spec.capacity:
-        found += f" in a budget of {budget.sized(spec.max_bytes or 0)}"
-    require(rows >= 1, f"must hold at least 1 row, {found}: raise max_bytes")
+        holds += f" in a budget of {budget.sized(spec.max_bytes or 0)}"
+    require(rows >= 1, f"must hold at least 1 row, {holds}: raise max_bytes")
     for consumer, of in spec.consumers.items():
         require(
             of.batch >= 1 and of.window >= 1 and of.context >= 0,
@@ -54,7 +54,7 @@ def check_spec(name: str, spec: TableSpec) -> None:
         require(
             of.batch * length <= rows,
             f"{consumer!r} samples {of.batch} windows of {length} rows: give it a capacity of "
-            f"{of.batch * length} or more, {found}",
+            f"{of.batch * length} or more, {holds}",
         )
         require(
             0 <= of.min_steps <= rows,
@@ -120,12 +120,8 @@ def find_fault(
     rows: Batch,
     streams: Array,
     columns: Mapping[str, Space],
-    ended: Callable[[Array], Array],
 ) -> tuple[str, str] | None:
-    """Why a chunk (N, T, …) must be refused: (one of REASONS, one line), or None.
-
-    `ended` tells of streams (N,) whether their next row must open an episode.
-    """
+    """Why a chunk (N, T, …) must be refused: (one of REASONS, one line), or None."""
     if odd := sorted(rows.keys() ^ columns.keys()):
         what = ", ".join(f"{'unknown' if name in rows else 'missing'} {name}" for name in odd)
         return "columns", f"wrong columns: {what}"
@@ -141,17 +137,21 @@ def find_fault(
     if streams.shape != lead[:1] or streams.dtype.kind not in "iu":
         found = f"{streams.dtype} {streams.shape}"
         return "streams", f"streams must be {lead[0]} integers, one a stream, found {found}"
-    if streams.min() < 0 or np.unique(streams).size != streams.size:
+    if streams.min() < 0 or len(set(streams.tolist())) < streams.size:
         return "streams", f"streams must be distinct and not negative, found {streams.tolist()}"
     for name, space in columns.items():
         if np.dtype(space.dtype).kind == "f" and not np.isfinite(rows[name]).all():
             n, t = np.argwhere(~np.isfinite(rows[name]))[0, :2]
             return "nan", f"{name} of stream {streams[n]} is not finite in row {t} of the chunk"
-    return _reset_fault(rows["first"], rows["last"], streams, ended(streams))
+    return None
 
 
-def _reset_fault(first: Array, last: Array, streams: Array, ended: Array) -> tuple[str, str] | None:
-    """A row is `first` exactly after a `last` one; only a new chunk may cut an episode short."""
+def find_reset_fault(rows: Batch, streams: Array, ended: Array) -> tuple[str, str] | None:
+    """A row is `first` exactly after a `last` one; only a new chunk may cut an episode short.
+
+    `ended` (N,): which streams must open an episode with their next row.
+    """
+    first, last = rows["first"], rows["last"]
     after_last = np.concatenate([ended[:, None], last[:, :-1]], axis=1)  # (N, T)
     wrong = first != after_last
     wrong[:, 0] &= ended

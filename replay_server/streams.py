@@ -25,14 +25,14 @@ class Streams:
         """Where `tails`, newest last, and `ended` have what they know of these streams."""
         return np.array([self._place.get(i, 0) for i in ids.tolist()], np.int64)
 
-    def store(self, ids: Array, tails: Array, ended: Array) -> None:
+    def store(self, ids: Array, places: Array, tails: Array, ended: Array) -> None:
         """Remember of streams (N,) their tails (N, depth) and whether they have ended (N,)."""
-        if new := [i for i in ids.tolist() if i not in self._place]:
-            self._place.update({i: len(self._place) + 1 + n for n, i in enumerate(new)})
-            empty = np.full((len(new), self._depth), -1)
-            self.tails = np.concatenate([self.tails, empty])
+        if new := ids[places == 0].tolist():
+            known = len(self.ended)
+            self._place.update(zip(new, range(known, known + len(new)), strict=True))
+            self.tails = np.concatenate([self.tails, np.full((len(new), self._depth), -1)])
             self.ended = np.concatenate([self.ended, np.ones(len(new), bool)])
-        places = self.places(ids)
+            places = self.places(ids)
         self.tails[places], self.ended[places] = tails, ended
 
     def state(self) -> dict[str, Any]:
@@ -43,4 +43,5 @@ class Streams:
     def restore(self, state: dict[str, Any]) -> None:
         self._place.clear()
         self.tails, self.ended = self.tails[:1], self.ended[:1]
-        self.store(state["ids"], state["tails"], state["ended"])
+        ids = state["ids"]
+        self.store(ids, np.zeros(len(ids), np.int64), state["tails"], state["ended"])

@@ -2,73 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 from core.errors import EnvironmentFault, UserError
-from core.types import Array, Batch, Consumer, Sample, TableSpec
+from core.types import Array, Batch, Sample, TableSpec
 from replay_server import budget
-from replay_server.checks import REASONS, check_spec, find_fault
+from replay_server.checks import REASONS, check_spec, find_fault, find_reset_fault
 from replay_server.limiter import Limiter
-from replay_server.ring import Ring, Starts
+from replay_server.ring import Ring
 from replay_server.rows import Rows
-from replay_server.selectors import build
+from replay_server.snapshot import Snapshot
 from replay_server.streams import Streams
-
-ALIGNMENT = 64  # bytes of a cache line
-
-
-@dataclass
-class Draw:
-    """Windows that were chosen but not yet copied."""
-
-    consumer: str
-    keys: Array  # (B,) i64, of the starts
-    prob: Array  # (B,) f64
-    size: int  # starts there were
-    slots: Array  # (B, context + T) i64, of the rows
-    oldest: int  # the key of the oldest of these rows
-    cuts: int  # episodes that had been cut
-
-
-class _View:
-    """A consumer's starts and how it draws among them."""
-
-    def __init__(self, spec: Consumer, rows: Rows) -> None:
-        self.spec = spec
-        self.starts = Starts(rows.ring)
-        self.selector = build(spec.selector, self.starts, rows, spec.window)
-        self.columns = {name: rows.columns[name] for name in spec.columns or rows.columns}
-        self._batch = _record(spec.batch, spec.context + spec.window, self.columns)
-
-    def admit(self, slots: Array) -> None:
-        self.starts.admit(slots)
-        self.selector.admit(slots)
-
-    def withdraw(self, slots: Array) -> None:
-        self.selector.withdraw(self.starts.withdraw(slots))
-
-    def gather(self, slots: Array) -> Batch:
-        """Copies of these rows, (B, context + T), in one piece of memory."""
-        memory = np.empty(self._batch.itemsize + ALIGNMENT, np.uint8)
-        begin = -memory.ctypes.data % ALIGNMENT
-        batch = np.ndarray((), self._batch, memory, begin)
-        for name, column in self.columns.items():
-            np.take(column, slots, axis=0, out=batch[name], mode="clip")
-        return {name: batch[name] for name in self.columns}
-
-
-def _record(batch: int, length: int, columns: Mapping[str, Array]) -> np.dtype[np.void]:
-    """Columns (B, L, …) one after another, each where a cache line begins."""
-    formats = [(column.dtype, (batch, length, *column.shape[1:])) for column in columns.values()]
-    sizes = [-(-np.dtype(each).itemsize // ALIGNMENT) * ALIGNMENT for each in formats]
-    offsets = [sum(sizes[:i]) for i in range(len(sizes))]
-    names = list(columns)
-    fields = {"names": names, "formats": formats, "offsets": offsets, "itemsize": sum(sizes)}
-    return np.dtype(fields)  # type: ignore[call-overload]
+from replay_server.view import Draw, View
 
 
 class Table:
@@ -88,7 +37,7 @@ class Table:
         self.bytes_per_row = self.nbytes / self._ring.capacity
         self._rows = Rows(self._ring, spec.columns)
         self._views = {
-            name: _View(consumer, self._rows) for name, consumer in spec.consumers.items()
+            name: View(consumer, self._rows) for name, consumer in spec.consumers.items()
         }
         consumers = spec.consumers.values()
         self._depth = max([1, *(consumer.window - 1 for consumer in consumers)])
@@ -98,6 +47,7 @@ class Table:
         self._counters = dict.fromkeys(
             ("cut", "stale", "refused_priority", *(f"refused_{reason}" for reason in REASONS)), 0
         )
+        self._snapshots: WeakSet[Snapshot] = WeakSet()  # those somebody still holds
         self._rng = np.random.Generator(np.random.SFC64(seed))
 
     @property
@@ -119,42 +69,52 @@ class Table:
             self._limiter.behind(name) and view.starts.count for name, view in self._views.items()
         ):
             return False
-        if fault := find_fault(rows, streams, self._spec.columns, self._ended):
-            reason, what = fault
-            self._counters[f"refused_{reason}"] += 1
-            raise EnvironmentFault(f"table {self._name!r} refused a chunk: {what}")
+        places = self._places(rows, streams)
         first, last = rows["first"], rows["last"]
         if last.size > self._ring.capacity:
             raise UserError(
                 f"table {self._name!r}: a chunk of {last.size} rows does not fit a capacity of "
                 f"{self._ring.capacity}; raise the capacity or send shorter chunks"
             )
-        places = self._streams.places(streams)
         tails = self._streams.tails[places]  # (N, depth)
         self._cut(tails[first[:, 0] & ~self._streams.ended[places], -1])
         self._evict(self._ring.inserted + last.size - self._ring.capacity)
         keys = self._rows.write(rows, tails[:, -1])
         lines = np.concatenate([tails, keys], axis=1)  # (N, depth + T), stream by stream
         self._admit(lines, last.shape[1])
-        self._streams.store(streams, lines[:, -self._depth :], last[:, -1])
+        self._streams.store(streams, places, lines[:, -self._depth :], last[:, -1])
         self._limiter.steps += last.size - int(np.count_nonzero(last))
         return True
 
-    def _ended(self, streams: Array) -> Array:
-        return self._streams.ended[self._streams.places(streams)]
+    def _places(self, rows: Batch, streams: Array) -> Array:
+        """Where `Streams` keeps these streams, if their rows keep the contract."""
+        fault = find_fault(rows, streams, self._spec.columns)
+        if not fault:
+            places = self._streams.places(streams)
+            fault = find_reset_fault(rows, streams, self._streams.ended[places])
+            if not fault:
+                return places
+        reason, what = fault
+        self._counters[f"refused_{reason}"] += 1
+        raise EnvironmentFault(f"table {self._name!r} refused a chunk: {what}")
 
     def _cut(self, keys: Array) -> None:
         self._counters["cut"] += keys.size
-        slots = self._ring.slots(keys[self._ring.live(keys)])
+        keys = keys[self._ring.live(keys)]
+        for snapshot in self._snapshots:
+            snapshot.note_cut(keys)
+        slots = self._ring.slots(keys)
         self._rows.columns["last"][slots] = True
         for view in self._views.values():
             view.withdraw(slots)
 
     def _evict(self, end: int) -> None:
-        """Withdraw the starts that need a row older than `end`."""
+        """Let go of the rows older than `end`, and of the starts that need one of them."""
         oldest = self._ring.oldest
         if end <= oldest:
             return
+        for snapshot in self._snapshots:
+            snapshot.copy_until(end)
         for view in self._views.values():
             view.withdraw(view.starts.within(oldest, end))
         for step, slots in enumerate(self._rows.uprooted(end, self._context), 1):
@@ -248,24 +208,31 @@ class Table:
 
     # ------------------------------------------------------------------------------- saving
 
-    def state(self) -> dict[str, Any]:
-        """Copies of all that later draws depend on, live rows only, oldest first."""
-        ordered = self._ring.ordered
+    def snapshot(self) -> Snapshot:
+        """Begin to save the table as it stands: what is small at once, the rows piece by piece."""
         views = {
-            name: {"starts": ordered(view.starts.flags), "selector": view.selector.state()}
+            name: {
+                "starts": self._ring.ordered(view.starts.flags),
+                "selector": view.selector.state(),
+            }
             for name, view in self._views.items()
         }
-        return {
+        small = {
             "layout": self._layout(),
             "inserted": self._ring.inserted,
-            "columns": {name: ordered(column) for name, column in self._rows.columns.items()},
-            "previous": ordered(self._rows.previous),
             "views": views,
             "streams": self._streams.state(),
             "limiter": self._limiter.state(),
             "counters": dict(self._counters),
             "generator": self._rng.bit_generator.state,
         }
+        snapshot = Snapshot(self._rows, small)
+        self._snapshots.add(snapshot)
+        return snapshot
+
+    def state(self) -> dict[str, Any]:
+        """Copies of all that later draws depend on, live rows only, oldest first."""
+        return self.snapshot().state()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state` bit for bit. Raises UserError when it is of another layout."""
@@ -276,6 +243,8 @@ class Table:
                     f"table {self._name!r} cannot continue from this checkpoint: its {part} is "
                     f"{theirs.get(part)}, here {ours.get(part)}; resume with the same settings"
                 )
+        for snapshot in self._snapshots:
+            snapshot.copy_until(self._ring.inserted)
         self._ring.inserted = int(state["inserted"])
         for at, place in self._ring.runs(self._ring.oldest, self._ring.inserted):
             for name, column in self._rows.columns.items():

@@ -12,6 +12,7 @@ from core.types import (
     Array,
     Batch,
     Consumer,
+    Deviation,
     EmphasizeRecent,
     Mixture,
     Prioritized,
@@ -31,6 +32,8 @@ CONSUMERS = {
     "recent": Consumer(2, 4, Recency(3.5)),
     "instant": Consumer(2, 1, Recency(0.02)),
     "emphasis": Consumer(2, 3, EmphasizeRecent(0.9, floor=4, cycle=3, anneal=20)),
+    "stack": Consumer(3, 1, context=3),
+    "history": Consumer(2, 3, Prioritized(), context=2, columns=("reward", "obs")),
     "mixture": Consumer(
         5,
         2,
@@ -61,10 +64,12 @@ def check_draw(sample: Sample, model: Model, consumer: str, draws: int) -> None:
     assert sample.size == len(probability)
     assert sample.keys.shape == sample.prob.shape == (of.batch,)
     assert (sample.prob > 0).all()
+    assert list(sample.data) == list(of.columns or COLUMNS)
     for b, key in enumerate(sample.keys.tolist()):
         assert sample.prob[b] == pytest.approx(probability[key], rel=1e-9)
-        for t, row in enumerate(model.window(key, of.window) or []):
-            for name in COLUMNS:
+        window = model.context(key, of.context) + (model.window(key, of.window) or [])
+        for t, row in enumerate(window):
+            for name in of.columns or COLUMNS:
                 np.testing.assert_array_equal(sample.data[name][b, t], model.rows[row][name])
 
 
@@ -363,7 +368,7 @@ def test_bytes_are_known_from_the_start() -> None:
     of = TableSpec(1000, columns, {"a": Consumer(32, 4, Prioritized())})
     table = Table("real", of, 0)
     row = 84 * 84 + 8 + 4 + 3  # obs, action, reward, flags
-    extra = 8 + 1 + 2 * 8 * 1.024  # link, flag, tree of 2 * 1024 nodes
+    extra = 16 + 1 + 8  # links, flag, mass
     assert table.nbytes == table.stats()["bytes"] == 1000 * (row + extra)
     assert table.nbytes <= 1.05 * 1000 * 84 * 84
 
@@ -375,7 +380,13 @@ def test_bytes_are_known_from_the_start() -> None:
         (spec(8, 0.5, a=Consumer(1)), "slack must be at least 1"),
         (spec(8, a=Consumer(0)), "batch and window"),
         (spec(8, a=Consumer(3, 3)), "capacity of 9 or more, found 8"),
+        (spec(8, a=Consumer(3, 1, context=2)), "3 windows of 3 rows: .* 9 or more, found 8"),
+        (spec(8, a=Consumer(1, context=-1)), "context of at least 0"),
         (spec(8, a=Consumer(1, min_steps=9)), "min_steps 9"),
+        (spec(8, a=Consumer(1, columns=("rewards",))), "'rewards'; the nearest is 'reward'"),
+        (spec(8, a=Consumer(1, selector=Prioritized(initial="rewrd"))), "nearest is 'reward'"),
+        (spec(8, a=Consumer(1, selector=Prioritized(initial="obs"))), "'obs' must be a float"),
+        (spec(8, a=Consumer(1, selector=Deviation(0))), "half-life"),
         (spec(8, a=Consumer(1, samples_per_step=0.0)), "more than 0 samples"),
         (spec(8, a=Consumer(1, selector=Prioritized(-1))), "exponent"),
         (spec(8, a=Consumer(1, selector=Recency(0))), "half-life"),
