@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -40,7 +41,7 @@ class Rows:
             self.following[at] = np.arange(at.start + 1, at.stop + 1)
         ring.inserted = end
         keys = keys.reshape(shape)
-        # A run is one stream after another: mend it where they meet, and wherever the ring closes.
+        # Now all are one line: mend it where one stream meets the next, and where the ring closes.
         opening, newest = ring.slots(keys[:, 0]), ring.slots(keys[:, -1])
         self.following[-1] %= ring.capacity
         self.following[newest] = newest
@@ -63,8 +64,8 @@ class Rows:
         """
         slots = np.empty((context + window, starts.size), np.int64)
         slots[context] = starts
-        for t in range(context + 1, context + window):
-            np.take(self.following, slots[t - 1], out=slots[t], mode="clip")
+        for here, after in itertools.pairwise(slots[context:]):
+            self.following.take(here, out=after, mode="clip")
         for t in range(context - 1, -1, -1):
             slots[t] = self.ring.slots(self._before(slots[t + 1]))
         return np.ascontiguousarray(slots.T)
@@ -79,9 +80,10 @@ class Rows:
         return rooted
 
     def uprooted(self, end: int, context: int) -> Iterator[Array]:
-        """Slots of the rows 1, 2, … `context` steps after what older than `end` was their stream's.
+        """The slots of rows that lose some of their context when all rows older than `end` go.
 
-        They stand in an episode whose row so many steps before is to go with all older than `end`.
+        Those 1, then 2, … `context` steps after the newest row to go of their stream, and in its
+        episode.
         """
         if not context:
             return

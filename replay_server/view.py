@@ -48,11 +48,12 @@ class View:
     def gather(self, slots: Array) -> Batch:
         """Copies of these rows, (B, context + T), in one piece of memory."""
         memory = np.empty(self._batch.itemsize + ALIGNMENT, np.uint8)
-        begin = -memory.ctypes.data % ALIGNMENT
+        begin = -memory.__array_interface__["data"][0] % ALIGNMENT
         batch = np.ndarray((), self._batch, memory, begin)
+        data = {name: batch[name] for name in self.columns}
         for name, column in self.columns.items():
-            np.take(column, slots, axis=0, out=batch[name], mode="clip")
-        return {name: batch[name] for name in self.columns}
+            column.take(slots, axis=0, out=data[name], mode="clip")
+        return data
 
 
 def _record(batch: int, length: int, columns: Mapping[str, Array]) -> np.dtype[np.void]:
