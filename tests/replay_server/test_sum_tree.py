@@ -103,3 +103,12 @@ def test_a_million_updates_leave_no_drift() -> None:
     fresh = SumTree(TOP * 4)
     fresh.replace(np.arange(TOP * 4), tree.masses)
     assert tree.total == fresh.total
+
+
+def test_rounding_within_a_family_never_draws_an_empty_slot() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        mass = rng.random(FAN_OUT) * (np.arange(FAN_OUT) % (FAN_OUT - 1) > 0)  # not first nor last
+        tree = SumTree(TOP + 100)
+        tree.write(np.arange(FAN_OUT), mass)
+        assert mass[tree.sample(3, Highest(np.random.SFC64(0)))].all()
