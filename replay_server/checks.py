@@ -68,6 +68,8 @@ def check_spec(name: str, spec: TableSpec) -> None:
         )
         what = _selector_fault(of.selector, spec.columns) or _unknown(of.columns, spec.columns)
         require(not what, f"{consumer!r}: {what}")
+        once = len(set(of.columns)) == len(of.columns)
+        require(once, f"{consumer!r} must name each of its columns once, found {of.columns}")
     need, free = budget.table_bytes(spec, rows), budget.available_memory()
     require(
         need <= free,

@@ -23,14 +23,13 @@ class Snapshot:
         """`small`: copies of all the rest that makes a state."""
         ring = rows.ring
         self._ring, self._small = ring, small
-        self._from = rows.columns | {"": rows.previous}
-        self._to = {
-            name: np.empty((ring.held, *column.shape[1:]), column.dtype)
-            for name, column in self._from.items()
-        }
+        self._columns = {name: _room(column, ring.held) for name, column in rows.columns.items()}
+        self._previous = _room(rows.previous, ring.held)
+        self._copies: list[tuple[Array, Array]] = [(rows.previous, self._previous)]
+        self._copies += [(rows.columns[name], copy) for name, copy in self._columns.items()]
         self._begin = self._next = ring.oldest
         self._end = ring.inserted
-        row = sum(column[:1].nbytes for column in self._from.values())
+        row = sum(column[:1].nbytes for column, _ in self._copies)
         self._piece = max(PIECE_BYTES // row, 1)
         self._cut: list[int] = []
 
@@ -50,8 +49,8 @@ class Snapshot:
             return
         for at, place in self._ring.runs(begin, end):
             into = slice(place.start + begin - self._begin, place.stop + begin - self._begin)
-            for name, column in self._from.items():
-                self._to[name][into] = column[at]
+            for column, copy in self._copies:
+                copy[into] = column[at]
         self._next = end
 
     def note_cut(self, keys: Array) -> None:
@@ -62,7 +61,9 @@ class Snapshot:
         """What `Table.state` would have returned when this was made. Finishes the copying."""
         while self.copy_piece():
             pass
-        columns = dict(self._to)
-        previous = columns.pop("")
-        columns["last"][np.array(self._cut, np.int64) - self._begin] = False
-        return self._small | {"columns": columns, "previous": previous}
+        self._columns["last"][np.array(self._cut, np.int64) - self._begin] = False
+        return self._small | {"columns": self._columns, "previous": self._previous}
+
+
+def _room(column: Array, rows: int) -> Array:
+    return np.empty((rows, *column.shape[1:]), column.dtype)

@@ -77,7 +77,8 @@ class Table:
                 f"{self._ring.capacity}; raise the capacity or send shorter chunks"
             )
         tails = self._streams.tails[places]  # (N, depth)
-        self._cut(tails[first[:, 0] & ~self._streams.ended[places], -1])
+        if (cut := first[:, 0] & ~self._streams.ended[places]).any():
+            self._cut(tails[cut, -1])
         self._evict(self._ring.inserted + last.size - self._ring.capacity)
         keys = self._rows.write(rows, tails[:, -1])
         lines = np.concatenate([tails, keys], axis=1)  # (N, depth + T), stream by stream

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +35,13 @@ class View:
         self.spec = spec
         self.starts = Starts(rows.ring)
         self.selector = build(spec.selector, self.starts, rows, spec.window)
-        self.columns = {name: rows.columns[name] for name in spec.columns or rows.columns}
-        self._batch = _record(spec.batch, spec.context + spec.window, self.columns)
+        self._layout, self._bytes = [], 0  # of a batch: each column and where it begins
+        for name in spec.columns or rows.columns:
+            column = rows.columns[name]
+            shape = (spec.batch, spec.context + spec.window, *column.shape[1:])
+            self._layout.append((name, column, shape, self._bytes))
+            size = math.prod(shape) * column.itemsize
+            self._bytes += -(-size // ALIGNMENT) * ALIGNMENT
 
     def admit(self, slots: Array) -> None:
         self.starts.admit(slots)
@@ -46,21 +51,11 @@ class View:
         self.selector.withdraw(self.starts.withdraw(slots))
 
     def gather(self, slots: Array) -> Batch:
-        """Copies of these rows, (B, context + T), in one piece of memory."""
-        memory = np.empty(self._batch.itemsize + ALIGNMENT, np.uint8)
+        """Copies of these rows, (B, context + T), in one piece of memory, column after column."""
+        memory = np.empty(self._bytes + ALIGNMENT, np.uint8)
         begin = -memory.__array_interface__["data"][0] % ALIGNMENT
-        batch = np.ndarray((), self._batch, memory, begin)
-        data = {name: batch[name] for name in self.columns}
-        for name, column in self.columns.items():
-            column.take(slots, axis=0, out=data[name], mode="clip")
-        return data
-
-
-def _record(batch: int, length: int, columns: Mapping[str, Array]) -> np.dtype[np.void]:
-    """Columns (B, L, …) one after another, each where a cache line begins."""
-    formats = [(column.dtype, (batch, length, *column.shape[1:])) for column in columns.values()]
-    sizes = [-(-np.dtype(each).itemsize // ALIGNMENT) * ALIGNMENT for each in formats]
-    offsets = [sum(sizes[:i]) for i in range(len(sizes))]
-    names = list(columns)
-    fields = {"names": names, "formats": formats, "offsets": offsets, "itemsize": sum(sizes)}
-    return np.dtype(fields)  # type: ignore[call-overload]
+        batch = {}
+        for name, column, shape, offset in self._layout:
+            into = batch[name] = np.ndarray(shape, column.dtype, memory, begin + offset)
+            column.take(slots, axis=0, out=into, mode="clip")
+        return batch

@@ -495,6 +495,7 @@ def test_bytes_are_known_from_the_start() -> None:
         (spec(8, a=Consumer(1, context=-1)), "context of at least 0"),
         (spec(8, a=Consumer(1, min_steps=9)), "min_steps 9"),
         (spec(8, a=Consumer(1, columns=("rewards",))), "'rewards'; the nearest is 'reward'"),
+        (spec(8, a=Consumer(1, columns=("obs", "obs"))), "each of its columns once"),
         (spec(8, a=Consumer(1, selector=Prioritized(initial="rewrd"))), "nearest is 'reward'"),
         (spec(8, a=Consumer(1, selector=Prioritized(initial="obs"))), "'obs' must be a float"),
         (spec(8, a=Consumer(1, selector=Deviation(0))), "half-life"),
