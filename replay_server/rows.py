@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -64,8 +63,10 @@ class Rows:
         """
         slots = np.empty((context + window, starts.size), np.int64)
         slots[context] = starts
-        for here, after in itertools.pairwise(slots[context:]):
-            self.following.take(here, out=after, mode="clip")
+        here = starts
+        for after in slots[context + 1 :]:
+            self.following.take(here, None, after, "clip")
+            here = after
         for t in range(context - 1, -1, -1):
             slots[t] = self.ring.slots(self._before(slots[t + 1]))
         return np.ascontiguousarray(slots.T)
