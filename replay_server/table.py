@@ -135,19 +135,21 @@ class Table:
 
     # ----------------------------------------------------------------------------- sampling
 
-    def sample(self, consumer: str) -> Sample | None:
+    def sample(self, consumer: str, count: int | None = None) -> Sample | None:
         """Windows (B, context + T, …), freshly copied. None: too early, or there is no start yet.
 
         A host with threads takes the three steps apart, so that nobody waits for the copying: it
         holds its lock for `draw` and again for `intact`, but not for `gather` between them, and
         begins anew when rows were lost meanwhile.
+
+        count: another number of windows than the consumer's batch, where other shards give theirs.
         """
-        drawn = self.draw(consumer)
+        drawn = self.draw(consumer, count)
         if drawn is None:
             return None
         return Sample(self.gather(drawn), drawn.keys, drawn.prob, drawn.size)
 
-    def draw(self, consumer: str) -> Draw | None:
+    def draw(self, consumer: str, count: int | None = None) -> Draw | None:
         """Choose windows, and count them as sampled. None: too early, or there is no start yet."""
         if consumer not in self._views:
             known = ", ".join(sorted(self._views))
@@ -156,10 +158,10 @@ class Table:
         if not view.starts.count or not self._limiter.may_sample(consumer):
             return None
         of, ring = view.spec, self._ring
-        starts = view.selector.draw(of.batch, self._rng)
+        starts = view.selector.draw(of.batch if count is None else count, self._rng)
         prob = view.selector.probability(starts)
         slots = self._rows.windows(starts, of.context, of.window)
-        oldest = int(ring.keys_at(slots[:, 0]).min())
+        oldest = int(ring.keys_at(slots[:, 0]).min(initial=ring.inserted))
         self._limiter.samples[consumer] += 1
         cuts = self._counters["cut"]
         return Draw(consumer, ring.keys_at(starts), prob, view.starts.count, slots, oldest, cuts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,13 +34,9 @@ class View:
         self.spec = spec
         self.starts = Starts(rows.ring)
         self.selector = build(spec.selector, self.starts, rows, spec.window)
-        self._layout, self._bytes = [], 0  # of a batch: each column and where it begins
-        for name in spec.columns or rows.columns:
-            column = rows.columns[name]
-            shape = (spec.batch, spec.context + spec.window, *column.shape[1:])
-            self._layout.append((name, column, shape, self._bytes))
-            size = math.prod(shape) * column.itemsize
-            self._bytes += -(-size // ALIGNMENT) * ALIGNMENT
+        names = spec.columns or rows.columns
+        self._columns = {name: rows.columns[name] for name in names}
+        self._row_bytes = {name: column[:1].nbytes for name, column in self._columns.items()}
 
     def admit(self, slots: Array) -> None:
         self.starts.admit(slots)
@@ -52,10 +47,13 @@ class View:
 
     def gather(self, slots: Array) -> Batch:
         """Copies of these rows, (B, context + T), in one piece of memory, column after column."""
-        memory = np.empty(self._bytes + ALIGNMENT, np.uint8)
+        sizes = [-(-slots.size * row // ALIGNMENT) * ALIGNMENT for row in self._row_bytes.values()]
+        memory = np.empty(sum(sizes) + ALIGNMENT, np.uint8)
         begin = -memory.__array_interface__["data"][0] % ALIGNMENT
         batch = {}
-        for name, column, shape, offset in self._layout:
-            into = batch[name] = np.ndarray(shape, column.dtype, memory, begin + offset)
-            column.take(slots, axis=0, out=into, mode="clip")
+        for (name, column), size in zip(self._columns.items(), sizes, strict=True):
+            shape = slots.shape + column.shape[1:]
+            batch[name] = np.ndarray(shape, column.dtype, memory, begin)
+            column.take(slots, axis=0, out=batch[name], mode="clip")
+            begin += size
         return batch

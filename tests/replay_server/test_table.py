@@ -19,6 +19,7 @@ from core.types import (
     Prioritized,
     Recency,
     Sample,
+    Selector,
     Space,
     TableSpec,
     Uniform,
@@ -219,6 +220,19 @@ def test_a_batch_is_one_piece_of_memory_with_aligned_columns() -> None:
     assert place[1] - place[0] == 128 and place[2] - place[1] == 64  # 3 * 5 * 2 * 4 bytes, 3 * 5
     assert len({id(column.base) for column in sample.data.values()}) == 1
     assert all(column.flags.c_contiguous for column in sample.data.values())
+
+
+@pytest.mark.parametrize("count", [0, 1, 70])
+@pytest.mark.parametrize("selector", [Uniform(), CONSUMERS["mixture"].selector, Deviation()])
+def test_another_number_of_windows_may_be_drawn(count: int, selector: Selector) -> None:
+    table, _ = filled(spec(64, a=Consumer(3, 2, selector, context=1)))
+    sample = table.sample("a", count)
+    assert sample is not None
+    assert sample.keys.shape == sample.prob.shape == (count,)
+    assert sample.data["obs"].shape == (count, 3, 2)
+    np.testing.assert_array_equal(sample.data["obs"][..., 1], sample.data["action"])
+    draw = table.draw("a", count)
+    assert draw is not None and table.intact(draw)
 
 
 def test_a_draw_is_intact_until_one_of_its_rows_goes() -> None:
