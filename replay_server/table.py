@@ -173,7 +173,7 @@ class Table:
     def intact(self, draw: Draw) -> bool:
         """Whether no row that was drawn has been overwritten, and no episode been cut, since then.
 
-        If not, throw away what was gathered: the sample has been uncounted.
+        If not, throw away what was gathered: the sample has been uncounted. Ask once a draw.
         """
         intact = draw.oldest >= self._ring.oldest and draw.cuts == self._counters["cut"]
         self._limiter.samples[draw.consumer] -= not intact
