@@ -71,11 +71,13 @@ class Uniform:
 class Prioritized:
     """Draws in proportion to priority^exponent (Schaul et al. 2016, eq. 1).
 
-    New rows enter at the largest priority seen so far (1.0 at the beginning). The importance
-    weights, and any schedule of their exponent, are the agent's: it gets each draw's probability.
+    New rows enter at what actors wrote into the column `initial`, or without one at the largest
+    priority seen so far (1.0 at the beginning). The importance weights, and any schedule of their
+    exponent, are the agent's: it gets each draw's probability.
     """
 
     exponent: float = 1.0  # 1: the agent applies its own, possibly moving, alpha
+    initial: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,24 +102,42 @@ class EmphasizeRecent:
 
 
 @dataclass(frozen=True)
+class Deviation:
+    """Draws windows whose sum of rewards is unusual, in proportion to |sum - mean| / deviation.
+
+    Mean and standard deviation are those of the sums so far, weighted by 2^(-age / half_life). A
+    window keeps what it was given when it became drawable. Meant for a mixture with `Uniform`.
+    """
+
+    half_life: float = 10_000.0  # windows
+
+
+@dataclass(frozen=True)
 class Mixture:
     """Each window comes from one of `parts`, picked with its share; shares sum to 1."""
 
     parts: tuple[tuple[float, Selector], ...]
 
 
-Selector = Uniform | Prioritized | Recency | EmphasizeRecent | Mixture
+Selector = Uniform | Prioritized | Recency | EmphasizeRecent | Deviation | Mixture
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """How one kind of caller samples a table, and how often it may."""
+    """How one kind of caller samples a table, and how often it may.
+
+    It gets (batch, context + window, …). Where an episode is younger than the context, its first
+    row is repeated, so `first` is set on every row that was not there. Frame stacks are contexts,
+    and n-step returns windows of n + 1.
+    """
 
     batch: int  # windows a sample, B
     window: int = 1  # rows a window, T
     selector: Selector = field(default_factory=Uniform)
     samples_per_step: float | None = None  # samples taken per agent step added; None: as it likes
     min_steps: int = 1  # agent steps that must be in before the first sample
+    context: int = 0  # rows of its episode before the start that come along
+    columns: tuple[str, ...] = ()  # what is handed out; empty: everything
 
 
 @dataclass(frozen=True)
@@ -128,10 +148,11 @@ class TableSpec:
     (at least 1). An agent step is a row that is not `last`: the rows an action was taken on.
     """
 
-    capacity: int  # rows
+    capacity: int  # rows, at most
     columns: Mapping[str, Space]
     consumers: Mapping[str, Consumer]
     slack: float = 1.0
+    max_bytes: int | None = None  # of memory; fewer rows are held where `capacity` takes more
 
 
 @dataclass(frozen=True)
@@ -145,7 +166,7 @@ class QueueSpec:
 class Sample:
     """What a table hands out. Keys are opaque; late priorities for overwritten rows are ignored."""
 
-    data: Batch  # (B, T, …)
+    data: Batch  # (B, T, …), the rows of the context first
     keys: Array  # (B,) i64
     prob: Array  # (B,) f64, the probability of each draw
     size: int  # starts this consumer could have drawn

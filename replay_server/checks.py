@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from core.errors import UserError
 from core.types import (
     Array,
     Batch,
+    Deviation,
     EmphasizeRecent,
     Mixture,
     Prioritized,
@@ -19,6 +21,7 @@ from core.types import (
     Space,
     TableSpec,
 )
+from replay_server import budget
 
 REASONS = ("columns", "shape", "dtype", "nan", "streams", "reset")  # why a chunk is refused
 
@@ -36,19 +39,26 @@ def check_spec(name: str, spec: TableSpec) -> None:
         require(found == ("bool", ()), f"needs a bool column {flag!r} of shape (), found {found}")
     require(spec.capacity >= 1, f"capacity must be at least 1 row, found {spec.capacity}")
     require(spec.slack >= 1, f"slack must be at least 1 sample, found {spec.slack}")
+    rows = budget.capacity(spec)
+    holds = f"found {rows}"
+    if rows < spec.capacity:
+        holds += f" in a budget of {budget.sized(spec.max_bytes or 0)}"
+    require(rows >= 1, f"must hold at least 1 row, {holds}: raise max_bytes")
     for consumer, of in spec.consumers.items():
         require(
-            of.batch >= 1 and of.window >= 1,
-            f"{consumer!r} must take batch and window of at least 1, found {of.batch}, {of.window}",
+            of.batch >= 1 and of.window >= 1 and of.context >= 0,
+            f"{consumer!r} must take batch and window of at least 1 and context of at least 0, "
+            f"found {of.batch}, {of.window}, {of.context}",
+        )
+        length = of.context + of.window
+        require(
+            of.batch * length <= rows,
+            f"{consumer!r} samples {of.batch} windows of {length} rows: give it a capacity of "
+            f"{of.batch * length} or more, {holds}",
         )
         require(
-            of.batch * of.window <= spec.capacity,
-            f"{consumer!r} samples {of.batch} windows of {of.window} rows: give it a capacity of "
-            f"{of.batch * of.window} or more, found {spec.capacity}",
-        )
-        require(
-            0 <= of.min_steps <= spec.capacity,
-            f"{consumer!r} must wait for 0 to {spec.capacity} steps (the capacity), "
+            0 <= of.min_steps <= rows,
+            f"{consumer!r} must wait for 0 to {rows} steps (the capacity), "
             f"found min_steps {of.min_steps}",
         )
         rate = of.samples_per_step
@@ -56,16 +66,30 @@ def check_spec(name: str, spec: TableSpec) -> None:
             rate is None or (math.isfinite(rate) and rate > 0),
             f"{consumer!r} must take more than 0 samples per step, found {rate}",
         )
-        if what := _selector_fault(of.selector):
-            require(False, f"{consumer!r}: {what}")
+        what = _selector_fault(of.selector, spec.columns) or _unknown(of.columns, spec.columns)
+        require(not what, f"{consumer!r}: {what}")
+        once = len(set(of.columns)) == len(of.columns)
+        require(once, f"{consumer!r} must name each of its columns once, found {of.columns}")
+    need, free = budget.table_bytes(spec, rows), budget.available_memory()
+    require(
+        need <= free,
+        f"{rows:,} rows take {budget.sized(need)}, but {budget.sized(free)} of memory are free; "
+        "lower its capacity, or give it max_bytes",
+    )
 
 
-def _selector_fault(spec: Selector) -> str | None:
+def _selector_fault(spec: Selector, columns: Mapping[str, Space]) -> str | None:
     match spec:
         case Prioritized(exponent) if not 0 <= exponent <= 8:
             return f"a priority exponent must lie in [0, 8], found {exponent}"
+        case Prioritized(initial=str(initial)):
+            return _unknown((initial,), columns) or _not_a_number(initial, columns)
         case Recency(half_life) if not half_life > 0:
             return f"a half-life must be more than 0 rows, found {half_life}"
+        case Deviation(half_life):
+            if not half_life > 0:
+                return f"a half-life must be more than 0 windows, found {half_life}"
+            return _unknown(("reward",), columns) or _not_a_number("reward", columns)
         case EmphasizeRecent(eta, floor, cycle, anneal) if not (
             0 < eta <= 1 and floor >= 1 and cycle >= 1 and anneal >= 1
         ):
@@ -74,7 +98,23 @@ def _selector_fault(spec: Selector) -> str | None:
             shares = [share for share, _ in parts]
             if min(shares, default=0) <= 0 or not math.isclose(sum(shares), 1):
                 return f"the shares of a mixture must be positive and sum to 1, found {shares}"
-            return next((fault for _, part in parts if (fault := _selector_fault(part))), None)
+            faults = (_selector_fault(part, columns) for _, part in parts)
+            return next((fault for fault in faults if fault), None)
+    return None
+
+
+def _unknown(names: Iterable[str], columns: Mapping[str, Space]) -> str | None:
+    for name in names:
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, 1, 0) or ["none"]
+            return f"there is no column {name!r}; the nearest is {near[0]!r}"
+    return None
+
+
+def _not_a_number(name: str, columns: Mapping[str, Space]) -> str | None:
+    space = columns[name]
+    if space.shape or np.dtype(space.dtype).kind != "f":
+        return f"column {name!r} must be a float of shape (), found {space.dtype} {space.shape}"
     return None
 
 
@@ -82,12 +122,8 @@ def find_fault(
     rows: Batch,
     streams: Array,
     columns: Mapping[str, Space],
-    ended: Callable[[Array], Array],
 ) -> tuple[str, str] | None:
-    """Why a chunk (N, T, …) must be refused: (one of REASONS, one line), or None.
-
-    `ended` tells of streams (N,) whether their next row must open an episode.
-    """
+    """Why a chunk (N, T, …) must be refused: (one of REASONS, one line), or None."""
     if odd := sorted(rows.keys() ^ columns.keys()):
         what = ", ".join(f"{'unknown' if name in rows else 'missing'} {name}" for name in odd)
         return "columns", f"wrong columns: {what}"
@@ -103,17 +139,21 @@ def find_fault(
     if streams.shape != lead[:1] or streams.dtype.kind not in "iu":
         found = f"{streams.dtype} {streams.shape}"
         return "streams", f"streams must be {lead[0]} integers, one a stream, found {found}"
-    if streams.min() < 0 or np.unique(streams).size != streams.size:
+    if streams.min() < 0 or len(set(streams.tolist())) < streams.size:
         return "streams", f"streams must be distinct and not negative, found {streams.tolist()}"
     for name, space in columns.items():
         if np.dtype(space.dtype).kind == "f" and not np.isfinite(rows[name]).all():
             n, t = np.argwhere(~np.isfinite(rows[name]))[0, :2]
             return "nan", f"{name} of stream {streams[n]} is not finite in row {t} of the chunk"
-    return _reset_fault(rows["first"], rows["last"], streams, ended(streams))
+    return None
 
 
-def _reset_fault(first: Array, last: Array, streams: Array, ended: Array) -> tuple[str, str] | None:
-    """A row is `first` exactly after a `last` one; only a new chunk may cut an episode short."""
+def find_reset_fault(rows: Batch, streams: Array, ended: Array) -> tuple[str, str] | None:
+    """A row is `first` exactly after a `last` one; only a new chunk may cut an episode short.
+
+    `ended` (N,): which streams must open an episode with their next row.
+    """
+    first, last = rows["first"], rows["last"]
     after_last = np.concatenate([ended[:, None], last[:, :-1]], axis=1)  # (N, T)
     wrong = first != after_last
     wrong[:, 0] &= ended

@@ -28,11 +28,6 @@ class Ring:
     def oldest(self) -> int:
         return self.inserted - self.held
 
-    @property
-    def keys(self) -> Array:
-        """The keys of all held rows, oldest first."""
-        return np.arange(self.oldest, self.inserted)
-
     def live(self, keys: Array) -> Array:
         """Which keys belong to rows still held; -1 stands for no row."""
         return (keys >= self.oldest) & (keys < self.inserted)
@@ -45,6 +40,20 @@ class Ring:
         newest = self.inserted - 1
         return newest - (newest - slots) % self.capacity
 
+    def runs(self, begin: int, end: int) -> list[tuple[slice, slice]]:
+        """The slots of the keys begin … end - 1, at most a ring of them, as slices.
+
+        Each comes with the place of its keys among all of these.
+        """
+        n, slot = end - begin, begin % self.capacity
+        fit = min(n, self.capacity - slot)
+        runs = [(slice(slot, slot + fit), slice(0, fit)), (slice(0, n - fit), slice(fit, n))]
+        return runs if fit < n else runs[:1]
+
+    def ordered(self, column: Array) -> Array:
+        """A copy of what the held rows have in a column of slots, oldest first."""
+        return np.concatenate([column[at] for at, _ in self.runs(self.oldest, self.inserted)])
+
 
 class Starts:
     """The rows a window may begin at: a flag per slot, and how many are set."""
@@ -54,28 +63,29 @@ class Starts:
         self.flags = np.zeros(ring.capacity, bool)
         self.count = 0
 
-    def admit(self, keys: Array) -> None:
-        """Set the flags of rows that have none."""
-        self.flags[self.ring.slots(keys)] = True
-        self.count += keys.size
+    def admit(self, slots: Array) -> None:
+        """Set the flags of slots that have none."""
+        self.flags[slots] = True
+        self.count += slots.size
 
-    def withdraw(self, keys: Array) -> Array:
-        """Clear the flags. → those keys that had one."""
-        keys = keys[self.flags[self.ring.slots(keys)]]
-        self.flags[self.ring.slots(keys)] = False
-        self.count -= keys.size
-        return keys
+    def withdraw(self, slots: Array) -> Array:
+        """Clear the flags. → those slots that had one"""
+        slots = slots[self.flags[slots]]
+        self.flags[slots] = False
+        self.count -= slots.size
+        return slots
 
-    def recent(self, reach: int) -> Array:
-        """The flags of the newest `reach` rows (at least 1, at most all held), oldest first."""
-        begin, end = (self.ring.inserted - reach) % self.ring.capacity, self.ring.inserted
-        end %= self.ring.capacity
-        if begin < end:
-            return self.flags[begin:end]
-        return np.concatenate([self.flags[begin:], self.flags[:end]])
+    def within(self, begin: int, end: int) -> Array:
+        """The slots of the starts among the keys begin … end - 1, oldest first."""
+        runs = [at.start + np.flatnonzero(self.flags[at]) for at, _ in self.ring.runs(begin, end)]
+        return np.concatenate(runs)
+
+    def count_within(self, begin: int, end: int) -> int:
+        return sum(int(np.count_nonzero(self.flags[at])) for at, _ in self.ring.runs(begin, end))
 
     def restore(self, flags: Array) -> None:
         """Take over the flags of all held rows, oldest first."""
         self.flags[:] = False
-        self.flags[self.ring.slots(self.ring.keys)] = flags
+        for at, place in self.ring.runs(self.ring.oldest, self.ring.inserted):
+            self.flags[at] = flags[place]
         self.count = int(np.count_nonzero(flags))

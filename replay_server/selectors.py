@@ -12,6 +12,7 @@ import numpy as np
 
 from core.types import (
     Array,
+    Deviation,
     EmphasizeRecent,
     Mixture,
     Prioritized,
@@ -20,6 +21,7 @@ from core.types import (
     Uniform,
 )
 from replay_server.ring import Starts
+from replay_server.rows import Rows
 from replay_server.sum_tree import SumTree
 
 REJECTION_ROUNDS = 4
@@ -28,28 +30,26 @@ REBASE_AFTER = 500  # halvings; f64 holds 1,022 to each side
 
 
 class StartSelector(Protocol):
-    """Draws keys of starts. It is told of every change after the flags of `Starts` show it."""
+    """Draws slots of starts. It is told of every change after the flags of `Starts` show it."""
 
-    nbytes: int
-
-    def admit(self, keys: Array) -> None:
+    def admit(self, slots: Array) -> None:
         """These rows have become starts."""
         ...
 
-    def withdraw(self, keys: Array) -> None:
+    def withdraw(self, slots: Array) -> None:
         """These rows are starts no longer."""
         ...
 
-    def update(self, keys: Array, priorities: Array) -> None:
+    def update(self, slots: Array, priorities: Array) -> None:
         """Take new priorities (f64, finite, not negative) of starts."""
         ...
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        """Draw n keys with replacement; there is at least one start. → (n,) i64"""
+        """Draw n slots with replacement; there is at least one start. → (n,) i64"""
         ...
 
-    def probability(self, keys: Array) -> Array:
-        """How likely the last `draw` was to draw each key, (n,) → (n,) f64."""
+    def probability(self, slots: Array) -> Array:
+        """How likely the last `draw` was to draw each slot, (n,) → (n,) f64."""
         ...
 
     def state(self) -> dict[str, Any]: ...
@@ -59,19 +59,23 @@ class StartSelector(Protocol):
         ...
 
 
-def build(spec: Selector, starts: Starts) -> StartSelector:
+def build(spec: Selector, starts: Starts, rows: Rows, window: int) -> StartSelector:
+    """The selector of `spec` among the starts of windows of so many rows."""
     match spec:
         case Uniform():
             return UniformSelector(starts)
         case EmphasizeRecent():
             return EmphasizeRecentSelector(spec, starts)
         case Prioritized():
-            return PrioritizedSelector(spec, starts)
+            return PrioritizedSelector(spec, starts, rows)
         case Recency():
             return RecencySelector(spec, starts)
+        case Deviation():
+            return DeviationSelector(spec, starts, rows, window)
         case Mixture():
             shares = [share for share, _ in spec.parts]
-            return MixtureSelector(shares, [build(part, starts) for _, part in spec.parts])
+            parts = [build(part, starts, rows, window) for _, part in spec.parts]
+            return MixtureSelector(shares, parts)
 
 
 # -------------------------------------------------------------------------------- flat over age
@@ -80,25 +84,23 @@ def build(spec: Selector, starts: Starts) -> StartSelector:
 class UniformSelector:
     """Every start among the newest `reach` rows alike; here, all that are held."""
 
-    nbytes = 0
-
     def __init__(self, starts: Starts) -> None:
         self._starts = starts
 
-    def admit(self, keys: Array) -> None:
+    def admit(self, slots: Array) -> None:
         pass
 
-    def withdraw(self, keys: Array) -> None:
+    def withdraw(self, slots: Array) -> None:
         pass
 
-    def update(self, keys: Array, priorities: Array) -> None:
+    def update(self, slots: Array, priorities: Array) -> None:
         pass
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
         return self._draw_within(self._starts.ring.held, n, rng)
 
-    def probability(self, keys: Array) -> Array:
-        return np.full(keys.shape, 1 / self._starts.count)
+    def probability(self, slots: Array) -> Array:
+        return np.full(slots.shape, 1 / self._starts.count)
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -109,18 +111,18 @@ class UniformSelector:
     def _draw_within(self, reach: int, n: int, rng: np.random.Generator) -> Array:
         """Throw at all rows and keep what hits a start; where starts are few, list them."""
         ring, flags = self._starts.ring, self._starts.flags
-        keys = np.empty(n, np.int64)
+        slots = np.empty(n, np.int64)
         missing = np.arange(n)
         for _ in range(REJECTION_ROUNDS):
-            thrown = ring.inserted - 1 - rng.integers(reach, size=missing.size)
-            hit = flags[ring.slots(thrown)]
-            keys[missing[hit]] = thrown[hit]
+            thrown = ring.slots(ring.inserted - 1 - rng.integers(reach, size=missing.size))
+            hit = flags[thrown]
+            slots[missing[hit]] = thrown[hit]
             missing = missing[~hit]
             if not missing.size:
-                return keys
-        listed = ring.inserted - reach + np.flatnonzero(self._starts.recent(reach))
-        keys[missing] = rng.choice(listed, missing.size)
-        return keys
+                return slots
+        listed = self._starts.within(ring.inserted - reach, ring.inserted)
+        slots[missing] = rng.choice(listed, missing.size)
+        return slots
 
 
 class EmphasizeRecentSelector(UniformSelector):
@@ -137,19 +139,20 @@ class EmphasizeRecentSelector(UniformSelector):
         self._within = 0  # starts among the newest `_reach` rows
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        spec, held = self._spec, self._starts.ring.held
+        spec, held, inserted = self._spec, self._starts.ring.held, self._starts.ring.inserted
         eta = spec.eta + (1 - spec.eta) * min(self._draws / spec.anneal, 1.0)
         k = self._draws % spec.cycle + 1
         reach = max(held * eta ** (1000 * k / spec.cycle), spec.floor)
         self._reach = min(int(reach), held)
-        self._within = int(np.count_nonzero(self._starts.recent(self._reach)))
+        self._within = self._starts.count_within(inserted - self._reach, inserted)
         if not self._within:
             self._reach, self._within = held, self._starts.count
         self._draws += 1
         return self._draw_within(self._reach, n, rng)
 
-    def probability(self, keys: Array) -> Array:
-        return (keys >= self._starts.ring.inserted - self._reach) / self._within
+    def probability(self, slots: Array) -> Array:
+        ring = self._starts.ring
+        return (ring.keys_at(slots) >= ring.inserted - self._reach) / self._within
 
     def state(self) -> dict[str, Any]:
         return {"draws": self._draws}
@@ -168,41 +171,48 @@ class MassSelector:
         self._starts = starts
         self._ring = starts.ring
         self._tree = SumTree(starts.ring.capacity)
-        self.nbytes = self._tree.nbytes
 
-    def withdraw(self, keys: Array) -> None:
-        self._tree.write(self._ring.slots(keys), 0.0)
+    def withdraw(self, slots: Array) -> None:
+        self._tree.write(slots, 0.0)
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        return self._ring.keys_at(self._tree.sample(n, rng))
+        return self._tree.sample(n, rng)
 
-    def probability(self, keys: Array) -> Array:
-        return self._tree.mass(self._ring.slots(keys)) / self._tree.total
+    def probability(self, slots: Array) -> Array:
+        return self._tree.masses[slots] / self._tree.total
 
     def state(self) -> dict[str, Any]:
-        return {"mass": self._tree.mass(self._ring.slots(self._ring.keys))}
+        return {"mass": self._ring.ordered(self._tree.masses)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._tree.replace(self._ring.slots(self._ring.keys), state["mass"])
+        held = np.arange(self._ring.oldest, self._ring.inserted)
+        self._tree.replace(self._ring.slots(held), state["mass"])
 
 
 class PrioritizedSelector(MassSelector):
-    """Mass is priority^exponent; starts enter at the largest so far (Schaul et al. 2016)."""
+    """Mass is priority^exponent (Schaul et al. 2016). Starts enter at the largest so far, or at
+    what their column of initial priorities says.
+    """
 
-    def __init__(self, spec: Prioritized, starts: Starts) -> None:
+    def __init__(self, spec: Prioritized, starts: Starts, rows: Rows) -> None:
         super().__init__(starts)
         self._exponent = spec.exponent
         self._largest = 1.0
+        self._initial = rows.columns[spec.initial] if spec.initial else None
 
-    def admit(self, keys: Array) -> None:
-        self._tree.write(self._ring.slots(keys), self._largest**self._exponent)
+    def admit(self, slots: Array) -> None:
+        if self._initial is None:
+            self._tree.write(slots, self._largest**self._exponent)
+        else:
+            initial = self._initial[slots].astype(np.float64).clip(*PRIORITY_RANGE)
+            self._tree.write(slots, initial**self._exponent)
 
-    def update(self, keys: Array, priorities: Array) -> None:
-        if not keys.size:
+    def update(self, slots: Array, priorities: Array) -> None:
+        if not slots.size:
             return
         priorities = priorities.clip(*PRIORITY_RANGE)
         self._largest = max(self._largest, float(priorities.max()))
-        self._tree.write(self._ring.slots(keys), priorities**self._exponent)
+        self._tree.write(slots, priorities**self._exponent)
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"largest": self._largest}
@@ -220,13 +230,14 @@ class RecencySelector(MassSelector):
         self._half_life = spec.half_life
         self._base = 0
 
-    def admit(self, keys: Array) -> None:
+    def admit(self, slots: Array) -> None:
+        keys = self._ring.keys_at(slots)
         if keys.size and (keys.max() - self._base) / self._half_life > REBASE_AFTER:
             self._rebase()
         else:
-            self._tree.write(self._ring.slots(keys), self._mass(keys))
+            self._tree.write(slots, self._mass(keys))
 
-    def update(self, keys: Array, priorities: Array) -> None:
+    def update(self, slots: Array, priorities: Array) -> None:
         pass
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
@@ -252,6 +263,47 @@ class RecencySelector(MassSelector):
         self._tree.replace(slots, self._mass(keys))
 
 
+class DeviationSelector(MassSelector):
+    """Mass is how far a window's sum of rewards lies from the mean, in standard deviations."""
+
+    def __init__(self, spec: Deviation, starts: Starts, rows: Rows, window: int) -> None:
+        super().__init__(starts)
+        self._half_life = spec.half_life
+        self._rows, self._window = rows, window
+        self._mean = self._variance = self._weight = 0.0  # weight 0: nothing seen, 1: for long
+
+    def admit(self, slots: Array) -> None:
+        if not slots.size:
+            return
+        windows = self._rows.windows(slots, 0, self._window)
+        sums = self._rows.columns["reward"][windows].sum(axis=1, dtype=np.float64)
+        self._follow(sums)
+        deviation = np.abs(sums - self._mean) / np.sqrt(self._variance or 1.0)
+        self._tree.write(slots, deviation.clip(*PRIORITY_RANGE))
+
+    def update(self, slots: Array, priorities: Array) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        moments = {"mean": self._mean, "variance": self._variance, "weight": self._weight}
+        return super().state() | moments
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self._mean, self._variance = float(state["mean"]), float(state["variance"])
+        self._weight = float(state["weight"])
+
+    def _follow(self, sums: Array) -> None:
+        """Mix these sums into the mean and variance, alike among themselves."""
+        kept = self._weight * 2 ** (-sums.size / self._half_life)
+        self._weight = kept + 1 - 2 ** (-sums.size / self._half_life)
+        share = 1 - kept / self._weight
+        ahead = float(sums.mean()) - self._mean
+        self._mean += share * ahead
+        between = share * (1 - share) * ahead**2
+        self._variance = (1 - share) * self._variance + share * float(sums.var()) + between
+
+
 # ----------------------------------------------------------------------------------- mixture
 
 
@@ -261,27 +313,26 @@ class MixtureSelector:
     def __init__(self, shares: Sequence[float], parts: Sequence[StartSelector]) -> None:
         self._shares = np.array(shares) / sum(shares)
         self._parts = parts
-        self.nbytes = sum(part.nbytes for part in parts)
 
-    def admit(self, keys: Array) -> None:
+    def admit(self, slots: Array) -> None:
         for part in self._parts:
-            part.admit(keys)
+            part.admit(slots)
 
-    def withdraw(self, keys: Array) -> None:
+    def withdraw(self, slots: Array) -> None:
         for part in self._parts:
-            part.withdraw(keys)
+            part.withdraw(slots)
 
-    def update(self, keys: Array, priorities: Array) -> None:
+    def update(self, slots: Array, priorities: Array) -> None:
         for part in self._parts:
-            part.update(keys, priorities)
+            part.update(slots, priorities)
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
         counts = rng.multinomial(n, self._shares)
-        keys = [part.draw(int(m), rng) for part, m in zip(self._parts, counts, strict=True)]
-        return rng.permutation(np.concatenate(keys))
+        slots = [part.draw(int(m), rng) for part, m in zip(self._parts, counts, strict=True)]
+        return rng.permutation(np.concatenate(slots))
 
-    def probability(self, keys: Array) -> Array:
-        by_part = np.stack([part.probability(keys) for part in self._parts])  # (parts, n)
+    def probability(self, slots: Array) -> Array:
+        by_part = np.stack([part.probability(slots) for part in self._parts])  # (parts, n)
         mixed: Array = self._shares @ by_part
         return mixed
 

@@ -17,38 +17,31 @@ class Streams:
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
-        self._row: dict[int, int] = {}
-        self._tails = np.full((1, depth), -1)  # row 0 stands for every unknown stream
-        self._ended = np.ones(1, bool)
+        self._place: dict[int, int] = {}
+        self.tails = np.full((1, depth), -1)  # place 0 stands for every unknown stream
+        self.ended = np.ones(1, bool)
 
-    def tails(self, ids: Array) -> Array:
-        """→ (N, depth), newest last."""
-        tails: Array = self._tails[self._rows(ids)]
-        return tails
+    def places(self, ids: Array) -> Array:
+        """Where `tails`, newest last, and `ended` have what they know of these streams."""
+        return np.array([self._place.get(i, 0) for i in ids.tolist()], np.int64)
 
-    def ended(self, ids: Array) -> Array:
-        """→ (N,)"""
-        ended: Array = self._ended[self._rows(ids)]
-        return ended
-
-    def store(self, ids: Array, tails: Array, ended: Array) -> None:
-        new = [i for i in ids.tolist() if i not in self._row]
-        if new:
-            self._row.update({i: len(self._row) + 1 + n for n, i in enumerate(new)})
-            empty = np.full((len(new), self._depth), -1)
-            self._tails = np.concatenate([self._tails, empty])
-            self._ended = np.concatenate([self._ended, np.ones(len(new), bool)])
-        rows = self._rows(ids)
-        self._tails[rows], self._ended[rows] = tails, ended
+    def store(self, ids: Array, places: Array, tails: Array, ended: Array) -> None:
+        """Remember of streams (N,) their tails (N, depth) and whether they have ended (N,)."""
+        if new := ids[places == 0].tolist():
+            known = len(self.ended)
+            self._place.update(zip(new, range(known, known + len(new)), strict=True))
+            self.tails = np.concatenate([self.tails, np.full((len(new), self._depth), -1)])
+            self.ended = np.concatenate([self.ended, np.ones(len(new), bool)])
+            places = self.places(ids)
+        self.tails[places], self.ended[places] = tails, ended
 
     def state(self) -> dict[str, Any]:
-        ids = np.array(list(self._row), np.int64)
-        return {"ids": ids, "tails": self.tails(ids), "ended": self.ended(ids)}
+        ids = np.array(list(self._place), np.int64)
+        places = self.places(ids)
+        return {"ids": ids, "tails": self.tails[places], "ended": self.ended[places]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._row.clear()
-        self._tails, self._ended = self._tails[:1], self._ended[:1]
-        self.store(state["ids"], state["tails"], state["ended"])
-
-    def _rows(self, ids: Array) -> Array:
-        return np.array([self._row.get(i, 0) for i in ids.tolist()], np.int64)
+        self._place.clear()
+        self.tails, self.ended = self.tails[:1], self.ended[:1]
+        ids = state["ids"]
+        self.store(ids, np.zeros(len(ids), np.int64), state["tails"], state["ended"])

@@ -4,69 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 from core.errors import EnvironmentFault, UserError
-from core.types import Array, Batch, Consumer, Sample, TableSpec
-from replay_server.checks import REASONS, check_spec, find_fault
+from core.types import Array, Batch, Sample, TableSpec
+from replay_server import budget
+from replay_server.checks import REASONS, check_spec, find_fault, find_reset_fault
 from replay_server.limiter import Limiter
-from replay_server.ring import Ring, Starts
-from replay_server.selectors import build
+from replay_server.ring import Ring
+from replay_server.rows import Rows
+from replay_server.snapshot import Snapshot
 from replay_server.streams import Streams
-
-
-class _View:
-    """A consumer's starts and how it draws among them."""
-
-    def __init__(self, spec: Consumer, ring: Ring) -> None:
-        self.spec = spec
-        self.starts = Starts(ring)
-        self.selector = build(spec.selector, self.starts)
-
-    def admit(self, keys: Array) -> None:
-        self.starts.admit(keys)
-        self.selector.admit(keys)
-
-    def withdraw(self, keys: Array) -> None:
-        self.selector.withdraw(self.starts.withdraw(keys))
-
-    @property
-    def nbytes(self) -> int:
-        return self.starts.flags.nbytes + self.selector.nbytes
+from replay_server.view import Draw, View
 
 
 class Table:
     """Rows of many streams in one ring, each stored once, in the order they arrived.
 
-    A window is a start and the T - 1 rows that followed it in its stream. A row is a start once
-    those are stored, unless it is `last`. A start leaves before the rows of its window do.
-    `nbytes` is what rows, links, flags and trees take, all reserved at construction.
+    A window is a start and the T - 1 rows that followed it in its stream; `context` rows that came
+    before the start, in its episode, may come along. A row is a start once all these are stored,
+    unless it is `last`, and until the first of them goes. `nbytes` is what rows, links, flags and
+    trees take when the ring is full, in all and by row.
     """
 
     def __init__(self, name: str, spec: TableSpec, seed: int | Sequence[int]) -> None:
         check_spec(name, spec)
         self._name, self._spec = name, spec
-        self._ring = Ring(spec.capacity)
-        self._columns = {
-            column: np.zeros((spec.capacity, *space.shape), space.dtype)
-            for column, space in spec.columns.items()
-        }
-        self._next = np.zeros(spec.capacity, np.int64)  # key of the row that followed in the stream
+        self._ring = Ring(budget.capacity(spec))
+        self.nbytes = budget.table_bytes(spec, self._ring.capacity)
+        self.bytes_per_row = self.nbytes / self._ring.capacity
+        self._rows = Rows(self._ring, spec.columns)
         self._views = {
-            name: _View(consumer, self._ring) for name, consumer in spec.consumers.items()
+            name: View(consumer, self._rows) for name, consumer in spec.consumers.items()
         }
-        longest = max((consumer.window for consumer in spec.consumers.values()), default=1)
-        self._depth = max(longest - 1, 1)
+        consumers = spec.consumers.values()
+        self._depth = max([1, *(consumer.window - 1 for consumer in consumers)])
+        self._context = max([0, *(consumer.context for consumer in consumers)])
         self._streams = Streams(self._depth)
         self._limiter = Limiter(spec.consumers, spec.slack)
         self._counters = dict.fromkeys(
             ("cut", "stale", "refused_priority", *(f"refused_{reason}" for reason in REASONS)), 0
         )
+        self._snapshots: WeakSet[Snapshot] = WeakSet()  # those somebody still holds
         self._rng = np.random.Generator(np.random.SFC64(seed))
-        self.nbytes = self._next.nbytes
-        self.nbytes += sum(column.nbytes for column in self._columns.values())
-        self.nbytes += sum(view.nbytes for view in self._views.values())
 
     @property
     def steps(self) -> int:
@@ -87,83 +69,115 @@ class Table:
             self._limiter.behind(name) and view.starts.count for name, view in self._views.items()
         ):
             return False
-        if fault := find_fault(rows, streams, self._spec.columns, self._streams.ended):
-            reason, what = fault
-            self._counters[f"refused_{reason}"] += 1
-            raise EnvironmentFault(f"table {self._name!r} refused a chunk: {what}")
+        places = self._places(rows, streams)
         first, last = rows["first"], rows["last"]
-        if last.size > self._spec.capacity:
+        if last.size > self._ring.capacity:
             raise UserError(
                 f"table {self._name!r}: a chunk of {last.size} rows does not fit a capacity of "
-                f"{self._spec.capacity}; raise the capacity or send shorter chunks"
+                f"{self._ring.capacity}; raise the capacity or send shorter chunks"
             )
-        tails = self._streams.tails(streams)  # (N, depth)
-        self._cut(tails[first[:, 0] & ~self._streams.ended(streams), -1])
-        self._evict(last.size)
-        keys = self._write(rows, last.size).reshape(last.shape)
+        tails = self._streams.tails[places]  # (N, depth)
+        if (cut := first[:, 0] & ~self._streams.ended[places]).any():
+            self._cut(tails[cut, -1])
+        self._evict(self._ring.inserted + last.size - self._ring.capacity)
+        keys = self._rows.write(rows, tails[:, -1])
         lines = np.concatenate([tails, keys], axis=1)  # (N, depth + T), stream by stream
-        self._link(lines[:, self._depth - 1 : -1], keys)
-        for view in self._views.values():
-            begin = self._depth + 1 - view.spec.window
-            self._admit(view, lines[:, begin : begin + last.shape[1]])
-        self._streams.store(streams, lines[:, -self._depth :], last[:, -1])
+        self._admit(lines, last.shape[1])
+        self._streams.store(streams, places, lines[:, -self._depth :], last[:, -1])
         self._limiter.steps += last.size - int(np.count_nonzero(last))
         return True
+
+    def _places(self, rows: Batch, streams: Array) -> Array:
+        """Where `Streams` keeps these streams, if their rows keep the contract."""
+        fault = find_fault(rows, streams, self._spec.columns)
+        if not fault:
+            places = self._streams.places(streams)
+            fault = find_reset_fault(rows, streams, self._streams.ended[places])
+            if not fault:
+                return places
+        reason, what = fault
+        self._counters[f"refused_{reason}"] += 1
+        raise EnvironmentFault(f"table {self._name!r} refused a chunk: {what}")
 
     def _cut(self, keys: Array) -> None:
         self._counters["cut"] += keys.size
         keys = keys[self._ring.live(keys)]
-        self._columns["last"][self._ring.slots(keys)] = True
+        for snapshot in self._snapshots:
+            snapshot.note_cut(keys)
+        slots = self._ring.slots(keys)
+        self._rows.columns["last"][slots] = True
         for view in self._views.values():
-            view.withdraw(keys)
+            view.withdraw(slots)
 
-    def _evict(self, n: int) -> None:
-        """Withdraw the rows that the next n will overwrite."""
-        ring = self._ring
-        excess = max(ring.held + n - ring.capacity, 0)
+    def _evict(self, end: int) -> None:
+        """Let go of the rows older than `end`, and of the starts that need one of them."""
+        oldest = self._ring.oldest
+        if end <= oldest:
+            return
+        for snapshot in self._snapshots:
+            snapshot.copy_until(end)
         for view in self._views.values():
-            view.withdraw(ring.oldest + np.arange(excess))
+            view.withdraw(view.starts.within(oldest, end))
+        for step, slots in enumerate(self._rows.uprooted(end, self._context), 1):
+            for view in self._views.values():
+                if step <= view.spec.context:
+                    view.withdraw(slots)
 
-    def _write(self, rows: Batch, n: int) -> Array:
-        """Copy n rows (N, T, …) into the ring, stream after stream. → their keys (n,)"""
-        ring = self._ring
-        begin = ring.inserted % ring.capacity
-        fit = min(n, ring.capacity - begin)
-        for name, column in self._columns.items():
-            flat = rows[name].reshape(n, *column.shape[1:])
-            column[begin : begin + fit] = flat[:fit]
-            column[: n - fit] = flat[fit:]
-        ring.inserted += n
-        return np.arange(ring.inserted - n, ring.inserted)
-
-    def _link(self, before: Array, after: Array) -> None:
-        live = self._ring.live(before)
-        self._next[self._ring.slots(before[live])] = after[live]
-
-    def _admit(self, view: _View, keys: Array) -> None:
-        """Of these keys, to which the last row of their window has just come, take the starts."""
-        keys = keys[self._ring.live(keys)]
-        view.admit(keys[~self._columns["last"][self._ring.slots(keys)]])
+    def _admit(self, lines: Array, new: int) -> None:
+        """The last `new` keys of each line have come: take the starts whose windows they close."""
+        slots = self._ring.slots(lines)
+        sound = self._ring.live(lines) & ~self._rows.columns["last"][slots]
+        for view in self._views.values():
+            begin = self._depth + 1 - view.spec.window
+            closed = slice(begin, begin + new)
+            starts = slots[:, closed][sound[:, closed]]
+            view.admit(starts[self._rows.rooted(starts, view.spec.context)])
 
     # ----------------------------------------------------------------------------- sampling
 
-    def sample(self, consumer: str) -> Sample | None:
-        """Windows (B, T, …), freshly copied. None: too early, or there is no start yet."""
+    def sample(self, consumer: str, count: int | None = None) -> Sample | None:
+        """Windows (B, context + T, …), freshly copied. None: too early, or there is no start yet.
+
+        A host with threads takes the three steps apart, so that nobody waits for the copying: it
+        holds its lock for `draw` and again for `intact`, but not for `gather` between them, and
+        begins anew when rows were lost meanwhile.
+
+        count: another number of windows than the consumer's batch, where other shards give theirs.
+        """
+        drawn = self.draw(consumer, count)
+        if drawn is None:
+            return None
+        return Sample(self.gather(drawn), drawn.keys, drawn.prob, drawn.size)
+
+    def draw(self, consumer: str, count: int | None = None) -> Draw | None:
+        """Choose windows, and count them as sampled. None: too early, or there is no start yet."""
         if consumer not in self._views:
             known = ", ".join(sorted(self._views))
             raise KeyError(f"table {self._name!r} has no consumer {consumer!r}; it has: {known}")
         view = self._views[consumer]
         if not view.starts.count or not self._limiter.may_sample(consumer):
             return None
-        keys = view.selector.draw(view.spec.batch, self._rng)
-        prob = view.selector.probability(keys)
-        slots = np.empty((view.spec.batch, view.spec.window), np.int64)
-        slots[:, 0] = self._ring.slots(keys)
-        for t in range(1, view.spec.window):
-            slots[:, t] = self._ring.slots(self._next[slots[:, t - 1]])
-        data = {name: np.take(column, slots, axis=0) for name, column in self._columns.items()}
+        of, ring = view.spec, self._ring
+        starts = view.selector.draw(of.batch if count is None else count, self._rng)
+        prob = view.selector.probability(starts)
+        slots = self._rows.windows(starts, of.context, of.window)
+        oldest = int(ring.keys_at(slots[:, 0]).min(initial=ring.inserted))
         self._limiter.samples[consumer] += 1
-        return Sample(data, keys, prob, view.starts.count)
+        cuts = self._counters["cut"]
+        return Draw(consumer, ring.keys_at(starts), prob, view.starts.count, slots, oldest, cuts)
+
+    def gather(self, draw: Draw) -> Batch:
+        """Copy what was drawn. Other threads may use the table meanwhile; then ask `intact`."""
+        return self._views[draw.consumer].gather(draw.slots)
+
+    def intact(self, draw: Draw) -> bool:
+        """Whether no row that was drawn has been overwritten, and no episode been cut, since then.
+
+        If not, throw away what was gathered: the sample has been uncounted. Ask once a draw.
+        """
+        intact = draw.oldest >= self._ring.oldest and draw.cuts == self._counters["cut"]
+        self._limiter.samples[draw.consumer] -= not intact
+        return intact
 
     def update(self, keys: Array, priorities: Array) -> None:
         """Tell every prioritized selector. keys, priorities: (B,).
@@ -179,9 +193,10 @@ class Table:
         self._counters["stale"] += int(np.count_nonzero(~live))
         self._counters["refused_priority"] += int(np.count_nonzero(live & ~sound))
         keys, priorities = keys[live & sound], priorities[live & sound]
+        slots = self._ring.slots(keys)
         for view in self._views.values():
-            starts = view.starts.flags[self._ring.slots(keys)]
-            view.selector.update(keys[starts], priorities[starts])
+            starts = view.starts.flags[slots]
+            view.selector.update(slots[starts], priorities[starts])
 
     def stats(self) -> dict[str, float]:
         """`inserted` = `held` + `evicted` in rows; `refused_*` in chunks; `ratio_*` per step."""
@@ -196,24 +211,31 @@ class Table:
 
     # ------------------------------------------------------------------------------- saving
 
-    def state(self) -> dict[str, Any]:
-        """Copies of all that later draws depend on, live rows only, oldest first."""
-        slots = self._ring.slots(self._ring.keys)
+    def snapshot(self) -> Snapshot:
+        """Begin to save the table as it stands: what is small at once, the rows piece by piece."""
         views = {
-            name: {"starts": view.starts.flags[slots], "selector": view.selector.state()}
+            name: {
+                "starts": self._ring.ordered(view.starts.flags),
+                "selector": view.selector.state(),
+            }
             for name, view in self._views.items()
         }
-        return {
+        small = {
             "layout": self._layout(),
             "inserted": self._ring.inserted,
-            "columns": {name: column[slots] for name, column in self._columns.items()},
-            "next": self._next[slots],
             "views": views,
             "streams": self._streams.state(),
             "limiter": self._limiter.state(),
             "counters": dict(self._counters),
             "generator": self._rng.bit_generator.state,
         }
+        snapshot = Snapshot(self._rows, small)
+        self._snapshots.add(snapshot)
+        return snapshot
+
+    def state(self) -> dict[str, Any]:
+        """Copies of all that later draws depend on, live rows only, oldest first."""
+        return self.snapshot().state()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state` bit for bit. Raises UserError when it is of another layout."""
@@ -224,11 +246,14 @@ class Table:
                     f"table {self._name!r} cannot continue from this checkpoint: its {part} is "
                     f"{theirs.get(part)}, here {ours.get(part)}; resume with the same settings"
                 )
+        for snapshot in self._snapshots:
+            snapshot.copy_until(self._ring.inserted)
         self._ring.inserted = int(state["inserted"])
-        slots = self._ring.slots(self._ring.keys)
-        for name, column in self._columns.items():
-            column[slots] = state["columns"][name]
-        self._next[slots] = state["next"]
+        for at, place in self._ring.runs(self._ring.oldest, self._ring.inserted):
+            for name, column in self._rows.columns.items():
+                column[at] = state["columns"][name][place]
+            self._rows.previous[at] = state["previous"][place]
+        self._rows.relink()
         for name, view in self._views.items():
             view.starts.restore(state["views"][name]["starts"])
             view.selector.restore(state["views"][name]["selector"])
@@ -239,9 +264,11 @@ class Table:
 
     def _layout(self) -> dict[str, str]:
         """What a state must agree on with the table that takes it over."""
-        layout = {"capacity": f"{self._spec.capacity} rows"}
+        layout = {"capacity": f"{self._ring.capacity} rows"}
         for name, space in self._spec.columns.items():
             layout[f"column {name}"] = f"{space.dtype} {space.shape}"
         for name, of in self._spec.consumers.items():
-            layout[f"consumer {name}"] = f"windows of {of.window} by {of.selector}"
+            layout[f"consumer {name}"] = (
+                f"windows of {of.window} after {of.context} by {of.selector}"
+            )
         return layout

@@ -100,12 +100,23 @@ class Model:
                 return found if len(found) == length else None
         raise AssertionError(f"no row {key}")
 
+    def context(self, key: int, length: int) -> list[int]:
+        """So many rows before this one, the first of its episode standing in for what was not."""
+        keys = next(keys for keys in self.streams.values() if key in keys)
+        found = [key]
+        for _ in range(length):
+            first = self.rows[found[0]]["first"]
+            found.insert(0, found[0] if first else keys[keys.index(found[0]) - 1])
+        return found[:-1]
+
     def starts(self, consumer: str) -> list[int]:
-        length = self.spec.consumers[consumer].window
+        of = self.spec.consumers[consumer]
         return [
             key
             for key in range(self.oldest, len(self.rows))
-            if not self.rows[key]["last"] and self.window(key, length)
+            if not self.rows[key]["last"]
+            and self.window(key, of.window)
+            and min([key, *self.context(key, of.context)]) >= self.oldest
         ]
 
     def update(self, keys: Array, priorities: Array) -> None:

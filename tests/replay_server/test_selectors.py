@@ -5,15 +5,18 @@ import pytest
 
 from core.types import (
     Consumer,
+    Deviation,
     EmphasizeRecent,
     Mixture,
     Prioritized,
     Recency,
     Selector,
+    Space,
+    TableSpec,
     Uniform,
 )
 from replay_server.table import Table
-from tests.replay_server.model import Episodes, Model, chi_square_bound, spec
+from tests.replay_server.model import COLUMNS, Episodes, Model, chi_square_bound, spec
 
 SELECTORS: dict[str, Selector] = {
     "uniform": Uniform(),
@@ -107,3 +110,54 @@ def test_emphasis_shrinks_within_a_cycle_and_anneals_away() -> None:
         assert reach[k - 1] == int(max(1000 * eta ** (1000 * k / 10), 50))
     assert reach[:10] == sorted(reach[:10], reverse=True)
     assert reach[40:] == [1000] * 10
+
+
+def test_starts_enter_at_the_priority_their_actor_gave_them() -> None:
+    columns = {**COLUMNS, "priority": Space((), "float32")}
+    of = TableSpec(16, columns, {"a": Consumer(4, 2, Prioritized(0.5, initial="priority"))})
+    table, episodes = Table("real", of, 0), Episodes()
+    given = np.array([[4.0, -3.0, 1e30, 0.25, 9.0]], np.float32)
+    assert table.add(episodes.chunk([0], np.zeros(5)) | {"priority": given}, np.array([0]))
+    mass = table.state()["views"]["a"]["selector"]["mass"]
+    np.testing.assert_allclose(mass, [2.0, 1e-3, 1e6, 0.5, 0.0])  # clamped; the last has no window
+    table.update(np.array([0]), np.array([16.0]))
+    assert table.state()["views"]["a"]["selector"]["mass"][0] == 4.0
+
+
+@pytest.mark.parametrize("half_life", [3.0, 1e9])
+def test_deviation_is_that_from_the_mean_of_what_came_before(half_life: float) -> None:
+    window, rng = 3, np.random.default_rng(0)
+    of = spec(24, a=Consumer(5, window, Deviation(half_life)))
+    table, episodes = Table("real", of, 0), Episodes()
+    rewards: list[float] = []
+    sums = weight = np.zeros(0)
+    expected: dict[int, float] = {}
+    for _ in range(12):
+        chunk = episodes.chunk([0], np.zeros(4))
+        chunk["reward"] = rng.normal(size=(1, 4)).astype(np.float32)
+        table.add(chunk, np.array([0]))
+        rewards += chunk["reward"][0].tolist()
+        closed = len(rewards) - window + 1 - len(sums)
+        fresh = [sum(rewards[k : k + window]) for k in range(len(sums), len(sums) + closed)]
+        sums = np.append(sums, fresh)
+        kept = 2 ** (-closed / half_life)
+        weight = np.append(weight * kept, np.full(closed, (1 - kept) / closed))  # all came at once
+        mean = np.average(sums, weights=weight)
+        deviation = np.sqrt(np.average((sums - mean) ** 2, weights=weight))
+        for key in range(len(sums) - closed, len(sums)):
+            expected[key] = abs(sums[key] - mean) / deviation
+    sample = table.sample("a")
+    assert sample is not None
+    starts = range(len(rewards) - 24, len(sums))
+    total = sum(expected[key] for key in starts)
+    for key, prob in zip(sample.keys.tolist(), sample.prob, strict=True):
+        assert prob == pytest.approx(expected[key] / total, rel=1e-6)
+
+
+def test_windows_that_are_all_alike_are_drawn_alike() -> None:
+    table, episodes = Table("real", spec(16, a=Consumer(4, 2, Deviation())), 0), Episodes()
+    chunk = episodes.chunk([0], np.zeros(9))
+    chunk["reward"][:] = 0.5
+    table.add(chunk, np.array([0]))
+    sample = table.sample("a")
+    assert sample is not None and sample.prob.tolist() == [1 / 8] * 4

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from core.types import (
     Array,
     Batch,
     Consumer,
+    Deviation,
     EmphasizeRecent,
     Mixture,
     Prioritized,
     Recency,
     Sample,
+    Selector,
     Space,
     TableSpec,
     Uniform,
@@ -31,6 +34,8 @@ CONSUMERS = {
     "recent": Consumer(2, 4, Recency(3.5)),
     "instant": Consumer(2, 1, Recency(0.02)),
     "emphasis": Consumer(2, 3, EmphasizeRecent(0.9, floor=4, cycle=3, anneal=20)),
+    "stack": Consumer(3, 1, context=3),
+    "history": Consumer(2, 3, Prioritized(), context=2, columns=("reward", "obs")),
     "mixture": Consumer(
         5,
         2,
@@ -41,7 +46,7 @@ CONSUMERS = {
 
 def starts(table: Table, consumer: str) -> list[int]:
     state = table.state()
-    oldest = state["inserted"] - len(state["next"])
+    oldest = state["inserted"] - len(state["previous"])
     return (oldest + np.flatnonzero(state["views"][consumer]["starts"])).tolist()
 
 
@@ -61,10 +66,12 @@ def check_draw(sample: Sample, model: Model, consumer: str, draws: int) -> None:
     assert sample.size == len(probability)
     assert sample.keys.shape == sample.prob.shape == (of.batch,)
     assert (sample.prob > 0).all()
+    assert list(sample.data) == list(of.columns or COLUMNS)
     for b, key in enumerate(sample.keys.tolist()):
         assert sample.prob[b] == pytest.approx(probability[key], rel=1e-9)
-        for t, row in enumerate(model.window(key, of.window) or []):
-            for name in COLUMNS:
+        window = model.context(key, of.context) + (model.window(key, of.window) or [])
+        for t, row in enumerate(window):
+            for name in of.columns or COLUMNS:
                 np.testing.assert_array_equal(sample.data[name][b, t], model.rows[row][name])
 
 
@@ -170,6 +177,129 @@ def test_cutting_an_episode_whose_rows_were_evicted_touches_no_other_row() -> No
     table.add(episodes.chunk([0], [False], reset=True), np.array([0]))
     assert starts(table, "a") == [5, 6, 7, 8, 9, 10]
     assert table.stats()["cut"] == 1
+
+
+# ------------------------------------------------------------------------------------ contexts
+
+
+def test_a_context_stops_at_the_beginning_of_its_episode() -> None:
+    table, episodes = Table("real", spec(16, a=Consumer(1, 2, context=3)), 0), Episodes()
+    table.add(episodes.chunk([0], [False, True, False, False, False]), np.array([0]))
+    seen = {}
+    while len(seen) < 3:
+        sample = table.sample("a")
+        assert sample is not None
+        seen[int(sample.keys[0])] = sample.data
+    assert seen[0]["obs"][0, :, 1].tolist() == [0, 0, 0, 0, 1]
+    assert seen[0]["first"][0].tolist() == [True, True, True, True, False]
+    assert seen[3]["obs"][0, :, 1].tolist() == [2, 2, 2, 3, 4]
+
+
+def test_a_start_goes_with_the_first_row_of_its_context() -> None:
+    table, episodes = Table("real", spec(8, a=Consumer(1, 1, context=2)), 0), Episodes()
+    table.add(episodes.chunk([0, 1], np.zeros((2, 3))), np.arange(2))
+    assert starts(table, "a") == [0, 1, 2, 3, 4, 5]
+    table.add(episodes.chunk([1], [False] * 3), np.array([1]))  # row 0 goes
+    assert starts(table, "a") == [3, 4, 5, 6, 7, 8]
+    table.add(episodes.chunk([0], [False]), np.array([0]))  # row 1 goes; its stream goes on
+    assert starts(table, "a") == [3, 4, 5, 6, 7, 8]
+    table.add(episodes.chunk([0], [True]), np.array([0]))
+    table.add(episodes.chunk([0], [False, False]), np.array([0]))  # a new episode needs no other
+    assert starts(table, "a") == [7, 8, 11, 12]
+
+
+# ------------------------------------------------------------------------------------- packing
+
+
+def test_a_batch_is_one_piece_of_memory_with_aligned_columns() -> None:
+    table, _ = filled(spec(64, a=Consumer(3, 5, columns=("obs", "last", "action"))))
+    sample = table.sample("a")
+    assert sample is not None
+    place = [column.__array_interface__["data"][0] for column in sample.data.values()]
+    assert all(at % 64 == 0 for at in place)
+    assert place[1] - place[0] == 128 and place[2] - place[1] == 64  # 3 * 5 * 2 * 4 bytes, 3 * 5
+    assert len({id(column.base) for column in sample.data.values()}) == 1
+    assert all(column.flags.c_contiguous for column in sample.data.values())
+
+
+@pytest.mark.parametrize("count", [0, 1, 70])
+@pytest.mark.parametrize("selector", [Uniform(), CONSUMERS["mixture"].selector, Deviation()])
+def test_another_number_of_windows_may_be_drawn(count: int, selector: Selector) -> None:
+    table, _ = filled(spec(64, a=Consumer(3, 2, selector, context=1)))
+    sample = table.sample("a", count)
+    assert sample is not None
+    assert sample.keys.shape == sample.prob.shape == (count,)
+    assert sample.data["obs"].shape == (count, 3, 2)
+    np.testing.assert_array_equal(sample.data["obs"][..., 1], sample.data["action"])
+    draw = table.draw("a", count)
+    assert draw is not None and table.intact(draw)
+
+
+def test_a_draw_is_intact_until_one_of_its_rows_goes() -> None:
+    table, episodes = Table("real", spec(12, a=Consumer(1, 2, context=1)), 0), Episodes()
+    table.add(episodes.chunk([0], np.zeros(8)), np.array([0]))
+    draw = table.draw("a")
+    while draw is None or draw.keys[0] != 3:
+        draw = table.draw("a")
+    expected, counted = table.gather(draw), table.stats()["samples_a"]
+    table.add(episodes.chunk([0], np.zeros(6)), np.array([0]))
+    np.testing.assert_equal(table.gather(draw), expected)
+    assert table.intact(draw) and table.stats()["samples_a"] == counted
+    table.add(episodes.chunk([0], np.zeros(1)), np.array([0]))  # over row 2, its context
+    assert not table.intact(draw) and table.stats()["samples_a"] == counted - 1
+
+
+def test_a_draw_is_not_intact_after_an_episode_was_cut() -> None:
+    table, episodes = Table("real", spec(12, a=Consumer(1, 2)), 0), Episodes()
+    table.add(episodes.chunk([0], np.zeros(3)), np.array([0]))
+    draw = table.draw("a")
+    assert draw is not None
+    table.add(episodes.chunk([0], np.zeros(3), reset=True), np.array([0]))
+    assert not table.intact(draw)
+
+
+def test_batches_gathered_beside_a_writer_are_whole() -> None:
+    columns = {**COLUMNS, "obs": Space((64, 64), "int64")}
+    of = TableSpec(300, columns, {"a": Consumer(16, 4, context=2, samples_per_step=1)}, 1e9)
+    table, episodes, lock = Table("real", of, 0), Episodes(), threading.Lock()
+
+    def write() -> None:
+        chunk = episodes.chunk([0, 1], np.zeros((2, 10)))
+        obs = chunk["action"] + 1_000_000 * np.arange(2)[:, None]
+        chunk["obs"] = np.broadcast_to(obs[..., None, None], (2, 10, 64, 64))
+        with lock:
+            assert table.add(chunk, np.arange(2))
+
+    for _ in range(20):
+        write()
+    stop = threading.Event()
+
+    def keep_writing() -> None:
+        while not stop.is_set():
+            write()
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    whole = 0
+    try:
+        for _ in range(200):
+            with lock:
+                draw = table.draw("a")
+            assert draw is not None
+            data = table.gather(draw)
+            with lock:
+                if not table.intact(draw):
+                    continue
+            whole += 1
+            obs = data["obs"].reshape(16, 6, -1)
+            assert (obs == obs[..., :1]).all()
+            assert (np.diff(obs[..., 0])[:, 2:] == 1).all()
+            stream = obs[:, 0, 0] >= 1_000_000
+            np.testing.assert_array_equal(obs[..., 0] - 1_000_000 * stream[:, None], data["action"])
+    finally:
+        stop.set()
+        writer.join(10)
+    assert whole and table.stats()["samples_a"] == whole
 
 
 # ------------------------------------------------------------------------------------ refusals
@@ -363,7 +493,7 @@ def test_bytes_are_known_from_the_start() -> None:
     of = TableSpec(1000, columns, {"a": Consumer(32, 4, Prioritized())})
     table = Table("real", of, 0)
     row = 84 * 84 + 8 + 4 + 3  # obs, action, reward, flags
-    extra = 8 + 1 + 2 * 8 * 1.024  # link, flag, tree of 2 * 1024 nodes
+    extra = 16 + 1 + 8  # links, flag, mass
     assert table.nbytes == table.stats()["bytes"] == 1000 * (row + extra)
     assert table.nbytes <= 1.05 * 1000 * 84 * 84
 
@@ -375,7 +505,14 @@ def test_bytes_are_known_from_the_start() -> None:
         (spec(8, 0.5, a=Consumer(1)), "slack must be at least 1"),
         (spec(8, a=Consumer(0)), "batch and window"),
         (spec(8, a=Consumer(3, 3)), "capacity of 9 or more, found 8"),
+        (spec(8, a=Consumer(3, 1, context=2)), "3 windows of 3 rows: .* 9 or more, found 8"),
+        (spec(8, a=Consumer(1, context=-1)), "context of at least 0"),
         (spec(8, a=Consumer(1, min_steps=9)), "min_steps 9"),
+        (spec(8, a=Consumer(1, columns=("rewards",))), "'rewards'; the nearest is 'reward'"),
+        (spec(8, a=Consumer(1, columns=("obs", "obs"))), "each of its columns once"),
+        (spec(8, a=Consumer(1, selector=Prioritized(initial="rewrd"))), "nearest is 'reward'"),
+        (spec(8, a=Consumer(1, selector=Prioritized(initial="obs"))), "'obs' must be a float"),
+        (spec(8, a=Consumer(1, selector=Deviation(0))), "half-life"),
         (spec(8, a=Consumer(1, samples_per_step=0.0)), "more than 0 samples"),
         (spec(8, a=Consumer(1, selector=Prioritized(-1))), "exponent"),
         (spec(8, a=Consumer(1, selector=Recency(0))), "half-life"),

@@ -87,16 +87,16 @@ def state_in(path: Path) -> dict[str, Any]:
 def streams(state: dict[str, Any]) -> list[dict[str, np.ndarray]]:
     """The rows of each stream in order, by following the table's links; nothing may be evicted."""
     table = state["replay"]["real"]
-    after = table["next"]  # 0: nothing, as the first row of all follows none
-    heads = sorted(set(range(len(after))) - set(after.tolist()) | ({0} if len(after) else set()))
+    before = table["previous"].tolist()
+    after = {key: place for place, key in enumerate(before)}
     found, seen = [], 0
-    for head in heads:
+    for head in (place for place, key in enumerate(before) if key < 0):
         keys = [head]
-        while after[keys[-1]]:
-            keys.append(int(after[keys[-1]]))
+        while keys[-1] in after:
+            keys.append(after[keys[-1]])
         seen += len(keys)
         found.append({name: column[keys] for name, column in table["columns"].items()})
-    assert seen == len(after) == table["inserted"], "a row is in two streams, or in none"
+    assert seen == len(before) == table["inserted"], "a row is in two streams, or in none"
     return found
 
 

@@ -1,0 +1,71 @@
+"""How much memory a table takes, and how much there is."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from pathlib import Path
+
+import numpy as np
+
+from core.types import Deviation, Mixture, Prioritized, Recency, Selector, TableSpec
+from replay_server.sum_tree import level_sizes
+
+LINK_BYTES = 16  # the rows before and after, an i64 each
+FLAG_BYTES = 1  # of a start, for each consumer
+CGROUPS = (  # (limit, usage) of a container, version 2 and version 1
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+
+
+def capacity(spec: TableSpec) -> int:
+    """The rows that both `capacity` and `max_bytes` allow."""
+    if spec.max_bytes is None:
+        return spec.capacity
+    rows = range(spec.capacity + 1)
+    return bisect.bisect_right(rows, spec.max_bytes, key=lambda n: table_bytes(spec, n)) - 1
+
+
+def table_bytes(spec: TableSpec, rows: int) -> int:
+    """What a full table of so many rows takes."""
+    columns = sum(
+        np.dtype(space.dtype).itemsize * math.prod(space.shape) for space in spec.columns.values()
+    )
+    flags = FLAG_BYTES * len(spec.consumers)
+    trees = sum(_selector_bytes(consumer.selector, rows) for consumer in spec.consumers.values())
+    return rows * (columns + LINK_BYTES + flags) + trees
+
+
+def _selector_bytes(selector: Selector, rows: int) -> int:
+    match selector:
+        case Mixture(parts):
+            return sum(_selector_bytes(part, rows) for _, part in parts)
+        case Prioritized() | Recency() | Deviation():
+            return sum(level_sizes(rows)) * 8
+    return 0
+
+
+def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes this process may still take; infinite where the system does not say."""
+    available = math.inf
+    if (meminfo := proc / "meminfo").exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+    for limit, usage in CGROUPS:
+        try:
+            left = int((cgroup / limit).read_text()) - int((cgroup / usage).read_text())
+        except (OSError, ValueError):  # not this version, or "max"
+            continue
+        available = min(available, left)
+    return available
+
+
+def sized(n: float) -> str:
+    """7_168_000_000 → '7.2 GB'."""
+    for unit in ("bytes", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:,.1f} GB"
