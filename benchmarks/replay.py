@@ -141,8 +141,24 @@ def table(reverb_python: Path | None) -> dict[str, Race | Promise]:
     rows: dict[str, Race | Promise] = {
         "cycle": race(cycle, CPPRB, 1.0, sides.our_cycle, sides.cpprb_cycle),
         "insert": race(add, CPPRB, 0.5, sides.our_adds, sides.cpprb_adds),
-        "sb3-insert": race(add, SB3, 10.0, sides.our_adds, *layouts(sides.sb3_adds)),
+        **{
+            f"sb3-insert-{n}": race(
+                f"{add}; SB3 with n_envs={n}",
+                SB3,
+                10.0,
+                sides.our_adds,
+                *layouts(partial(sides.sb3_adds, environments=n)),
+            )
+            for n in (1, 16)
+        },
         "sb3-cycle": race(cycle, SB3, 1.0, sides.our_cycle, *layouts(sides.sb3_samples)),
+        "sb3-uniform": race(
+            "uniform: sample 256 + gather, 2²⁰ rows, 24-dim",
+            SB3,
+            1.0,
+            sides.our_uniform_samples,
+            *layouts(sides.sb3_samples),
+        ),
         "atari": race(atari, SB3, 1.0, sides.our_stacks, *layouts(sides.sb3_stacks)),
     }
     for size, (name, count) in enumerate((("10k", "10⁴"), ("100k", "10⁵"), ("1m", "10⁶"))):

@@ -77,9 +77,11 @@ def cpprb_cycle(buffer: Any) -> Callable[[], object]:
 
 
 class SB3:
-    """Its uniform buffer, full. add() takes one vector step, the only way there is."""
+    """Its uniform buffer. add() takes one step of n environments, the only way there is."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, capacity: int, compact: bool) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: str, capacity: int, compact: bool, n: int = N
+    ) -> None:
         from gymnasium import spaces
         from stable_baselines3.common.buffers import ReplayBuffer
 
@@ -88,11 +90,11 @@ class SB3:
             capacity,
             spaces.Box(0 if dtype == "uint8" else -high, high, shape, np.dtype(dtype).type),
             spaces.Discrete(4),
-            n_envs=N,
+            n_envs=n,
             optimize_memory_usage=compact,  # no next_obs is stored
             handle_timeout_termination=False,
         )
-        self._infos: list[dict[str, Any]] = [{} for _ in range(N)]
+        self._infos: list[dict[str, Any]] = [{} for _ in range(n)]
 
     def fill(self, steps: Iterator[tuple[Array, ...]]) -> SB3:
         while not self.buffer.full:

@@ -94,10 +94,18 @@ def cpprb_adds(scale: Scale) -> Iterator[Side]:
 
 
 @contextmanager
-def sb3_adds(scale: Scale, compact: bool) -> Iterator[Side]:
-    steps = peers.vector_steps(episodes(LOW, 8))
-    sb3 = peers.SB3((24,), "float32", scale.transitions, compact).fill(steps)
-    yield Side(_sb3(compact), each(lambda: sb3.add(next(steps))), STREAMS.size)
+def our_uniform_samples(scale: Scale) -> Iterator[Side]:
+    feed = itertools.cycle(chunks(episodes(LOW, 8)))
+    server = filled(LOW, scale.transitions, Consumer(BATCH, window=2), feed)
+    yield Side("ours", each(lambda: server.sample("real", "learner")), BATCH)
+
+
+@contextmanager
+def sb3_adds(scale: Scale, compact: bool, environments: int) -> Iterator[Side]:
+    rows = {name: of[:environments] for name, of in episodes(LOW, 8).items()}
+    steps = peers.vector_steps(rows)
+    sb3 = peers.SB3((24,), "float32", scale.transitions, compact, environments).fill(steps)
+    yield Side(_sb3(compact), each(lambda: sb3.add(next(steps))), environments)
 
 
 @contextmanager
