@@ -91,6 +91,8 @@ class Race:
         seconds = scale.seconds_apart if self.apart else scale.seconds
         with ExitStack() as stack:
             racing = [stack.enter_context(self.ours(scale))]
+            if racing[0].name != "ours":  # it has something to say of itself
+                result.what += f" ({racing[0].name})"
             if self.theirs:
                 rivals = [stack.enter_context(build(scale)) for build in self.theirs]
                 racing.append(fastest(rivals, seconds))
@@ -317,8 +319,9 @@ def brief(rate: float) -> str:
 
 def footing(found: Mapping[str, Any]) -> str:
     """How it was measured: the rounds, the yardstick, the machine."""
+    tiny = "tiny sizes, no measurement; " if found["quick"] else ""
     return (
-        f"{found['rounds']} interleaved rounds after a warm-up; "
+        f"{tiny}{found['rounds']} interleaved rounds after a warm-up; "
         f"np.copyto {statistics.median(found['copy_gb_s']):.1f} GB/s, "
         f"{found['cpus']} CPUs, Python {found['python']}, numpy {found['numpy']}"
     )

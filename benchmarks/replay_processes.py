@@ -57,7 +57,7 @@ def transitions_on_ray(scale: Scale) -> Iterator[Side]:
     spec = TableSpec(100_000, columns(LOW), {"learner": consumer}, slack=16)
     with on_ray(spec, LOW) as work:
         work((LEAST // ADDED, 0))
-        yield Side("ours on Ray", lambda n: work((n, n * BATCHES)), 2 * ADDED)
+        yield Side("ours", lambda n: work((n, n * BATCHES)), 2 * ADDED)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def sequences_on_ray(scale: Scale) -> Iterator[Side]:
     spec = TableSpec(HELD, columns(PIXELS), {"learner": SEQUENCES})
     with on_ray(spec, PIXELS) as work:
         work((HELD // ADDED, 0))
-        yield Side("ours on Ray", lambda n: work((0, n)), FRAMES)
+        yield Side("ours", lambda n: work((0, n)), FRAMES)
 
 
 @contextmanager

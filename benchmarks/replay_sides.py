@@ -146,8 +146,10 @@ def _sb3(compact: bool) -> str:
 @contextmanager
 def our_sequences(scale: Scale, size: int) -> Iterator[Side]:
     feed = itertools.cycle(chunks(episodes(PIXELS, 1)))
-    server = filled(PIXELS, frames_held(scale.frames[size]), SEQUENCES, feed)
-    yield Side("ours", each(lambda: server.sample("real", "learner")), FRAMES)
+    held = frames_held(scale.frames[size])
+    server = filled(PIXELS, held, SEQUENCES, feed)
+    name = "ours" if held == scale.frames[size] else f"memory has room for {held:,} only"
+    yield Side(name, each(lambda: server.sample("real", "learner")), FRAMES)
 
 
 @contextmanager

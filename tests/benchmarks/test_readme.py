@@ -52,7 +52,14 @@ def test_the_replay_is_a_row_for_every_comparison(tmp_path):
         ("memory", "itself", 2.0, "%", [0.5]),
         ("cycle", "cpprb", 1.0, "rows", []),
     ]
-    found = {"rounds": 5, "cpus": 2, "python": "3.11", "numpy": "2.4", "copy_gb_s": [7.0, 9.0]}
+    found = {
+        "quick": False,
+        "rounds": 5,
+        "cpus": 2,
+        "python": "3.11",
+        "numpy": "2.4",
+        "copy_gb_s": [7.0, 9.0],
+    }
     found["rows"] = [{"ours": [], "theirs": [], **dict(zip(names, it, strict=True))} for it in rows]
     (tmp_path / "replay.json").write_text(json.dumps(found))
     lines = section(tmp_path).splitlines()

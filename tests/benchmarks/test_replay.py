@@ -36,6 +36,7 @@ def test_every_row_in_one_process_runs_and_says_who_is_missing(tmp_path, capsys)
             assert np.isfinite(row["measured"]).all()
     skipped = any("cpprb" in row["skipped"] for row in found["rows"])
     assert skipped == (find_spec("cpprb") is None)
+    assert "tiny sizes, no measurement" in said.out
     assert len(found["copy_gb_s"]) == sum(len(r["ours"] or r["measured"]) for r in found["rows"])
 
 
