@@ -1,4 +1,4 @@
-"""The command line: train (the default) · eval · list. Checks what a person gave, then starts it.
+"""The command line: train (the default) · eval · list · bench. Checks what a person gave.
 
 No classes here: those of the main module would be pickled by value. Nothing heavy is imported
 before the arguments are known to be good.
@@ -31,7 +31,7 @@ EXAMPLES = """examples:
   python launch.py --env Pendulum-v1 --local --seed 3            in one thread, deterministic
   python launch.py eval latest --episodes 100 --video films/     how good is it?
 
-commands: train (when none is named) · eval RUN · list [agents|envs|presets]
+commands: train (when none is named) · eval RUN · list [agents|envs|presets] · bench replay
 `python launch.py COMMAND --help` describes each.
 """
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command → its exit code: 0 done, 1 a bug, 2 the person's mistake, 130/143 stopped."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose by more threads
     args = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": train, "eval": evaluate, "list": show}
+    commands = {"train": train, "eval": evaluate, "list": show, "bench": measure}
     try:
         if not args or args[0].startswith("-"):
             args.insert(0, "train")
@@ -175,6 +175,38 @@ def show(args: Sequence[str]) -> int:
         for env in registry.known():
             print(f"  {env}")
     return 0
+
+
+def measure(args: Sequence[str]) -> int:
+    """Measure a part against what others would use in its place."""
+
+    def command(
+        what: Positional[Literal["replay"]],
+        rows: tuple[str, ...] = (),
+        rounds: int = 5,
+        quick: FlagCreatePairsOff[bool] = False,
+        reverb_python: Path | None = None,
+        json: Path | None = None,
+    ) -> dict[str, Any]:
+        """Measure the replay side by side with its peers, and print a table of ratios.
+
+        Args:
+            what: what to measure
+            rows: rows of the table, by name; all when none is named
+            rounds: how often each side has its turn
+            quick: everything tiny: to see that it runs, not how fast
+            reverb_python: an interpreter that has dm-reverb and TensorFlow
+            json: a file for the figures
+        """
+        return dict(locals())
+
+    given = parse(command, args, "bench")
+
+    from benchmarks import replay
+
+    return replay.bench(
+        given["rows"], given["rounds"], given["quick"], given["reverb_python"], given["json"]
+    )
 
 
 # ------------------------------------------------------------------------------- arguments

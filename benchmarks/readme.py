@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import startup
+from benchmarks import replay, startup
 from benchmarks.curves import OURS
 from benchmarks.processes import ROOT
 from benchmarks.report import markdown, spread
@@ -47,6 +47,7 @@ def section(results: Path) -> str:
             markdown(("agent", "env", "greedy return", "steps", "wall time", "command"), rows),
             " ".join(plots),
             startup.table(started) if started else f"Start-up: {MISSING}.",
+            *replay_table(load(results / "replay.json")),
         )
     )
 
@@ -86,6 +87,20 @@ def distributed_row(found: dict[str, Any] | None) -> tuple[str, ...]:
         f"{spread(of['wall_s'])} s from the command to the end",
         "`make train`",
     )
+
+
+def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
+    """The replay against its peers, and how that was measured."""
+    if found is None:
+        yield f"The replay against its peers: {MISSING}."
+        return
+    rows = []
+    for result in found["rows"]:
+        what, against, must, median, worst, *_ = replay.line(result)
+        measured = f"{median} ({worst})" if result["measured"] else MISSING
+        rows.append((what, against, must, measured))
+    yield markdown(("what", "against", "must", "measured: median (worst)"), rows)
+    yield f"`python launch.py bench replay`: {replay.footing(found)}."
 
 
 def command(script: str, env: str) -> str:

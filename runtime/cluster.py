@@ -30,7 +30,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from core.config import RunConfig
 from core.errors import UserError, WorkerFailed
-from core.types import Agent, Array, Batch, Sample, Weights
+from core.types import Agent, Array, Batch, QueueSpec, Sample, TableSpec, Weights
 from learner.weight_store import LocalWeights
 from runtime.blueprint import Blueprint, weight_groups
 from runtime.display import Display
@@ -362,6 +362,54 @@ def _answer(ref: ray.ObjectRef, whom: str) -> Any:
         raise WorkerFailed(f"{whom} broke: no answer in {ANSWER_S:g} s") from None
     except RayError as error:
         raise WorkerFailed(f"{error}\n{whom} broke: {type(error).__name__}") from error
+
+
+# ----------------------------------------------------------------------------- the replay alone
+
+
+@contextmanager
+def hosted(
+    tables: Mapping[str, TableSpec | QueueSpec],
+    jobs: Sequence[Callable[[ReplayProxy], Callable[[int], None]]],
+) -> Iterator[Callable[[Sequence[int]], None]]:
+    """A replay on Ray and nothing else of a run: for measurements.
+
+    Each job is made in a process of its own from a proxy of the replay, and must be importable
+    there. → what has each job do its amount at the same time, and waits for all.
+    """
+    joined_before = ray.is_initialized()
+    if not joined_before:
+        _join(RunConfig(dashboard=False))
+    try:
+        groups = {"insert": len(jobs), "sample": 2 * len(jobs)}
+        host = ray.remote(concurrency_groups=groups)(ReplayHost).options(num_cpus=0)
+        replay = host.remote(tables, 0)
+        worker = ray.remote(num_cpus=0)(Job)
+        crew = [worker.remote(job, ReplayProxy(replay)) for job in jobs]
+
+        def work(amounts: Sequence[int]) -> None:
+            done = [job.work.remote(n) for job, n in zip(crew, amounts, strict=True)]
+            for answer in done:
+                _answer(answer, "a job")
+
+        yield work
+        for handle in (*crew, replay):
+            ray.kill(handle)
+    finally:
+        if not joined_before:
+            ray.shutdown()
+
+
+class Job:
+    """A job of `hosted` in its process."""
+
+    def __init__(
+        self, make: Callable[[ReplayProxy], Callable[[int], None]], replay: ReplayProxy
+    ) -> None:
+        self._work = make(replay)
+
+    def work(self, amount: int) -> None:
+        self._work(amount)
 
 
 # ------------------------------------------------------------------------------- the proxies

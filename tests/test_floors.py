@@ -17,21 +17,30 @@ MAY_IMPORT = {
     "core": {"core"},
     **{name: {"core", name} for name in FLOOR_1},
     "runtime": set(PACKAGES),
-    "launch": set(PACKAGES),
+    "benchmarks": {*PACKAGES, "benchmarks"},
+    "launch": {*PACKAGES, "benchmarks"},
 }
 OURS = {*PACKAGES, "launch", "tests", "benchmarks"}
 HOMES = {  # package → the paths that may import it
     "torch": ("agents/",),
-    "gymnasium": ("envs/",),
+    "gymnasium": ("envs/", "benchmarks/replay_peers.py"),  # SB3 wants spaces
     "ale_py": ("envs/",),
     "ray": ("runtime/cluster.py",),
-    "rich": ("runtime/display.py",),
+    "rich": ("runtime/display.py", "benchmarks/replay.py"),
     "tensorboardX": ("runtime/tensorboard.py",),
     "tyro": ("launch.py",),
     "yaml": ("runtime/", "launch.py"),
+    "matplotlib": ("benchmarks/report.py",),
+    "stable_baselines3": ("benchmarks/peers.py", "benchmarks/replay_peers.py"),
+    "cpprb": ("benchmarks/replay_peers.py",),
+    "reverb": ("benchmarks/reverb_peer.py",),
+    "tensorflow": ("benchmarks/reverb_peer.py",),
 }
 SOURCES = sorted(
-    [ROOT / "launch.py", *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
+    [
+        ROOT / "launch.py",
+        *(path for name in (*PACKAGES, "benchmarks") for path in (ROOT / name).rglob("*.py")),
+    ]
 )
 
 

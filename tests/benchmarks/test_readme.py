@@ -38,8 +38,32 @@ def test_every_result_is_a_row(tmp_path):
     assert "5,000 to ≥ 475 in 1/1 seeds, so at the end in 1/1; 10 × ours" in lines[3]
     assert "16 actors | CartPole-v1 | 500.0 in 1 seeds | 6,000 | 170 s" in lines[4]
     assert "![CartPole-v1](benchmarks/results/CartPole-v1/curves.png)" in lines
-    assert lines[-1] == "Start-up: not measured yet."
+    assert lines[-3] == "Start-up: not measured yet."
 
 
 def test_what_is_missing_says_so(tmp_path):
-    assert section(tmp_path).count("not measured yet") == 2
+    assert section(tmp_path).count("not measured yet") == 3
+
+
+def test_the_replay_is_a_row_for_every_comparison(tmp_path):
+    names = ("what", "against", "must", "unit", "measured")
+    rows = [
+        ("insert", "SB3", 10.0, "rows", [11.0, 9.0, 12.0]),
+        ("memory", "itself", 2.0, "%", [0.5]),
+        ("cycle", "cpprb", 1.0, "rows", []),
+    ]
+    found = {
+        "quick": False,
+        "rounds": 5,
+        "cpus": 2,
+        "python": "3.11",
+        "numpy": "2.4",
+        "copy_gb_s": [7.0, 9.0],
+    }
+    found["rows"] = [{"ours": [], "theirs": [], **dict(zip(names, it, strict=True))} for it in rows]
+    (tmp_path / "replay.json").write_text(json.dumps(found))
+    lines = section(tmp_path).splitlines()
+    assert "| insert | SB3 | ≥ 10× | 11.00× (9.00×) |" in lines
+    assert "| memory | itself | ≤ 2 % | 0.50 % (0.50 %) |" in lines
+    assert "| cycle | cpprb | ≥ 1× | not measured yet |" in lines
+    assert "np.copyto 8.0 GB/s" in lines[-1]
