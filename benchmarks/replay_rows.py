@@ -22,13 +22,15 @@ LOW: Final = Space((24,), "float32")  # a BipedalWalker's observation
 ATARI: Final = Space((84, 84), "uint8")
 PIXELS: Final = Space((64, 64, 3), "uint8")
 
-PRIORITIZED: Final = Prioritized(exponent=0.6)
-TRANSITIONS: Final = Consumer(batch=BATCH, window=2, selector=PRIORITIZED)
+PRIORITIZED: Final = Prioritized(exponent=0.6, initial="priority")
+NEEDED: Final = ("obs", "action", "reward", "terminal")  # of a transition
+TRANSITIONS: Final = Consumer(batch=BATCH, window=2, selector=PRIORITIZED, columns=NEEDED)
 
 
 def columns(obs: Space) -> dict[str, Space]:
     flags = dict.fromkeys(("first", "last", "terminal"), Space((), "bool"))
-    return {"obs": obs, "action": Space((), "int64", 4), "reward": Space((), "float32"), **flags}
+    numbers = dict.fromkeys(("reward", "priority"), Space((), "float32"))
+    return {"obs": obs, "action": Space((), "int64", 4), **numbers, **flags}
 
 
 def episodes(obs: Space, n: int) -> Batch:

@@ -37,7 +37,7 @@ SEQUENCES: Final = Consumer(batch=16, window=64)
 FRAMES: Final = SEQUENCES.batch * SEQUENCES.window
 STACK, STEPS, ATARI_BATCH, GAMMA = 4, 3, 512, 0.99
 # The frames of two stacks, STEPS apart, and the rewards between them: nothing twice.
-STACKS: Final = Consumer(ATARI_BATCH, window=STACK + STEPS, selector=PRIORITIZED)
+STACKS: Final = Consumer(ATARI_BATCH, 1 + STEPS, PRIORITIZED, context=STACK - 1)
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,7 @@ QUICK: Final = Scale(
 @contextmanager
 def our_cycle(scale: Scale) -> Iterator[Side]:
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
-    cycle = Cycle(filled(LOW, scale.transitions, TRANSITIONS, feed), BATCH)
-    for _ in range(2 * scale.transitions // BATCH):  # most rows get a priority of their own
-        cycle()
-    yield Side("ours", each(cycle), BATCH)
+    yield Side("ours", each(Cycle(filled(LOW, scale.transitions, TRANSITIONS, feed), BATCH)), BATCH)
 
 
 @contextmanager
