@@ -69,7 +69,7 @@ def test_flags_win_over_the_preset_and_set_over_flags(started):
     assert launch.main(["--local"]) == 0
     assert launch.main(["--local", "--steps", "77", "--set", "train.chunk=3"]) == 0
     preset, given = started
-    assert preset.config.steps == 6000
+    assert preset.config.steps == 5000
     assert given.config.steps == 77
     assert given.config.train.chunk == 3
 
