@@ -20,8 +20,17 @@ class ConsumeOnce:
         self._inserted = 0
         self._handed = 0
 
+    @property
+    def inserted(self) -> int:
+        return self._inserted
+
+    @property
+    def room(self) -> int:
+        """Batches that may still be added."""
+        return self._capacity - len(self._batches)
+
     def add(self, batch: Batch) -> bool:
-        if len(self._batches) == self._capacity:
+        if not self.room:
             return False
         self._batches.append(batch)
         self._inserted += 1

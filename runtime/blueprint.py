@@ -101,6 +101,7 @@ class Blueprint:
             site.replay,
             site.weights,
             index=index,
+            incarnation=starts,
             streams=np.arange(stream, stream + n),
             pulls=site.pulls,
             chunk=train.chunk,
