@@ -142,7 +142,7 @@ def test_what_a_replaced_actor_still_sends_is_dropped() -> None:
 
 
 def test_a_chunk_that_was_refused_may_come_again() -> None:
-    replay = ReplayServer({"real": spec(64, 1.0, x=Consumer(4, samples_per_step=1.0))}, 0)
+    replay = ReplayServer({"real": spec(64, 1.0, x=Consumer(4, samples_per_step=2.0))}, 0)
     episodes = Episodes()
     assert offer(replay, episodes, Origin(0, 0, 0))  # earns two samples
     chunk = episodes.chunk([7], np.zeros((1, 2), bool))
