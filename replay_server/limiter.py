@@ -63,25 +63,31 @@ class Limiter:
 
 
 class Pace:
-    """How fast consumers make room: tells who found none when to ask again.
+    """How fast consumers make room: tells who found none how long it may take.
 
     It follows the number of steps that may be in by now, added and room together, which grows as
     samples are taken. Times are seconds of any clock that does not run backwards.
     """
 
     def __init__(self) -> None:
-        self._limit = math.inf
-        self._since = 0.0  # when the limit was that
+        self._limit = self._anchor = math.inf
+        self._anchored = self._moved = -math.inf  # when the limit was that, and when it last rose
         self._steps_per_s = 0.0
 
     def follow(self, limit: float, now: float) -> None:
-        elapsed = now - self._since
-        if math.isinf(limit) or math.isinf(self._limit):
-            self._limit, self._since = limit, now
-        elif elapsed >= PACE_S:
-            self._steps_per_s = (limit - self._limit) / elapsed
-            self._limit, self._since = limit, now
+        if limit != self._limit:
+            self._moved = now
+        if math.isinf(limit) or math.isinf(self._anchor):
+            self._anchor, self._anchored = limit, now
+        elif now - self._anchored >= PACE_S:
+            self._steps_per_s = (limit - self._anchor) / (now - self._anchored)
+            self._anchor, self._anchored = limit, now
+        self._limit = limit
 
-    def seconds(self, steps: float) -> float:
-        """Until there is room for so many steps more, as far as one can tell; inf: not at all."""
-        return steps / self._steps_per_s if self._steps_per_s > 0 else math.inf
+    def seconds(self, steps: float, now: float) -> float:
+        """Until there is room for so many steps more, going by how it was lately.
+
+        Where nothing moves, it is expected to stay so for as long again.
+        """
+        usual = steps / self._steps_per_s if self._steps_per_s > 0 else 0.0
+        return max(usual, now - self._moved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from core.errors import UserError
 from core.types import Array, Batch, Origin, QueueSpec, Sample, TableSpec
@@ -63,6 +63,18 @@ class ReplayServer:
         """
         of = self._table(table)
         return of.sample() if isinstance(of, ConsumeOnce) else of.sample(consumer, count)
+
+    def draw(self, table: str, consumer: str, count: int | None = None) -> Any:
+        """Choose and count what `sample` would hand out. None: not now."""
+        return self.sample(table, consumer, count)
+
+    def gather(self, table: str, draw: Any) -> Sample:
+        """Copy what was drawn, needing no lock; then ask whether it is `intact`."""
+        return cast(Sample, draw)
+
+    def intact(self, table: str, draw: Any) -> bool:
+        """Whether nothing that was drawn has been overwritten; if not, it was not counted."""
+        return True
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
         of = self._table(table)
