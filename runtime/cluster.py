@@ -472,7 +472,8 @@ class _Asked:
     table: str
     consumer: str
     count: int | None
-    call: ray.ObjectRef
+    number: int  # of samples of this consumer that were asked for before
+    call: ray.ObjectRef | None = None
 
 
 class ShardProxy:
@@ -486,7 +487,8 @@ class ShardProxy:
         self._host, self._name = host, uuid.uuid4().hex
         self._parcels: dict[str, _Parcel] = {}
         self._credit: Counter[str] = Counter()  # table → steps, or batches
-        self._received: Counter[tuple[str, str]] = Counter()  # table, consumer → samples
+        self._asked: Counter[tuple[str, str]] = Counter()  # table, consumer → samples
+        self._received: Counter[tuple[str, str]] = Counter()
         self._update: ray.ObjectRef | None = None
         self.missed: set[ray.ObjectRef] = set()  # looked for in vain since this was cleared
 
@@ -508,14 +510,17 @@ class ShardProxy:
         return covered
 
     def ask(self, table: str, consumer: str, count: int | None) -> _Asked:
-        return _Asked(table, consumer, count, self._sample(table, consumer, count))
+        asked = _Asked(table, consumer, count, self._asked[table, consumer])
+        self._asked[table, consumer] += 1
+        self._sample(asked)
+        return asked
 
     def answer(self, asked: _Asked) -> Part | Batch | None:
         if not self._here(asked.call):
             return None
         answer = ray.get(asked.call)
         if answer is None:  # no rows came while it could be waited for
-            asked.call = self._sample(asked.table, asked.consumer, asked.count)
+            self._sample(asked)
             self.missed.add(asked.call)
             return None
         self._received[asked.table, asked.consumer] += 1
@@ -539,10 +544,11 @@ class ShardProxy:
         waiting = [parcel.due for parcel in self._parcels.values() if parcel.call is None]
         return min(waiting, default=math.inf)
 
-    def _sample(self, table: str, consumer: str, count: int | None) -> ray.ObjectRef:
-        reader = Reader(self._name, self._received[table, consumer])
+    def _sample(self, asked: _Asked) -> None:
+        table, consumer = asked.table, asked.consumer
+        reader = Reader(self._name, asked.number, self._received[table, consumer])
         sample = self._host.sample.options(concurrency_group="sample")
-        return sample.remote(table, consumer, WAIT_S, count, reader)
+        asked.call = sample.remote(table, consumer, WAIT_S, asked.count, reader)
 
     def _delivered(self, table: str) -> bool:
         """Whether the parcel was taken, and is off; else it stays, and is offered when it is due.
@@ -556,7 +562,7 @@ class ShardProxy:
             self._send(table)
         if not self._here(parcel.call):
             return False
-        del self._parcels[table]
+        del self._parcels[table], self._credit[table]
         try:
             receipt = ray.get(parcel.call)
         except ActorUnavailableError:  # taken or not: who has an origin may offer it again

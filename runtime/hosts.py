@@ -49,10 +49,11 @@ class Receipt(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """A process that samples, and how many samples of a consumer it has received so far."""
+    """A process that samples. It gets what it asked for in the order in which it asked."""
 
     name: str
-    received: int
+    number: int  # of samples of this consumer that it asked for before
+    received: int  # how many of those it has
 
 
 class _Desk:
@@ -63,24 +64,18 @@ class _Desk:
         self.pace = Pace()
         self.refused: dict[int | None, int] = {}  # actors that wait for room, with how many rows
         self.rows: dict[str, threading.Condition] = {}  # consumer → who waits for rows
-        self.sent: Counter[tuple[str, str]] = Counter()  # consumer, reader → samples
+        self.drawn: Counter[str] = Counter()  # consumer → samples that are being gathered
+        self.served: Counter[tuple[str, str]] = Counter()  # consumer, reader → samples
         self.received: Counter[tuple[str, str]] = Counter()
 
     def rows_for(self, consumer: str) -> threading.Condition:
         return self.rows.setdefault(consumer, threading.Condition(self.lock))
 
-    def hear(self, consumer: str, reader: Reader | None) -> None:
-        if reader is not None:
-            key = consumer, reader.name
-            self.received[key] = max(self.received[key], reader.received)
-
-    def send(self, consumer: str, reader: Reader | None, samples: int) -> None:
-        if reader is not None:
-            self.sent[consumer, reader.name] += samples
-
     def on_the_way(self, consumer: str) -> int:
         """Samples that were drawn for readers who do not have them yet."""
-        return sum(n - self.received[key] for key, n in self.sent.items() if key[0] == consumer)
+        readers = [key for key in self.received if key[0] == consumer]
+        sent = sum(self.served[key] - self.received[key] for key in readers)
+        return self.drawn[consumer] + sent
 
 
 class ReplayHost:
@@ -113,7 +108,7 @@ class ReplayHost:
             desk.pace.follow(self._server.added(table) + room, now)
             if taken:
                 for waiting in desk.rows.values():
-                    waiting.notify()
+                    waiting.notify_all()
                 desk.refused.pop(actor, None)
                 share = room / max(self._server.actors(table), 1)
                 return Receipt(True, int(min(max(share, 0), MAX_CREDIT)), 0.0)
@@ -137,25 +132,34 @@ class ReplayHost:
         count: another number of windows than the consumer's batch.
         """
         desk, server, deadline = self._desk(table), self._server, time.monotonic() + wait_s
-        while True:
+        key = consumer, reader.name if reader else ""
+
+        def draw_in_turn() -> Any:
+            if reader and reader.number != desk.served[key]:
+                return None
+            return server.draw(table, consumer, count)
+
+        intact = False
+        while not intact:
             with desk.lock:
-                desk.hear(consumer, reader)
-                rows = desk.rows_for(consumer)
-                draw = _until(rows, deadline, lambda: server.draw(table, consumer, count))
+                if reader:
+                    desk.received[key] = max(desk.received[key], reader.received)
+                draw = _until(desk.rows_for(consumer), deadline, draw_in_turn)
                 if draw is None:
                     return None
-                rows.notify()  # there may be more for another
+                desk.drawn[consumer] += 1
                 desk.pace.follow(server.added(table) + server.room(table), time.monotonic())
-                if isinstance(draw, Packed):
-                    return draw
                 mass = server.mass(table, consumer)
-                desk.send(consumer, reader, 1)
-            sample = server.gather(table, draw)
+            gathered = server.gather(table, draw)
             with desk.lock:
-                if server.intact(table, draw):
-                    break
-                desk.send(consumer, reader, -1)
-        return Drawn(Packed.of(sample.data), sample.keys, sample.prob, sample.size, mass)
+                intact = server.intact(table, draw)
+                desk.drawn[consumer] -= 1
+                desk.served[key] += intact
+                desk.rows_for(consumer).notify_all()  # it may be another's turn
+        if isinstance(gathered, Packed):
+            return gathered
+        packed = Packed.of(gathered.data)
+        return Drawn(packed, gathered.keys, gathered.prob, gathered.size, mass)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
         with self._desk(table).lock:

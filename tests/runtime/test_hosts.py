@@ -192,11 +192,36 @@ def test_its_state_is_that_of_the_server(replay):
     )
 
 
+def test_each_reader_is_served_in_the_order_it_asked(replay):
+    got = []
+
+    def ask(name, number):
+        assert replay.sample("real", "policy", 10.0, None, Reader(name, number, 0)) is not None
+        got.append((name, number))
+
+    readers = [
+        threading.Thread(target=ask, args=(name, number))
+        for number in (1, 0)
+        for name in ("learner", "other")
+    ]
+    for thread in readers:
+        thread.start()
+        time.sleep(0.02)
+    add(replay, 8)
+    for _ in range(4):
+        add(replay, 4, first=False)  # earns one sample
+        time.sleep(0.05)
+    for thread in readers:
+        thread.join(5.0)
+    for name in ("learner", "other"):
+        assert [number for whose, number in got if whose == name] == [0, 1]
+
+
 def test_samples_on_their_way_at_a_restart_may_be_drawn_again(replay):
     add(replay, 8 + 3 * 4)  # earns three samples
-    for asked in range(3):  # two ahead: the third is asked for when the first has been received
-        received = max(0, asked - 1)
-        assert replay.sample("real", "policy", 0.0, None, Reader("learner", received)) is not None
+    for number in range(3):  # two ahead: the third is asked for when the first has been received
+        reader = Reader("learner", number, received=max(0, number - 1))
+        assert replay.sample("real", "policy", 0.0, None, reader) is not None
     assert replay.sample("real", "policy", 0.0) is None
     assert replay.stats()["real/samples_policy"] == 3
     heir = ReplayHost(FakeAgent().tables, seed=5, state=replay.state())
