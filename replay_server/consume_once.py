@@ -15,7 +15,7 @@ class ConsumeOnce:
     def __init__(self, name: str, spec: QueueSpec) -> None:
         if spec.capacity < 1:
             raise UserError(f"table {name!r}: capacity must be at least 1, found {spec.capacity}")
-        self._capacity = spec.capacity
+        self.capacity = spec.capacity
         self._batches: deque[Batch] = deque()
         self._inserted = 0
         self._handed = 0
@@ -27,7 +27,7 @@ class ConsumeOnce:
     @property
     def room(self) -> int:
         """Batches that may still be added."""
-        return self._capacity - len(self._batches)
+        return self.capacity - len(self._batches)
 
     def add(self, batch: Batch) -> bool:
         if not self.room:

@@ -88,6 +88,10 @@ class ReplayServer:
         """Agent steps, or a queue's batches, that may be added; none below 0, or a queue's 1."""
         return self._table(table).room
 
+    def capacity(self, table: str) -> int:
+        """Rows, or a queue's batches, that it can hold."""
+        return self._table(table).capacity
+
     def added(self, table: str) -> int:
         """Agent steps, or a queue's batches, added so far."""
         of = self._table(table)

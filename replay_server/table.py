@@ -57,6 +57,11 @@ class Table:
         return self._limiter.steps
 
     @property
+    def capacity(self) -> int:
+        """Rows it can hold."""
+        return self._ring.capacity
+
+    @property
     def room(self) -> float:
         """Agent steps until a consumer is behind; negative where `add` must wait."""
         # A consumer without a start could not catch up, so nobody waits for it.

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout
@@ -56,6 +56,7 @@ ROOT: Final = Path(__file__).parent.parent
 TURN_S: Final = 1.0  # how long a worker works between two reports
 EARLY_TURN_S: Final = 0.2  # the same before the first gradient step, so that it is seen at once
 WAIT_S: Final = 5.0  # how long a call may wait in the replay for rows
+TOGETHER: Final = 16  # chunks of an actor that may travel as one, when they come that fast
 AHEAD: Final = 2  # samples that a process has asked for before it wants them, of each kind
 ASKING: Final = 4 * AHEAD  # threads for those of one process; more would find no use
 ASK_EVERY_S: Final = 0.2  # between two looks for newer weights of a group
@@ -455,14 +456,40 @@ class Job:
 
 @dataclass
 class _Parcel:
-    """Rows, or a queue's batch, on their way to the replay."""
+    """Rows, or a queue's batch, for the replay."""
 
-    rows: Packed
+    rows: Batch
     streams: Array | None
     origin: Origin | None
-    awaited: bool  # by the caller, who offers them until they are taken; else he has gone on
-    call: ray.ObjectRef | None = None
-    due: float = 0.0  # when to offer them again, while there is no call
+    steps: int  # of agents; 1 for a queue's batch
+
+    @classmethod
+    def of(cls, parcels: Sequence[_Parcel]) -> _Parcel:
+        """Chunks that one actor handed over one after another, as one."""
+        first, last = parcels[0], parcels[-1]
+        if len(parcels) == 1:
+            return first
+        rows = {
+            name: np.concatenate([parcel.rows[name] for parcel in parcels], axis=1)
+            for name in first.rows
+        }
+        return cls(rows, last.streams, last.origin, sum(parcel.steps for parcel in parcels))
+
+
+@dataclass
+class _Outbox:
+    """What goes to one table, in order: one parcel under way, the next one growing meanwhile."""
+
+    under_way: _Parcel | None = None
+    call: ray.ObjectRef | None = None  # none: it was refused
+    due: float = 0.0  # when to offer it again then
+    then: list[_Parcel] = field(default_factory=list)
+    awaited: bool = False  # the caller offers his rows again until they are taken; or has gone on
+    credit: int = 0  # steps, or batches, as the last answer said
+
+    @property
+    def steps(self) -> int:
+        return sum(parcel.steps for parcel in (self.under_way, *self.then) if parcel)
 
 
 @dataclass
@@ -480,13 +507,13 @@ class ShardProxy:
     """A shard of the replay from another process; it never blocks, and hands over what has come.
 
     One parcel a table is under way at a time, so that chunks arrive in order. Within the credit
-    that the last answer gave, the caller goes on while it travels; without, he awaits the answer.
+    that the last answer gave, the caller goes on meanwhile, and what he adds until that parcel has
+    arrived travels together as the next. Without credit he awaits the answer.
     """
 
     def __init__(self, host: ActorHandle) -> None:
         self._host, self._name = host, uuid.uuid4().hex
-        self._parcels: dict[str, _Parcel] = {}
-        self._credit: Counter[str] = Counter()  # table → steps, or batches
+        self._outboxes: dict[str, _Outbox] = defaultdict(_Outbox)  # by table
         self._asked: Counter[tuple[str, str]] = Counter()  # table, consumer → samples
         self._received: Counter[tuple[str, str]] = Counter()
         self._update: ray.ObjectRef | None = None
@@ -495,19 +522,26 @@ class ShardProxy:
     def add(
         self, table: str, rows: Batch, streams: Array | None = None, origin: Origin | None = None
     ) -> bool:
-        if table in self._parcels:
-            awaited = self._parcels[table].awaited
-            if not self._delivered(table):
-                return False
-            if awaited:
-                return True
+        box = self._outboxes[table]
+        self._deliver(table, box)
+        if box.awaited:
+            box.awaited = box.under_way is not None
+            return not box.awaited
         steps = 1 if streams is None else rows["last"].size - int(np.count_nonzero(rows["last"]))
-        covered = steps <= self._credit[table]
-        self._parcels[table] = _Parcel(Packed.of(rows), streams, origin, awaited=not covered)
-        self._send(table)
-        if not covered:
-            self._here(self._parcels[table].call)
-        return covered
+        parcel = _Parcel(rows, streams, origin, steps)
+        covered = box.steps + steps <= box.credit
+        if box.under_way is None:
+            box.under_way = parcel
+            self._send(table, box)
+            box.awaited = not covered
+            if box.awaited:
+                self._here(box.call)  # to be waited for
+            return covered
+        before = box.then[-1] if box.then else box.under_way
+        if not covered or len(box.then) == TOGETHER or not _continues(parcel, before):
+            return False
+        box.then.append(parcel)
+        return True
 
     def ask(self, table: str, consumer: str, count: int | None) -> _Asked:
         asked = _Asked(table, consumer, count, self._asked[table, consumer])
@@ -540,9 +574,9 @@ class ShardProxy:
         return cast(dict[str, float], ray.get(stats.remote()))
 
     def due(self) -> float:
-        """When to look after a parcel that was refused."""
-        waiting = [parcel.due for parcel in self._parcels.values() if parcel.call is None]
-        return min(waiting, default=math.inf)
+        """When to offer again what was refused."""
+        boxes = self._outboxes.values()
+        return min((box.due for box in boxes if box.under_way and not box.call), default=math.inf)
 
     def _sample(self, asked: _Asked) -> None:
         table, consumer = asked.table, asked.consumer
@@ -550,35 +584,42 @@ class ShardProxy:
         sample = self._host.sample.options(concurrency_group="sample")
         asked.call = sample.remote(table, consumer, WAIT_S, asked.count, reader)
 
-    def _delivered(self, table: str) -> bool:
-        """Whether the parcel was taken, and is off; else it stays, and is offered when it is due.
+    def _deliver(self, table: str, box: _Outbox) -> None:
+        """Hear whether the parcel under way was taken; send the next one, or the same when due.
 
-        Raises what the replay says of it, and then it is off as well.
+        Raises what the replay says of it, and then drops it and all that was to follow.
         """
-        parcel = self._parcels[table]
-        if parcel.call is None:
-            if time.monotonic() < parcel.due:
-                return False
-            self._send(table)
-        if not self._here(parcel.call):
-            return False
-        del self._parcels[table], self._credit[table]
+        parcel = box.under_way
+        if parcel is None:
+            return
+        if box.call is None:
+            if time.monotonic() < box.due:
+                return
+            self._send(table, box)
+        if not self._here(box.call):
+            return
+        del self._outboxes[table]
         try:
-            receipt = ray.get(parcel.call)
+            receipt = ray.get(box.call)
         except ActorUnavailableError:  # taken or not: who has an origin may offer it again
             if parcel.origin is None:
                 raise
             receipt = Receipt(False, 0, AGAIN_S[1])
-        self._credit[table] = receipt.credit
+        self._outboxes[table] = box
+        box.call, box.credit = None, receipt.credit
         if not receipt.taken:
-            parcel.call, parcel.due = None, time.monotonic() + receipt.again_s
-            self._parcels[table] = parcel
-        return receipt.taken
+            box.due = time.monotonic() + receipt.again_s
+            return
+        box.under_way = None
+        if box.then:
+            box.under_way, box.then = _Parcel.of(box.then), []
+            self._send(table, box)
 
-    def _send(self, table: str) -> None:
-        parcel = self._parcels[table]
+    def _send(self, table: str, box: _Outbox) -> None:
+        parcel = box.under_way
+        assert parcel is not None
         add = self._host.add.options(concurrency_group="insert")
-        parcel.call = add.remote(table, parcel.rows, parcel.streams, parcel.origin)
+        box.call = add.remote(table, Packed.of(parcel.rows), parcel.streams, parcel.origin)
 
     def _here(self, call: ray.ObjectRef) -> bool:
         here = bool(ray.wait([call], timeout=0)[0])
@@ -609,6 +650,14 @@ class ReplayProxy(ShardedReplay):
             ray.wait(missed, timeout=seconds)
         else:
             time.sleep(seconds)
+
+
+def _continues(after: _Parcel, before: _Parcel) -> bool:
+    """Whether two parcels in a row come from one incarnation of an actor."""
+    ours, theirs = after.origin, before.origin
+    return bool(
+        ours and theirs and (ours.actor, ours.incarnation) == (theirs.actor, theirs.incarnation)
+    )
 
 
 @dataclass

@@ -29,7 +29,6 @@ from runtime.turns import Report, Turns
 
 IDLE_S: Final = 0.2  # the longest a process without work sleeps between two looks
 AGAIN_S: Final = (0.005, 0.5)  # the soonest and the latest that who was refused is to offer again
-MAX_CREDIT: Final = 1 << 30  # steps, where there is room for any number
 
 
 class AwaitableReplay(Replay, Protocol):
@@ -110,8 +109,10 @@ class ReplayHost:
                 for waiting in desk.rows.values():
                     waiting.notify_all()
                 desk.refused.pop(actor, None)
+                # Where there is room for any number, still not so many that they flood the table.
+                room = min(room, self._server.capacity(table) / 8) if not queue else room
                 share = room / max(self._server.actors(table), 1)
-                return Receipt(True, int(min(max(share, 0), MAX_CREDIT)), 0.0)
+                return Receipt(True, max(int(share), 0), 0.0)
             desk.refused.setdefault(actor, 1 if queue else batch["last"].size)
             before = list(desk.refused).index(actor)
             steps = max(1, -room) + sum(list(desk.refused.values())[:before])
