@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from core.errors import UserError
 from core.types import Array, Batch, Origin, QueueSpec, Sample, TableSpec
 from replay_server.consume_once import ConsumeOnce
 from replay_server.origins import Origins
 from replay_server.table import Table
+from replay_server.view import Draw
 
 
 class ReplayServer:
@@ -64,23 +65,21 @@ class ReplayServer:
         of = self._table(table)
         return of.sample() if isinstance(of, ConsumeOnce) else of.sample(consumer, count)
 
-    def draw(self, table: str, consumer: str, count: int | None = None) -> Any:
-        """Choose and count what `sample` would hand out. None: not now."""
-        return self.sample(table, consumer, count)
+    def draw(self, table: str, consumer: str, count: int | None = None) -> Draw | Batch | None:
+        """Choose and count what `sample` would hand out; of a queue, hand it out. None: not now."""
+        of = self._table(table)
+        return of.sample() if isinstance(of, ConsumeOnce) else of.draw(consumer, count)
 
-    def gather(self, table: str, draw: Any) -> Sample:
-        """Copy what was drawn, needing no lock; then ask whether it is `intact`."""
-        return cast(Sample, draw)
+    def gather(self, table: str, draw: Draw) -> Batch:
+        """Copy what was drawn, needing no lock; then ask once whether it is `intact`."""
+        return self._ring(table).gather(draw)
 
-    def intact(self, table: str, draw: Any) -> bool:
+    def intact(self, table: str, draw: Draw) -> bool:
         """Whether nothing that was drawn has been overwritten; if not, it was not counted."""
-        return True
+        return self._ring(table).intact(draw)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        of = self._table(table)
-        if isinstance(of, ConsumeOnce):
-            raise ValueError(f"table {table!r} is consumed once and has no priorities")
-        of.update(keys, priorities)
+        self._ring(table).update(keys, priorities)
 
     # ------------------------------------------------------------------------------- asking
 
@@ -119,11 +118,11 @@ class ReplayServer:
 
     def state(self) -> dict[str, Any]:
         """Nested dicts of copied arrays, numbers and strings. Queued batches are let go."""
-        return {name: self.state_of(name) for name in self._tables}
+        return {name: self.saving(name).state() for name in self._tables}
 
-    def state_of(self, table: str) -> dict[str, Any]:
-        """The part of `state` that is one table's."""
-        return self._table(table).state() | {"origins": self._origins[table].state()}
+    def saving(self, table: str) -> Saving:
+        """The part of `state` that is one table's, as it stands, to be copied piece by piece."""
+        return Saving(self._table(table), self._origins[table])
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state` draw for draw. Raises UserError when it is of other tables."""
@@ -140,3 +139,26 @@ class ReplayServer:
         if name not in self._tables:
             raise KeyError(f"no table {name!r}; there are: {', '.join(sorted(self._tables))}")
         return self._tables[name]
+
+    def _ring(self, name: str) -> Table:
+        table = self._table(name)
+        if isinstance(table, ConsumeOnce):
+            raise ValueError(f"table {name!r} is consumed once and has no priorities")
+        return table
+
+
+class Saving:
+    """A table's state as it was when this was made. Each call is for who may use the table then."""
+
+    def __init__(self, table: Table | ConsumeOnce, origins: Origins) -> None:
+        self._snapshot = None if isinstance(table, ConsumeOnce) else table.snapshot()
+        self._rest = table.state() if isinstance(table, ConsumeOnce) else {}
+        self._rest["origins"] = origins.state()
+
+    def copy_piece(self) -> bool:
+        """Copy some more rows. → whether any are left"""
+        return self._snapshot is not None and self._snapshot.copy_piece()
+
+    def state(self) -> dict[str, Any]:
+        """All of it; copies what is left."""
+        return self._rest | (self._snapshot.state() if self._snapshot else {})

@@ -14,6 +14,7 @@ from core.types import (
     Array,
     Batch,
     Consumer,
+    Deviation,
     EmphasizeRecent,
     Mixture,
     Origin,
@@ -188,7 +189,12 @@ def shard_tables(
 
 def _thinned(spec: TableSpec, shards: int) -> TableSpec:
     consumers = {name: _share(consumer, shards) for name, consumer in spec.consumers.items()}
-    return replace(spec, capacity=-(-spec.capacity // shards), consumers=consumers)
+    return replace(
+        spec,
+        capacity=-(-spec.capacity // shards),
+        consumers=consumers,
+        max_bytes=spec.max_bytes and spec.max_bytes // shards,
+    )
 
 
 def _share(of: Consumer, shards: int) -> Consumer:
@@ -209,6 +215,8 @@ def _selector(spec: Selector, shards: int) -> Selector:
             return Recency(half_life / shards)
         case EmphasizeRecent(floor=floor):
             return replace(spec, floor=-(-floor // shards))
+        case Deviation(half_life):
+            return Deviation(half_life / shards)
         case Mixture(parts):
             return Mixture(tuple((share, _selector(part, shards)) for share, part in parts))
     return spec

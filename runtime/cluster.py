@@ -573,6 +573,12 @@ class ShardProxy:
         stats = self._host.stats.options(concurrency_group="control")
         return cast(dict[str, float], ray.get(stats.remote()))
 
+    def flush(self) -> bool:
+        """Send on what had to wait. → whether all that was added has arrived"""
+        for table, box in list(self._outboxes.items()):
+            self._deliver(table, box)
+        return all(box.under_way is None for box in self._outboxes.values())
+
     def due(self) -> float:
         """When to offer again what was refused."""
         boxes = self._outboxes.values()
@@ -638,6 +644,10 @@ class ReplayProxy(ShardedReplay):
     ) -> None:
         self._proxies = [ShardProxy(host) for host in hosts]
         super().__init__(self._proxies, tables, seed, AHEAD)
+
+    def flush(self) -> bool:
+        """Send on what had to wait. → whether all that was added has arrived"""
+        return all([proxy.flush() for proxy in self._proxies])
 
     def wait(self, seconds: float) -> None:
         """Until something comes that was looked for in vain since the last wait, or time is up."""

@@ -28,6 +28,7 @@ from runtime.packed import Drawn, Packed
 from runtime.turns import Report, Turns
 
 IDLE_S: Final = 0.2  # the longest a process without work sleeps between two looks
+BREATH_S: Final = 0.001  # between two pieces of a table that is being saved
 AGAIN_S: Final = (0.005, 0.5)  # the soonest and the latest that who was refused is to offer again
 
 
@@ -36,6 +37,10 @@ class AwaitableReplay(Replay, Protocol):
 
     def wait(self, seconds: float) -> None:
         """Until something comes that was asked for in vain since the last wait, or time is up."""
+        ...
+
+    def flush(self) -> bool:
+        """Send on what had to wait. → whether all that was added has arrived"""
         ...
 
 
@@ -69,6 +74,10 @@ class _Desk:
 
     def rows_for(self, consumer: str) -> threading.Condition:
         return self.rows.setdefault(consumer, threading.Condition(self.lock))
+
+    def hand_over(self, consumer: str, to: tuple[str, str]) -> None:
+        self.served[to] += 1
+        self.rows_for(consumer).notify_all()  # it may be another's turn
 
     def on_the_way(self, consumer: str) -> int:
         """Samples that were drawn for readers who do not have them yet."""
@@ -140,27 +149,25 @@ class ReplayHost:
                 return None
             return server.draw(table, consumer, count)
 
-        intact = False
-        while not intact:
+        while True:
             with desk.lock:
                 if reader:
                     desk.received[key] = max(desk.received[key], reader.received)
                 draw = _until(desk.rows_for(consumer), deadline, draw_in_turn)
                 if draw is None:
                     return None
-                desk.drawn[consumer] += 1
                 desk.pace.follow(server.added(table) + server.room(table), time.monotonic())
+                if isinstance(draw, Packed):
+                    desk.hand_over(consumer, key)
+                    return draw
                 mass = server.mass(table, consumer)
-            gathered = server.gather(table, draw)
+                desk.drawn[consumer] += 1
+            packed = Packed.of(server.gather(table, draw))
             with desk.lock:
-                intact = server.intact(table, draw)
                 desk.drawn[consumer] -= 1
-                desk.served[key] += intact
-                desk.rows_for(consumer).notify_all()  # it may be another's turn
-        if isinstance(gathered, Packed):
-            return gathered
-        packed = Packed.of(gathered.data)
-        return Drawn(packed, gathered.keys, gathered.prob, gathered.size, mass)
+                if server.intact(table, draw):
+                    desk.hand_over(consumer, key)
+                    return Drawn(packed, draw.keys, draw.prob, draw.size, mass)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
         with self._desk(table).lock:
@@ -173,14 +180,23 @@ class ReplayHost:
             return self._server.stats()
 
     def state(self) -> dict[str, Any]:
-        """As the server's, but samples still on their way do not count: they will be lost."""
+        """As the server's, copied while others go on.
+
+        Samples still on their way do not count, as they will be lost.
+        """
         state = {}
         for table, desk in self._desks.items():
             with desk.lock:
-                state[table] = self._server.state_of(table)
-                if limiter := state[table].get("limiter"):
-                    for consumer in limiter["samples"]:
-                        limiter["samples"][consumer] -= desk.on_the_way(consumer)
+                saving = self._server.saving(table)
+                late = {consumer: desk.on_the_way(consumer) for consumer in desk.rows}
+                left = saving.copy_piece()
+            while left:
+                time.sleep(BREATH_S)  # a lock let go for less is taken again by the same thread
+                with desk.lock:
+                    left = saving.copy_piece()
+            state[table] = saving.state()
+            if samples := state[table].get("limiter", {}).get("samples"):
+                samples |= {consumer: n - late.get(consumer, 0) for consumer, n in samples.items()}
         return state
 
     def _desk(self, table: str) -> _Desk:

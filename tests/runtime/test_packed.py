@@ -5,7 +5,10 @@ import pickle
 import numpy as np
 import pytest
 
+from replay_server.server import ReplayServer
 from runtime.packed import ALIGNMENT, Packed
+from tests.fakes import FakeAgent
+from tests.runtime.test_hosts import rows
 
 BATCH = {
     "obs": np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5),
@@ -62,3 +65,14 @@ def test_a_part_of_a_large_piece_is_copied_out_of_it(part):
     packed = Packed.of(batch)
     assert packed.memory.nbytes <= 2 * ALIGNMENT
     assert_same(packed.batch(), batch)
+
+
+def test_a_sample_travels_in_the_memory_it_was_gathered_into():
+    table = FakeAgent().tables["real"]
+    server = ReplayServer({"real": table}, 0)
+    server.add("real", rows(16), np.array([0]))
+    drawn = server.draw("real", "policy")
+    batch = server.gather("real", drawn)
+    packed = Packed.of(batch)
+    assert_same(packed.batch(), batch)
+    assert all(np.shares_memory(packed.memory, column) for column in batch.values())
