@@ -647,7 +647,7 @@ class ReplayProxy(ShardedReplay):
 
     def flush(self) -> bool:
         """Send on what had to wait. → whether all that was added has arrived"""
-        return all([proxy.flush() for proxy in self._proxies])
+        return all(proxy.flush() for proxy in self._proxies)
 
     def wait(self, seconds: float) -> None:
         """Until something comes that was looked for in vain since the last wait, or time is up."""
