@@ -6,12 +6,13 @@ import numpy as np
 
 from actors.episodes import Episodes
 from core.pull import pull
-from core.types import Agent, Array, Batch, Event, Replay, VectorEnv, WeightStore
+from core.types import Agent, Array, Batch, Event, Origin, Replay, VectorEnv, WeightStore
 
 
 class Actor:
     """Steps its environments with the newest policy and streams the rows into the replay.
 
+    incarnation: how often this actor was started before; its chunks are numbered anew in each.
     streams: (N,) i64, the replay stream of each environment. pulls: the weight groups to keep
     fresh, empty where the agent is shared with its learner. chunk: vector steps handed over at
     once. pull_every: vector steps. What an environment raises passes through to the supervisor.
@@ -25,13 +26,14 @@ class Actor:
         weights: WeightStore,
         *,
         index: int,
+        incarnation: int,
         streams: Array,
         pulls: tuple[str, ...],
         chunk: int,
         pull_every: int,
     ) -> None:
         self._env, self._agent, self._replay, self._weights = env, agent, replay, weights
-        self._index, self._streams = index, streams
+        self._index, self._incarnation, self._streams = index, incarnation, streams
         self._chunk_length, self._pull_every = chunk, pull_every
         self._chunk: list[Batch] = []
         self._rows: Batch | None = None
@@ -49,7 +51,8 @@ class Actor:
             rows = {
                 key: np.stack([row[key] for row in self._chunk], axis=1) for key in self._chunk[0]
             }
-            if not self._replay.add("real", rows, self._streams):  # (N, T, …)
+            origin = Origin(self._index, self._incarnation, self.chunks)
+            if not self._replay.add("real", rows, self._streams, origin):  # (N, T, …)
                 self.waiting_for = "replay: room to insert"
                 return False
             self._chunk = []

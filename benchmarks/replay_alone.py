@@ -26,6 +26,7 @@ from benchmarks.replay_rows import (
 from core.errors import WorkerFailed
 from core.types import TableSpec
 from runtime.hosts import ReplayHost
+from runtime.packed import Packed
 
 
 def memory_drift(capacity: int, inserts: int) -> float:
@@ -68,7 +69,7 @@ def snapshot_stalls(capacity: int) -> Iterator[float]:
     feed = itertools.cycle(chunks(episodes(LOW, 2)))
     host = ReplayHost({"real": TableSpec(capacity, columns(LOW), {"learner": TRANSITIONS})}, 0)
     for _ in range(-(-capacity // ADDED)):
-        host.add("real", next(feed), STREAMS, 0.0)
+        host.add("real", Packed.of(next(feed)), STREAMS)
     while True:
         snapshot = threading.Thread(target=host.state)
         longest = 0.0
@@ -77,7 +78,7 @@ def snapshot_stalls(capacity: int) -> Iterator[float]:
         while serving:
             serving = snapshot.is_alive()
             for call in (
-                lambda: host.add("real", next(feed), STREAMS, 0.0),
+                lambda: host.add("real", Packed.of(next(feed)), STREAMS),
                 lambda: host.sample("real", "learner", 0.0),
             ):
                 began = time.perf_counter()

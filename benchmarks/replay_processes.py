@@ -5,6 +5,7 @@ On both sides one process holds the rows, one adds and one samples.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import selectors
@@ -31,7 +32,7 @@ from benchmarks.replay_rows import (
 from benchmarks.replay_sides import FRAMES, SEQUENCES, Scale
 from benchmarks.rounds import Side
 from core.errors import UserError, WorkerFailed
-from core.types import Consumer, Space, TableSpec
+from core.types import Consumer, Origin, Space, TableSpec
 from runtime.hosts import AwaitableReplay
 
 WAIT_S: Final = 0.2  # between two looks for an answer that is late
@@ -82,13 +83,15 @@ def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], No
 
 
 def adding(obs: Space, replay: AwaitableReplay) -> Work:
-    feed = endless(obs, 1)
+    feed, origins = endless(obs, 1), (Origin(0, 0, n) for n in itertools.count())
 
     def work(n: int) -> None:
         for _ in range(n):
-            chunk = next(feed)
-            while not replay.add("real", chunk, STREAMS):
+            chunk, origin = next(feed), next(origins)
+            while not replay.add("real", chunk, STREAMS, origin):
                 replay.wait(WAIT_S)
+        while not replay.flush():
+            replay.wait(WAIT_S)
 
     return work
 

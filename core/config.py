@@ -37,6 +37,7 @@ class TrainConfig:
     eval_every: int = within(1000, 0)  # env steps between evaluations; 0: never
     eval_episodes: int = within(10, 1)  # episodes an evaluation plays
     checkpoint_every: int = within(2000, 1)  # env steps between checkpoints
+    replay_shards: int = within(1, 1, 64)  # replay processes, each with its part of the actors
     env_timeout_s: float = within(60.0, 0.1)  # seconds an env step may take before a restart
 
     def __post_init__(self) -> None:
@@ -75,6 +76,14 @@ class RunConfig(Flags):
 
     train: TrainConfig = field(default_factory=TrainConfig)
     agent_options: Mapping[str, Any] = field(default_factory=dict)  # overrides of agent.Config
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train.replay_shards > self.num_actors:
+            raise UserError(
+                f"train.replay_shards must be at most --num-actors ({self.num_actors}), as each "
+                f"shard is fed by actors of its own; found {self.train.replay_shards}."
+            )
 
 
 def configure(config: RunConfig, values: Mapping[str, Any], source: str = "") -> RunConfig:

@@ -180,6 +180,15 @@ class Feedback:
     priorities: Array | None = None  # (B,)
 
 
+@dataclass(frozen=True, order=True)
+class Origin:
+    """Which chunk of rows this is, so that a repeat of it is recognised."""
+
+    actor: int
+    incarnation: int  # how often this actor was started before
+    sequence: int  # chunks this incarnation handed over before
+
+
 # ----------------------------------------------------------------------------------- protocols
 
 
@@ -252,11 +261,19 @@ class Agent(Protocol):
 class Replay(Protocol):
     """The replay service, or a proxy to it."""
 
-    def add(self, table: str, rows: Batch, streams: Array | None = None) -> bool:
-        """Rows (N, T, …) of the N streams, in order. False: not now, nothing was taken.
+    def add(
+        self,
+        table: str,
+        rows: Batch,
+        streams: Array | None = None,
+        origin: Origin | None = None,
+    ) -> bool:
+        """Rows (N, T, …) of the N streams, in order. False: not now, offer the same again.
 
-        A queue table takes a batch of any shape and no streams. Raises EnvironmentFault when rows
-        are refused (NaN, wrong shape or dtype, a missing reset); the refusal is counted by reason.
+        A queue table takes a batch of any shape and no streams. A chunk whose `origin` was taken
+        before is not stored again. Raises EnvironmentFault when rows are refused (NaN, wrong shape
+        or dtype, a missing reset), if not at once then at a later call; refusals are counted by
+        reason.
         """
         ...
 

@@ -15,13 +15,22 @@ class ConsumeOnce:
     def __init__(self, name: str, spec: QueueSpec) -> None:
         if spec.capacity < 1:
             raise UserError(f"table {name!r}: capacity must be at least 1, found {spec.capacity}")
-        self._capacity = spec.capacity
+        self.capacity = spec.capacity
         self._batches: deque[Batch] = deque()
         self._inserted = 0
         self._handed = 0
 
+    @property
+    def inserted(self) -> int:
+        return self._inserted
+
+    @property
+    def room(self) -> int:
+        """Batches that may still be added."""
+        return self.capacity - len(self._batches)
+
     def add(self, batch: Batch) -> bool:
-        if len(self._batches) == self._capacity:
+        if not self.room:
             return False
         self._batches.append(batch)
         self._inserted += 1

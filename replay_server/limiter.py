@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from core.types import Consumer
+
+PACE_S = 0.25  # over how long the pace of consumers is measured, at least
 
 
 class Limiter:
@@ -37,6 +40,15 @@ class Limiter:
         """Whether adding must wait until this consumer has sampled."""
         return self.credit(consumer) > self._slack
 
+    def room(self, consumer: str) -> float:
+        """Steps that may be added until this consumer is behind; negative when it is."""
+        spec = self._consumers[consumer]
+        if spec.samples_per_step is None:
+            return math.inf
+        owed = self._slack + self.samples[consumer]  # samples that may be due without being taken
+        room = spec.min_steps + owed / spec.samples_per_step - self.steps
+        return min(room, -1e-9) if self.behind(consumer) else max(room, 0.0)  # not as rounding says
+
     def ratio(self, consumer: str) -> float:
         """Samples per agent step since sampling was first allowed."""
         steps = self.steps - self._consumers[consumer].min_steps
@@ -48,3 +60,34 @@ class Limiter:
     def restore(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
         self.samples = {name: int(state["samples"][name]) for name in self._consumers}
+
+
+class Pace:
+    """How fast consumers make room: tells who found none how long it may take.
+
+    It follows the number of steps that may be in by now, added and room together, which grows as
+    samples are taken. Times are seconds of any clock that does not run backwards.
+    """
+
+    def __init__(self) -> None:
+        self._limit = self._anchor = math.inf
+        self._anchored = self._moved = -math.inf  # when the limit was that, and when it last rose
+        self._steps_per_s = 0.0
+
+    def follow(self, limit: float, now: float) -> None:
+        if limit != self._limit:
+            self._moved = now
+        if math.isinf(limit) or math.isinf(self._anchor):
+            self._anchor, self._anchored = limit, now
+        elif now - self._anchored >= PACE_S:
+            self._steps_per_s = (limit - self._anchor) / (now - self._anchored)
+            self._anchor, self._anchored = limit, now
+        self._limit = limit
+
+    def seconds(self, steps: float, now: float) -> float:
+        """Until there is room for so many steps more, going by how it was lately.
+
+        Where nothing moves, it is expected to stay so for as long again.
+        """
+        usual = steps / self._steps_per_s if self._steps_per_s > 0 else 0.0
+        return max(usual, now - self._moved)

@@ -52,6 +52,10 @@ class StartSelector(Protocol):
         """How likely the last `draw` was to draw each slot, (n,) → (n,) f64."""
         ...
 
+    def mass(self) -> float:
+        """What all starts weigh together, comparable between shards; there is at least one."""
+        ...
+
     def state(self) -> dict[str, Any]: ...
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -101,6 +105,9 @@ class UniformSelector:
 
     def probability(self, slots: Array) -> Array:
         return np.full(slots.shape, 1 / self._starts.count)
+
+    def mass(self) -> float:
+        return self._starts.count
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -154,6 +161,9 @@ class EmphasizeRecentSelector(UniformSelector):
         ring = self._starts.ring
         return (ring.keys_at(slots) >= ring.inserted - self._reach) / self._within
 
+    def mass(self) -> float:
+        return self._within or self._starts.count  # as the last draw had it
+
     def state(self) -> dict[str, Any]:
         return {"draws": self._draws}
 
@@ -180,6 +190,9 @@ class MassSelector:
 
     def probability(self, slots: Array) -> Array:
         return self._tree.masses[slots] / self._tree.total
+
+    def mass(self) -> float:
+        return self._tree.total
 
     def state(self) -> dict[str, Any]:
         return {"mass": self._ring.ordered(self._tree.masses)}
@@ -244,6 +257,11 @@ class RecencySelector(MassSelector):
         if not self._tree.total:  # the newest were withdrawn, and the rest had decayed to nothing
             self._rebase()
         return super().draw(n, rng)
+
+    def mass(self) -> float:
+        """As if the newest row weighed 1, whatever the base is."""
+        newest = (self._ring.inserted - 1 - self._base) / self._half_life
+        return float(self._tree.total * np.exp2(-newest))
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"base": self._base}
@@ -335,6 +353,10 @@ class MixtureSelector:
         by_part = np.stack([part.probability(slots) for part in self._parts])  # (parts, n)
         mixed: Array = self._shares @ by_part
         return mixed
+
+    def mass(self) -> float:
+        """That of the largest part: the parts' units differ, and one number must do."""
+        return self._parts[int(np.argmax(self._shares))].mass()
 
     def state(self) -> dict[str, Any]:
         return {str(i): part.state() for i, part in enumerate(self._parts)}

@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.errors import UserError
-from core.types import Array, Batch, QueueSpec, Sample, TableSpec
+from core.types import Array, Batch, Origin, QueueSpec, Sample, TableSpec
 from replay_server.consume_once import ConsumeOnce
+from replay_server.origins import Origins
 from replay_server.table import Table
+from replay_server.view import Draw
 
 
 class ReplayServer:
-    """Rings of rows and consume-once queues, for one caller at a time."""
+    """Rings of rows and consume-once queues.
+
+    For one caller at a time and table: nothing is shared between two tables, so each may have a
+    lock of its own.
+    """
 
     def __init__(self, tables: Mapping[str, TableSpec | QueueSpec], seed: int) -> None:
         self._tables: dict[str, Table | ConsumeOnce] = {
@@ -21,38 +27,102 @@ class ReplayServer:
             else Table(name, spec, [seed, *name.encode()])  # draws do not hang on other tables
             for name, spec in tables.items()
         }
+        self._origins = {name: Origins() for name in tables}
 
-    def add(self, table: str, rows: Batch, streams: Array | None = None) -> bool:
-        """Rows (N, T, …) of streams (N,), any distinct ids ≥ 0; or a queue's batch, without."""
-        to = self._table(table)
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._tables)
+
+    def add(
+        self,
+        table: str,
+        rows: Batch,
+        streams: Array | None = None,
+        origin: Origin | None = None,
+    ) -> bool:
+        """Rows (N, T, …) of streams (N,), any distinct ids ≥ 0; or a queue's batch, without.
+
+        A chunk that was taken before, or is of a replaced actor, is answered as if it were taken.
+        """
+        to, origins = self._table(table), self._origins[table]
+        if origin is not None and origins.known(origin):
+            return True
         if isinstance(to, ConsumeOnce):
-            return to.add(rows)
-        if streams is None:
+            taken = to.add(rows)
+        elif streams is None:
             raise ValueError(f"table {table!r} stores rows of streams: say of which")
-        return to.add(rows, streams)
+        else:
+            taken = to.add(rows, streams)
+        if taken and origin is not None:
+            origins.take(origin)
+        return taken
 
-    def sample(self, table: str, consumer: str) -> Sample | Batch | None:
-        """The next draw of this consumer, or a queue's next batch. None: not now."""
+    def sample(self, table: str, consumer: str, count: int | None = None) -> Sample | Batch | None:
+        """The next draw of this consumer, or a queue's next batch. None: not now.
+
+        count: another number of windows than the consumer's batch.
+        """
         of = self._table(table)
-        return of.sample() if isinstance(of, ConsumeOnce) else of.sample(consumer)
+        return of.sample() if isinstance(of, ConsumeOnce) else of.sample(consumer, count)
+
+    def draw(self, table: str, consumer: str, count: int | None = None) -> Draw | Batch | None:
+        """Choose and count what `sample` would hand out; of a queue, hand it out. None: not now."""
+        of = self._table(table)
+        return of.sample() if isinstance(of, ConsumeOnce) else of.draw(consumer, count)
+
+    def gather(self, table: str, draw: Draw) -> Batch:
+        """Copy what was drawn, needing no lock; then ask once whether it is `intact`."""
+        return self._ring(table).gather(draw)
+
+    def intact(self, table: str, draw: Draw) -> bool:
+        """Whether nothing that was drawn has been overwritten; if not, it was not counted."""
+        return self._ring(table).intact(draw)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
+        self._ring(table).update(keys, priorities)
+
+    # ------------------------------------------------------------------------------- asking
+
+    def room(self, table: str) -> float:
+        """Agent steps, or a queue's batches, that may be added; none below 0, or a queue's 1."""
+        return self._table(table).room
+
+    def capacity(self, table: str) -> int:
+        """Rows, or a queue's batches, that it can hold."""
+        return self._table(table).capacity
+
+    def added(self, table: str) -> int:
+        """Agent steps, or a queue's batches, added so far."""
         of = self._table(table)
-        if isinstance(of, ConsumeOnce):
-            raise ValueError(f"table {table!r} is consumed once and has no priorities")
-        of.update(keys, priorities)
+        return of.inserted if isinstance(of, ConsumeOnce) else of.steps
+
+    def actors(self, table: str) -> int:
+        """How many actors have added chunks."""
+        return self._origins[table].actors
+
+    def mass(self, table: str, consumer: str) -> float:
+        """What this consumer's starts weigh together, comparable with the table's other shards."""
+        of = self._table(table)
+        return 0.0 if isinstance(of, ConsumeOnce) else of.mass(consumer)
 
     def stats(self) -> dict[str, float]:
         """`env_steps` and `<table>/<counter>`."""
         real = self._tables.get("real")
         stats: dict[str, float] = {"env_steps": real.steps if isinstance(real, Table) else 0}
         for name, table in self._tables.items():
-            stats |= {f"{name}/{counter}": value for counter, value in table.stats().items()}
+            counters = table.stats() | self._origins[name].stats()
+            stats |= {f"{name}/{counter}": value for counter, value in counters.items()}
         return stats
+
+    # ------------------------------------------------------------------------------- saving
 
     def state(self) -> dict[str, Any]:
         """Nested dicts of copied arrays, numbers and strings. Queued batches are let go."""
-        return {name: table.state() for name, table in self._tables.items()}
+        return {name: self.saving(name).state() for name in self._tables}
+
+    def saving(self, table: str) -> Saving:
+        """The part of `state` that is one table's, as it stands, to be copied piece by piece."""
+        return Saving(self._table(table), self._origins[table])
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state` draw for draw. Raises UserError when it is of other tables."""
@@ -63,8 +133,32 @@ class ReplayServer:
             )
         for name, table in self._tables.items():
             table.restore(state[name])
+            self._origins[name].restore(state[name]["origins"])
 
     def _table(self, name: str) -> Table | ConsumeOnce:
         if name not in self._tables:
             raise KeyError(f"no table {name!r}; there are: {', '.join(sorted(self._tables))}")
         return self._tables[name]
+
+    def _ring(self, name: str) -> Table:
+        table = self._table(name)
+        if isinstance(table, ConsumeOnce):
+            raise ValueError(f"table {name!r} is consumed once and has no priorities")
+        return table
+
+
+class Saving:
+    """A table's state as it was when this was made. Each call is for who may use the table then."""
+
+    def __init__(self, table: Table | ConsumeOnce, origins: Origins) -> None:
+        self._snapshot = None if isinstance(table, ConsumeOnce) else table.snapshot()
+        self._rest = table.state() if isinstance(table, ConsumeOnce) else {}
+        self._rest["origins"] = origins.state()
+
+    def copy_piece(self) -> bool:
+        """Copy some more rows. → whether any are left"""
+        return self._snapshot is not None and self._snapshot.copy_piece()
+
+    def state(self) -> dict[str, Any]:
+        """All of it; copies what is left."""
+        return self._rest | (self._snapshot.state() if self._snapshot else {})

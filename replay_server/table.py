@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
@@ -55,6 +56,18 @@ class Table:
         """Agent steps ever added: rows that were not `last`."""
         return self._limiter.steps
 
+    @property
+    def capacity(self) -> int:
+        """Rows it can hold."""
+        return self._ring.capacity
+
+    @property
+    def room(self) -> float:
+        """Agent steps until a consumer is behind; negative where `add` must wait."""
+        # A consumer without a start could not catch up, so nobody waits for it.
+        able = [name for name, view in self._views.items() if view.starts.count]
+        return min(map(self._limiter.room, able), default=math.inf)
+
     # ------------------------------------------------------------------------------- adding
 
     def add(self, rows: Batch, streams: Array) -> bool:
@@ -64,10 +77,7 @@ class Table:
         the row stored last becomes `last`. Raises EnvironmentFault and takes nothing when the
         chunk is malformed; the reasons are counted as `refused_*`.
         """
-        # A consumer without a start could not catch up, so nobody waits for it.
-        if any(
-            self._limiter.behind(name) and view.starts.count for name, view in self._views.items()
-        ):
+        if self.room < 0:
             return False
         places = self._places(rows, streams)
         first, last = rows["first"], rows["last"]
@@ -178,6 +188,11 @@ class Table:
         intact = draw.oldest >= self._ring.oldest and draw.cuts == self._counters["cut"]
         self._limiter.samples[draw.consumer] -= not intact
         return intact
+
+    def mass(self, consumer: str) -> float:
+        """How much of all draws this table should get among shards like it, in their own unit."""
+        view = self._views[consumer]
+        return view.selector.mass() if view.starts.count else 0.0
 
     def update(self, keys: Array, priorities: Array) -> None:
         """Tell every prioritized selector. keys, priorities: (B,).

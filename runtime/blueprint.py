@@ -88,6 +88,11 @@ class Blueprint:
         name = zlib.crc32(part.encode())
         return int(np.random.SeedSequence((self.config.seed, name, starts)).generate_state(1)[0])
 
+    def shard_seeds(self) -> list[int]:
+        """The seed of each shard of the replay."""
+        names = ["replay", *(f"replay-{i}" for i in range(1, self.config.train.replay_shards))]
+        return [self.seed(name) for name in names]
+
     def _actor(self, index: int, site: Site) -> Actor:
         from envs.vector import GymVector
 
@@ -101,6 +106,7 @@ class Blueprint:
             site.replay,
             site.weights,
             index=index,
+            incarnation=starts,
             streams=np.arange(stream, stream + n),
             pulls=site.pulls,
             chunk=train.chunk,

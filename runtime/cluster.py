@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import re
 import subprocess
 import sys
 import time
 import uuid
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout
@@ -24,17 +25,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from core.config import RunConfig
 from core.errors import UserError, WorkerFailed
-from core.types import Agent, Array, Batch, QueueSpec, Sample, TableSpec, Weights
+from core.types import Agent, Array, Batch, Origin, QueueSpec, TableSpec, Weights
 from learner.weight_store import LocalWeights
+from replay_server.shards import (
+    Part,
+    ShardedReplay,
+    join_states,
+    merged_stats,
+    shard_tables,
+    split_state,
+)
 from runtime.blueprint import Blueprint, weight_groups
 from runtime.display import Display
-from runtime.hosts import ReplayHost, WorkerHost
+from runtime.hosts import AGAIN_S, Reader, Receipt, ReplayHost, WorkerHost
+from runtime.packed import Packed
 from runtime.run_folder import RunFolder
 from runtime.session import Session
 from runtime.turns import Fault
@@ -44,7 +55,10 @@ T = TypeVar("T")
 ROOT: Final = Path(__file__).parent.parent
 TURN_S: Final = 1.0  # how long a worker works between two reports
 EARLY_TURN_S: Final = 0.2  # the same before the first gradient step, so that it is seen at once
-WAIT_S: Final = 5.0  # how long a call may wait in the replay for room, or for rows
+WAIT_S: Final = 5.0  # how long a call may wait in the replay for rows
+TOGETHER: Final = 16  # chunks of an actor that may travel as one, when they come that fast
+AHEAD: Final = 2  # samples that a process has asked for before it wants them, of each kind
+ASKING: Final = 4 * AHEAD  # threads for those of one process; more would find no use
 ASK_EVERY_S: Final = 0.2  # between two looks for newer weights of a group
 HEALTH_S: Final = 10.0  # how long a cluster that is to be joined may take to answer at all
 START_S: Final = 180.0  # how long a process may take to start, all packages imported
@@ -170,9 +184,8 @@ class Fleet:
         self._shares = shares(blueprint.config, _resources(blueprint.config))
         self._processes: dict[tuple[str, ...], Process] = {}
         crew = blueprint.crew(self._groups)
-        self._replay = self._actor(
-            ReplayHost, "replay", self._shares["replay"], insert=len(crew), sample=2 * len(crew)
-        ).remote(agent.tables, blueprint.seed("replay"), resumed.get("replay"))
+        self._tables = agent.tables
+        self._replays = self._start_replays(resumed.get("replay"))
         self._weights = self._actor(LocalWeights, "weights", 0.0).remote()
         states = resumed.get("agent", {})
         for group, state in states.items():  # so that nobody acts or dreams on anything older
@@ -184,7 +197,8 @@ class Fleet:
         apart = blueprint.config.num_dreamers > 0
         hosts = [(name,) for name in trainers] if apart else [trainers]
         self._owners = {"world": hosts[0], "policy": hosts[-1]}
-        first = dict.fromkeys((*self._owners.values(), (crew[0],)))
+        feeding = [(name,) for name in crew[: len(self._replays)]]  # every shard needs an actor
+        first = dict.fromkeys((*self._owners.values(), *feeding))
         for names in first:
             self._start(names)
         rest = [(name,) for name in crew if name not in itertools.chain(*first)]
@@ -209,16 +223,19 @@ class Fleet:
         """Have the session write a checkpoint."""
         hosts = {group: self._processes[self._owners[group]].host for group in self._groups}
         asked = {group: host.state.remote(group) for group, host in hosts.items()}
-        replay = self._replay.state.remote()
+        states = [
+            replay.state.options(concurrency_group="control").remote() for replay in self._replays
+        ]
         agent = {
             group: _answer(state, "+".join(self._owners[group])) for group, state in asked.items()
         }
-        self._session.save(agent, _answer(replay, "replay"))
+        replay = join_states([_answer(state, "replay") for state in states])
+        self._session.save(agent, replay)
 
     def close(self) -> None:
         """Stop every process of this run; others in the cluster stay."""
         hosts = [process.host for process in self._processes.values()]
-        for handle in (*hosts, self._replay, self._weights):
+        for handle in (*hosts, *self._replays, self._weights):
             ray.kill(handle)
 
     # ------------------------------------------------------------------------------- turns
@@ -235,7 +252,7 @@ class Fleet:
         """Hear the reports of turns that are over; restart what broke, give turns of `then_s`."""
         if not processes:
             return
-        stats = _answer(self._replay.stats.remote(), "replay")
+        stats = self._stats()
         for process in processes:
             try:
                 reports = ray.get(process.turn, timeout=0)
@@ -254,6 +271,13 @@ class Fleet:
                 restarts = {name: self._session.progress(name) for name in broken}
                 process.turn = process.host.turn.remote(then_s, restarts)
                 process.deadline = time.monotonic() + then_s + self._patience(process.role)
+
+    def _stats(self) -> dict[str, float]:
+        """The counters of the whole replay."""
+        asked = [
+            replay.stats.options(concurrency_group="control").remote() for replay in self._replays
+        ]
+        return merged_stats([_answer(stats, "replay") for stats in asked])
 
     def _take_last(self) -> None:
         """Await the turns under way: of those who learn for sure, of the others for a moment."""
@@ -304,6 +328,21 @@ class Fleet:
         if self._to_start and not alone and starting < STARTING:
             self._start(self._to_start.popleft())
 
+    def _start_replays(self, state: Mapping[str, Any] | None) -> list[ActorHandle]:
+        """A process for each shard, going on from what a checkpoint holds of it."""
+        seeds = self._blueprint.shard_seeds()
+        tables = shard_tables(self._tables, len(seeds))
+        states = split_state(state, len(seeds)) if state else [None] * len(seeds)
+        consuming = 1 + self._blueprint.config.num_dreamers
+        threads = {"insert": 2, "sample": ASKING * consuming, "control": 2}
+        names = ["replay" if len(seeds) == 1 else f"replay-{i}" for i in range(len(seeds))]
+        return [
+            self._actor(ReplayHost, name, self._shares["replay"], **threads).remote(
+                tables, seed, part
+            )
+            for name, seed, part in zip(names, seeds, states, strict=True)
+        ]
+
     def _start(self, names: tuple[str, ...]) -> None:
         progress = {name: self._session.progress(name) for name in names}
         starts = progress[names[-1]].starts
@@ -316,7 +355,7 @@ class Fleet:
             names,
             self._blueprint,
             device,
-            ReplayProxy(self._replay),
+            ReplayProxy(self._replays, self._tables, self._blueprint.seed("shares-" + label)),
             WeightsProxy(self._weights),
             progress,
             self._states if trains else {},
@@ -339,7 +378,7 @@ def shares(config: RunConfig, found: Mapping[str, float]) -> dict[str, Any]:
     """
     trainers = 1 + config.num_dreamers
     wanted = {"actor": 1.0, "learner": 1.0, "dreamer": 1.0, "replay": 0.5, "evaluator": 0.5}
-    total = config.num_actors + trainers + 1.0
+    total = config.num_actors + trainers + 0.5 * config.train.replay_shards + 0.5
     part = min(1.0, found.get("CPU", 0.0) / total)
     gpus = found.get("GPU", 0.0)
     if config.device == "cuda" and gpus == 0:
@@ -381,11 +420,11 @@ def hosted(
     if not joined_before:
         _join(RunConfig(dashboard=False))
     try:
-        groups = {"insert": len(jobs), "sample": 2 * len(jobs)}
+        groups = {"insert": 2, "sample": ASKING * len(jobs), "control": 2}
         host = ray.remote(concurrency_groups=groups)(ReplayHost).options(num_cpus=0)
         replay = host.remote(tables, 0)
         worker = ray.remote(num_cpus=0)(Job)
-        crew = [worker.remote(job, ReplayProxy(replay)) for job in jobs]
+        crew = [worker.remote(job, ReplayProxy([replay], tables, 0)) for job in jobs]
 
         def work(amounts: Sequence[int]) -> None:
             done = [job.work.remote(n) for job, n in zip(crew, amounts, strict=True)]
@@ -416,62 +455,219 @@ class Job:
 
 
 @dataclass
-class ReplayProxy:
-    """The replay from another process, never blocking: it asks, and hands over what has come.
+class _Parcel:
+    """Rows, or a queue's batch, for the replay."""
 
-    A sample is asked for ahead of time. A batch that `add` did not take at once stays on its way;
-    the caller, who offers it again as it must, then learns that it was taken.
+    rows: Batch
+    streams: Array | None
+    origin: Origin | None
+    steps: int  # of agents; 1 for a queue's batch
+
+    @classmethod
+    def of(cls, parcels: Sequence[_Parcel]) -> _Parcel:
+        """Chunks that one actor handed over one after another, as one."""
+        first, last = parcels[0], parcels[-1]
+        if len(parcels) == 1:
+            return first
+        rows = {
+            name: np.concatenate([parcel.rows[name] for parcel in parcels], axis=1)
+            for name in first.rows
+        }
+        return cls(rows, last.streams, last.origin, sum(parcel.steps for parcel in parcels))
+
+
+@dataclass
+class _Outbox:
+    """What goes to one table, in order: one parcel under way, the next one growing meanwhile."""
+
+    under_way: _Parcel | None = None
+    call: ray.ObjectRef | None = None  # none: it was refused
+    due: float = 0.0  # when to offer it again then
+    then: list[_Parcel] = field(default_factory=list)
+    awaited: bool = False  # the caller offers his rows again until they are taken; or has gone on
+    credit: int = 0  # steps, or batches, as the last answer said
+
+    @property
+    def steps(self) -> int:
+        return sum(parcel.steps for parcel in (self.under_way, *self.then) if parcel)
+
+
+@dataclass
+class _Asked:
+    """A sample that was asked for."""
+
+    table: str
+    consumer: str
+    count: int | None
+    number: int  # of samples of this consumer that were asked for before
+    call: ray.ObjectRef | None = None
+
+
+class ShardProxy:
+    """A shard of the replay from another process; it never blocks, and hands over what has come.
+
+    One parcel a table is under way at a time, so that chunks arrive in order. Within the credit
+    that the last answer gave, the caller goes on meanwhile, and what he adds until that parcel has
+    arrived travels together as the next. Without credit he awaits the answer.
     """
 
-    host: ActorHandle
-    _asked: dict[tuple[str, ...], ray.ObjectRef] = field(default_factory=dict)
-    _missed: set[tuple[str, ...]] = field(default_factory=set)  # asked for, and not here yet
+    def __init__(self, host: ActorHandle) -> None:
+        self._host, self._name = host, uuid.uuid4().hex
+        self._outboxes: dict[str, _Outbox] = defaultdict(_Outbox)  # by table
+        self._asked: Counter[tuple[str, str]] = Counter()  # table, consumer → samples
+        self._received: Counter[tuple[str, str]] = Counter()
+        self._update: ray.ObjectRef | None = None
+        self.missed: set[ray.ObjectRef] = set()  # looked for in vain since this was cleared
 
-    def add(self, table: str, rows: Batch, streams: Array | None = None) -> bool:
-        call = ("add", table)
-        if call not in self._asked:
-            add = self.host.add.options(concurrency_group="insert")
-            self._asked[call] = add.remote(table, _on_host(rows), streams, WAIT_S)
-        return bool(self._answer(call))
+    def add(
+        self, table: str, rows: Batch, streams: Array | None = None, origin: Origin | None = None
+    ) -> bool:
+        box = self._outboxes[table]
+        self._deliver(table, box)
+        if box.awaited:
+            box.awaited = box.under_way is not None
+            return not box.awaited
+        steps = 1 if streams is None else rows["last"].size - int(np.count_nonzero(rows["last"]))
+        parcel = _Parcel(rows, streams, origin, steps)
+        covered = box.steps + steps <= box.credit
+        if box.under_way is None:
+            box.under_way = parcel
+            self._send(table, box)
+            box.awaited = not covered
+            if box.awaited:
+                self._here(box.call)  # to be waited for
+            return covered
+        before = box.then[-1] if box.then else box.under_way
+        if not covered or len(box.then) == TOGETHER or not _continues(parcel, before):
+            return False
+        box.then.append(parcel)
+        return True
 
-    def sample(self, table: str, consumer: str) -> Sample | Batch | None:
-        call = ("sample", table, consumer)
-        if call not in self._asked:
-            self._ask_sample(table, consumer)
-        sample = cast(Sample | Batch | None, self._answer(call))
-        if call not in self._asked:  # there is an answer: ask for the next one
-            self._ask_sample(table, consumer)
-        if isinstance(sample, Sample):
-            sample.data = _owned(sample.data)
-            return sample
-        return None if sample is None else _owned(sample)
+    def ask(self, table: str, consumer: str, count: int | None) -> _Asked:
+        asked = _Asked(table, consumer, count, self._asked[table, consumer])
+        self._asked[table, consumer] += 1
+        self._sample(asked)
+        return asked
+
+    def answer(self, asked: _Asked) -> Part | Batch | None:
+        if not self._here(asked.call):
+            return None
+        answer = ray.get(asked.call)
+        if answer is None:  # no rows came while it could be waited for
+            self._sample(asked)
+            self.missed.add(asked.call)
+            return None
+        self._received[asked.table, asked.consumer] += 1
+        if isinstance(answer, Packed):
+            return answer.owned()
+        return Part(answer.owned(), answer.mass)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        ray.get(self.host.update.remote(table, keys, priorities))
+        """Sent without awaiting it; what goes wrong is raised by the next one."""
+        if self._update is not None:
+            ray.get(self._update)
+        update = self._host.update.options(concurrency_group="insert")
+        self._update = update.remote(table, keys, priorities)
 
     def stats(self) -> dict[str, float]:
-        return cast(dict[str, float], ray.get(self.host.stats.remote()))
+        stats = self._host.stats.options(concurrency_group="control")
+        return cast(dict[str, float], ray.get(stats.remote()))
+
+    def flush(self) -> bool:
+        """Send on what had to wait. → whether all that was added has arrived"""
+        for table, box in list(self._outboxes.items()):
+            self._deliver(table, box)
+        return all(box.under_way is None for box in self._outboxes.values())
+
+    def due(self) -> float:
+        """When to offer again what was refused."""
+        boxes = self._outboxes.values()
+        return min((box.due for box in boxes if box.under_way and not box.call), default=math.inf)
+
+    def _sample(self, asked: _Asked) -> None:
+        table, consumer = asked.table, asked.consumer
+        reader = Reader(self._name, asked.number, self._received[table, consumer])
+        sample = self._host.sample.options(concurrency_group="sample")
+        asked.call = sample.remote(table, consumer, WAIT_S, asked.count, reader)
+
+    def _deliver(self, table: str, box: _Outbox) -> None:
+        """Hear whether the parcel under way was taken; send the next one, or the same when due.
+
+        Raises what the replay says of it, and then drops it and all that was to follow.
+        """
+        parcel = box.under_way
+        if parcel is None:
+            return
+        if box.call is None:
+            if time.monotonic() < box.due:
+                return
+            self._send(table, box)
+        if not self._here(box.call):
+            return
+        del self._outboxes[table]
+        try:
+            receipt = ray.get(box.call)
+        except ActorUnavailableError:  # taken or not: who has an origin may offer it again
+            if parcel.origin is None:
+                raise
+            receipt = Receipt(False, 0, AGAIN_S[1])
+        self._outboxes[table] = box
+        box.call, box.credit = None, receipt.credit
+        if not receipt.taken:
+            box.due = time.monotonic() + receipt.again_s
+            return
+        box.under_way = None
+        if box.then:
+            box.under_way, box.then = _Parcel.of(box.then), []
+            self._send(table, box)
+
+    def _send(self, table: str, box: _Outbox) -> None:
+        parcel = box.under_way
+        assert parcel is not None
+        add = self._host.add.options(concurrency_group="insert")
+        box.call = add.remote(table, Packed.of(parcel.rows), parcel.streams, parcel.origin)
+
+    def _here(self, call: ray.ObjectRef) -> bool:
+        here = bool(ray.wait([call], timeout=0)[0])
+        (self.missed.discard if here else self.missed.add)(call)
+        return here
+
+
+class ReplayProxy(ShardedReplay):
+    """The replay from another process, which can be waited for."""
+
+    def __init__(
+        self,
+        hosts: Sequence[ActorHandle],
+        tables: Mapping[str, TableSpec | QueueSpec],
+        seed: int,
+    ) -> None:
+        self._proxies = [ShardProxy(host) for host in hosts]
+        super().__init__(self._proxies, tables, seed, AHEAD)
+
+    def flush(self) -> bool:
+        """Send on what had to wait. → whether all that was added has arrived"""
+        return all(proxy.flush() for proxy in self._proxies)
 
     def wait(self, seconds: float) -> None:
-        """Until something comes that was asked for in vain since the last wait, or time is up."""
-        missed = [self._asked[call] for call in self._missed if call in self._asked]
-        self._missed.clear()
+        """Until something comes that was looked for in vain since the last wait, or time is up."""
+        missed = [call for proxy in self._proxies for call in proxy.missed]
+        for proxy in self._proxies:
+            proxy.missed.clear()
+        until_due = min(proxy.due() for proxy in self._proxies) - time.monotonic()
+        seconds = min(seconds, max(until_due, 0.0))
         if missed:
             ray.wait(missed, timeout=seconds)
         else:
             time.sleep(seconds)
 
-    def _ask_sample(self, table: str, consumer: str) -> None:
-        sample = self.host.sample.options(concurrency_group="sample")
-        self._asked["sample", table, consumer] = sample.remote(table, consumer, WAIT_S)
 
-    def _answer(self, call: tuple[str, ...]) -> Any:
-        """What was asked for, or None while it is on its way."""
-        if not ray.wait([self._asked[call]], timeout=0)[0]:
-            self._missed.add(call)
-            return None
-        self._missed.discard(call)
-        return ray.get(self._asked.pop(call))
+def _continues(after: _Parcel, before: _Parcel) -> bool:
+    """Whether two parcels in a row come from one incarnation of an actor."""
+    ours, theirs = after.origin, before.origin
+    return bool(
+        ours and theirs and (ours.actor, ours.incarnation) == (theirs.actor, theirs.incarnation)
+    )
 
 
 @dataclass
@@ -490,16 +686,3 @@ class WeightsProxy:
         newer = ray.get(self.host.latest.remote(group, have))
         self._again[group] = time.monotonic() + ASK_EVERY_S
         return cast(tuple[int, Weights] | None, newer)
-
-
-def _on_host(batch: Batch) -> Batch:
-    """Arrays stay, tensors become arrays."""
-    return {
-        name: value.cpu().numpy() if hasattr(value, "cpu") else value
-        for name, value in batch.items()
-    }
-
-
-def _owned(batch: Batch) -> Batch:
-    """Copies: what Ray hands out is read-only, and a view of it would pin the object store."""
-    return {name: value.copy() for name, value in batch.items()}

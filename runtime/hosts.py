@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from core.types import (
     Agent,
     Array,
     Batch,
+    Origin,
     QueueSpec,
     Replay,
-    Sample,
     TableSpec,
     WeightStore,
     Worker,
 )
+from replay_server.limiter import Pace
 from replay_server.server import ReplayServer
 from runtime.blueprint import Blueprint, Progress, Site, weight_groups
+from runtime.packed import Drawn, Packed
 from runtime.turns import Report, Turns
 
-Result = TypeVar("Result", bool, Sample | Batch | None)
-IDLE_S = 0.2  # the longest a process without work sleeps between two looks
+IDLE_S: Final = 0.2  # the longest a process without work sleeps between two looks
+BREATH_S: Final = 0.001  # between two pieces of a table that is being saved
+AGAIN_S: Final = (0.005, 0.5)  # the soonest and the latest that who was refused is to offer again
 
 
 class AwaitableReplay(Replay, Protocol):
@@ -35,9 +39,59 @@ class AwaitableReplay(Replay, Protocol):
         """Until something comes that was asked for in vain since the last wait, or time is up."""
         ...
 
+    def flush(self) -> bool:
+        """Send on what had to wait. → whether all that was added has arrived"""
+        ...
+
+
+class Receipt(NamedTuple):
+    """What the replay answers to an offer of rows, or of a queue's batch."""
+
+    taken: bool
+    credit: int  # agent steps, or batches, that this caller may send without awaiting the answer
+    again_s: float  # when to offer again what was not taken
+
+
+class Reader(NamedTuple):
+    """A process that samples. It gets what it asked for in the order in which it asked."""
+
+    name: str
+    number: int  # of samples of this consumer that it asked for before
+    received: int  # how many of those it has
+
+
+class _Desk:
+    """One table among many callers: its lock, who waits for what, and what is on its way."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.pace = Pace()
+        self.refused: dict[int | None, int] = {}  # actors that wait for room, with how many rows
+        self.rows: dict[str, threading.Condition] = {}  # consumer → who waits for rows
+        self.drawn: Counter[str] = Counter()  # consumer → samples that are being gathered
+        self.served: Counter[tuple[str, str]] = Counter()  # consumer, reader → samples
+        self.received: Counter[tuple[str, str]] = Counter()
+
+    def rows_for(self, consumer: str) -> threading.Condition:
+        return self.rows.setdefault(consumer, threading.Condition(self.lock))
+
+    def hand_over(self, consumer: str, to: tuple[str, str]) -> None:
+        self.served[to] += 1
+        self.rows_for(consumer).notify_all()  # it may be another's turn
+
+    def on_the_way(self, consumer: str) -> int:
+        """Samples that were drawn for readers who do not have them yet."""
+        readers = [key for key in self.received if key[0] == consumer]
+        sent = sum(self.served[key] - self.received[key] for key in readers)
+        return self.drawn[consumer] + sent
+
 
 class ReplayHost:
-    """The replay for many callers: one at a time, and those it refuses may wait a while here."""
+    """The replay for many callers at once: a lock a table, and no copying of samples under it.
+
+    Nobody waits here for room: who is refused is told when to offer again. Samples are waited for,
+    by a thread for each that was asked for, so that a batch is on its way when its last row comes.
+    """
 
     def __init__(
         self,
@@ -48,50 +102,115 @@ class ReplayHost:
         self._server = ReplayServer(tables, seed)
         if state is not None:
             self._server.restore(state)
-        self._lock = threading.Lock()
-        condition = lambda: threading.Condition(self._lock)  # noqa: E731
-        self._room: dict[str, threading.Condition] = defaultdict(condition)
-        self._rows: dict[str, threading.Condition] = defaultdict(condition)
+        self._desks = {name: _Desk() for name in tables}
 
-    def add(self, table: str, rows: Batch, streams: Array | None, wait_s: float) -> bool:
-        """As Replay.add, waiting up to `wait_s` seconds for room."""
-        with self._lock:
-            added = _until(
-                self._room[table], wait_s, lambda: self._server.add(table, rows, streams)
-            )
-            if added:
-                self._rows[table].notify_all()
-                self._room[table].notify()  # there may be room for another
-            return added
+    def add(
+        self, table: str, rows: Packed, streams: Array | None = None, origin: Origin | None = None
+    ) -> Receipt:
+        """As Replay.add, at once. A queue keeps its batch packed."""
+        desk, actor, queue = self._desk(table), origin.actor if origin else None, streams is None
+        batch = cast(Batch, rows) if queue else rows.batch()
+        with desk.lock:
+            taken = self._server.add(table, batch, streams, origin)
+            room, now = self._server.room(table), time.monotonic()
+            desk.pace.follow(self._server.added(table) + room, now)
+            if taken:
+                for waiting in desk.rows.values():
+                    waiting.notify_all()
+                desk.refused.pop(actor, None)
+                # Where there is room for any number, still not so many that they flood the table.
+                room = min(room, self._server.capacity(table) / 8) if not queue else room
+                share = room / max(self._server.actors(table), 1)
+                return Receipt(True, max(int(share), 0), 0.0)
+            desk.refused.setdefault(actor, 1 if queue else batch["last"].size)
+            before = list(desk.refused).index(actor)
+            steps = max(1, -room) + sum(list(desk.refused.values())[:before])
+            # Half of it, again and again, meets the moment without asking often.
+            again_s = desk.pace.seconds(steps, now) / 2
+            return Receipt(False, 0, min(max(again_s, AGAIN_S[0]), AGAIN_S[1]))
 
-    def sample(self, table: str, consumer: str, wait_s: float) -> Sample | Batch | None:
-        """As Replay.sample, waiting up to `wait_s` seconds for rows."""
-        with self._lock:
-            sample = _until(self._rows[table], wait_s, lambda: self._server.sample(table, consumer))
-            if sample is not None:
-                self._room[table].notify()
-            return sample
+    def sample(
+        self,
+        table: str,
+        consumer: str,
+        wait_s: float,
+        count: int | None = None,
+        reader: Reader | None = None,
+    ) -> Drawn | Packed | None:
+        """As Replay.sample, waiting up to `wait_s` seconds for rows. Packed: a queue's batch.
+
+        count: another number of windows than the consumer's batch.
+        """
+        desk, server, deadline = self._desk(table), self._server, time.monotonic() + wait_s
+        key = consumer, reader.name if reader else ""
+
+        def draw_in_turn() -> Any:
+            if reader and reader.number != desk.served[key]:
+                return None
+            return server.draw(table, consumer, count)
+
+        while True:
+            with desk.lock:
+                if reader:
+                    desk.received[key] = max(desk.received[key], reader.received)
+                draw = _until(desk.rows_for(consumer), deadline, draw_in_turn)
+                if draw is None:
+                    return None
+                desk.pace.follow(server.added(table) + server.room(table), time.monotonic())
+                if isinstance(draw, Packed):
+                    desk.hand_over(consumer, key)
+                    return draw
+                mass = server.mass(table, consumer)
+                desk.drawn[consumer] += 1
+            packed = Packed.of(server.gather(table, draw))
+            with desk.lock:
+                desk.drawn[consumer] -= 1
+                if server.intact(table, draw):
+                    desk.hand_over(consumer, key)
+                    return Drawn(packed, draw.keys, draw.prob, draw.size, mass)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        with self._lock:
+        with self._desk(table).lock:
             self._server.update(table, keys, priorities)
 
     def stats(self) -> dict[str, float]:
-        with self._lock:
+        with ExitStack() as locks:
+            for desk in self._desks.values():
+                locks.enter_context(desk.lock)
             return self._server.stats()
 
     def state(self) -> dict[str, Any]:
-        with self._lock:
-            return self._server.state()
+        """As the server's, copied while others go on.
+
+        Samples still on their way do not count, as they will be lost.
+        """
+        state = {}
+        for table, desk in self._desks.items():
+            with desk.lock:
+                saving = self._server.saving(table)
+                late = {consumer: desk.on_the_way(consumer) for consumer in desk.rows}
+                left = saving.copy_piece()
+            while left:
+                time.sleep(BREATH_S)  # a lock let go for less is taken again by the same thread
+                with desk.lock:
+                    left = saving.copy_piece()
+            state[table] = saving.state()
+            if samples := state[table].get("limiter", {}).get("samples"):
+                samples |= {consumer: n - late.get(consumer, 0) for consumer, n in samples.items()}
+        return state
+
+    def _desk(self, table: str) -> _Desk:
+        if table not in self._desks:
+            raise KeyError(f"no table {table!r}; there are: {', '.join(sorted(self._desks))}")
+        return self._desks[table]
 
 
-def _until(changed: threading.Condition, seconds: float, attempt: Callable[[], Result]) -> Result:
-    """Try, and again whenever something changed, until it succeeds or the time is up."""
-    deadline = time.monotonic() + seconds
+def _until(changed: threading.Condition, deadline: float, attempt: Callable[[], Any]) -> Any:
+    """Try, and again whenever something changed, until there is a result or the time is up."""
     while True:
         result = attempt()
         remaining = deadline - time.monotonic()
-        if (result is not None and result is not False) or remaining <= 0:
+        if result is not None or remaining <= 0:
             return result
         changed.wait(remaining)
 

@@ -8,7 +8,13 @@ from typing import Any
 from core.config import RunConfig
 from core.types import Worker
 from learner.weight_store import LocalWeights
-from replay_server.server import ReplayServer
+from replay_server.shards import (
+    NearShard,
+    ShardedReplay,
+    join_states,
+    shard_tables,
+    split_state,
+)
 from runtime.blueprint import Blueprint, Progress, Site, weight_groups
 from runtime.display import Display
 from runtime.run_folder import RunFolder
@@ -27,18 +33,22 @@ def train(
     blueprint = Blueprint.of(config)
     agent = blueprint.agent("local", config.device)
     groups = weight_groups(agent)
-    replay = ReplayServer(agent.tables, blueprint.seed("replay"))
+    tables = shard_tables(agent.tables, config.train.replay_shards)
+    shards = [NearShard(tables, seed) for seed in blueprint.shard_seeds()]
+    replay = ShardedReplay(shards, agent.tables, blueprint.seed("shares"))
     weights = LocalWeights()
     if resumed is not None:
         for group in groups:
             agent.restore(group, resumed["agent"][group])
-        replay.restore(resumed["replay"])
+        for shard, state in zip(shards, split_state(resumed["replay"], len(shards)), strict=True):
+            shard.restore(state)
 
     def build(name: str, progress: Progress) -> Worker:
         return blueprint.worker(name, Site(agent, replay, weights, (), progress))
 
     def save() -> None:
-        session.save({group: agent.state(group) for group in groups}, replay.state())
+        states = join_states([shard.state() for shard in shards])
+        session.save({group: agent.state(group) for group in groups}, states)
 
     with session:
         names = blueprint.crew(groups)

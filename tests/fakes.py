@@ -16,6 +16,7 @@ from core.types import (
     Consumer,
     EnvSpec,
     Feedback,
+    Origin,
     Prioritized,
     QueueSpec,
     Sample,
@@ -177,16 +178,24 @@ class FakeReplay:
         self.offers = {key: deque(values) for key, values in (offers or {}).items()}
         self.refusals = Counter(refusals or {})
         self.added: list[tuple[str, Batch, Array | None]] = []
+        self.origins: list[Origin | None] = []
         self.updated: list[tuple[str, Array, Array]] = []
         self.asked: Counter[tuple[str, str]] = Counter()
         self.env_steps = 0
         self._dreams: deque[Batch] = deque()
 
-    def add(self, table: str, rows: Batch, streams: Array | None = None) -> bool:
+    def add(
+        self,
+        table: str,
+        rows: Batch,
+        streams: Array | None = None,
+        origin: Origin | None = None,
+    ) -> bool:
         if self.refusals[table] > 0:
             self.refusals[table] -= 1
             return False
         self.added.append((table, rows, streams))
+        self.origins.append(origin)
         if table == "dream":
             self._dreams.append(rows)
         else:

@@ -4,12 +4,20 @@ import numpy as np
 import pytest
 
 from actors.actor import Actor
+from core.types import Origin
 from learner.weight_store import LocalWeights
 from tests.fakes import FakeAgent, FakeEnv, FakeReplay
 
 
 def make(env=None, replay=None, weights=None, **changes):
-    settings = {"index": 0, "pulls": ("policy",), "chunk": 4, "pull_every": 1, **changes}
+    settings = {
+        "index": 0,
+        "incarnation": 0,
+        "pulls": ("policy",),
+        "chunk": 4,
+        "pull_every": 1,
+        **changes,
+    }
     env = env or FakeEnv()
     settings.setdefault("streams", np.arange(env.num_envs))
     agent = FakeAgent()
@@ -54,6 +62,13 @@ def test_a_refused_chunk_waits_and_nothing_is_lost_or_acted_meanwhile():
     assert actor.waiting_for == "replay: room to insert"
     assert len(replay.added) == 1 and replay.added[0][1]["obs"].shape == (2, 4, 2)
     assert len(env.actions) == 5
+
+
+def test_its_chunks_are_numbered_and_a_refused_one_keeps_its_number():
+    actor, _, replay, _ = make(None, FakeReplay(refusals={"real": 2}), index=3, incarnation=2)
+    for _ in range(4 * 3 + 3):
+        actor.step()
+    assert replay.origins == [Origin(3, 2, 0), Origin(3, 2, 1), Origin(3, 2, 2)]
 
 
 def test_finished_episodes_are_reported_once_with_their_undiscounted_return():

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import agents
+from core.types import Origin
 from learner.weight_store import LocalWeights
 from replay_server.server import ReplayServer
 from runtime.blueprint import Blueprint, Progress
-from runtime.hosts import ReplayHost, WorkerHost, pulled
+from runtime.hosts import AGAIN_S, Reader, Receipt, ReplayHost, WorkerHost, pulled
+from runtime.packed import Packed
 from tests.fakes import FakeAgent, FakeConfig, FakeReplay, sample
 from tests.runtime.runs import FAKE, config
 
@@ -36,6 +38,10 @@ def rows(n: int = 12, first: bool = True) -> dict[str, np.ndarray]:
 STREAM = np.array([0])
 
 
+def add(replay: ReplayHost, *args, **kwargs) -> Receipt:
+    return replay.add("real", Packed.of(rows(*args, **kwargs)), STREAM)
+
+
 @pytest.fixture
 def replay() -> ReplayHost:
     return ReplayHost(FakeAgent().tables, seed=0)
@@ -51,30 +57,73 @@ def test_a_refusal_takes_no_longer_than_asked(replay):
 
 def test_who_waits_for_rows_gets_them_when_they_come(replay):
     got = []
-    waiting = threading.Thread(target=lambda: got.append(replay.sample("real", "policy", 30.0)))
-    waiting.start()
+    waiting = [
+        threading.Thread(target=lambda: got.append(replay.sample("real", "policy", 30.0)))
+        for _ in range(2)
+    ]
+    for thread in waiting:
+        thread.start()
     time.sleep(0.05)
     assert got == []
-    assert replay.add("real", rows(), STREAM, 0.0)
-    waiting.join(5.0)
-    assert got[0].data["obs"].shape == (4, 2, 2)
+    assert add(replay, 8 + 4).taken  # earns one sample
+    time.sleep(0.1)
+    assert [drawn.owned().data["obs"].shape for drawn in got] == [(4, 2, 2)]
+    assert add(replay, 4, first=False).taken
+    for thread in waiting:
+        thread.join(5.0)
+    assert len(got) == 2
 
 
-def test_who_waits_for_room_is_let_in_when_there_is_some(replay):
-    assert replay.add("real", rows(40), STREAM, 0.0)  # (40 - 8) / 4 samples are due, slack is 4
-    assert not replay.add("real", rows(first=False), STREAM, 0.0)
-    got = []
-    waiting = threading.Thread(
-        target=lambda: got.append(replay.add("real", rows(first=False), STREAM, 30.0))
-    )
-    waiting.start()
+def test_who_finds_no_room_is_told_at_once_when_to_come_again(replay):
+    assert add(replay, 40).taken  # (40 - 8) / 4 samples are due, slack is 4
+    began = time.monotonic()
+    refused = add(replay, first=False)
+    assert time.monotonic() - began < 0.1
+    assert not refused.taken and refused.credit == 0
+    assert AGAIN_S[0] <= refused.again_s <= AGAIN_S[1]
     for consumer in ("world", "start", "policy"):
-        assert waiting.is_alive()
+        assert not add(replay, first=False).taken
         for _ in range(4):
             assert replay.sample("real", consumer, 0.0) is not None
-    waiting.join(5.0)
-    assert got == [True]
+    assert add(replay, first=False).taken
     assert replay.stats()["env_steps"] == 52
+
+
+def test_credit_is_a_fair_share_of_the_room():
+    replay = ReplayHost(FakeAgent().tables, seed=0)
+    for actor in range(2):
+        chunk = Packed.of(rows(4))
+        receipt = replay.add("real", chunk, np.array([actor]), Origin(actor, 0, 0))
+    # The policy and others may owe 4 samples of 4 steps each, from step 8 on: room for 16 more.
+    assert receipt == Receipt(True, 16 // 2, 0.0)
+    assert replay.add("dream", Packed.of({"id": np.array(0)})).credit == 1
+    assert replay.add("dream", Packed.of({"id": np.array(1)})).credit == 0
+    assert not replay.add("dream", Packed.of({"id": np.array(2)})).taken
+
+
+def test_who_is_refused_longest_is_told_to_come_soonest():
+    replay = ReplayHost(FakeAgent().tables, seed=0)
+    replay.add("real", Packed.of(rows(40)), np.array([9]), Origin(9, 0, 0))
+    for sequence in range(1, 31):  # a pace of about a sample, that is four steps, every 20 ms
+        time.sleep(0.02)
+        for consumer in ("world", "start", "policy"):
+            replay.sample("real", consumer, 0.0)
+        replay.add("real", Packed.of(rows(4, first=False)), np.array([9]), Origin(9, 0, sequence))
+    add(replay, 400)
+    again = [
+        replay.add("real", Packed.of(rows(40)), np.array([i]), Origin(i, 0, 0)).again_s
+        for i in range(3)
+    ]
+    assert again == sorted(again)
+
+
+def test_where_nobody_samples_the_refused_ask_ever_less_often(replay):
+    add(replay, 40)
+    asked, until = 0, time.monotonic() + 1.0
+    while time.monotonic() < until:
+        asked += 1
+        time.sleep(add(replay, first=False).again_s)
+    assert asked < 16
 
 
 def test_many_callers_lose_nothing_and_get_nothing_twice():
@@ -83,17 +132,24 @@ def test_many_callers_lose_nothing_and_get_nothing_twice():
     dreams: list[int] = []
     stop = threading.Event()
 
+    def offer(table, batch, *whose):
+        while not stop.is_set():
+            receipt = replay.add(table, Packed.of(batch), *whose)
+            if receipt.taken:
+                break
+            time.sleep(receipt.again_s)
+
     def act(index):
         for chunk in range(per_actor):
-            while not replay.add("real", rows(4, first=chunk == 0), np.array([index]), 1.0):
-                pass
+            batch, origin = rows(4, first=chunk == 0), Origin(index, 0, chunk)
+            for _ in range(2):  # every chunk comes twice
+                offer("real", batch, np.array([index]), origin)
 
     def dream(index):
         n = 0
         while not stop.is_set():
             if replay.sample("real", "start", 0.1) is not None:
-                while not replay.add("dream", {"id": (index, n)}, None, 0.1) and not stop.is_set():
-                    pass
+                offer("dream", {"id": np.array([index, n])})
                 n += 1
 
     def learn():
@@ -101,7 +157,8 @@ def test_many_callers_lose_nothing_and_get_nothing_twice():
             replay.sample("real", "world", 0.0)
             if replay.sample("real", "policy", 0.1) is not None:
                 batch = replay.sample("dream", "policy", 5.0)
-                dreams.append(batch["id"])
+                if batch is not None:
+                    dreams.append(tuple(batch.owned()["id"].tolist()))
 
     threads = [threading.Thread(target=act, args=(i,)) for i in range(4)]
     others = [threading.Thread(target=dream, args=(i,)) for i in range(2)]
@@ -117,6 +174,7 @@ def test_many_callers_lose_nothing_and_get_nothing_twice():
         assert not thread.is_alive()
     stats = replay.stats()
     assert stats["real/inserted"] == stats["env_steps"] == 4 * per_actor * 4
+    assert stats["real/duplicates"] == 4 * per_actor
     assert len(dreams) == len(set(dreams)) == stats["dream/samples"]
     for index in range(2):
         mine = [n for i, n in dreams if i == index]
@@ -124,7 +182,7 @@ def test_many_callers_lose_nothing_and_get_nothing_twice():
 
 
 def test_its_state_is_that_of_the_server(replay):
-    replay.add("real", rows(), STREAM, 0.0)
+    add(replay)
     again = ReplayHost(FakeAgent().tables, seed=5, state=replay.state())
     assert again.stats() == replay.stats()
     plain = ReplayServer(FakeAgent().tables, seed=7)
@@ -132,6 +190,43 @@ def test_its_state_is_that_of_the_server(replay):
     np.testing.assert_array_equal(
         again.sample("real", "policy", 0.0).keys, plain.sample("real", "policy").keys
     )
+
+
+def test_each_reader_is_served_in_the_order_it_asked(replay):
+    got = []
+
+    def ask(name, number):
+        assert replay.sample("real", "policy", 10.0, None, Reader(name, number, 0)) is not None
+        got.append((name, number))
+
+    readers = [
+        threading.Thread(target=ask, args=(name, number))
+        for number in (1, 0)
+        for name in ("learner", "other")
+    ]
+    for thread in readers:
+        thread.start()
+        time.sleep(0.02)
+    add(replay, 8)
+    for _ in range(4):
+        add(replay, 4, first=False)  # earns one sample
+        time.sleep(0.05)
+    for thread in readers:
+        thread.join(5.0)
+    for name in ("learner", "other"):
+        assert [number for whose, number in got if whose == name] == [0, 1]
+
+
+def test_samples_on_their_way_at_a_restart_may_be_drawn_again(replay):
+    add(replay, 8 + 3 * 4)  # earns three samples
+    for number in range(3):  # two ahead: the third is asked for when the first has been received
+        reader = Reader("learner", number, received=max(0, number - 1))
+        assert replay.sample("real", "policy", 0.0, None, reader) is not None
+    assert replay.sample("real", "policy", 0.0) is None
+    assert replay.stats()["real/samples_policy"] == 3
+    heir = ReplayHost(FakeAgent().tables, seed=5, state=replay.state())
+    assert heir.stats()["real/samples_policy"] == 1
+    assert [heir.sample("real", "policy", 0.0) is not None for _ in range(3)] == [True, True, False]
 
 
 # -------------------------------------------------------------------------------- worker hosts
