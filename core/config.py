@@ -38,10 +38,13 @@ class TrainConfig:
     eval_episodes: int = within(10, 1)  # episodes an evaluation plays
     checkpoint_every: int = within(2000, 1)  # env steps between checkpoints
     replay_shards: int = within(1, 1, 64)  # replay processes, each with its part of the actors
+    replay_gb: float | None = None  # of memory for the replay; none: as much as its capacity takes
     env_timeout_s: float = within(60.0, 0.1)  # seconds an env step may take before a restart
 
     def __post_init__(self) -> None:
         check_ranges(self, "train.")
+        if self.replay_gb is not None and not self.replay_gb > 0:
+            raise UserError(f"train.replay_gb must be more than 0; found {self.replay_gb:g}.")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from core.types import Deviation, Mixture, Prioritized, Recency, Selector, TableSpec
+from core.types import Deviation, Mixture, Prioritized, QueueSpec, Recency, Selector, TableSpec
 from replay_server.sum_tree import level_sizes
 
 LINK_BYTES = 16  # the rows before and after, an i64 each
@@ -25,6 +27,24 @@ def capacity(spec: TableSpec) -> int:
         return spec.capacity
     rows = range(spec.capacity + 1)
     return bisect.bisect_right(rows, spec.max_bytes, key=lambda n: table_bytes(spec, n)) - 1
+
+
+def within(
+    tables: Mapping[str, TableSpec | QueueSpec], max_bytes: float
+) -> dict[str, TableSpec | QueueSpec]:
+    """These tables, sharing `max_bytes` in the proportion of what they would take."""
+    needs = {
+        name: table_bytes(spec, capacity(spec))
+        for name, spec in tables.items()
+        if isinstance(spec, TableSpec)
+    }
+    part = max_bytes / sum(needs.values())
+    return {
+        name: replace(spec, max_bytes=int(part * needs[name]))
+        if isinstance(spec, TableSpec) and part < 1
+        else spec
+        for name, spec in tables.items()
+    }
 
 
 def table_bytes(spec: TableSpec, rows: int) -> int:

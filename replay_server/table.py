@@ -217,7 +217,8 @@ class Table:
         """`inserted` = `held` + `evicted` in rows; `refused_*` in chunks; `ratio_*` per step."""
         ring, limiter = self._ring, self._limiter
         stats: dict[str, float] = {"inserted": ring.inserted, "held": ring.held}
-        stats |= {"evicted": ring.oldest, "bytes": self.nbytes, **self._counters}
+        stats |= {"evicted": ring.oldest, **self._counters}
+        stats |= {"capacity": ring.capacity, "bytes": self.nbytes}
         for name, view in self._views.items():
             stats[f"samples_{name}"] = limiter.samples[name]
             stats[f"ratio_{name}"] = limiter.ratio(name)

@@ -14,9 +14,10 @@ import agents
 from actors.actor import Actor
 from actors.evaluator import Evaluator
 from core.config import RunConfig, apply
-from core.types import Agent, EnvSpec, Replay, TableSpec, WeightStore, Worker
+from core.types import Agent, EnvSpec, QueueSpec, Replay, TableSpec, WeightStore, Worker
 from dreamer_workers.dreamer import Dreamer
 from learner.learner import Learner
+from replay_server import budget
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Blueprint:
         agent_class = getattr(importlib.import_module(module), name)
         options = apply(agent_class.Config(), self.config.agent_options, prefix="agent.")
         return cast(Agent, agent_class(options, self.spec, self.seed(part, starts), device))
+
+    def tables(self, agent: Agent) -> dict[str, TableSpec | QueueSpec]:
+        """The agent's tables, within the memory that the run allows."""
+        allowed = self.config.train.replay_gb
+        return agent.tables if allowed is None else budget.within(agent.tables, allowed * 1e9)
 
     def crew(self, groups: tuple[str, ...]) -> list[str]:
         """The names of all workers, actors first; without a world model there is no dreamer."""

@@ -184,7 +184,7 @@ class Fleet:
         self._shares = shares(blueprint.config, _resources(blueprint.config))
         self._processes: dict[tuple[str, ...], Process] = {}
         crew = blueprint.crew(self._groups)
-        self._tables = agent.tables
+        self._tables = blueprint.tables(agent)
         self._replays = self._start_replays(resumed.get("replay"))
         self._weights = self._actor(LocalWeights, "weights", 0.0).remote()
         states = resumed.get("agent", {})

@@ -33,9 +33,10 @@ def train(
     blueprint = Blueprint.of(config)
     agent = blueprint.agent("local", config.device)
     groups = weight_groups(agent)
-    tables = shard_tables(agent.tables, config.train.replay_shards)
-    shards = [NearShard(tables, seed) for seed in blueprint.shard_seeds()]
-    replay = ShardedReplay(shards, agent.tables, blueprint.seed("shares"))
+    tables = blueprint.tables(agent)
+    parts = shard_tables(tables, config.train.replay_shards)
+    shards = [NearShard(parts, seed) for seed in blueprint.shard_seeds()]
+    replay = ShardedReplay(shards, tables, blueprint.seed("shares"))
     weights = LocalWeights()
     if resumed is not None:
         for group in groups:

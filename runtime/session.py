@@ -17,6 +17,7 @@ from core.config import RunConfig
 from core.errors import WorkerFailed
 from core.metrics import MetricsWriter
 from core.types import Event
+from replay_server.budget import sized
 from runtime.blueprint import Progress
 from runtime.display import Display, Status, clock_time
 from runtime.run_folder import RunFolder
@@ -92,6 +93,8 @@ class Session:
 
         Raises WorkerFailed when the worker broke and a restart cannot help.
         """
+        if not self._stats:
+            self._introduce(stats)
         self._stats = stats
         self.env_steps = int(stats["env_steps"])
         for event in report.events:
@@ -114,6 +117,14 @@ class Session:
         if report.fault:
             self.broke(report.worker, report.fault)
         self.refresh()
+
+    def _introduce(self, stats: Mapping[str, float]) -> None:
+        """Say once how much memory the replay takes."""
+        for name in stats:
+            table, _, what = name.rpartition("/")
+            if what == "bytes":
+                rows = f"{stats[f'{table}/capacity']:,.0f} rows"
+                self.display.note(f"replay: table {table!r}, {rows}, {sized(stats[name])}")
 
     def record(self, event: Event) -> None:
         """One line of metrics.jsonl, and soon of TensorBoard."""

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from core.types import Consumer, Deviation, Mixture, Prioritized, Recency, Space, TableSpec, Uniform
+from core.types import (
+    Consumer,
+    Deviation,
+    Mixture,
+    Prioritized,
+    QueueSpec,
+    Recency,
+    Space,
+    TableSpec,
+    Uniform,
+)
 from replay_server import budget
 from replay_server.table import Table
 from tests.replay_server.model import COLUMNS, Episodes, spec
@@ -64,6 +74,16 @@ def test_a_budget_too_small_for_its_consumers_is_refused() -> None:
         Table("real", TableSpec(1_000, COLUMNS, CONSUMERS, max_bytes=500), 0)
     with pytest.raises(UserError, match="found 0 in a budget of 5 bytes: raise max_bytes"):
         Table("real", TableSpec(1_000, COLUMNS, {}, max_bytes=5), 0)
+
+
+def test_tables_share_a_budget_by_what_they_would_take() -> None:
+    tables = {"real": spec(30_000, **CONSUMERS), "dream": spec(10_000), "queue": QueueSpec(2)}
+    needs = [budget.table_bytes(tables[name], tables[name].capacity) for name in ("real", "dream")]
+    part = budget.within(tables, sum(needs) / 2)
+    for name, need in zip(("real", "dream"), needs, strict=True):
+        assert 0.49 * need < Table(name, part[name], 0).nbytes <= 0.5 * need
+    assert part["queue"] == tables["queue"]
+    assert budget.within(tables, sum(needs) + 1) == tables
 
 
 def test_what_cannot_fit_in_memory_is_refused() -> None:

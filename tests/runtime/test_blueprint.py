@@ -19,6 +19,14 @@ def blueprint(monkeypatch, tmp_path) -> Blueprint:
     return Blueprint.of(config(tmp_path, num_actors=3, envs_per_actor=2))
 
 
+def test_the_replay_keeps_to_the_memory_that_the_run_allows(blueprint):
+    agent = FakeAgent()
+    assert blueprint.tables(agent) is agent.tables
+    train = replace(blueprint.config.train, replay_gb=1e-5)
+    within = replace(blueprint, config=replace(blueprint.config, train=train))
+    assert within.tables(agent)["real"].max_bytes == 10_000
+
+
 def test_a_crew_has_every_role(blueprint):
     def crew(groups=("world", "policy"), **flags):
         return replace(blueprint, config=replace(blueprint.config, **flags)).crew(groups)

@@ -56,6 +56,13 @@ def report(worker: str, **what) -> Report:
     return replace(QUIET, worker=worker, **what)
 
 
+def test_it_says_once_how_much_memory_the_replay_takes(opened, said):
+    with opened() as session:
+        for _ in range(2):
+            session.take(QUIET, {**STATS, "real/capacity": 5000, "real/bytes": 7_168_000})
+    assert said.getvalue().count("replay: table 'real', 5,000 rows, 7.17 MB") == 1
+
+
 def fault(environment: bool = False) -> Fault:
     return Fault("OSError: no", "Traceback (most recent call last):\nOSError: no\n", environment)
 
