@@ -524,6 +524,20 @@ class ShardProxy:
     ) -> bool:
         box = self._outboxes[table]
         self._deliver(table, box)
+        taken = self._accept(table, box, rows, streams, origin)
+        if not taken and box.call is not None:
+            self.missed.add(box.call)
+        return taken
+
+    def _accept(
+        self,
+        table: str,
+        box: _Outbox,
+        rows: Batch,
+        streams: Array | None,
+        origin: Origin | None,
+    ) -> bool:
+        """Whether the caller need not offer these rows again."""
         if box.awaited:
             box.awaited = box.under_way is not None
             return not box.awaited
@@ -531,11 +545,8 @@ class ShardProxy:
         parcel = _Parcel(rows, streams, origin, steps)
         covered = box.steps + steps <= box.credit
         if box.under_way is None:
-            box.under_way = parcel
+            box.under_way, box.awaited = parcel, not covered
             self._send(table, box)
-            box.awaited = not covered
-            if box.awaited:
-                self._here(box.call)  # to be waited for
             return covered
         before = box.then[-1] if box.then else box.under_way
         if not covered or len(box.then) == TOGETHER or not _continues(parcel, before):
@@ -577,6 +588,8 @@ class ShardProxy:
         """Send on what had to wait. → whether all that was added has arrived"""
         for table, box in list(self._outboxes.items()):
             self._deliver(table, box)
+            if box.call is not None:
+                self.missed.add(box.call)
         return all(box.under_way is None for box in self._outboxes.values())
 
     def due(self) -> float:

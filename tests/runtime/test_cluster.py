@@ -11,6 +11,7 @@ import pytest
 import agents
 from core.config import RunConfig
 from core.errors import EnvironmentFault, UserError
+from core.types import Origin
 from runtime.cluster import shares
 from tests.fakes import FakeAgent
 from tests.runtime.runs import FAKE, config, state_in, streams, train
@@ -125,6 +126,21 @@ def test_a_batch_that_must_wait_is_taken_once(proxy):
     assert insist(lambda: proxy.add("dream", {"n": np.array(2)}))
     got.append(int(insist(lambda: proxy.sample("dream", "policy"))["n"]))
     assert got == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_chunks_that_pile_up_travel_together_and_are_waited_for(proxy):
+    def add(n: int) -> bool:
+        return proxy.add("real", rows(4, first=n == 0), STREAM, Origin(0, 0, n))
+
+    insist(lambda: add(0))  # from here on there is room for 20 steps
+    assert all(add(n) for n in (1, 2, 3))  # so nobody awaits these
+    began = time.monotonic()
+    while not proxy.flush():
+        proxy.wait(10.0)
+    assert time.monotonic() - began < 5.0
+    stats = proxy.stats()
+    assert (stats["env_steps"], stats["real/duplicates"]) == (16, 0)
 
 
 @pytest.mark.slow
