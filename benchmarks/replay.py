@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Final
 
 from benchmarks import replay_processes as processes
 from benchmarks import replay_sides as sides
-from benchmarks.replay_alone import memory_drift, snapshot_stalls
+from benchmarks.replay_alone import memory_drift, snapshot_stalls, sum_drift
 from benchmarks.replay_sides import QUICK, Scale
 from benchmarks.report import markdown
 from benchmarks.rounds import CopyBandwidth, Side, interleaved
@@ -190,6 +190,13 @@ def table(reverb_python: Path | None) -> dict[str, Race | Promise]:
         rivals = (partial(reverbs, python=reverb_python),) if reverb_python else ()
         rows[name] = Race(what, REVERB, must, unit, mine, rivals, apart=True)
     return rows | {
+        "sums": Promise(
+            "sum tree after 10⁸ updates: how far its root is off the sum of its masses",
+            1.0,
+            "· 10⁻¹²",
+            lambda scale: iter([sum_drift(scale.transitions, scale.updates)]),
+            rounds=1,
+        ),
         "memory": Promise(
             "resident memory over 10⁷ inserts into a full ring",
             2.0,

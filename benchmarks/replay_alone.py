@@ -1,9 +1,10 @@
-"""What the replay promises of itself: memory that stays, and snapshots that nobody waits for."""
+"""What the replay promises of itself: sums and memory that stay, snapshots nobody waits for."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.processes import ROOT
 from benchmarks.replay_rows import (
@@ -25,8 +28,20 @@ from benchmarks.replay_rows import (
 )
 from core.errors import WorkerFailed
 from core.types import TableSpec
+from replay_server.sum_tree import SumTree
 from runtime.hosts import ReplayHost
 from runtime.packed import Packed
+
+
+def sum_drift(size: int, updates: int) -> float:
+    """How far a tree's root is from the sum of its masses after so many updates, in 10⁻¹² of it.
+
+    Masses are of all sizes from 1e-6 to 1e6, and slots are named twice.
+    """
+    tree, rng = SumTree(size), np.random.default_rng(0)
+    for _ in range(updates // ADDED):
+        tree.write(rng.integers(0, size, ADDED), 10 ** rng.uniform(-6, 6, ADDED))
+    return 1e12 * abs(tree.total / math.fsum(tree.masses) - 1)
 
 
 def memory_drift(capacity: int, inserts: int) -> float:

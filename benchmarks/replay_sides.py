@@ -49,6 +49,7 @@ class Scale:
     transitions: int = 1 << 20
     stacks: int = 20_480  # Atari transitions; SB3 takes 56 kB for each
     frames: tuple[int, ...] = (10**4, 10**5, 10**6)
+    updates: int = 10**8  # of priorities
     inserts: int = 10**7
     snapshot: int = 10**6
 
@@ -59,6 +60,7 @@ QUICK: Final = Scale(
     transitions=1 << 12,
     stacks=4096,
     frames=(2048, 2048, 2048),
+    updates=1 << 14,
     inserts=1 << 14,
     snapshot=1 << 12,
 )
