@@ -11,7 +11,10 @@ import gymnasium as gym
 
 from core.errors import UserError, nearest
 from core.types import EnvSpec
-from envs import spaces
+from envs import (
+    number_game,  # noqa: F401 - registers NumberGame-v1
+    spaces,
+)
 
 
 def describe(env_id: str) -> EnvSpec:
