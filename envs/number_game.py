@@ -18,8 +18,8 @@ from core.errors import UserError, nearest
 from core.types import Array
 from envs.progressive import Progressive
 
-BETA: Final = 3  # the fourth kind of enemy, of no tier
-TIERS: Final = {0: 0, 1: 1, 2: 2, "beta": BETA}  # `options["tier"]` → kind of enemy
+ENEMIES: Final = (0, 1, 2, "beta")  # the kinds of enemy: three tiers, and one from anywhere
+BETA: Final = ENEMIES.index("beta")
 ACTIONS: Final = ("light, light, heavy", "light, heavy", "delayed", "draw")
 DELAYED, DRAW = 2, 3
 
@@ -40,13 +40,12 @@ DRAW_COSTS: Final = (0.0, -5.0, -5.0, -10.0, -65.0, -95.0, -100.0)
 # on the narrow ones, 1.7 to 2.4 and 1.7 to 3.1.
 THRESHOLDS: Final = (1_100.0, 450.0)
 
-LUCK: Final = 7  # uniform numbers a game needs for a start; a step needs five
+LUCK: Final = 7  # uniform numbers that a start takes; a step takes the first five
 
 
 class Games:
-    """The state of N games and the rules that move it. Draws nothing: its luck is handed in.
-
-    luck: (7, N) or (5, N), uniform in [0, 1).
+    """The state of N games and the rules that move it. Draws nothing: its luck, uniform in [0, 1),
+    is handed in.
     """
 
     def __init__(self, n: int) -> None:
@@ -56,7 +55,7 @@ class Games:
         self.progress = np.zeros(n)
         self.resist = np.zeros(n)  # ticks of better regeneration left
         self.last = np.full(n, -1)  # action
-        self.kind = np.zeros(n, np.int64)  # of the enemy: its tier, or BETA
+        self.kind = np.zeros(n, np.int64)  # of enemy: its tier, or BETA
         self.damage = np.zeros((n, 4))  # what the enemy draws from: the first three, BETA all four
         self.arcane = np.zeros(n)  # mana regained in a tick
         self._everyone = np.arange(n)
@@ -77,7 +76,7 @@ class Games:
         self.kind[rows] = kind
 
     def play(self, action: Array, luck: Array) -> tuple[Array, Array]:
-        """One step of every game: action (N,) → reward (N,) f64, whether the game is over (N,)."""
+        """One step of every game: action (N,) → reward (N,) f64, is it over (N,). luck: (7, N)."""
         before = self.hp.copy()
         reward = 4 * np.minimum(before - 5, 0)
         reward += self._light(LIGHTS[action] >= 1)
@@ -100,7 +99,7 @@ class Games:
         won = (self.progress >= GOAL) & ~lost & ~draw
         reward = np.where(lost, -500 + 8 * self.progress, reward)
         reward = np.where(won, 750 + 12 * self.hp, reward)
-        self.last = action
+        self.last = action.copy()
         return np.clip(reward, -600, 400), lost | draw | won
 
     def observe(self) -> Array:
@@ -286,11 +285,11 @@ def _chosen(options: Mapping[str, Any]) -> tuple[int | None, float]:
             hint = nearest(str(key), ("tier", "difficulty"))
             raise UserError(f'option "{key}" of NumberGame unknown.{hint}')
     tier, difficulty = options.get("tier"), options.get("difficulty", 1.0)
-    if tier is not None and tier not in TIERS:
+    if tier is not None and tier not in ENEMIES:
         raise UserError(f'option "tier" must be 0, 1, 2 or "beta"; found {tier!r}')
     if not isinstance(difficulty, (int, float)) or not 0 <= difficulty <= 1:
         raise UserError(f'option "difficulty" must be a number from 0 to 1; found {difficulty!r}')
-    return None if tier is None else TIERS[tier], float(difficulty)
+    return None if tier is None else ENEMIES.index(tier), float(difficulty)
 
 
 def _line(games: Games, i: int) -> str:
