@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,31 @@ class GymVector:
     would broadcast an observation of a wrong shape in silence. The rows are those of its NEXT_STEP
     mode. Whoever breaks the contract is named with its index and its last action.
     Where metadata says `batched`, all are stepped at once in the vectorised form the id is
-    registered with. (Having one is not enough: ALE's is another environment, of stacked frames.)
-    `video_dir`: film every episode of environment 0 into that folder.
+    registered with, whose infos are numbers (N,) and become `info`. (To have such a form is not
+    enough: ALE's is another environment, of stacked frames.)
+    options: arguments of each environment. video_dir: film every episode of environment 0 there.
     """
 
     def __init__(
-        self, env_id: str, num_envs: int, seed: int, video_dir: Path | None = None
+        self,
+        env_id: str,
+        num_envs: int,
+        seed: int,
+        options: Mapping[str, Any] | None = None,
+        video_dir: Path | None = None,
     ) -> None:
-        env = registry.make(env_id)
+        options = options or {}
+        env = registry.make(env_id, **options)
         if video_dir is not None:
-            env = _filmed(env_id, env, video_dir)
+            env = _filmed(env_id, env, video_dir, options)
         self.num_envs = num_envs
         self.spec = registry.spec_of(env_id, env)
         self._decode = spaces.decoder(env.action_space)
-        self._batch: Any = _batched(env_id, num_envs) if env.metadata.get("batched") else None
-        copies = num_envs - 1 if self._batch is None else 0
-        self._envs = [env, *(registry.make(env_id) for _ in range(copies))]
+        together = env.metadata.get("batched")
+        self._batch: Any = _batched(env_id, num_envs, options) if together else None
+        copies = 0 if together else num_envs - 1
+        self._envs = [env, *(registry.make(env_id, **options) for _ in range(copies))]
+        self.info: Batch = {}
         self._dtype = np.dtype(self.spec.obs.dtype)
         # Each environment is seeded once, a batch with the first seed; later resets go on from its
         # own generator.
@@ -56,6 +66,15 @@ class GymVector:
         environment itself raises passes through.
         """
         return self._advance(self._decode(action))
+
+    def state(self) -> dict[str, Any]:
+        """What a batched form's own `state` says; empty where it has none."""
+        return self._batch.state() if hasattr(self._batch, "state") else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` said."""
+        if state:
+            self._batch.restore(state)
 
     def close(self) -> None:
         for env in self._envs:
@@ -98,11 +117,11 @@ class GymVector:
     def _step_batch(self, action: Array | None) -> tuple[Array, Array, Array, Array]:
         n = self.num_envs
         if action is None:
-            seen, _ = self._batch.reset(seed=self._seeds[0])
+            seen, self.info = self._batch.reset(seed=self._seeds[0])
             self._seeds[0] = None
             reward, terminal, truncated = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
         else:
-            seen, reward, terminal, truncated, _ = self._batch.step(action)
+            seen, reward, terminal, truncated, self.info = self._batch.step(action)
         obs = self._checked(seen, (n, *self.spec.obs.shape), 0, action)
         return obs.astype(self._dtype), reward.astype(np.float32), terminal, truncated
 
@@ -122,13 +141,17 @@ class GymVector:
         return EnvironmentFault(f"{self.spec.env_id}[{i}] returned {what} after {after}")
 
 
-def _batched(env_id: str, num_envs: int) -> gym.vector.VectorEnv[Any, Any, Any]:
-    env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point")
+def _batched(
+    env_id: str, num_envs: int, options: Mapping[str, Any]
+) -> gym.vector.VectorEnv[Any, Any, Any]:
+    env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **options)
     assert env.metadata["autoreset_mode"] is gym.vector.AutoresetMode.NEXT_STEP, env
     return env
 
 
-def _filmed(env_id: str, env: gym.Env[Any, Any], folder: Path) -> gym.Env[Any, Any]:
+def _filmed(
+    env_id: str, env: gym.Env[Any, Any], folder: Path, options: Mapping[str, Any]
+) -> gym.Env[Any, Any]:
     modes = env.metadata.get("render_modes") or ()
     if "rgb_array" not in modes:
         found = ", ".join(modes) or "none"
@@ -136,7 +159,7 @@ def _filmed(env_id: str, env: gym.Env[Any, Any], folder: Path) -> gym.Env[Any, A
             f'env "{env_id}" cannot be filmed: it lacks render mode rgb_array (has: {found})'
         )
     env.close()
-    env = registry.make(env_id, render_mode="rgb_array")
+    env = registry.make(env_id, render_mode="rgb_array", **options)
     name = env_id.replace("/", "-").replace(":", "-")
     try:
         return gym.wrappers.RecordVideo(env, str(folder), lambda episode: True, name_prefix=name)

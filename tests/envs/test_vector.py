@@ -73,6 +73,24 @@ def test_rows_of_a_batched_environment_are_those_of_its_vectorised_form():
     ours.close()
 
 
+def test_what_a_batched_environment_tells_and_keeps_passes_through():
+    env = GymVector("NumberGame-v1", 3, seed=0, options={"progressive": True})
+    env.restore({"level": 1, "scores": [7.0]})
+    env.reset()
+    assert env.info["level"].tolist() == [1, 1, 1]
+    env.step(np.full(3, 3))
+    assert env.state()["level"] == 1 and len(env.state()["scores"]) == 4
+    assert set(env.info) == {"level", "tier"}
+
+
+def test_an_environment_without_a_state_has_none_and_takes_options():
+    env = GymVector("envs.probe:Count-v0", 2, seed=0, options={"length": 2})
+    assert env.reset()["obs"].shape == (2, 2) and env.info == {} and env.state() == {}
+    env.restore({})
+    rows = unroll(env, 2)
+    assert rows["last"].tolist() == [[False] * 2, [False] * 2, [True] * 2]
+
+
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "NumberGame-v1"])
 def test_rows_already_handed_out_never_change(env_id):
     env = GymVector(env_id, 2, seed=0)
