@@ -61,7 +61,10 @@ class Games:
         self._everyone = np.arange(n)
 
     def start(self, rows: Array, luck: Array, tier: int | None, difficulty: float) -> None:
-        """Begin the games `rows` (k,) with luck (7, k), against enemies of one kind or of any."""
+        """Begin the games `rows` (k,), against enemies of one kind or of any.
+
+        luck (7, k): mana regained, an enemy of no tier or not, its tier, its four blows.
+        """
         self.hp[rows], self.old_hp[rows], self.mana[rows] = START_HP, CAP, MAX_MANA
         self.progress[rows], self.resist[rows], self.last[rows] = 0.0, 0.0, -1
         self.arcane[rows] = 15 + np.floor(3 * luck[0])
@@ -76,7 +79,11 @@ class Games:
         self.kind[rows] = kind
 
     def play(self, action: Array, luck: Array) -> tuple[Array, Array]:
-        """One step of every game: action (N,) → reward (N,) f64, is it over (N,). luck: (7, N)."""
+        """One step of every game: action (N,) → reward (N,) f64, is it over (N,).
+
+        luck (7, N): blow and regeneration of the tick; length, blow and regeneration of the early
+        tick of a delayed heal; two are left over.
+        """
         before = self.hp.copy()
         reward = 4 * np.minimum(before - 5, 0)
         reward += self._light(LIGHTS[action] >= 1)
