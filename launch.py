@@ -79,7 +79,7 @@ def train(args: Sequence[str]) -> int:
 
     from envs import registry
 
-    agents.check(config.agent, registry.describe(config.env))
+    agents.check(config.agent, registry.describe(config.env, **config.train.env))
     options = {key[6:]: value for key, value in overrides.items() if key.startswith("agent.")}
     if options:  # imports torch: the last of the checks
         apply(agents.load(config.agent).Config(), options, "agent.")

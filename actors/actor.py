@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from actors.episodes import Episodes
@@ -73,11 +75,17 @@ class Actor:
         events, self._events = self._events, []
         return events
 
+    @property
+    def env_state(self) -> dict[str, Any]:
+        """What its environments would go on from."""
+        return self._env.state()
+
     def close(self) -> None:
         """Close the environments."""
         self._env.close()
 
     def _report(self, rows: Batch) -> None:
-        for _, episode_return, length in self._episodes.add(rows):
+        for i, episode_return, length in self._episodes.add(rows):
             ended: Event = {"kind": "episode", "return": episode_return, "length": length}
-            self._events.append({**ended, "actor": self._index})
+            told = {name: values[i].item() for name, values in self._env.info.items()}
+            self._events.append({**told, **ended, "actor": self._index})

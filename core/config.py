@@ -40,6 +40,8 @@ class TrainConfig:
     replay_shards: int = within(1, 1, 64)  # replay processes, each with its part of the actors
     replay_gb: float | None = None  # of memory for the replay; none: as much as its capacity takes
     env_timeout_s: float = within(60.0, 0.1)  # seconds an env step may take before a restart
+    # Arguments of the environments that actors step; an evaluation's are plain.
+    env: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_ranges(self, "train.")
@@ -196,9 +198,9 @@ def _describe(hint: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     if hint in words:
         return words[hint]
-    if is_dataclass(hint):
-        return "a group of settings"
     origin, args = get_origin(hint), get_args(hint)
+    if is_dataclass(hint) or origin is Mapping:
+        return "a group of settings"
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is tuple:

@@ -197,6 +197,7 @@ class VectorEnv(Protocol):
 
     spec: EnvSpec
     num_envs: int
+    info: Batch  # numbers (N,) on the episodes of the last rows, for their metrics; mostly empty
 
     def reset(self) -> Batch:
         """Start all episodes. → rows without actions, (N, …)."""
@@ -208,6 +209,12 @@ class VectorEnv(Protocol):
         Raises EnvironmentFault when an environment returns NaN or a wrong shape.
         """
         ...
+
+    def state(self) -> dict[str, Any]:
+        """What outlasts episodes and belongs into checkpoints, as a curriculum does; or empty."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
 
     def close(self) -> None: ...
 

@@ -11,12 +11,15 @@ import gymnasium as gym
 
 from core.errors import UserError, nearest
 from core.types import EnvSpec
-from envs import spaces
+from envs import (
+    number_game,  # noqa: F401 - registers NumberGame-v1
+    spaces,
+)
 
 
-def describe(env_id: str) -> EnvSpec:
+def describe(env_id: str, **kwargs: Any) -> EnvSpec:
     """What an agent must know of `env_id`. Builds one environment and closes it."""
-    env = make(env_id)
+    env = make(env_id, **kwargs)
     try:
         return spec_of(env_id, env)
     finally:
@@ -35,13 +38,18 @@ def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
 def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     """Build one environment from a Gymnasium id, `ALE/…` or `pkg.module:EnvId-v0`.
 
-    Raises UserError for an unknown id, a module that cannot be imported or a missing package; what
-    the environment's own constructor raises passes through.
+    Raises UserError for an unknown id, a module that cannot be imported, a missing package or an
+    argument it does not take; what the environment's own constructor raises passes through.
     """
     find(env_id)
     try:
         # The rows are checked where they are made, on every step rather than on the first.
         return gym.make(env_id, disable_env_checker=True, **kwargs)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        given = ", ".join(kwargs)
+        raise UserError(f'env "{env_id}" was given {given}, but: {error}') from error
     except ModuleNotFoundError as missing:
         raise UserError(f'env "{env_id}" needs {_pip_line(missing)}') from missing
     except (gym.error.DependencyNotInstalled, ImportError) as missing:  # these say what to install

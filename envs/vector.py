@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,35 @@ class GymVector:
     It steps a plain list: no slower with all checks than gymnasium's SyncVectorEnv without, which
     would broadcast an observation of a wrong shape in silence. The rows are those of its NEXT_STEP
     mode. Whoever breaks the contract is named with its index and its last action.
-    `video_dir`: film every episode of environment 0 into that folder.
+    Where metadata says `batched`, all are stepped at once in the vectorised form the id is
+    registered with, whose infos are numbers (N,) and become `info`. (To have such a form is not
+    enough: ALE's is another environment, of stacked frames.)
+    options: arguments of each environment. video_dir: film every episode of environment 0 there.
     """
 
     def __init__(
-        self, env_id: str, num_envs: int, seed: int, video_dir: Path | None = None
+        self,
+        env_id: str,
+        num_envs: int,
+        seed: int,
+        options: Mapping[str, Any] | None = None,
+        video_dir: Path | None = None,
     ) -> None:
-        self._envs = [registry.make(env_id) for _ in range(num_envs)]
+        options = options or {}
+        env = registry.make(env_id, **options)
         if video_dir is not None:
-            self._envs[0] = _filmed(env_id, self._envs[0], video_dir)
+            env = _filmed(env_id, env, video_dir, options)
         self.num_envs = num_envs
-        self.spec = registry.spec_of(env_id, self._envs[0])
-        self._decode = spaces.decoder(self._envs[0].action_space)
+        self.spec = registry.spec_of(env_id, env)
+        self._decode = spaces.decoder(env.action_space)
+        together = env.metadata.get("batched")
+        self._batch: Any = _batched(env_id, num_envs, options) if together else None
+        copies = 0 if together else num_envs - 1
+        self._envs = [env, *(registry.make(env_id, **options) for _ in range(copies))]
+        self.info: Batch = {}
         self._dtype = np.dtype(self.spec.obs.dtype)
-        # Each environment is seeded once; later resets go on from its own generator.
+        # Each environment is seeded once, a batch with the first seed; later resets go on from its
+        # own generator.
         self._seeds: list[int | None] = (
             np.random.SeedSequence(seed).generate_state(num_envs).tolist()
         )
@@ -41,7 +57,7 @@ class GymVector:
     def reset(self) -> Batch:
         """Start all episodes. → rows without actions, (N, …)."""
         self._ended = np.ones(self.num_envs, bool)
-        return self._advance([None] * self.num_envs)
+        return self._advance(None)
 
     def step(self, action: Array) -> Batch:
         """Act (N, …) → rows (N, …). Where the previous row was `last`, reset and ignore the action.
@@ -51,28 +67,25 @@ class GymVector:
         """
         return self._advance(self._decode(action))
 
+    def state(self) -> dict[str, Any]:
+        """What a batched form's own `state` says; empty where it has none."""
+        return self._batch.state() if hasattr(self._batch, "state") else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` said."""
+        if state:
+            self._batch.restore(state)
+
     def close(self) -> None:
         for env in self._envs:
             env.close()
+        if self._batch is not None:
+            self._batch.close()
 
     def _advance(self, action: Any) -> Batch:
-        n, first = self.num_envs, self._ended
-        shape, dtype = self.spec.obs.shape, self._dtype
-        obs = np.empty((n, *shape), dtype)
-        reward = np.zeros(n, np.float32)
-        terminal, truncated = np.zeros(n, bool), np.zeros(n, bool)
-        for i, (env, starts) in enumerate(zip(self._envs, first.tolist(), strict=True)):
-            if starts:
-                seen, _ = env.reset(seed=self._seeds[i])
-                self._seeds[i] = None
-            else:
-                seen, reward[i], terminal[i], truncated[i], _ = env.step(action[i])
-            seen = np.asarray(seen)
-            if seen.shape != shape or not (seen.dtype == dtype or self._becomes(seen.dtype)):
-                found = f"an observation {seen.dtype} {seen.shape}"
-                raise self._fault(i, f"{found} where {dtype} {shape} was declared,", action)
-            obs[i] = seen
-
+        first = self._ended
+        step = self._step_each if self._batch is None else self._step_batch
+        obs, reward, terminal, truncated = step(action)
         for name, values in (("observation", obs), ("reward", reward)):
             finite = np.isfinite(values)
             if not finite.all():
@@ -87,6 +100,38 @@ class GymVector:
             "terminal": terminal,
         }
 
+    def _step_each(self, action: Any) -> tuple[Array, Array, Array, Array]:
+        n, shape = self.num_envs, self.spec.obs.shape
+        obs = np.empty((n, *shape), self._dtype)
+        reward = np.zeros(n, np.float32)
+        terminal, truncated = np.zeros(n, bool), np.zeros(n, bool)
+        for i, (env, starts) in enumerate(zip(self._envs, self._ended.tolist(), strict=True)):
+            if starts:
+                seen, _ = env.reset(seed=self._seeds[i])
+                self._seeds[i] = None
+            else:
+                seen, reward[i], terminal[i], truncated[i], _ = env.step(action[i])
+            obs[i] = self._checked(seen, shape, i, action)
+        return obs, reward, terminal, truncated
+
+    def _step_batch(self, action: Array | None) -> tuple[Array, Array, Array, Array]:
+        n = self.num_envs
+        if action is None:
+            seen, self.info = self._batch.reset(seed=self._seeds[0])
+            self._seeds[0] = None
+            reward, terminal, truncated = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
+        else:
+            seen, reward, terminal, truncated, self.info = self._batch.step(action)
+        obs = self._checked(seen, (n, *self.spec.obs.shape), 0, action)
+        return obs.astype(self._dtype), reward.astype(np.float32), terminal, truncated
+
+    def _checked(self, seen: Any, shape: tuple[int, ...], i: int, action: Any) -> Array:
+        seen = np.asarray(seen)
+        if seen.shape != shape or not (seen.dtype == self._dtype or self._becomes(seen.dtype)):
+            found = f"an observation {seen.dtype} {seen.shape}"
+            raise self._fault(i, f"{found} where {self._dtype} {shape} was declared,", action)
+        return seen
+
     def _becomes(self, found: np.dtype[Any]) -> bool:
         """Numbers of any kind may become float32; into uint8 they would wrap around."""
         return self._dtype != np.uint8 and np.can_cast(found, self._dtype, "same_kind")
@@ -96,7 +141,17 @@ class GymVector:
         return EnvironmentFault(f"{self.spec.env_id}[{i}] returned {what} after {after}")
 
 
-def _filmed(env_id: str, env: gym.Env[Any, Any], folder: Path) -> gym.Env[Any, Any]:
+def _batched(
+    env_id: str, num_envs: int, options: Mapping[str, Any]
+) -> gym.vector.VectorEnv[Any, Any, Any]:
+    env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **options)
+    assert env.metadata["autoreset_mode"] is gym.vector.AutoresetMode.NEXT_STEP, env
+    return env
+
+
+def _filmed(
+    env_id: str, env: gym.Env[Any, Any], folder: Path, options: Mapping[str, Any]
+) -> gym.Env[Any, Any]:
     modes = env.metadata.get("render_modes") or ()
     if "rgb_array" not in modes:
         found = ", ".join(modes) or "none"
@@ -104,7 +159,7 @@ def _filmed(env_id: str, env: gym.Env[Any, Any], folder: Path) -> gym.Env[Any, A
             f'env "{env_id}" cannot be filmed: it lacks render mode rgb_array (has: {found})'
         )
     env.close()
-    env = registry.make(env_id, render_mode="rgb_array")
+    env = registry.make(env_id, render_mode="rgb_array", **options)
     name = env_id.replace("/", "-").replace(":", "-")
     try:
         return gym.wrappers.RecordVideo(env, str(folder), lambda episode: True, name_prefix=name)

@@ -6,7 +6,7 @@ import importlib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Progress:
     env_steps: int = 0
     updates: Mapping[str, int] = field(default_factory=dict)  # role → gradient steps taken
     starts: int = 0  # how often this worker was started before; every start has seeds of its own
+    env: Mapping[str, Any] = field(default_factory=dict)  # the state its environments had
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,10 @@ class Blueprint:
         n, train = config.envs_per_actor, config.train
         # Streams of its own for every start: a chunk of an actor that died may still be on its way.
         stream = (starts * config.num_actors + index) * n
+        env = GymVector(config.env, n, self.seed(f"env-{index}", starts), options=train.env)
+        env.restore(site.progress.env)
         return Actor(
-            GymVector(config.env, n, self.seed(f"env-{index}", starts)),
+            env,
             site.agent,
             site.replay,
             site.weights,

@@ -62,6 +62,7 @@ class Session:
         self._faults: Counter[str] = Counter(restarts=0, refused=0)
         self._fruitless: Counter[str] = Counter()  # starts of a worker since it last was of use
         self._starts: Counter[str] = Counter(earlier.get("starts", {}))
+        self._envs: dict[str, Any] = dict(earlier.get("envs", {}))  # actor → state of its envs
         self._resumes = int(earlier.get("resumes", -1)) + 1
         self._spent: dict[str, dict[str, float]] = defaultdict(  # role → whom, "" when busy → s
             lambda: defaultdict(float)
@@ -86,7 +87,7 @@ class Session:
     def progress(self, worker: str) -> Progress:
         """Where a worker that is started now takes up its work."""
         starts = self._starts[worker] + self._resumes
-        return Progress(self.env_steps, dict(self.updates), starts)
+        return Progress(self.env_steps, dict(self.updates), starts, self._envs.get(worker, {}))
 
     def take(self, report: Report, stats: Mapping[str, float]) -> None:
         """Account for what a worker did; `stats` are the replay's, from now.
@@ -99,6 +100,8 @@ class Session:
         self.env_steps = int(stats["env_steps"])
         for event in report.events:
             self.record(event)
+        if report.env:
+            self._envs[report.worker] = report.env
         role = report.worker.partition("-")[0]
         if report.updates > self.updates[role]:
             self.updates[role] = report.updates
@@ -241,6 +244,7 @@ class Session:
             "updates": dict(self.updates),
             "starts": dict(self._starts),
             "resumes": self._resumes,
+            "envs": self._envs,
         }
         path = checkpoint.save(
             self.folder.checkpoints,

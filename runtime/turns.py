@@ -7,7 +7,8 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from core.errors import EnvironmentFault
 from core.types import Event, Worker
@@ -36,6 +37,7 @@ class Report:
     versions: dict[str, int]  # weights it uses → their version
     chunks: int  # taken from it by the replay, since it was started
     fault: Fault | None  # it broke, and takes no step until it is restarted
+    env: dict[str, Any] = field(default_factory=dict)  # the state of its environments
 
 
 class Turns:
@@ -107,6 +109,7 @@ class Turns:
             versions=dict(getattr(worker, "versions", {})),
             chunks=getattr(worker, "chunks", 0),
             fault=self._fault,
+            env=getattr(worker, "env_state", {}),
         )
         self._busy_s = 0.0
         self._waits_s.clear()

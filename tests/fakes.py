@@ -35,7 +35,7 @@ class FakeEnv:
     def __init__(self, lengths: Sequence[int] = (3, 3), truncate: bool = False) -> None:
         self.spec, self.num_envs = SPEC, len(lengths)
         self.actions: list[Array] = []
-        self.closed = False
+        self.closed, self.info = False, {}
         self._lengths, self._truncate = np.array(lengths), truncate
         self._episode = np.full(self.num_envs, -1)
         self._t = self._lengths.copy()
@@ -47,6 +47,11 @@ class FakeEnv:
     def step(self, action: Array) -> Batch:
         self.actions.append(action)
         return self._advance()
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
 
     def close(self) -> None:
         self.closed = True

@@ -81,6 +81,15 @@ def test_finished_episodes_are_reported_once_with_their_undiscounted_return():
     assert actor.drain() == []
 
 
+def test_a_finished_episode_comes_with_what_its_environment_tells_of_it():
+    env = FakeEnv(lengths=(3, 2))
+    actor, *_ = make(env)
+    env.info = {"level": np.array([4, 5])}
+    for _ in range(3):
+        actor.step()
+    assert [event["level"] for event in actor.drain()] == [5, 4]
+
+
 def test_newer_weights_are_pulled_every_so_many_steps_and_used():
     weights = LocalWeights()
     actor, _, replay, _ = make(weights=weights, chunk=1, pull_every=3)

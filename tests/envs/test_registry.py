@@ -41,6 +41,11 @@ def test_a_mistyped_id_names_the_nearest(typed, meant):
     assert str(error.value) == expected
 
 
+def test_an_argument_that_an_environment_does_not_take_is_named():
+    with pytest.raises(UserError, match=r'env "CartPole-v1" was given gravitty, but: .*gravitty'):
+        registry.describe("CartPole-v1", gravitty=9.8)
+
+
 def test_the_list_holds_the_newest_version_of_each():
     known = registry.known()
     assert known == sorted(set(known))

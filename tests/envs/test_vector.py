@@ -49,8 +49,51 @@ def test_rows_agree_with_gymnasiums_own_vectorisation():
         np.testing.assert_array_equal(rows["last"], terminated | truncated)
 
 
-def test_rows_already_handed_out_never_change():
-    env = GymVector("CartPole-v1", 2, seed=0)
+def test_rows_of_a_batched_environment_are_those_of_its_vectorised_form():
+    ours = GymVector("NumberGame-v1", 3, seed=7)
+    theirs = gym.make_vec("NumberGame-v1", 3)
+    obs, _ = theirs.reset(seed=int(np.random.SeedSequence(7).generate_state(1)[0]))
+    rows, ended = ours.reset(), np.ones(3, bool)
+    np.testing.assert_array_equal(rows["obs"], obs)
+    assert rows["first"].all() and not rows["reward"].any() and not rows["last"].any()
+    random, ends = np.random.default_rng(0), 0
+    for _ in range(100):
+        ended, action = rows["last"], random.integers(4, size=3)
+        rows = ours.step(action)
+        obs, reward, terminated, *_ = theirs.step(action)
+        np.testing.assert_array_equal(rows["obs"], obs)
+        np.testing.assert_array_equal(rows["reward"], reward.astype(np.float32))
+        np.testing.assert_array_equal(rows["first"], ended)
+        np.testing.assert_array_equal(rows["terminal"], terminated)
+        np.testing.assert_array_equal(rows["last"], terminated)
+        assert {rows[key].dtype.name for key in ("obs", "reward")} == {"float32"}
+        ends += terminated.sum()
+    assert ends > 10
+    assert ours.reset()["first"].all()  # and on, from the same generator
+    ours.close()
+
+
+def test_what_a_batched_environment_tells_and_keeps_passes_through():
+    env = GymVector("NumberGame-v1", 3, seed=0, options={"progressive": True})
+    env.restore({"level": 1, "scores": [7.0]})
+    env.reset()
+    assert env.info["level"].tolist() == [1, 1, 1]
+    env.step(np.full(3, 3))
+    assert env.state()["level"] == 1 and len(env.state()["scores"]) == 4
+    assert set(env.info) == {"level", "tier"}
+
+
+def test_an_environment_without_a_state_has_none_and_takes_options():
+    env = GymVector("envs.probe:Count-v0", 2, seed=0, options={"length": 2})
+    assert env.reset()["obs"].shape == (2, 2) and env.info == {} and env.state() == {}
+    env.restore({})
+    rows = unroll(env, 2)
+    assert rows["last"].tolist() == [[False] * 2, [False] * 2, [True] * 2]
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "NumberGame-v1"])
+def test_rows_already_handed_out_never_change(env_id):
+    env = GymVector(env_id, 2, seed=0)
     rows = env.reset()
     kept = {key: values.copy() for key, values in rows.items()}
     for _ in range(30):
@@ -59,9 +102,10 @@ def test_rows_already_handed_out_never_change():
         np.testing.assert_array_equal(rows[key], kept[key])
 
 
-def test_a_seed_decides_everything_and_environments_differ():
-    one, same = (unroll(GymVector("CartPole-v1", 2, seed=3), 50) for _ in range(2))
-    other = unroll(GymVector("CartPole-v1", 2, seed=4), 50)
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "NumberGame-v1"])
+def test_a_seed_decides_everything_and_environments_differ(env_id):
+    one, same = (unroll(GymVector(env_id, 2, seed=3), 50) for _ in range(2))
+    other = unroll(GymVector(env_id, 2, seed=4), 50)
     np.testing.assert_array_equal(one["obs"], same["obs"])
     assert not np.array_equal(one["obs"], other["obs"])
     assert not np.array_equal(one["obs"][:, 0], one["obs"][:, 1])
@@ -125,6 +169,37 @@ def test_rows_that_would_poison_a_replay_are_refused(kwargs, message):
     env.reset()
     with pytest.raises(EnvironmentFault, match=message):
         env.step(np.zeros(1, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [
+        ([[0, 0], [0, np.nan]], r"Together-v0\[1\] returned a observation of nan after action 1"),
+        ([[0, 0, 0], [0, 0, 0]], r"int64 \(2, 3\) where float32 \(2, 2\) was declared"),
+    ],
+)
+def test_a_batched_environment_is_checked_as_well(obs, message):
+    class Together(gym.vector.VectorEnv):
+        metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+        def __init__(self, num_envs):
+            self.num_envs = num_envs
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros((2, 2)), {}
+
+        def step(self, actions):
+            return np.array(obs), np.zeros(2), np.zeros(2, bool), np.zeros(2, bool), {}
+
+    class Apart(Returns):
+        metadata = {"batched": True}  # noqa: RUF012
+
+    gym.registry.pop("Together-v0", None)
+    gym.register("Together-v0", lambda: Apart(None), vector_entry_point=Together)
+    env = GymVector("Together-v0", 2, seed=0)
+    env.reset()
+    with pytest.raises(EnvironmentFault, match=message):
+        env.step(np.ones(2, np.int64))
 
 
 def test_numbers_of_any_kind_become_float32():

@@ -75,6 +75,18 @@ def test_workers_take_up_where_the_run_is(blueprint):
     assert "1000" in evaluator.waiting_for
 
 
+def test_actors_step_the_environment_as_asked_and_where_it_was_and_evaluators_the_plain_one(
+    blueprint,
+):
+    train = replace(RunConfig().train, env={"progressive": True})
+    settings = replace(blueprint.config, env="NumberGame-v1", train=train)
+    given = replace(blueprint, config=settings)
+    was = {"level": 2, "scores": [5.0]}
+    site = Site(FakeAgent(), FakeReplay(), LocalWeights(), (), Progress(env=was))
+    assert given.worker("actor-0", site).env_state == was
+    assert given.worker("evaluator", site)._make_env(0).state() == {}
+
+
 def test_a_model_free_agent_has_no_world():
     agent = FakeAgent()
     assert weight_groups(agent) == ("world", "policy")

@@ -160,6 +160,19 @@ def test_an_actor_that_hands_over_rows_in_between_may_break_for_ever(opened):
             session.take(report("actor-1", chunks=1), STATS)
 
 
+def test_environments_go_on_from_their_state_after_a_restart_and_a_resume(opened):
+    with opened() as session:
+        assert session.progress("actor-1").env == {}
+        session.take(report("actor-1", env={"level": 1}), STATS)
+        session.take(report("actor-1", env={"level": 2, "scores": [3.0]}), STATS)
+        session.take(report("learner"), STATS)
+        assert session.progress("actor-1").env == {"level": 2, "scores": [3.0]}
+        assert session.progress("actor-0").env == {}
+        state = checkpoint.load(session.save({}, {}))
+    with opened(resumed=state) as session:
+        assert session.progress("actor-1").env == {"level": 2, "scores": [3.0]}
+
+
 def test_an_evaluator_may_break_for_ever_while_it_starts(opened):
     with opened() as session:
         for _ in range(3 * FRUITLESS_STARTS):

@@ -45,6 +45,7 @@ def test_time_is_told_apart_by_what_it_went_into():
     assert it.waiting_for == "replay + dreamer"
     it.waited(5.0)
     report = it.report()
+    assert report.env == {}  # no actor
     assert report.worker == "learner"
     assert report.events == [{"kind": "step"}]
     assert report.busy_s == pytest.approx(0.01, abs=0.02)
