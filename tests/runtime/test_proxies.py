@@ -173,7 +173,9 @@ def test_flush_sends_on_what_piled_up_and_says_when_all_has_arrived(world):
     assert world.clock.now == pytest.approx(0.3)
     assert not world.proxy.flush()
     assert world.sent() == [[0], [1], [2, 3]]
-    world.line.answer(TAKEN)
+    world.line.answer(TAKEN, after=0.2)
+    world.proxy.wait(10.0)
+    assert world.clock.now == pytest.approx(0.5)
     assert world.proxy.flush()
 
 
@@ -287,6 +289,15 @@ def test_what_comes_and_was_not_looked_for_does_not_end_a_wait(world):
     assert world.proxy.sample("dream", "policy") is None
     world.line.answer(Packed.of({"n": np.array(3)}), after=0.5)
     world.proxy.wait(10.0)
+    assert world.clock.now == pytest.approx(0.5)
+
+
+def test_what_was_missed_before_the_last_wait_does_not_end_this_one(world):
+    assert world.proxy.sample("real", "policy") is None
+    world.proxy.wait(0.1)
+    world.line.answer(drawn(0), of=0, after=0.1)
+    assert world.proxy.sample("dream", "policy") is None
+    world.proxy.wait(0.4)
     assert world.clock.now == pytest.approx(0.5)
 
 
