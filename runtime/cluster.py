@@ -88,8 +88,7 @@ def train(
 def cluster(session: Session, meanwhile: Callable[[], T]) -> Iterator[T]:
     """A Ray cluster on this machine, or the running one at `--address`; → what `meanwhile` gives.
 
-    No signal reaches Ray while it starts, as one would leave it half started and its processes
-    behind.
+    No signal reaches Ray while it starts: one would leave it half started, its processes behind.
     """
     session.hold()
     with joined(session.config) as joining:
