@@ -23,7 +23,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppend
 
 import agents
 from core import checkpoint
-from core.config import Flags, RunConfig, apply, configure
+from core.config import Flags, RunConfig, configure
 from core.errors import UserError, WorkerFailed, nearest
 
 EXAMPLES = """examples:
@@ -80,9 +80,8 @@ def train(args: Sequence[str]) -> int:
     from envs import registry
 
     agents.check(config.agent, registry.describe(config.env, **config.train.env))
-    options = {key[6:]: value for key, value in overrides.items() if key.startswith("agent.")}
-    if options:  # imports torch: the last of the checks
-        apply(agents.load(config.agent).Config(), options, "agent.")
+    if any(key.startswith(("agent.", "train.replay_")) for key in overrides):
+        preflight.check_agent(config)  # imports torch: the last of the checks
 
     from runtime.display import Display
 

@@ -31,9 +31,11 @@ from benchmarks.replay_rows import (
 )
 from benchmarks.replay_sides import FRAMES, SEQUENCES, Scale
 from benchmarks.rounds import Side
+from core.config import RunConfig
 from core.errors import UserError, WorkerFailed
 from core.types import Consumer, Origin, Space, TableSpec
 from runtime.hosts import AwaitableReplay
+from runtime.proxies import ReplayProxy
 
 WAIT_S: Final = 0.2  # between two looks for an answer that is late
 PATIENCE_S: Final = 120.0  # with a process of Reverb's
@@ -73,13 +75,35 @@ def sequences_on_ray(scale: Scale) -> Iterator[Side]:
 @contextmanager
 def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], None]]:
     """→ what has so many chunks added and so many samples taken, at the same time."""
-    from runtime.cluster import hosted
+    from runtime.cluster import answer, joined, start, start_replay
 
+    jobs, tables = (partial(adding, obs), sampling), {"real": spec}
     with (
         redirect_stdout(sys.stderr),  # Ray prints warnings of its own
-        hosted({"real": spec}, (partial(adding, obs), sampling)) as work,
+        joined(RunConfig(dashboard=False)) as joining,
     ):
+        joining.result()
+        replay = start_replay(tables, 0, consuming=1)
+        crew = [start(Job, job, ReplayProxy([replay], tables, 0)) for job in jobs]
+
+        def work(amounts: Sequence[int]) -> None:
+            done = [job.call("work", n) for job, n in zip(crew, amounts, strict=True)]
+            for call in done:
+                answer(call, "a job")
+
         yield work
+        for line in (*crew, replay):
+            line.stop()
+
+
+class Job:
+    """Work with the replay, in a process of its own."""
+
+    def __init__(self, make: Callable[[AwaitableReplay], Work], replay: AwaitableReplay) -> None:
+        self._work = make(replay)
+
+    def work(self, amount: int) -> None:
+        self._work(amount)
 
 
 def adding(obs: Space, replay: AwaitableReplay) -> Work:

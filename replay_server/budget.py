@@ -38,7 +38,7 @@ def within(
         for name, spec in tables.items()
         if isinstance(spec, TableSpec)
     }
-    part = max_bytes / sum(needs.values())
+    part = max_bytes / max(sum(needs.values()), 1)
     return {
         name: replace(spec, max_bytes=int(part * needs[name]))
         if isinstance(spec, TableSpec) and part < 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from core.types import (
     EmphasizeRecent,
     Mixture,
     Prioritized,
+    QueueSpec,
     Recency,
     Selector,
     Space,
@@ -26,7 +28,17 @@ from replay_server import budget
 REASONS = ("columns", "shape", "dtype", "nan", "streams", "reset")  # why a chunk is refused
 
 
-def check_spec(name: str, spec: TableSpec) -> None:
+class Limits(NamedTuple):
+    """What a person calls the limits of a table."""
+
+    capacity: str = "capacity"
+    max_bytes: str = "max_bytes"
+
+
+OWN: Final = Limits()  # as the spec calls them
+
+
+def check_spec(name: str, spec: TableSpec, limits: Limits = OWN) -> None:
     """Raise UserError for a table that would wait for ever or could not draw."""
 
     def require(holds: bool, what: str) -> None:
@@ -37,13 +49,14 @@ def check_spec(name: str, spec: TableSpec) -> None:
         space = spec.columns.get(flag)
         found = space and (space.dtype, space.shape)
         require(found == ("bool", ()), f"needs a bool column {flag!r} of shape (), found {found}")
-    require(spec.capacity >= 1, f"capacity must be at least 1 row, found {spec.capacity}")
+    require(spec.capacity >= 1, f"{limits.capacity} must be at least 1 row, found {spec.capacity}")
     require(spec.slack >= 1, f"slack must be at least 1 sample, found {spec.slack}")
     rows = budget.capacity(spec)
-    holds = f"found {rows}"
+    limit, holds = limits.capacity, f"found {rows}"
     if rows < spec.capacity:
+        limit = limits.max_bytes
         holds += f" in a budget of {budget.sized(spec.max_bytes or 0)}"
-    require(rows >= 1, f"must hold at least 1 row, {holds}: raise max_bytes")
+    require(rows >= 1, f"must hold at least 1 row, {holds}: raise {limit}")
     for consumer, of in spec.consumers.items():
         require(
             of.batch >= 1 and of.window >= 1 and of.context >= 0,
@@ -53,13 +66,17 @@ def check_spec(name: str, spec: TableSpec) -> None:
         length = of.context + of.window
         require(
             of.batch * length <= rows,
-            f"{consumer!r} samples {of.batch} windows of {length} rows: give it a capacity of "
+            f"{consumer!r} samples {of.batch} windows of {length} rows: raise {limit} to hold "
             f"{of.batch * length} or more, {holds}",
         )
         require(
-            0 <= of.min_steps <= rows,
-            f"{consumer!r} must wait for 0 to {rows} steps (the capacity), "
-            f"found min_steps {of.min_steps}",
+            of.min_steps >= 0,
+            f"{consumer!r} must wait for 0 steps or more, found min_steps {of.min_steps}",
+        )
+        require(
+            of.min_steps <= rows,
+            f"{consumer!r} waits for min_steps {of.min_steps}: raise {limit} to hold as many rows, "
+            f"{holds}",
         )
         rate = of.samples_per_step
         require(
@@ -70,12 +87,22 @@ def check_spec(name: str, spec: TableSpec) -> None:
         require(not what, f"{consumer!r}: {what}")
         once = len(set(of.columns)) == len(of.columns)
         require(once, f"{consumer!r} must name each of its columns once, found {of.columns}")
-    need, free = budget.table_bytes(spec, rows), budget.available_memory()
-    require(
-        need <= free,
-        f"{rows:,} rows take {budget.sized(need)}, but {budget.sized(free)} of memory are free; "
-        "lower its capacity, or give it max_bytes",
-    )
+
+
+def check_memory(
+    tables: Mapping[str, TableSpec | QueueSpec], shards: int = 1, limits: Limits = OWN
+) -> None:
+    """Raise UserError when so many times these tables do not fit into what is free here."""
+    specs = {name: spec for name, spec in tables.items() if isinstance(spec, TableSpec)}
+    rows = {name: budget.capacity(spec) for name, spec in specs.items()}
+    need = shards * sum(budget.table_bytes(spec, rows[name]) for name, spec in specs.items())
+    free = budget.available_memory()
+    if need > free:
+        what = " and ".join(f"{shards * n:,} rows of {name!r}" for name, n in rows.items())
+        raise UserError(
+            f"{what} take {budget.sized(need)}, but {budget.sized(free)} of memory are free: "
+            f"lower {limits.capacity} or set {limits.max_bytes}"
+        )
 
 
 def _selector_fault(spec: Selector, columns: Mapping[str, Space]) -> str | None:

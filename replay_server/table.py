@@ -12,7 +12,7 @@ import numpy as np
 from core.errors import EnvironmentFault, UserError
 from core.types import Array, Batch, Sample, TableSpec
 from replay_server import budget
-from replay_server.checks import REASONS, check_spec, find_fault, find_reset_fault
+from replay_server.checks import REASONS, check_memory, check_spec, find_fault, find_reset_fault
 from replay_server.limiter import Limiter
 from replay_server.ring import Ring
 from replay_server.rows import Rows
@@ -32,6 +32,7 @@ class Table:
 
     def __init__(self, name: str, spec: TableSpec, seed: int | Sequence[int]) -> None:
         check_spec(name, spec)
+        check_memory({name: spec})
         self._name, self._spec = name, spec
         self._ring = Ring(budget.capacity(spec))
         self.nbytes = budget.table_bytes(spec, self._ring.capacity)

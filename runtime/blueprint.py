@@ -18,6 +18,8 @@ from core.types import Agent, EnvSpec, QueueSpec, Replay, TableSpec, WeightStore
 from dreamer_workers.dreamer import Dreamer
 from learner.learner import Learner
 from replay_server import budget
+from replay_server.checks import Limits, check_memory, check_spec
+from replay_server.shards import shard_tables
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,21 @@ class Blueprint:
         return cast(Agent, agent_class(options, self.spec, self.seed(part, starts), device))
 
     def tables(self, agent: Agent) -> dict[str, TableSpec | QueueSpec]:
-        """The agent's tables, within the memory that the run allows."""
-        allowed = self.config.train.replay_gb
-        return agent.tables if allowed is None else budget.within(agent.tables, allowed * 1e9)
+        """The agent's tables, within the memory that the run allows.
+
+        Raises UserError where the replay could not serve them, or they do not fit into this machine
+        (of those of a cluster it is not known which will hold them).
+        """
+        allowed, shards = self.config.train.replay_gb, self.config.train.replay_shards
+        tables = agent.tables if allowed is None else budget.within(agent.tables, allowed * 1e9)
+        parts = shard_tables(tables, shards)
+        limits = Limits("agent.capacity", "train.replay_gb")
+        for name, spec in parts.items():
+            if isinstance(spec, TableSpec):
+                check_spec(name, spec, limits)
+        if self.config.address is None:
+            check_memory(parts, shards, limits)
+        return tables
 
     def crew(self, groups: tuple[str, ...]) -> list[str]:
         """The names of all workers, actors first; without a world model there is no dreamer."""

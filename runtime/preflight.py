@@ -1,4 +1,4 @@
-"""What can be found out about a run's surroundings in a second, before anything heavy starts."""
+"""What can be found out about a run's surroundings before anything heavy starts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from core.config import RunConfig
 from core.errors import UserError
 
 CONNECT_S: Final = 1.0
@@ -49,6 +50,17 @@ def check_device(device: str) -> None:
         found = _driver_fault()
     if found:
         raise UserError(f"--device cuda: {found}. Use --device cpu, or auto.")
+
+
+def check_agent(config: RunConfig) -> None:
+    """UserError for options the agent does not take, or tables no replay could serve.
+
+    Builds an agent, which imports torch.
+    """
+    from runtime.blueprint import Blueprint
+
+    blueprint = Blueprint.of(config)
+    blueprint.tables(blueprint.agent("driver", "cpu"))
 
 
 def _driver_fault() -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,6 +219,60 @@ class FakeReplay:
 
     def stats(self) -> dict[str, float]:
         return {"env_steps": self.env_steps}
+
+
+@dataclass
+class FakeClock:
+    """A `time` that passes only while somebody waits."""
+
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass(eq=False)
+class FakeCall:
+    """A call on a `FakeLine`, answered at a time of its own."""
+
+    method: str
+    args: tuple[Any, ...]
+    reply: Any = None
+    at: float = math.inf
+
+
+class FakeLine:
+    """A `Line` whose calls are answered when the test says so. A reply that is an error is raised.
+
+    With it goes the time: until the first answer that is waited for, or all the time there is.
+    """
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.calls: list[FakeCall] = []
+        self._clock = clock
+
+    def call(self, method: str, *args: Any) -> FakeCall:
+        self.calls.append(FakeCall(method, args))
+        return self.calls[-1]
+
+    def wait(self, calls: Collection[FakeCall], seconds: float) -> bool:
+        first = min(call.at for call in calls)
+        self._clock.now = max(self._clock.now, min(first, self._clock.now + seconds))
+        return first <= self._clock.now
+
+    def get(self, call: FakeCall) -> Any:
+        assert call.at <= self._clock.now, f"{call.method} blocks"
+        if isinstance(call.reply, Exception):
+            raise call.reply
+        return call.reply
+
+    def answer(self, reply: Any, of: int = -1, after: float = 0.0) -> None:
+        """Reply to a call, by default the last one, in so many seconds."""
+        assert self.calls[of].at == math.inf, "it was answered before"
+        self.calls[of].reply, self.calls[of].at = reply, self._clock.now + after
 
 
 def sample(*keys: int) -> Sample:

@@ -13,6 +13,7 @@ import pytest
 import launch
 from core import checkpoint
 from core.errors import WorkerFailed
+from replay_server import budget
 from runtime.run_folder import RunFolder, read_config
 
 ROOT = Path(__file__).parent.parent
@@ -127,6 +128,42 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
     assert said in refused(args, capsys)
     assert started == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["agent.horzon=3"], "unknown setting agent.horzon. Nearest: agent.horizon"),
+        (["agent.real_share=2"], "agent.real_share must be from 0 to 1"),
+        (["agent.capacity=0"], "agent.capacity must be at least 1 row, found 0"),
+        (["agent.capacity=500"], "raise agent.capacity to hold 600 or more, found 500"),
+        (
+            ["agent.capacity=1e11"],
+            "of memory are free: lower agent.capacity or set train.replay_gb",
+        ),
+        (["train.replay_gb=1e-6"], "raise train.replay_gb to hold 600 or more, found 18"),
+        (["agent.capacity=0", "train.replay_gb=1"], "agent.capacity must be at least 1 row"),
+        (["agent.capacity=-5", "train.replay_gb=1"], "agent.capacity must be at least 1 row"),
+        (["agent.warmup=200000"], "raise agent.capacity to hold as many rows, found 100000"),
+    ],
+)
+@pytest.mark.parametrize("flags", [["--num-actors", "2"], ["--local"]], ids=["ray", "local"])
+def test_what_its_agent_or_its_replay_cannot_do_is_such_a_mistake(
+    started, tmp_path, capsys, flags, options, said
+):
+    pytest.importorskip("torch")  # takes its time, once
+
+    assert said in refused([*flags, *(f"--set={option}" for option in options)], capsys)
+    assert started == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_are_weighed_together(started, monkeypatch, capsys):
+    """Where each of them alone would fit."""
+    monkeypatch.setattr(budget, "available_memory", lambda: 3e6)
+    given = ["--num-actors", "4", "--set", "train.replay_shards=4", "--set"]
+    assert "200,000 rows of 'real' take" in refused([*given, "agent.capacity=2e5"], capsys)
+    assert launch.main([*given, "agent.capacity=2e4"]) == 0
 
 
 def test_an_address_where_nobody_answers_is_refused(started, capsys):

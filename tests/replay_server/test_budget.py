@@ -88,7 +88,9 @@ def test_tables_share_a_budget_by_what_they_would_take() -> None:
 
 def test_what_cannot_fit_in_memory_is_refused() -> None:
     columns = {**COLUMNS, "obs": Space((84, 84), "uint8")}
-    with pytest.raises(UserError, match=r"1,000,000,000 rows take 7,.* GB, but .* are free"):
+    with pytest.raises(
+        UserError, match=r"1,000,000,000 rows of 'real' take 7,.* GB, but .* are free"
+    ):
         Table("real", TableSpec(10**9, columns, {}), 0)
 
 

@@ -504,7 +504,7 @@ def test_bytes_are_known_from_the_start() -> None:
         (spec(0), "capacity must be at least 1"),
         (spec(8, 0.5, a=Consumer(1)), "slack must be at least 1"),
         (spec(8, a=Consumer(0)), "batch and window"),
-        (spec(8, a=Consumer(3, 3)), "capacity of 9 or more, found 8"),
+        (spec(8, a=Consumer(3, 3)), "capacity to hold 9 or more, found 8"),
         (spec(8, a=Consumer(3, 1, context=2)), "3 windows of 3 rows: .* 9 or more, found 8"),
         (spec(8, a=Consumer(1, context=-1)), "context of at least 0"),
         (spec(8, a=Consumer(1, min_steps=9)), "min_steps 9"),

@@ -7,9 +7,10 @@ import pytest
 
 import agents
 from core.config import RunConfig
+from core.errors import UserError
 from learner.weight_store import LocalWeights
 from runtime.blueprint import Blueprint, Progress, Site, weight_groups
-from tests.fakes import SPEC, FakeAgent, FakeReplay
+from tests.fakes import SPEC, FakeAgent, FakeConfig, FakeReplay
 from tests.runtime.runs import FAKE, config
 
 
@@ -25,6 +26,19 @@ def test_the_replay_keeps_to_the_memory_that_the_run_allows(blueprint):
     train = replace(blueprint.config.train, replay_gb=1e-5)
     within = replace(blueprint, config=replace(blueprint.config, train=train))
     assert within.tables(agent)["real"].max_bytes == 10_000
+
+
+@pytest.mark.parametrize("name", agents.REGISTRY)
+def test_messages_about_the_replay_name_what_can_be_set(name):
+    assert hasattr(agents.load(name).Config(), "capacity")
+
+
+def test_what_a_cluster_elsewhere_holds_is_not_weighed_here(blueprint):
+    agent = FakeAgent(FakeConfig(capacity=10**12))
+    with pytest.raises(UserError, match="of memory are free"):
+        blueprint.tables(agent)
+    config = replace(blueprint.config, address="elsewhere:6379")
+    assert replace(blueprint, config=config).tables(agent) is agent.tables
 
 
 def test_a_crew_has_every_role(blueprint):

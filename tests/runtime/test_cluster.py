@@ -10,9 +10,11 @@ import pytest
 
 import agents
 from core.config import RunConfig
-from core.errors import EnvironmentFault, UserError
+from core.errors import EnvironmentFault, UserError, WorkerFailed
 from core.types import Origin
-from runtime.cluster import shares
+from learner.weight_store import LocalWeights
+from runtime.cluster import shares, start, start_replay
+from runtime.proxies import ASK_EVERY_S, ReplayProxy, WeightsProxy
 from tests.fakes import FakeAgent
 from tests.runtime.runs import FAKE, config, state_in, streams, train
 from tests.runtime.test_hosts import STREAM, rows
@@ -72,15 +74,9 @@ def test_cuda_is_refused_where_the_cluster_has_none():
 
 @pytest.fixture
 def proxy(ray_here):
-    import ray
-
-    from runtime.cluster import ReplayProxy
-    from runtime.hosts import ReplayHost
-
-    kind = ray.remote(concurrency_groups={"insert": 2, "sample": 8, "control": 2})(ReplayHost)
-    host = kind.options(num_cpus=0).remote(FakeAgent().tables, 0)
-    yield ReplayProxy([host], FakeAgent().tables, 0)
-    ray.kill(host)
+    line = start_replay(FakeAgent().tables, 0, consuming=1)
+    yield ReplayProxy([line], FakeAgent().tables, 0)
+    line.stop()
 
 
 def insist(attempt, seconds: float = 20.0):
@@ -167,13 +163,8 @@ def test_a_wait_ends_when_what_it_is_for_comes(proxy):
 
 @pytest.mark.slow
 def test_weights_are_looked_for_a_few_times_a_second(ray_here):
-    import ray
-
-    from learner.weight_store import LocalWeights
-    from runtime.cluster import ASK_EVERY_S, WeightsProxy
-
-    host = ray.remote(LocalWeights).options(num_cpus=0).remote()
-    proxy = WeightsProxy(host)
+    line = start(LocalWeights)
+    proxy = WeightsProxy(line)
     assert proxy.latest("policy", 0) is None
     assert proxy.publish("policy", {"w": np.ones(2)}) == 1
     assert proxy.latest("policy", 0) is None  # asked a moment ago
@@ -183,14 +174,11 @@ def test_weights_are_looked_for_a_few_times_a_second(ray_here):
     np.testing.assert_array_equal(weights["w"], np.ones(2))
     time.sleep(ASK_EVERY_S)
     assert proxy.latest("policy", 1) is None
-    ray.kill(host)
+    line.stop()
 
 
 @pytest.mark.slow
 def test_a_dead_replay_ends_the_run_and_is_named(tmp_path, ray_here, monkeypatch):
-    import ray
-
-    from core.errors import WorkerFailed
     from runtime import cluster
 
     monkeypatch.setitem(agents.REGISTRY, "fake", FAKE)
@@ -198,7 +186,7 @@ def test_a_dead_replay_ends_the_run_and_is_named(tmp_path, ray_here, monkeypatch
 
     def kill_then_stage(fleet):
         if fleet._session.learning:
-            ray.kill(fleet._replays[0])
+            fleet._replays[0].stop()
         stage(fleet)
 
     monkeypatch.setattr(cluster.Fleet, "_stage", kill_then_stage)

@@ -229,6 +229,27 @@ def test_samples_on_their_way_at_a_restart_may_be_drawn_again(replay):
     assert [heir.sample("real", "policy", 0.0) is not None for _ in range(3)] == [True, True, False]
 
 
+def test_rows_overwritten_while_they_are_copied_are_drawn_anew(monkeypatch):
+    """By who adds meanwhile, as no lock is held; and the sample counts once."""
+    replay = ReplayHost(FakeAgent(FakeConfig(capacity=16)).tables, seed=0)
+    assert add(replay, 16).taken  # earns two samples
+    gather, drawn = replay._server.gather, []
+
+    def gather_late(table, draw):
+        drawn.append(draw.keys)
+        if len(drawn) == 1:
+            assert add(replay, 16, first=False).taken  # earns four more
+        return gather(table, draw)
+
+    monkeypatch.setattr(replay._server, "gather", gather_late)
+    got = replay.sample("real", "policy", 0.0)
+    assert len(drawn) == 2
+    assert drawn[0].max() < 16 <= got.keys.min()
+    assert replay.stats()["real/samples_policy"] == 1
+    rest = [replay.sample("real", "policy", 0.0) is not None for _ in range(6)]
+    assert sum(rest) == 5
+
+
 # -------------------------------------------------------------------------------- worker hosts
 
 
