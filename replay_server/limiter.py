@@ -60,6 +60,24 @@ class Limiter:
     def restore(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
         self.samples = {name: int(state["samples"][name]) for name in self._consumers}
+        self._uncount_lost()
+
+    def _uncount_lost(self) -> None:
+        """Take nobody for further than the slowest.
+
+        What was made of samples but not used yet, dreams above all, is not saved. Whoever waits
+        for it would wait for ever if those who make it had no credit left.
+        """
+        rates = {
+            name: of.samples_per_step
+            for name, of in self._consumers.items()
+            if of.samples_per_step and self.steps >= of.min_steps
+        }
+        begun = {name: self._consumers[name].min_steps for name in rates}
+        reached = [begun[name] + self.samples[name] / rate for name, rate in rates.items()]
+        for name, rate in rates.items():
+            most = max(round((min(reached) - begun[name]) * rate), 0)
+            self.samples[name] = min(self.samples[name], most)
 
 
 class Pace:

@@ -38,6 +38,46 @@ def test_ratio_stays_in_its_band_under_any_interleaving(
             assert 0 <= owed <= slack + chunk * rate + 1e-9
 
 
+@given(
+    rate=st.floats(0.05, 4),
+    slack=st.floats(1, 6),
+    lost=st.integers(0, 8),
+    chunk=st.integers(1, 16),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_restore_that_loses_dreams_leaves_nobody_waiting_for_them(
+    rate: float, slack: float, lost: int, chunk: int, seed: int
+) -> None:
+    """`start` makes dreams, `policy` needs one a sample; those not yet used are gone."""
+    consumers = dict.fromkeys(("start", "policy"), Consumer(1, samples_per_step=rate, min_steps=3))
+    rng, limiter, dreams = np.random.default_rng(seed), Limiter(consumers, slack), 0
+
+    def turn() -> bool:
+        nonlocal dreams
+        if not any(limiter.behind(name) for name in consumers):
+            limiter.steps += chunk
+            return True
+        if dreams <= lost and limiter.may_sample("start"):
+            limiter.samples["start"] += 1
+            dreams += 1
+            return True
+        if dreams and limiter.may_sample("policy"):
+            limiter.samples["policy"] += 1
+            dreams -= 1
+            return True
+        return False
+
+    for _ in range(int(rng.integers(1, 60))):
+        assert turn()
+    before, dreams = limiter.state(), 0
+    limiter.restore(before)
+    assert 0 <= before["samples"]["start"] - limiter.samples["start"] <= lost + 1
+    assert limiter.samples["policy"] == before["samples"]["policy"]
+    for _ in range(60):
+        assert turn()
+
+
 def test_ratio_reaches_its_target() -> None:
     limiter = Limiter({"a": Consumer(1, samples_per_step=0.25, min_steps=100)}, 1.0)
     for _ in range(10_000):
