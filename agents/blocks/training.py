@@ -30,7 +30,7 @@ class Trainer:
         return torch.optim.AdamW(self._parameters, self._lr, weight_decay=self._decay, fused=True)
 
     def step(self, loss: Tensor, lr: Tensor | None = None) -> Tensor:
-        """One step down `loss` → the gradient norm before clipping. `lr`: another rate, a scalar."""
+        """One step down `loss` → the gradient norm before clipping. `lr`: another rate, ()."""
         if lr is not None:
             self._adam.param_groups[0]["lr"] = lr
         self._adam.zero_grad()

@@ -69,19 +69,24 @@ class Categorical51(nn.Module):
         return (torch.xlogy(target, target) - target * F.log_softmax(taken, -1)).sum(-1)
 
 
+Values = Expected | Quantiles | Categorical51
+
+
 def quantile_huber(quantiles: Tensor, target: Tensor) -> Tensor:
     """Sum over quantiles of the mean loss against every target (Dabney et al. 2018, eq. 10; κ = 1).
 
-    quantiles: (B, Z), target: (B, Z') → (B,).
+    quantiles: (B, Z), target: (B, Z') → (B,). The gradient is written down instead of recorded:
+    all pairs are many numbers, and autograd would walk back over each step that led to them.
     """
     count = quantiles.shape[-1]
-    tau = (torch.arange(count, device=quantiles.device) + 0.5) / count
-    pairs = quantiles.unsqueeze(-1), target.unsqueeze(-2)
-    error = pairs[1] - pairs[0]  # (B, Z, Z')
-    size = error.abs()
-    huber = torch.where(size <= 1, 0.5 * error.square(), size - 0.5)
-    weight = (tau.unsqueeze(-1) - (error.detach() < 0).float()).abs()
-    return (weight * huber).mean(-1).sum(-1)
+    tau = ((torch.arange(count, device=quantiles.device) + 0.5) / count).unsqueeze(-1)
+    with torch.no_grad():
+        error = target.unsqueeze(-2) - quantiles.unsqueeze(-1)  # (B, Z, Z')
+        slope = error.clamp(-1, 1)  # of Huber's loss
+        weighted = torch.where(error < 0, 1 - tau, tau) * slope
+        loss = (weighted * (error - 0.5 * slope)).mean(-1).sum(-1)
+        gradient = -weighted.mean(-1)
+    return loss + (gradient * (quantiles - quantiles.detach())).sum(-1)
 
 
 def project(prob: Tensor, reward: Tensor, discount: Tensor, support: Tensor) -> Tensor:

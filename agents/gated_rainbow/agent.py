@@ -36,9 +36,7 @@ al. 2019) for dreams from real starts.
 from __future__ import annotations
 
 import copy
-import math
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -46,11 +44,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.blocks.actions import Discrete
-from agents.blocks.gate import Gate
-from agents.blocks.nets import MLP
-from agents.blocks.noisy import NoisyLinear
-from agents.blocks.normaliser import Normaliser
-from agents.blocks.observation_model import ObservationModel
 from agents.blocks.returns import n_step
 from agents.blocks.training import (
     Learning,
@@ -63,8 +56,10 @@ from agents.blocks.training import (
     to_array,
     to_tensors,
 )
-from agents.blocks.values import Categorical51, Expected, Quantiles
-from core.errors import UserError
+from agents.gated_rainbow.config import CONTEXT, PRIORITY, RANGE, Config
+from agents.gated_rainbow.network import ValueNetwork, collapse, patterns
+from agents.gated_rainbow.progress import Progress
+from agents.gated_rainbow.world import World
 from core.types import (
     Array,
     Batch,
@@ -81,87 +76,7 @@ from core.types import (
     Weights,
 )
 
-CONTEXT = 3  # rows before the present one: SEQ_LENGTH of seed 000 is 4
-RANGE = 3.0  # values are kept within ± this: the largest return seen is so many units
-PRIORITY = 1e-3  # of a row whose error is 0, in the unit of values
-
-
-@dataclass(frozen=True)
-class Config:
-    """Units and sources beside each value; those without a source were measured here.
-
-    "Agent steps" of a schedule are counted from the first update, as `policy_per_step` has them.
-    """
-
-    hidden: int = 128  # features of the body; seed 000
-    gate: Literal["mlp", "transformer", "none"] = "mlp"
-    gate_weight: float = 0.01  # of the gate's regulariser; seed 000
-    values: Literal["expected", "c51", "quantile"] = "quantile"
-    atoms: int = 51  # of c51, C51 paper; quantiles: 32 of them
-    quantiles: int = 32
-    noise: float = 0.5  # σ0 of noisy layers, Rainbow and seed 000; 0: plain layers
-    epsilon: float = 0.01  # chance of a random action in the end; seed 000
-    epsilon_half_life: float = 1_000.0  # agent steps, from 1 down; seed 000: 138 episodes
-    gamma: float = 0.99  # seed 000: 0.999
-    n: int = 3  # steps of a return; Rainbow and seed 000
-    batch: int = 256  # windows an update, dreamed ones included; seed 000
-    policy_per_step: float = 1.0  # updates per agent step; seed 000
-    warmup: int = 500  # agent steps before the first update
-    prioritized: bool = True  # else every row is as likely as any other
-    alpha: tuple[float, float, float] = (0.5, 0.7, 0.4)  # of priorities, by turns; seed 000
-    alpha_steps: tuple[float, float] = (60_000.0, 180_000.0)  # agent steps each; seed: episodes
-    beta: float = 0.4  # of importance weights, rising to 1; seed 000
-    beta_steps: float = 126_000.0  # agent steps; seed 000: 4,200 episodes
-    lr: float = 5e-4
-    lr_floor: float = 1e-6  # where the plateau schedule stops; seed 000
-    patience: int = 20_000  # updates without a better mean return, after which lr is halved
-    decay: float = 1e-4  # of weights, in units of lr; seed 000
-    clip: float = 10.0  # gradient norm; seed 000
-    slow: float = 0.005  # rate at which the target network follows
-    capacity: int = 100_000  # real rows; seed 000
-
-    share: float = 0.3  # of an update that is dreamed; seed 000. 0: no dreams
-    dreams_per_step: float = 5.0  # dreams begun per agent step; seed 000
-    dream_horizon: int = 50  # steps of a dream at most; seed 000
-    dream_after: int = 2_000  # agent steps; seed 000: 800 episodes
-    tolerance: float = 0.3  # held-out error a dream may have, in deviations of the observation
-    trust: float = 3.0  # disagreement tolerated in dreams, in multiples of that on real rows
-    curiosity: float = 0.0  # reward for the usual disagreement, in units of the typical reward
-    members: int = 5  # transitions in the ensemble; MBPO 7
-    world_hidden: int = 128  # units of its hidden layers; seed 000
-    world_batch: int = 60  # windows, shared out among the members
-    world_window: int = 9  # rows: the held-out error is measured up to 8 steps
-    world_per_step: float = 0.25  # world-model updates per agent step; seed 000
-    lr_world: float = 1e-3  # seed 000
-    slow_world: float = 0.01  # rate at which the slow world follows
-    held_out: float = 0.1  # share of episodes that the world model never learns from
-
-    def __post_init__(self) -> None:
-        if self.world_batch % self.members:
-            raise UserError(
-                f"agent.world_batch must be a multiple of agent.members ({self.members}); "
-                f"found {self.world_batch}."
-            )
-        if not 0 <= self.share < 1:
-            raise UserError(f"agent.share must be from 0 to below 1; found {self.share}.")
-        if self.n < 1:
-            raise UserError(f"agent.n must be at least 1; found {self.n}.")
-
-    @property
-    def dreamed(self) -> int:
-        """Dreamed windows an update."""
-        return round(self.batch * self.share)
-
-    @property
-    def dreams(self) -> int:
-        """Dreams an update, a multiple of the members."""
-        wanted = self.dreams_per_step / self.policy_per_step
-        return max(1, round(wanted / self.members)) * self.members
-
-    @property
-    def models(self) -> bool:
-        """Whether there is a world model: for dreams or out of curiosity."""
-        return self.dreamed > 0 or self.curiosity > 0
+COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to learn values from
 
 
 class Memory(NamedTuple):
@@ -186,7 +101,7 @@ class GatedRainbow:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights
             self.online = ValueNetwork(config, spec).to(device)
-            self.world = ObservationModel(
+            self.world = World(
                 spec.obs,
                 self.actions.size,
                 context=CONTEXT,
@@ -335,20 +250,15 @@ class GatedRainbow:
             rows["reward"] = rows["reward"] + config.curiosity * self.surprise(rows)
 
         loss, td_error, openness, value = self.losses(rows)
-        count = (weight > 0).sum()
-        value_loss = (weight * loss).sum() / count
-        gate_loss = (openness.mean(0) - 0.5).square().mean()
-        total = value_loss + config.gate_weight * gate_loss
-        opened, value = openness.detach(), value.detach()
+        total = value_loss = (weight * loss).sum() / (weight > 0).sum()
+        if config.gate != "none":
+            gate_loss = collapse(openness)
+            total = value_loss + config.gate_weight * gate_loss
+            metrics |= {"loss/gate": gate_loss.detach(), **patterns(openness.detach())}
         progress.learned(lived["trace"], lived["last"])
         metrics |= {
             "loss/value": value_loss.detach(),
-            "loss/gate": gate_loss.detach(),
             "grad_norm/value": self.trainer.step(total, progress.lr),
-            "gate/mean": 0.7 + 0.3 * opened.mean(),
-            "gate/over_histories": 0.3 * opened.std(0).mean(),
-            "gate/over_units": 0.3 * opened.mean(0).std(),
-            "gate/saturated": ((opened - 0.5).abs() > 0.45).float().mean(),
             "explore/epsilon": progress.epsilon,
             "explore/noise": self.online.noisiness,
             "replay/alpha": progress.alpha,
@@ -366,14 +276,12 @@ class GatedRainbow:
         return Feedback(metrics, to_array(priorities).astype(np.float64))
 
     def losses(self, rows: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Windows (B, C + n + 1, …) → loss, |δ| (B,), gate openness (B, F), value of the taken (B,).
+        """Windows (B, C + n + 1, …) → loss, |δ| and value (B,), gate openness (B, F).
 
-        All in the unit of values.
+        All in the unit of values; the value is that of the action taken.
         """
         online, noise = self.online, self.policy_noise if self.config.noise else None
-        reward, last, terminal = (
-            rows[key][:, CONTEXT:] for key in ("reward", "last", "terminal")
-        )
+        reward, last, terminal = (rows[key][:, CONTEXT:] for key in ("reward", "last", "terminal"))
         rewards, steps, discount = n_step(reward / online.unit, last, terminal, self.config.gamma)
         histories = rows["obs"].unfold(1, CONTEXT + 1, 1).movedim(-1, 2)  # (B, n + 1, 4, *O)
         item = torch.arange(len(steps), device=steps.device)
@@ -442,144 +350,6 @@ class GatedRainbow:
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
         self._learning[group].restore(state)
-
-
-COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to learn values from
-
-
-# ----------------------------------------------------------------------------- the network
-
-
-class ValueNetwork(nn.Module):
-    """Histories (B, 4, *O) → values (B, A, Z) in units of `unit`, and the gate's openness (B, F)."""
-
-    unit: Tensor
-
-    def __init__(self, config: Config, spec: EnvSpec) -> None:
-        super().__init__()
-        hidden, actions = config.hidden, spec.action.n
-        size = math.prod(spec.obs.shape)
-        self.values = {
-            "expected": Expected,
-            "c51": lambda: Categorical51(config.atoms, -RANGE, RANGE),
-            "quantile": lambda: Quantiles(config.quantiles),
-        }[config.values]()
-        self.normaliser = Normaliser(spec.obs)
-        self.body = nn.Linear((CONTEXT + 1) * size, hidden)
-        self.gate = Gate(config.gate, CONTEXT + 1, size, hidden)
-        self.trunk = MLP((hidden, hidden))
-        self.streams = NoisyLinear(hidden, hidden, config.noise)
-        self.value = NoisyLinear(hidden // 2, self.values.size, config.noise)
-        self.advantage = NoisyLinear(hidden // 2, actions * self.values.size, config.noise)
-        self.register_buffer("unit", torch.zeros(()))  # 0: no return was seen yet
-
-    def forward(
-        self, history: Tensor, noise: torch.Generator | None, per_row: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        x = self.normaliser(history)  # (B, 4, O)
-        openness = self.gate(x)
-        features = activate(self.body(x.flatten(1))) * (0.7 + 0.3 * openness)
-        features = activate(self.trunk(features))
-        streams = F.silu(self.streams(features, noise, per_row)).chunk(2, -1)
-        value = self.value(streams[0], noise, per_row).unsqueeze(1)  # (B, 1, Z)
-        advantage = self.advantage(streams[1], noise, per_row)
-        advantage = advantage.unflatten(-1, (-1, self.values.size))  # (B, A, Z)
-        return value + advantage - advantage.mean(1, keepdim=True), openness
-
-    def mean(self, values: Tensor) -> Tensor:
-        """(…, Z) → expected values (…)."""
-        mean: Tensor = self.values.mean(values)
-        return mean
-
-    @torch.no_grad()
-    def rescale(self, factor: Tensor) -> None:
-        """Multiply what is said of returns, the noise in it left out."""
-        if self.values.scales:
-            for layer in (self.value, self.advantage):
-                layer.weight.mul_(factor)
-                layer.bias.mul_(factor)
-
-    @property
-    def noisiness(self) -> Tensor:
-        """The mean size of σ over the noisy layers."""
-        layers = (self.streams, self.value, self.advantage)
-        return torch.stack([layer.weight_sigma.detach().abs().mean() for layer in layers]).mean()
-
-
-def activate(x: Tensor) -> Tensor:
-    return F.silu(F.layer_norm(x, x.shape[-1:]))
-
-
-# ------------------------------------------------------------------------------- schedules
-
-
-class Progress(nn.Module):
-    """How far learning has come, and all that moves with it. Tensors, so that nobody waits.
-
-    The learning rate is halved when `patience` updates in a row bring no better mean return; that
-    is a moving average over the ends of episodes among the replayed rows (their trace), so it
-    lags behind the session's own by the age of those rows, and needs no messages.
-    """
-
-    updates: Tensor
-    mean_return: Tensor
-    best: Tensor
-    stale: Tensor
-    slowdown: Tensor
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.register_buffer("updates", torch.zeros(()))
-        self.register_buffer("mean_return", torch.zeros(()))
-        self.register_buffer("best", torch.full((), -torch.inf))
-        self.register_buffer("stale", torch.zeros(()))  # updates since the best
-        self.register_buffer("slowdown", torch.ones(()))  # of the learning rate
-
-    @torch.no_grad()
-    def learned(self, trace: Tensor, last: Tensor) -> None:
-        """One update was taken, on real windows of these columns (B, T)."""
-        self.updates += 1
-        ends = last.sum()
-        found = (trace * last).sum() / ends.clamp(min=1)
-        rate = (0.01 * ends).clamp(max=1) / (1 + 0.01 * ends) * (ends > 0)
-        self.mean_return.lerp_(found, torch.maximum(rate, (self.updates == 1) * (ends > 0)))
-        better = self.mean_return > self.best
-        self.stale.copy_(torch.where(better, 0, self.stale + 1))
-        self.best.copy_(torch.maximum(self.best, self.mean_return))
-        waited = (self.stale > 0) & (self.stale % self.config.patience == 0)
-        self.slowdown.mul_(torch.where(waited, 0.5, 1.0))
-
-    @property
-    def lr(self) -> Tensor:
-        return (self.config.lr * self.slowdown).clamp(min=self.config.lr_floor)
-
-    @property
-    def steps(self) -> Tensor:
-        """Agent steps since the first update."""
-        return self.updates / self.config.policy_per_step
-
-    @property
-    def epsilon(self) -> Tensor:
-        """The chance of a random action."""
-        halvings = self.steps / self.config.epsilon_half_life
-        return (0.5**halvings).clamp(min=self.config.epsilon)
-
-    @property
-    def alpha(self) -> Tensor:
-        """The exponent of priorities: up, then down."""
-        start, top, end = self.config.alpha
-        rise, fall = self.config.alpha_steps
-        rising = (self.steps / rise).clamp(0, 1)
-        falling = ((self.steps - rise) / fall).clamp(0, 1)
-        return start + (top - start) * rising + (end - top) * falling
-
-    @property
-    def beta(self) -> Tensor:
-        """The exponent of importance weights, up to 1."""
-        return self.config.beta + (1 - self.config.beta) * (
-            self.steps / self.config.beta_steps
-        ).clamp(max=1)
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:

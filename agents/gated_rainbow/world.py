@@ -25,7 +25,7 @@ class Step(NamedTuple):
     disagreement: Tensor  # (M, B)
 
 
-class ObservationModel(nn.Module):
+class World(nn.Module):
     """Changes of vector observations as Gaussians of an ensemble, then their outcome.
 
     The inputs of a transition are the last `context` + 1 observations and the action's code; its
@@ -115,13 +115,15 @@ class ObservationModel(nn.Module):
         return torch.stack(list(terms.values())).sum(), metrics
 
     @torch.no_grad()
-    def measure(self, asked: ObservationModel, rows: Batch, code: Tensor) -> dict[str, Tensor]:
+    def measure(self, asked: World, rows: Batch, code: Tensor) -> dict[str, Tensor]:
         """Take in how far `asked`, predicting open-loop, is off on held-out windows (B, C + T, …).
 
         Also by how much two members disagree on the first step of any window.
         """
         obs = asked.normaliser.flat(rows["obs"])
-        inside = within(rows["last"][:, self.context :]) * rows["held_out"][:, self.context :][:, :1]
+        inside = (
+            within(rows["last"][:, self.context :]) * rows["held_out"][:, self.context :][:, :1]
+        )
 
         def share(value: Tensor) -> Tensor:
             return value.unflatten(0, (self.members, -1))  # (B, …) → (M, B/M, …)
@@ -142,8 +144,8 @@ class ObservationModel(nn.Module):
         found = (torch.stack(errors, 1) * inside).sum(0) / count.clamp(min=1)
         self.seen.copy_((self.seen + count).clamp(max=MEMORY))
         self.error.lerp_(found, (count / self.seen.clamp(min=1)).clamp(max=1))
-        at = sorted({0, len(self.error) // 2, len(self.error) - 1})
-        metrics = {f"model/error_{h + 1}": self.error[h].sqrt() for h in at}
+        shown = sorted({0, len(self.error) // 2, len(self.error) - 1})
+        metrics = {f"model/error_{h + 1}": self.error[h].sqrt() for h in shown}
         return {**metrics, "model/disagreement": self.usual_disagreement.clone()}
 
     def expected_error(self, horizon: int) -> Tensor:
@@ -177,7 +179,7 @@ class ObservationModel(nn.Module):
         return Step(following, reward, chance < torch.sigmoid(end), disagreement)
 
     def compare(self, x: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each member's change and its log std (M, B, O), and how far the next member is off (M, B).
+        """Each member's change and its log std (M, B, O); how far the next is off (M, B).
 
         x: normalised histories (M, B, C + 1, O). Half the squared distance of two members, in
         typical changes: over pairs its mean is the ensemble's variance.
