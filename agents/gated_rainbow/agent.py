@@ -198,8 +198,9 @@ class GatedRainbow:
         world, noise, members = self.slow_world, self.dream_noise, self.config.members
         believed = self.believed() * (self.progress.steps >= self.config.dream_after)
         horizon = max(1, int(believed.sum()))  # the one wait for the device, before a long loop
-        history = torch.as_tensor(starts.data["obs"], device=self.device).float()  # (B, 4, *O)
-        obs, actions, rewards, ends, agreed = list(history.unbind(1)), [], [], [], []
+        obs = torch.as_tensor(starts.data["obs"], device=self.device).float()
+        history = obs[:, -CONTEXT - 1 :]  # (B, 4, *O)
+        lived, actions, rewards, ends, agreed = list(history.unbind(1)), [], [], [], []
         for _ in range(horizon):
             action = self.choose(history, noise)
             code = self.actions.code(action)
@@ -208,7 +209,7 @@ class GatedRainbow:
             )
             following = step.obs.flatten(0, 1)
             history = torch.cat([history[:, 1:], following.unsqueeze(1)], 1)
-            obs.append(following)
+            lived.append(following)
             actions.append(action)
             rewards.append(step.reward.flatten())
             ends.append(step.terminal.flatten())
@@ -222,7 +223,7 @@ class GatedRainbow:
         last = F.pad(real == 0, (CONTEXT, 1), value=True)
         last[:, :CONTEXT] = False
         return {
-            "obs": torch.stack(obs, 1),
+            "obs": torch.stack(lived, 1),
             "action": F.pad(torch.stack(actions, 1), (CONTEXT, 1)),
             "reward": F.pad(torch.stack(rewards, 1), (CONTEXT + 1, 0)),
             "last": last,

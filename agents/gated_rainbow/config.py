@@ -22,9 +22,9 @@ class Config:
     hidden: int = 128  # features of the body; seed 000
     gate: Literal["mlp", "transformer", "none"] = "mlp"
     gate_weight: float = 0.01  # of the gate's regulariser; seed 000
-    values: Literal["expected", "c51", "quantile"] = "quantile"
-    atoms: int = 51  # of c51, C51 paper; quantiles: 32 of them
-    quantiles: int = 32
+    values: Literal["expected", "c51", "quantile"] = "c51"
+    atoms: int = 51  # of c51; Bellemare et al. 2017
+    quantiles: int = 32  # of quantile; QR-DQN has 200 for Atari
     noise: float = 0.5  # σ0 of noisy layers, Rainbow and seed 000; 0: plain layers
     epsilon: float = 0.01  # chance of a random action in the end; seed 000
     epsilon_half_life: float = 1_000.0  # agent steps, from 1 down; seed 000: 138 episodes

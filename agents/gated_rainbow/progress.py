@@ -12,8 +12,8 @@ class Progress(nn.Module):
     """How far learning has come, and all that moves with it. Tensors, so that nobody waits.
 
     The learning rate is halved when `patience` updates in a row bring no better mean return; that
-    is a moving average over the ends of episodes among the replayed rows (their trace), so it
-    lags behind the session's own by the age of those rows, and needs no messages.
+    is the moving average of some hundred ends of episodes among the replayed rows (their trace),
+    so it lags behind what is played now by the age of those rows, and needs no messages.
     """
 
     updates: Tensor
@@ -37,11 +37,11 @@ class Progress(nn.Module):
         self.updates += 1
         ends = last.sum()
         found = (trace * last).sum() / ends.clamp(min=1)
-        rate = (0.01 * ends).clamp(max=1) / (1 + 0.01 * ends) * (ends > 0)
-        self.mean_return.lerp_(found, torch.maximum(rate, (self.updates == 1) * (ends > 0)))
-        better = self.mean_return > self.best
+        first = self.best.isinf() & (ends > 0)
+        self.mean_return.lerp_(found, torch.where(first, 1.0, ends / (ends + 100)))
+        better = (first | self.best.isfinite()) & (self.mean_return > self.best)
         self.stale.copy_(torch.where(better, 0, self.stale + 1))
-        self.best.copy_(torch.maximum(self.best, self.mean_return))
+        self.best.copy_(torch.where(better, self.mean_return, self.best))
         waited = (self.stale > 0) & (self.stale % self.config.patience == 0)
         self.slowdown.mul_(torch.where(waited, 0.5, 1.0))
 
