@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 
 class NoisyLinear(nn.Module):
-    """(B, in) → (B, out), weights μ + σ · ε with ε of rank one, drawn anew for every call.
+    """(B, in) → (B, out), weights μ + σ · ε with ε of rank one.
 
-    Without a generator there is no noise. `per_row` gives every row noise of its own, as acting in
-    many environments wants it; else the rows share one draw, which is the cheaper.
+    `noise` (R, in + out), standard normal, is drawn anew by whoever calls. R = 1 is one ε for all
+    rows, which is the cheaper; R = B gives each row its own, as acting in many environments wants.
+    None is no noise.
 
     Source: Fortunato et al. 2018, equations 10 and 11; `sigma` is their σ0.
     """
@@ -26,17 +27,19 @@ class NoisyLinear(nn.Module):
         self.weight_sigma = nn.Parameter(torch.full((fan_out, fan_in), sigma * bound))
         self.bias_sigma = nn.Parameter(torch.full((fan_out,), sigma * bound))
 
-    def forward(
-        self, x: Tensor, noise: torch.Generator | None = None, per_row: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         if noise is None:
             return F.linear(x, self.weight, self.bias)
         fan_out, fan_in = self.weight.shape
-        rows = x.shape[0] if per_row else 1
-        drawn = torch.randn(rows, fan_in + fan_out, generator=noise, device=x.device)
-        entering, leaving = (drawn.sign() * drawn.abs().sqrt()).split((fan_in, fan_out), -1)
-        if per_row:
+        squashed = noise.sign() * noise.abs().sqrt()
+        entering, leaving = squashed.split((fan_in, fan_out), -1)
+        if len(noise) > 1:
             noisy = F.linear(x * entering, self.weight_sigma, self.bias_sigma)
             return F.linear(x, self.weight, self.bias) + noisy * leaving
-        weight = self.weight + self.weight_sigma * (leaving.mT * entering)
-        return F.linear(x, weight, self.bias + self.bias_sigma * leaving[0])
+        weight = torch.addcmul(self.weight, self.weight_sigma, leaving.mT * entering)
+        return F.linear(x, weight, torch.addcmul(self.bias, self.bias_sigma, leaving[0]))
+
+    @property
+    def noises(self) -> int:
+        """Standard normal numbers a draw takes."""
+        return sum(self.weight.shape)

@@ -158,9 +158,8 @@ class GatedRainbow:
 
     def choose(self, history: Tensor, noise: torch.Generator | None) -> Tensor:
         """Histories (B, 4, *O) → actions (B,): the best, or with `noise` those that explore."""
-        exploring = noise if self.config.noise else None
-        values, _ = self.online(history, exploring, per_row=True)
-        best = self.online.mean(values).argmax(-1)
+        drawn = None if noise is None else self.online.draw(len(history), noise)
+        best = self.online.mean(self.online(history, drawn)[0]).argmax(-1)
         if noise is None:
             return best
         drawn = torch.rand(2, *best.shape, generator=noise, device=best.device)
@@ -281,17 +280,17 @@ class GatedRainbow:
 
         All in the unit of values; the value is that of the action taken.
         """
-        online, noise = self.online, self.policy_noise if self.config.noise else None
+        online, noises = self.online, [self.online.draw(1, self.policy_noise) for _ in range(3)]
         reward, last, terminal = (rows[key][:, CONTEXT:] for key in ("reward", "last", "terminal"))
         rewards, steps, discount = n_step(reward / online.unit, last, terminal, self.config.gamma)
         histories = rows["obs"].unfold(1, CONTEXT + 1, 1).movedim(-1, 2)  # (B, n + 1, 4, *O)
         item = torch.arange(len(steps), device=steps.device)
-        values, openness = online(histories[:, 0], noise)
+        values, openness = online(histories[:, 0], noises[0])
         taken = values[item, rows["action"][:, CONTEXT]]  # (B, Z)
         with torch.no_grad():
             after = histories[item, steps]
-            best = online.mean(online(after, noise)[0]).argmax(-1)  # double Q-learning
-            following = self.target(after, noise)[0][item, best]
+            best = online.mean(online(after, noises[1])[0]).argmax(-1)  # double Q-learning
+            following = self.target(after, noises[2])[0][item, best]
             value = online.mean(taken)
             td_error = (rewards + discount * online.mean(following) - value).abs()
         loss = online.values.loss(taken, following, rewards, discount)

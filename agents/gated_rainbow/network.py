@@ -33,6 +33,7 @@ class ValueNetwork(nn.Module):
         hidden, actions = config.hidden, spec.action.n
         size = math.prod(spec.obs.shape)
         self.values = kind_of_values(config)
+        self.noisy = config.noise > 0
         self.normaliser = Normaliser(spec.obs)
         self.body = nn.Linear((CONTEXT + 1) * size, hidden)
         self.gate = Gate(config.gate, CONTEXT + 1, size, hidden)
@@ -42,18 +43,29 @@ class ValueNetwork(nn.Module):
         self.advantage = NoisyLinear(hidden // 2, actions * self.values.size, config.noise)
         self.register_buffer("unit", torch.zeros(()))  # 0: no return was seen yet
 
-    def forward(
-        self, history: Tensor, noise: torch.Generator | None, per_row: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, history: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`noise`: what `draw` gave."""
+        layers = (self.streams, self.value, self.advantage)
+        sizes = [layer.noises for layer in layers]
+        to_streams, to_value, to_advantage = (
+            (None, None, None) if noise is None else noise.split(sizes, -1)
+        )
         x = self.normaliser(history)  # (B, 4, O)
         openness = self.gate(x)
         features = activate(self.body(x.flatten(1))) * (0.7 + 0.3 * openness)
         features = activate(self.trunk(features))
-        streams = F.silu(self.streams(features, noise, per_row)).chunk(2, -1)
-        value = self.value(streams[0], noise, per_row).unsqueeze(1)  # (B, 1, Z)
-        advantage = self.advantage(streams[1], noise, per_row)
+        streams = F.silu(self.streams(features, to_streams)).chunk(2, -1)
+        value = self.value(streams[0], to_value).unsqueeze(1)  # (B, 1, Z)
+        advantage = self.advantage(streams[1], to_advantage)
         advantage = advantage.unflatten(-1, (-1, self.values.size))  # (B, A, Z)
         return value + advantage - advantage.mean(1, keepdim=True), openness
+
+    def draw(self, rows: int, noise: torch.Generator) -> Tensor | None:
+        """Noise for a pass, all layers' in one draw: the same for a batch (1) or for each row."""
+        if not self.noisy:
+            return None
+        size = sum(layer.noises for layer in (self.streams, self.value, self.advantage))
+        return torch.randn(rows, size, generator=noise, device=self.unit.device)
 
     def mean(self, values: Tensor) -> Tensor:
         """(…, Z) → expected values (…)."""

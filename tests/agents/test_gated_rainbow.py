@@ -180,7 +180,7 @@ def test_targets_are_double_and_bootstrap_where_the_return_ends(values):
 
         def at(net: Any, row: int, obs: Any = obs) -> Any:
             with torch.no_grad():
-                return net(obs[row : row + 4].unsqueeze(0), None)[0][0]  # (A, Z)
+                return net(obs[row : row + 4].unsqueeze(0))[0][0]  # (A, Z)
 
         taken = at(agent.online, 0)[rows["action"][b, 0]]
         best = int(agent.online.mean(at(agent.online, steps[b])).argmax())
@@ -288,23 +288,36 @@ def test_a_gate_that_tells_histories_apart_costs_nothing():
 
 def test_without_a_gate_every_unit_is_open():
     agent = build(gate="none")
-    assert agent.online(torch.randn(5, 4, 2), None)[1].eq(1).all()
+    assert agent.online(torch.randn(5, 4, 2))[1].eq(1).all()
     assert "gate/mean" not in agent.learn_policy(Swing().windows(50, 4), None).metrics
 
 
 @pytest.mark.parametrize("per_row", [True, False])
-def test_noise_is_drawn_anew_and_has_the_variance_of_the_paper(per_row):
+def test_noise_has_the_variance_of_the_paper(per_row):
     """Var of Σ σ f(ε_i) f(ε_o) x + σ f(ε_o) = σ² E f² (Σ x² E f² + 1), E f² = sqrt(2 / π)."""
     layer, noise = NoisyLinear(4, 3, sigma=0.5), generator(0, "cpu")
     x = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).expand(40, 4)
     with torch.no_grad():
-        drawn = torch.stack([layer(x, noise, per_row) - layer(x) for _ in range(1_000)])
+        draws = torch.randn(1_000, 40 if per_row else 1, layer.noises, generator=noise)
+        drawn = torch.stack([layer(x, draw) - layer(x) for draw in draws])
     assert drawn.mean().abs() < 0.05
     square = np.sqrt(2 / np.pi)
     expected = 0.25**2 * square * (14.25 * square + 1)
     assert float(drawn.square().mean()) == pytest.approx(expected, rel=0.1)
     among_rows = drawn.std(1).max()
     assert among_rows > 0.1 if per_row else among_rows < 1e-5
+
+
+def test_every_update_and_every_act_draws_noise_of_its_own():
+    agent, history = build(noise=3.0, epsilon=0.0), torch.randn(200, 4, 2)
+    agent.progress.updates.fill_(1e9)
+    acts = [agent.choose(history, agent.act_noise) for _ in range(2)]
+    assert not torch.equal(*acts)
+    assert torch.equal(agent.choose(history, None), agent.choose(history, None))
+    rows = to_tensors(Swing().windows(50, 4).data, "cpu")
+    agent.match_unit(rows["trace"])
+    losses = [agent.losses(rows)[0] for _ in range(2)]
+    assert not torch.allclose(*losses)
 
 
 def test_acting_explores_by_noise_even_where_epsilon_is_gone():
@@ -507,7 +520,7 @@ def test_values_along_dreams_are_those_along_real_rows(swinging):
     def values(obs: Any) -> Array:  # (B, C + 1 + H, O) → (B, H + 1)
         histories = obs.unfold(1, 4, 1).transpose(2, 3).flatten(0, 1)
         with torch.no_grad():
-            found = agent.online.mean(agent.online(histories, None)[0]).max(-1).values
+            found = agent.online.mean(agent.online(histories)[0]).max(-1).values
         return found.view(len(obs), -1).numpy()
 
     real, imagined = values(torch.tensor(np.stack(lived, 1))), values(dreamed)
@@ -599,9 +612,9 @@ def test_options_that_do_not_fit_are_refused():
 def test_a_larger_return_changes_the_unit_and_not_what_is_said_of_returns(values):
     agent, history = build(values=values), torch.randn(6, 4, 2)
     agent.match_unit(torch.tensor([3.0]))
-    before = agent.online.mean(agent.online(history, None)[0]) * agent.online.unit
+    before = agent.online.mean(agent.online(history)[0]) * agent.online.unit
     agent.match_unit(torch.tensor([-60.0]))
-    after = agent.online.mean(agent.online(history, None)[0]) * agent.online.unit
+    after = agent.online.mean(agent.online(history)[0]) * agent.online.unit
     assert float(agent.online.unit) == pytest.approx(20)
     torch.testing.assert_close(before, after)
 
@@ -644,7 +657,7 @@ def values_of(agent: GatedRainbow, obs: list[float]) -> list[float]:
     """The best action's value at the start of episodes that open with these observations."""
     history = torch.tensor(obs).view(-1, 1, 1).expand(-1, 4, 1)
     with torch.no_grad():
-        values = agent.online.mean(agent.online(history, None)[0]) * agent.online.unit
+        values = agent.online.mean(agent.online(history)[0]) * agent.online.unit
     return values.max(-1).values.tolist()
 
 
