@@ -16,7 +16,7 @@ World model (`learn_world`), from windows of real rows:
     transition   o_{t+1} - o_t ~ N(mean_m(h_t, a_t), std_m)      an ensemble, m = 1 … M
     outcome      reward(o_t, a_t, o_{t+1}), end(o_t, a_t, o_{t+1})
 
-One episode in `held_out` is never learned from by the world. On those its error is measured by
+A share `held_out` of episodes the world never learns from. On those its error is measured by
 horizon, predicting open-loop.
 
 Dreams (`dream`) are rows as the replay has them, made by the model and the acting policy from real
@@ -91,7 +91,7 @@ class GatedRainbow:
     """See the module. Built from vector observations and discrete actions."""
 
     Config: TypeAlias = Config
-    act_groups = ("policy",)
+    act_groups = ("policy",)  # with the schedules, so that actors elsewhere have today's ε
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
         device = resolve(device)
@@ -158,13 +158,13 @@ class GatedRainbow:
 
     def choose(self, history: Tensor, noise: torch.Generator | None) -> Tensor:
         """Histories (B, 4, *O) → actions (B,): the best, or with `noise` those that explore."""
-        drawn = None if noise is None else self.online.draw(len(history), noise)
-        best = self.online.mean(self.online(history, drawn)[0]).argmax(-1)
+        perturbed = None if noise is None else self.online.draw(len(history), noise)
+        best = self.online.mean(self.online(history, perturbed)[0]).argmax(-1)
         if noise is None:
             return best
-        drawn = torch.rand(2, *best.shape, generator=noise, device=best.device)
-        anything = (drawn[0] * self.actions.size).long()
-        return torch.where(drawn[1] < self.progress.epsilon, anything, best)
+        dice = torch.rand(2, *best.shape, generator=noise, device=best.device)
+        anything = (dice[0] * self.actions.size).long()
+        return torch.where(dice[1] < self.progress.epsilon, anything, best)
 
     # ---------------------------------------------------------------------------- world model
 

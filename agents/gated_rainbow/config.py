@@ -22,7 +22,7 @@ class Config:
     hidden: int = 128  # features of the body; seed 000
     gate: Literal["mlp", "transformer", "none"] = "mlp"
     gate_weight: float = 0.01  # of the gate's regulariser; seed 000
-    values: Literal["expected", "c51", "quantile"] = "c51"
+    values: Literal["expected", "c51", "quantile"] = "quantile"
     atoms: int = 51  # of c51; Bellemare et al. 2017
     quantiles: int = 32  # of quantile; QR-DQN has 200 for Atari
     noise: float = 0.5  # σ0 of noisy layers, Rainbow and seed 000; 0: plain layers
@@ -60,7 +60,9 @@ class Config:
     world_per_step: float = 0.25  # world-model updates per agent step; seed 000
     lr_world: float = 1e-3  # seed 000
     slow_world: float = 0.01  # rate at which the slow world follows
-    held_out: float = 0.1  # share of episodes that the world model never learns from
+    held_out: float = (
+        0.1  # share of episodes the world never learns from; none: no dream is believed
+    )
 
     def __post_init__(self) -> None:
         if self.world_batch % self.members:

@@ -14,6 +14,7 @@ from agents.blocks.values import project, quantile_huber
 from agents.gated_rainbow.agent import COLUMNS, GatedRainbow
 from agents.gated_rainbow.config import CONTEXT, PRIORITY, Config
 from agents.gated_rainbow.network import collapse
+from core.config import TrainConfig
 from core.errors import UserError
 from core.types import Array, Batch, EnvSpec, Sample, Space
 from replay_server.server import ReplayServer
@@ -596,6 +597,30 @@ def test_without_dreams_or_curiosity_there_is_no_world(options, consumers):
     assert ("dream" in agent.tables) == ("start" in consumers)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"values": values} for values in HEADS),
+        *({"gate": gate} for gate in ("mlp", "transformer", "none")),
+        {"prioritized": False},
+        {"n": 1},
+        {"noise": 0.0},
+        {"curiosity": 0.1},
+    ],
+    ids=str,
+)
+def test_each_part_can_be_left_out_or_exchanged(options):
+    agent, system = build(dream_after=0, tolerance=9.0, **options), Swing()
+    consumers = agent.tables["real"].consumers
+    for _ in range(3):
+        agent.learn_world(system.windows(60, consumers["world"].window))
+        dreams = agent.dream(system.windows(consumers["start"].batch, 1))
+        real = system.windows(consumers["policy"].batch, consumers["policy"].window)
+        metrics = agent.learn_policy(real, dreams).metrics
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    assert float(metrics["dream/share"]) > 0
+
+
 def test_options_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match=r"world_batch must be a multiple of agent.members \(7\)"):
         Config(members=7)
@@ -672,16 +697,17 @@ def values_of(agent: GatedRainbow, obs: list[float]) -> list[float]:
 def test_it_learns_the_discounted_value(tmp_path, env, obs, expected):
     options = {**PROBE, "gamma": 0.5, "slow": 0.05, "share": 0.0}
     run = train(
-        tmp_path / "run", f"envs.probe:{env}-v0", 400, options=options, agent="gated-rainbow"
+        tmp_path / "run", f"envs.probe:{env}-v0", 300, options=options, agent="gated-rainbow"
     )
     assert values_of(run.agent(), obs) == pytest.approx(expected, abs=0.15)
 
 
-@pytest.mark.parametrize("values", HEADS)
-def test_it_learns_which_action_pays_where(tmp_path, values):
-    options = {**PROBE, "values": values, "slow": 0.05}
+@pytest.mark.parametrize(("values", "share"), [("expected", 0.3), ("c51", 0.3), ("quantile", 0.0)])
+def test_it_learns_which_action_pays_where(tmp_path, values, share):
+    options = {**PROBE, "values": values, "share": share, "slow": 0.05}
     env = "envs.probe:ObsActionReward-v0"
-    run = train(tmp_path / "run", env, 400, options=options, agent="gated-rainbow")
+    rhythm = TrainConfig(chunk=4, eval_every=0, log_every=50)
+    run = train(tmp_path / "run", env, 240, options=options, agent="gated-rainbow", train=rhythm)
     agent = run.agent()
     rows = {
         "obs": np.array([[-1.0], [1.0]], np.float32),
@@ -689,5 +715,5 @@ def test_it_learns_which_action_pays_where(tmp_path, values):
         "first": np.ones(2, bool),
     }
     assert agent.act(rows, agent.initial(2), explore=False)[0].tolist() == [0, 1]
-    shares = [event["dream/share"] for event in run.events if event["kind"] == "learn"]
-    assert shares[-1] > 0
+    found = [event.get("dream/share", 0.0) for event in run.events if event["kind"] == "learn"]
+    assert (found[-1] > 0) == (share > 0)
