@@ -675,6 +675,7 @@ PROBE = {
     "dream_horizon": 2,
     "epsilon_half_life": 100.0,
     "world_per_step": 1.0,
+    "tolerance": 1.0,
 }
 
 
