@@ -272,7 +272,7 @@ class GatedRainbow:
         follow(self.target, self.online, config.slow)
         if not config.prioritized:
             return Feedback(metrics)
-        priorities = (td_error[: len(real.keys)] + PRIORITY) ** progress.alpha
+        priorities = (td_error[: len(real.keys)] + PRIORITY) ** metrics["replay/alpha"]
         return Feedback(metrics, to_array(priorities).astype(np.float64))
 
     def losses(self, rows: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -81,9 +81,8 @@ class ValueNetwork(nn.Module):
 
     @property
     def noisiness(self) -> Tensor:
-        """The mean size of σ over the noisy layers."""
-        layers = (self.streams, self.value, self.advantage)
-        return torch.stack([layer.weight_sigma.detach().abs().mean() for layer in layers]).mean()
+        """The mean size of σ in the layer that tells actions apart."""
+        return self.advantage.weight_sigma.detach().abs().mean()
 
 
 def kind_of_values(config: Config) -> Values:
