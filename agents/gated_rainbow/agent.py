@@ -291,7 +291,7 @@ class GatedRainbow:
             after = histories[item, steps]
             best = online.mean(online(after, noises[1])[0]).argmax(-1)  # double Q-learning
             following = self.target(after, noises[2])[0][item, best]
-            value = online.mean(taken)
+            value = online.mean(taken.detach())
             td_error = (rewards + discount * online.mean(following) - value).abs()
         loss = online.values.loss(taken, following, rewards, discount)
         assert loss.shape == td_error.shape == value.shape == steps.shape
