@@ -23,6 +23,9 @@ REGISTRY: dict[str, AgentEntry] = {
     "dreamer-lite": AgentEntry(
         "agents.dreamer_lite:DreamerLite", ("discrete", "continuous"), ("vector",)
     ),
+    "gated-rainbow": AgentEntry(
+        "agents.gated_rainbow.agent:GatedRainbow", ("discrete",), ("vector",)
+    ),
 }
 
 

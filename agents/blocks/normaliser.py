@@ -39,7 +39,12 @@ class Normaliser(nn.Module):
         self.reward_rms.copy_(rms.clamp(min=1e-3))
 
     def forward(self, obs: Tensor) -> Tensor:
-        return ((self.flat(obs) - self.obs_mean) / (self.obs_var + 1e-6).sqrt()).clamp(-10, 10)
+        return ((self.flat(obs) - self.obs_mean) / self.deviation).clamp(-10, 10)
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviations of the observation (O,)."""
+        return (self.obs_var + 1e-6).sqrt()
 
     def flat(self, obs: Tensor) -> Tensor:
         return obs.flatten(obs.dim() - self.axes).float()

@@ -29,3 +29,22 @@ def retrace(
         correction = trace[:, t - 1] * (target - q_taken[:, t - 1])
         returns.append(target)
     return torch.stack(returns[::-1], 1)
+
+
+def n_step(
+    reward: Tensor, last: Tensor, terminal: Tensor, gamma: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The n-step return from the first row of windows of n + 1 rows; all (B, n + 1).
+
+    → the discounted rewards (B,), the row to bootstrap from (B,) i64, and by how much to discount
+    the value there (B,): γ^m after m steps, nothing where the return stopped. The sum goes on to
+    row n or to the first `last` row, whichever comes first, so truncation bootstraps early.
+    """
+    n = reward.shape[1] - 1
+    power = gamma ** torch.arange(n + 1, device=reward.device)
+    reached = (~last[:, :-1]).cumprod(1)  # (B, n) of the rows 1 … n, as the first is no end
+    steps = reached.sum(1)
+    rewards = (reached * reward[:, 1:]) @ power[:-1]
+    stopped = terminal.gather(1, steps.unsqueeze(1)).squeeze(1)
+    assert rewards.shape == steps.shape == stopped.shape
+    return rewards, steps, power[steps] * (~stopped)

@@ -15,19 +15,24 @@ from core.types import Array, Batch, Weights
 
 
 class Trainer:
-    """A network and its Adam: clips the gradient norm to `clip` and steps."""
+    """A network and its AdamW: clips the gradient norm to `clip` and steps.
 
-    def __init__(self, net: nn.Module, lr: float, clip: float) -> None:
+    `decay` of weights a step is in units of the learning rate; 0 is plain Adam.
+    """
+
+    def __init__(self, net: nn.Module, lr: float, clip: float, decay: float = 0.0) -> None:
         self._parameters = list(net.parameters())
-        self._lr, self._clip = lr, clip
+        self._lr, self._clip, self._decay = lr, clip, decay
 
     @cached_property
-    def _adam(self) -> torch.optim.Adam:
+    def _adam(self) -> torch.optim.AdamW:
         """Made when first needed: it imports torch's compiler, which acting can do without."""
-        return torch.optim.Adam(self._parameters, self._lr, fused=True)
+        return torch.optim.AdamW(self._parameters, self._lr, weight_decay=self._decay, fused=True)
 
-    def step(self, loss: Tensor) -> Tensor:
-        """One step down `loss` → the gradient norm before clipping."""
+    def step(self, loss: Tensor, lr: Tensor | None = None) -> Tensor:
+        """One step down `loss` → the gradient norm before clipping. `lr`: another rate, ()."""
+        if lr is not None:
+            self._adam.param_groups[0]["lr"] = lr
         self._adam.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
