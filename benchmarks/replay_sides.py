@@ -33,7 +33,7 @@ from core.types import Consumer
 STEPS_ADDED: Final = (
     ADDED * (EPISODE - 1) / EPISODE
 )  # of an add; the last row of an episode is none
-SEQUENCES: Final = Consumer(batch=16, window=64)
+SEQUENCES: Final = Consumer(batch=16, window=64, columns=("obs",))  # what numpy gathers
 FRAMES: Final = SEQUENCES.batch * SEQUENCES.window
 STACK, STEPS, ATARI_BATCH, GAMMA = 4, 3, 512, 0.99
 # The frames of two stacks, STEPS apart, and the rewards between them: nothing twice.
