@@ -50,6 +50,7 @@ from agents.blocks.training import (
     follow,
     generator,
     load_net,
+    masked_mean,
     net_state,
     resolve,
     to_array,
@@ -426,11 +427,6 @@ class World(nn.Module):
 
 def unit_variance(z: Tensor) -> Tensor:
     return F.layer_norm(z, z.shape[-1:])
-
-
-def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
-    """The mean of `value` weighted by `mask`, same shapes → scalar."""
-    return (value * mask).sum() / mask.sum().clamp(min=1e-6)
 
 
 def continue_loss(logit: Tensor, stays: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ def local_rows(env: str, figures: list[dict[str, Any]]) -> Iterator[tuple[str, .
         )
         steps = f"{spread(row['steps'], beyond=row['budget'])} to ≥ {row['threshold']:g}"
         steps += f" in {there}/{seeds} seeds, so at the end in {settled}/{seeds}"
-        if row["method"] != OURS and row["times_ours"]:
+        peer = row["method"].startswith("sb3")
+        if peer and row["times_ours"]:
             steps += f"; {row['times_ours']:g} × ours"
         yield (
             row["method"],
@@ -69,10 +70,10 @@ def local_rows(env: str, figures: list[dict[str, Any]]) -> Iterator[tuple[str, .
             spread(row["final_returns"], ".1f"),
             steps,
             f"{spread(row['wall_s'])} s for {row['budget']:,} steps",
-            command("peers" if row["method"].startswith("sb3") else "learning", env),
+            command("peers" if peer else "learning", env, "" if peer else row["method"]),
         )
     if all(row["method"] != OURS for row in figures):
-        yield OURS, env, MISSING, "", "", command("learning", env)
+        yield OURS, env, MISSING, "", "", command("learning", env, OURS)
 
 
 def distributed_row(found: dict[str, Any] | None) -> tuple[str, ...]:
@@ -103,8 +104,9 @@ def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
     yield f"`python launch.py bench replay`: {replay.footing(found)}."
 
 
-def command(script: str, env: str) -> str:
-    return f"`python benchmarks/{script}.py --env {env}`"
+def command(script: str, env: str, name: str) -> str:
+    named = f" --name {name}" if name not in ("", OURS) else ""
+    return f"`python benchmarks/{script}.py --env {env}{named}`"
 
 
 def load(path: Path) -> Any:

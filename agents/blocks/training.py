@@ -54,6 +54,11 @@ class Trainer:
         self._adam.load_state_dict({**self._adam.state_dict(), "state": moments})
 
 
+def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
+    """The mean of `value` weighted by `mask`, same shapes → scalar."""
+    return (value * mask).sum() / mask.sum().clamp(min=1e-6)
+
+
 @torch.no_grad()
 def follow(slow: nn.Module, fast: nn.Module, rate: float | Tensor) -> None:
     """Move the parameters of `slow` towards those of `fast` by `rate`, and copy the buffers."""

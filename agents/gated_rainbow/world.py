@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from agents.blocks.nets import MLP, Ensemble
 from agents.blocks.normaliser import Normaliser
+from agents.blocks.training import masked_mean
 from core.types import Batch, Space
 
 MEMORY = 500.0  # held-out windows that the error is a moving average of
@@ -211,8 +212,3 @@ class World(nn.Module):
 def within(last: Tensor) -> Tensor:
     """Whether each step of windows (B, T) is still inside the first row's episode: (B, T-1)."""
     return (~last).float().cumprod(1)[:, :-1]
-
-
-def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
-    """The mean of `value` weighted by `mask`, same shapes → scalar."""
-    return (value * mask).sum() / mask.sum().clamp(min=1e-6)
