@@ -224,6 +224,8 @@ def test_samples_on_their_way_at_a_restart_may_be_drawn_again(replay):
         assert replay.sample("real", "policy", 0.0, None, reader) is not None
     assert replay.sample("real", "policy", 0.0) is None
     assert replay.stats()["real/samples_policy"] == 3
+    for other in ("world", "start"):  # a restart takes nobody for further than the slowest
+        assert replay.sample("real", other, 0.0) is not None
     heir = ReplayHost(FakeAgent().tables, seed=5, state=replay.state())
     assert heir.stats()["real/samples_policy"] == 1
     assert [heir.sample("real", "policy", 0.0) is not None for _ in range(3)] == [True, True, False]
