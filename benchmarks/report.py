@@ -86,7 +86,7 @@ def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, curves in methods.items():
+    for name, curves in reversed(methods.items()):  # ours last, hence on top
         looks = min(len(curve.steps) for curve in curves)
         steps = np.mean([curve.steps[:looks] for curve in curves], axis=0)
         returns = np.stack([curve.returns[:looks] for curve in curves])  # (seeds, looks)
@@ -99,5 +99,5 @@ def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_title(env, loc="left")
     axes.set(xlabel="env steps of training", ylabel="greedy mean over 100 episodes")
-    figure.legend(loc="outside upper right", ncols=len(methods), frameon=False)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
