@@ -156,23 +156,28 @@ def show(args: Sequence[str]) -> int:
         return what
 
     what = parse(command, args, "list")
+    lines: list[str] = []
     if what in ("agents", "all"):
-        print("agents")
+        lines.append("agents")
         for name, entry in agents.REGISTRY.items():
-            print(f"  {name}: {', '.join(entry.actions)} actions, {', '.join(entry.observations)}")
+            acts, sees = ", ".join(entry.actions), ", ".join(entry.observations)
+            lines.append(f"  {name}: {acts} actions, {sees}")
     if what in ("presets", "all"):
         from runtime import presets
 
-        print("presets")
+        lines.append("presets")
         for agent, by_env in presets.every().items():
             for env, values in by_env.items():
-                print(f"  {agent} {env}: {json.dumps(values)[1:-1]}")
+                lines.append(f"  {agent} {env}: {json.dumps(values)[1:-1]}")
     if what in ("envs", "all"):
         from envs import registry
 
-        print("envs, and your own as pkg.module:EnvId-v0")
-        for env in registry.known():
-            print(f"  {env}")
+        lines.append("envs, and your own as pkg.module:EnvId-v0")
+        lines += [f"  {env}" for env in registry.known()]
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -86,7 +86,7 @@ def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, curves in reversed(methods.items()):  # ours last, hence on top
+    for name, curves in reversed(list(methods.items())):  # ours last, hence on top
         looks = min(len(curve.steps) for curve in curves)
         steps = np.mean([curve.steps[:looks] for curve in curves], axis=0)
         returns = np.stack([curve.returns[:looks] for curve in curves])  # (seeds, looks)

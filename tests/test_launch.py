@@ -267,6 +267,18 @@ def test_list_names_agents_presets_and_envs(capsys):
     assert "CartPole-v1" in said
 
 
+def test_list_may_be_read_in_part():
+    with subprocess.Popen(
+        [sys.executable, "launch.py", "list", "envs"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    ) as listing:
+        listing.stdout.close()  # before a line of it is there
+        assert listing.stderr.read() == b""
+        assert listing.wait(60) == 0
+
+
 def test_help_opens_with_examples_and_imports_nothing_heavy():
     code = (
         "import sys, launch\n"
