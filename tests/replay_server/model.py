@@ -1,4 +1,4 @@
-"""A slow, obvious replay: lists of every row ever added, searched from end to end."""
+"""A slow, obvious replay: lists of every row ever added. And the rows to fill it and a table."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from core.types import (
     TableSpec,
     Uniform,
 )
+from replay_server.table import Table
 
 COLUMNS = {
     "obs": Space((2,), "float32"),  # (stream, how manieth row of the stream)
@@ -60,6 +61,17 @@ class Episodes:
             "last": ends,
             "terminal": ends.copy(),
         }
+
+
+def filled(
+    of: TableSpec, rows: int = 40, streams: int = 2, seed: int = 0
+) -> tuple[Table, Episodes]:
+    table, episodes = Table("real", of, seed), Episodes()
+    for begin in range(0, rows, 4):
+        last = np.zeros((streams, 4), bool)
+        last[:, 2] = begin % 8 == 0
+        assert table.add(episodes.chunk(list(range(streams)), last), np.arange(streams))
+    return table, episodes
 
 
 class Model:

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from agents.blocks.noisy import NoisyLinear
+from agents.blocks.training import generator, to_tensors
+from agents.gated_rainbow.config import CONTEXT
+from agents.gated_rainbow.network import collapse
+from replay_server.server import ReplayServer
+from tests.agents.gated_rainbow.system import Swing, build
+
+
+@pytest.mark.parametrize("kind", ["mlp", "transformer"])
+def test_every_observation_of_a_history_moves_the_gate(kind):
+    gate = build(gate=kind).online.gate
+    history = torch.randn(8, 4, 2, requires_grad=True)
+    openness = gate(history)
+    assert openness.shape == (8, 32)
+    assert ((openness > 0) & (openness < 1)).all()
+    weights = torch.linspace(-1, 1, 32)
+    (gradient,) = torch.autograd.grad((openness * weights).sum(), history)
+    assert (gradient.abs().sum((0, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "transformer"])
+def test_the_regulariser_opens_a_gate_that_collapsed(kind):
+    agent = build(gate=kind, gate_weight=1.0)
+    with torch.no_grad():
+        agent.online.gate.net.linear[-1].bias.fill_(-5)
+    windows = Swing().windows(50, 4)
+    found = [float(agent.learn_policy(windows, None).metrics["gate/mean"]) for _ in range(300)]
+    assert found[0] < 0.71
+    assert found[-1] > 0.75
+
+
+def test_a_gate_that_tells_histories_apart_costs_nothing():
+    apart = torch.tensor([0.01, 0.99]).repeat(10).unsqueeze(1)
+    assert float(collapse(apart)) == pytest.approx(0, abs=1e-8)
+    assert float(collapse(torch.full((20, 1), 0.01))) == pytest.approx(0.49**2)
+
+
+def test_without_a_gate_every_unit_is_open():
+    agent = build(gate="none")
+    assert agent.online(torch.randn(5, 4, 2))[1].eq(1).all()
+    assert "gate/mean" not in agent.learn_policy(Swing().windows(50, 4), None).metrics
+
+
+@pytest.mark.parametrize("per_row", [True, False])
+def test_noise_has_the_variance_of_the_paper(per_row):
+    """Var of Σ σ f(ε_i) f(ε_o) x + σ f(ε_o) = σ² E f² (Σ x² E f² + 1), E f² = sqrt(2 / π)."""
+    layer, noise = NoisyLinear(4, 3, sigma=0.5), generator(0, "cpu")
+    x = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).expand(40, 4)
+    with torch.no_grad():
+        draws = torch.randn(1_000, 40 if per_row else 1, layer.noises, generator=noise)
+        drawn = torch.stack([layer(x, draw) - layer(x) for draw in draws])
+    assert drawn.mean().abs() < 0.05
+    square = np.sqrt(2 / np.pi)
+    expected = 0.25**2 * square * (14.25 * square + 1)
+    assert float(drawn.square().mean()) == pytest.approx(expected, rel=0.1)
+    among_rows = drawn.std(1).max()
+    assert among_rows > 0.1 if per_row else among_rows < 1e-5
+
+
+def test_every_update_and_every_act_draws_noise_of_its_own():
+    agent, history = build(noise=3.0, epsilon=0.0), torch.randn(200, 4, 2)
+    agent.progress.updates.fill_(1e9)
+    acts = [agent.choose(history, agent.act_noise) for _ in range(2)]
+    assert not torch.equal(*acts)
+    assert torch.equal(agent.choose(history, None), agent.choose(history, None))
+    rows = to_tensors(Swing().windows(50, 4).data, "cpu")
+    agent.match_unit(rows["trace"])
+    losses = [agent.losses(rows)[0] for _ in range(2)]
+    assert not torch.allclose(*losses)
+
+
+def test_acting_explores_by_noise_even_where_epsilon_is_gone():
+    rows = {
+        "obs": np.zeros((500, 2), np.float32),
+        "reward": np.zeros(500, np.float32),
+        "first": np.ones(500, bool),
+    }
+    for noise, kinds in ((0.0, 1), (3.0, 3)):
+        agent = build(noise=noise, epsilon=0.0)
+        agent.progress.updates.fill_(1e9)
+        action = agent.act(rows, agent.initial(500), explore=True)[0]
+        assert len(np.unique(action)) == kinds
+
+
+def test_epsilon_travels_with_the_weights():
+    learner, actor = build(epsilon_half_life=10.0), build(seed=1)
+    for _ in range(3):
+        learner.learn_policy(Swing().windows(50, 4), None)
+    actor.load("policy", learner.weights("policy"))
+    assert float(learner.progress.epsilon) == pytest.approx(0.5**0.3)
+    assert float(actor.progress.updates) == 3
+
+
+def test_acting_and_learning_see_the_same_histories():
+    """What `act` remembers is what the replay lays before the row, from the first row on."""
+    agent = build(share=0.0)
+    rng, n = np.random.default_rng(0), 3
+    state, last = agent.initial(n), np.ones(n, bool)
+    chunk, remembered = [], {}
+    for _ in range(40):
+        first, last = last, ~last & (rng.random(n) < 0.2)
+        rows = {
+            "obs": rng.normal(size=(n, 2)).astype(np.float32),
+            "reward": rng.normal(size=n).astype(np.float32),
+            "first": first,
+            "last": last,
+            "terminal": last,
+        }
+        action, state, extras = agent.act(rows, state, explore=True)
+        for i in range(n):
+            remembered[rows["obs"][i].tobytes()] = state.history[i]
+        chunk.append({**rows, "action": action, **extras})
+    replay = ReplayServer({"real": agent.tables["real"]}, 0)
+    rows = {key: np.stack([row[key] for row in chunk], 1) for key in chunk[0]}
+    assert replay.add("real", rows, np.arange(n))
+    table = replay._tables["real"]
+    table._limiter.steps = 10_000
+    sample = table.sample("policy")
+    assert sample is not None
+    for obs in sample.data["obs"]:
+        np.testing.assert_array_equal(obs[: CONTEXT + 1], remembered[obs[CONTEXT].tobytes()])
+    gamma, trace = agent.config.gamma, np.zeros(n)
+    for t in range(40):
+        trace = np.where(rows["first"][:, t], 0, gamma * trace + rows["reward"][:, t])
+        np.testing.assert_allclose(rows["trace"][:, t], trace, rtol=1e-4, atol=1e-5)
+    held_out, first = rows["held_out"], rows["first"]
+    assert (held_out[:, 1:] == held_out[:, :-1])[~first[:, 1:]].all()
