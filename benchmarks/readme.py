@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import ablation, replay, startup
+from benchmarks import ablation, replay, startup, updates
 from benchmarks.curves import DEFAULT_AGENT, TASKS
 from benchmarks.processes import ROOT
 from benchmarks.report import markdown, spread
@@ -50,6 +50,7 @@ def section(results: Path) -> str:
             *(ablation.table(json.loads(path.read_text())) for path in ablation.summaries(results)),
             startup.table(started) if started else f"Start-up: {MISSING}.",
             *replay_table(load(results / "replay.json")),
+            *updates_table(load(results / "updates.json")),
         )
     )
 
@@ -105,6 +106,13 @@ def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
         rows.append((what, against, must, measured))
     yield markdown(("what", "against", "must", "measured: median (worst)"), rows)
     yield f"`python launch.py bench replay`: {replay.footing(found)}."
+
+
+def updates_table(found: dict[str, Any] | None) -> Iterator[str]:
+    """The learner against its peers, and how that was measured."""
+    if found is not None:
+        yield updates.table(found)
+        yield f"`python benchmarks/updates.py`: {updates.footing(found)}."
 
 
 def kinds_table(env: str, finals: dict[str, dict[str, dict[str, list[float]]]]) -> str:
