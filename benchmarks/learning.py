@@ -39,12 +39,17 @@ class Training:
     every: int  # env steps between looks
     episodes: int  # of a look, and of the end
     envs_per_actor: int | None = None  # none: as the preset has it
+    num_actors: int | None = None  # on Ray; none: one, with all else in one thread
     settings: tuple[str, ...] = ()
 
     def command(self, seed: int) -> list[str]:
         """The arguments of `launch.py` for one seed, all but its folder."""
         args = [] if self.agent == DEFAULT_AGENT else ["--agent", self.agent]
-        args += ["--env", self.env, "--local", "--num-actors", "1"]
+        args += ["--env", self.env]
+        if self.num_actors is None:
+            args += ["--local", "--num-actors", "1"]
+        else:
+            args += ["--num-actors", str(self.num_actors)]
         if self.envs_per_actor is not None:
             args += ["--envs-per-actor", str(self.envs_per_actor)]
         args += ["--seed", str(seed), "--steps", str(self.steps)]
@@ -145,9 +150,12 @@ def parser(
     parser.add_argument("--seeds", type=int, default=seeds, help=f"0, 1, … (default {seeds})")
     parser.add_argument("--steps", type=int, default=steps, help=f"of a seed (default {steps})")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, one core each")
+    parser.add_argument("--num-actors", type=int, help="on Ray; default: one, without Ray")
     parser.add_argument("--envs-per-actor", type=int, help="default: as the preset has it")
     parser.add_argument("--eval-every", type=int, help="steps between looks; default: by env")
-    parser.add_argument("--eval-episodes", type=int, help="of a look; default: by env")
+    parser.add_argument(
+        "--eval-episodes", type=int, help="of a look and of the end; default: by env"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/ENV")
     return parser
@@ -163,6 +171,7 @@ def training(args: argparse.Namespace) -> Training:
         args.eval_every or task.every,
         args.eval_episodes or task.episodes,
         args.envs_per_actor,
+        args.num_actors,
         tuple(args.set),
     )
 

@@ -12,7 +12,7 @@ from benchmarks.curves import by_kind, read_curve
 
 def test_launch_understands_the_command():
     of = learning.Training(
-        "dreamer-lite", "Pendulum-v1", 2000, 500, 100, None, ("agent.horizon=10",)
+        "dreamer-lite", "Pendulum-v1", 2000, 500, 100, settings=("agent.horizon=10",)
     )
     config, _, resumed = launch.configured([*of.command(3), "--run-dir", "somewhere"])
     assert (config.env, config.seed, config.steps, config.num_actors) == ("Pendulum-v1", 3, 2000, 1)
@@ -32,9 +32,18 @@ def test_another_agent_has_its_own_looks_and_environments():
     assert (of.every, of.episodes) == (7, 3)
 
 
+def test_many_actors_are_on_ray():
+    parser = learning.parser(None, 3, 1000, "dreamer-lite", "CartPole-v1")
+    of = learning.training(parser.parse_args(["--num-actors", "16"]))
+    config, _, _ = launch.configured(of.command(0))
+    assert config.num_actors == 16 and not config.local
+
+
 @pytest.mark.slow
 def test_a_seed_is_trained_scored_kept_and_then_left_alone(tmp_path):
-    of = learning.Training("gated-rainbow", "NumberGame-v1", 60, 30, 8, 4, ("agent.warmup=1000",))
+    of = learning.Training(
+        "gated-rainbow", "NumberGame-v1", 60, 30, 8, 4, settings=("agent.warmup=1000",)
+    )
     (job,) = learning.seeds(of, "tiny", 1, tmp_path / "kept")
     job = replace(job, run=tmp_path / "runs" / "seed-0")
     job.finish()
