@@ -240,7 +240,10 @@ class Agent(Protocol):
         ...
 
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
-        """Rows (N, …) → actions (N, …), the next state, further columns of the row (N, …)."""
+        """Rows (N, …) → actions (N, …), the next state, further columns of the row (N, …).
+
+        One of a name that the row has already takes its place.
+        """
         ...
 
     def learn_world(self, real: Sample) -> Feedback:
