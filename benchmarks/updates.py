@@ -3,7 +3,8 @@
     python benchmarks/updates.py
 
 An update is a prioritized sample, the gradient step and the new priorities; ours is what `Learner`
-does in a run, weights published. All sides live in one process, take turns and have one thread.
+does in a run, weights published. All sides live in one process, take turns and have one thread,
+whose time on the processor counts: what else the machine does matters less.
 The peers, and what they leave out: `benchmarks/rainbow_peer.py`. The rows are NumberGame's.
 """
 
@@ -14,7 +15,8 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +46,7 @@ from runtime.run_folder import versions
 ENV: Final = "NumberGame-v1"
 GAMES: Final = 64  # played together to fill the replays
 CHUNK: Final = 8  # rows of each that are added at once
-OURS: Final = "gated-rainbow"
+OURS: Final = ("gated-rainbow", "gated-rainbow, compiled")
 EQUAL: Final = Config(gate="none", share=0.0, values="c51", noise=0.5, n=3, batch=256)
 
 
@@ -54,22 +56,26 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a side in a round")
+    parser.add_argument("--eager", action="store_true", help="ours not compiled: no C++ compiler")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/updates.json")
     args = parser.parse_args()
-    found = measure(EQUAL, args.rounds, args.seconds)
+    names = [name for name in SIDES if not args.eager or name != OURS[1]]
+    found = measure(EQUAL, args.rounds, args.seconds, names)
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     print(f"{table(found)}\n\n{footing(found)}")
 
 
-def measure(config: Config, rounds: int, seconds: float) -> dict[str, Any]:
-    """Updates a second of every side in each round."""
+def measure(
+    config: Config, rounds: int, seconds: float, names: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Updates a second of the sides of these names, or all, in each round."""
     torch.set_num_threads(1)
     played = Games(config.capacity, config.gamma)
     racing = [
-        Side(name, each(build(config, played)), 1)  # an update is one item
-        for name, build in SIDES.items()
+        Side(name, each(SIDES[name](config, played)), 1, time.process_time)  # of one update
+        for name in names or SIDES
     ]
-    rates = list(interleaved(racing, rounds, seconds))
+    rates = zip(*interleaved(racing, rounds, seconds), strict=True)
     mine = versions()
     return {
         "rounds": rounds,
@@ -77,28 +83,36 @@ def measure(config: Config, rounds: int, seconds: float) -> dict[str, Any]:
         **{name: mine[name] for name in ("git", "platform", "python", "torch", "numpy")},
         "batch": config.batch,
         "capacity": config.capacity,
-        "rates": {
-            side.name: list(of) for side, of in zip(racing, zip(*rates, strict=True), strict=True)
-        },
+        "rates": {side.name: list(of) for side, of in zip(racing, rates, strict=True)},
     }
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Medians over rounds, and how many times a peer's rate ours is, round by round."""
+    """Medians over rounds, and how many times a peer's rate each of ours is, round by round."""
     rates = found["rates"]
-    rows = []
-    for name, of in rates.items():
-        ratios = [one / other for one, other in zip(rates[OURS], of, strict=True)]
-        times = "" if name == OURS else f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}×)"
-        rows.append((name, f"{statistics.median(of):,.0f}", times))
-    heads = ("who", f"updates/s of batch {found['batch']}", "ours against it: median (worst)")
+    mine = [name for name in OURS if name in rates]
+    rows = [
+        (
+            name,
+            f"{statistics.median(of):,.0f}",
+            *("" if name.startswith(OURS[0]) else times(rates[one], of) for one in mine),
+        )
+        for name, of in rates.items()
+    ]
+    heads = ("who", f"updates/s of batch {found['batch']}", *(f"{one} against it" for one in mine))
     return markdown(heads, rows)
+
+
+def times(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """`median (worst)` of the ratios of rounds."""
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    return f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}×)"
 
 
 def footing(found: Mapping[str, Any]) -> str:
     """How it was measured."""
     return (
-        f"{found['rounds']} interleaved rounds after a warm-up, one thread, "
+        f"{found['rounds']} interleaved rounds after a warm-up, seconds of one thread, "
         f"{found['capacity']:,} rows to draw from; {found['cpus']} CPUs, torch {found['torch']}, "
         f"Python {found['python']}"
     )
@@ -204,7 +218,8 @@ def peer(
 
 
 SIDES: Final[dict[str, Callable[[Config, Games], Callable[[], object]]]] = {
-    OURS: ours,
+    OURS[0]: ours,
+    OURS[1]: partial(ours, compile=True),
     "gated-rainbow with its gate": partial(ours, gate="mlp"),
     "eager, as CleanRL writes it": partial(peer, replay=TreeReplay, tidy=False),
     "eager, tidied up, on our replay": partial(peer, replay=OurReplay, tidy=True),
