@@ -26,6 +26,7 @@ FULL: Final = "full"
 WITHOUT: Final[dict[str, dict[str, str]]] = {  # agent → what is left out → the setting that does so
     "gated-rainbow": {
         "dreams": "agent.share=0",
+        "clock": "agent.clock=false",
         "gate": "agent.gate=none",
         "priorities": "agent.prioritized=false",
         "n-step": "agent.n=1",
