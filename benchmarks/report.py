@@ -64,7 +64,7 @@ def table(figures: Sequence[Mapping[str, Any]]) -> str:
         "seeds there",
         "for good from",
     )
-    heads += ("so at the end", "later looks so", "last look", "wall time", "without looks")
+    heads += ("so at the end", "later looks so", "return at the end", "wall time", "without looks")
     return markdown(heads, rows)
 
 
