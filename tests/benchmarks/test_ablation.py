@@ -7,6 +7,7 @@ import launch
 from agents.gated_rainbow.config import Config
 from benchmarks.ablation import FULL, WITHOUT, plan, summaries, summarise, table
 from benchmarks.learning import Training
+from benchmarks.readme import section
 from core.config import apply
 from tests.benchmarks.test_report import method
 
@@ -47,3 +48,4 @@ def test_differences_are_between_runs_of_one_seed(tmp_path):
     )
     (out / "summary.json").write_text(json.dumps(found))
     assert summaries(tmp_path) == [out / "summary.json"]
+    assert table(found) in section(tmp_path)

@@ -11,6 +11,7 @@ import torch
 from agents.blocks.values import project
 from agents.gated_rainbow.agent import GatedRainbow
 from benchmarks.rainbow_peer import OurReplay, Step, Tree, TreeReplay, of_n_steps
+from benchmarks.readme import section
 from benchmarks.updates import EQUAL, OURS, SIDES, Games, footing, measure, peer, table
 
 SMALL = replace(EQUAL, capacity=2048, batch=32)
@@ -26,7 +27,7 @@ PEERS = pytest.mark.parametrize(
 )
 
 
-def test_every_side_is_measured_in_every_round():
+def test_every_side_is_measured_in_every_round_and_told_in_the_readme(tmp_path):
     names = [name for name in SIDES if name != OURS[1]]  # to compile takes a minute
     found = json.loads(json.dumps(measure(SMALL, rounds=2, seconds=0.01, names=names)))
     assert list(found["rates"]) == names
@@ -34,7 +35,8 @@ def test_every_side_is_measured_in_every_round():
     lines = table(found).splitlines()
     assert len(lines) == 2 + len(names)
     assert ["×" in line for line in lines[2:]] == [False, False, True, True]
-    assert "2 interleaved rounds" in footing(found)
+    (tmp_path / "updates.json").write_text(json.dumps(found))
+    assert section(tmp_path).endswith(f"`python benchmarks/updates.py`: {footing(found)}.")
 
 
 def test_ratios_are_taken_round_by_round():
