@@ -112,7 +112,7 @@ def times(ours: Sequence[float], theirs: Sequence[float]) -> str:
 def footing(found: Mapping[str, Any]) -> str:
     """How it was measured."""
     return (
-        f"{found['rounds']} interleaved rounds after a warm-up, seconds of one thread, "
+        f"{found['rounds']} interleaved rounds after a warm-up, processor seconds of one thread, "
         f"{found['capacity']:,} rows to draw from; {found['cpus']} CPUs, torch {found['torch']}, "
         f"Python {found['python']}"
     )
