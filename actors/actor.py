@@ -86,6 +86,6 @@ class Actor:
 
     def _report(self, rows: Batch) -> None:
         for i, episode_return, length in self._episodes.add(rows):
-            ended: Event = {"kind": "episode", "return": episode_return, "length": length}
             told = {name: values[i].item() for name, values in self._env.info.items()}
-            self._events.append({**told, **ended, "actor": self._index})
+            ended: Event = {"return": episode_return, **told, "kind": "episode", "length": length}
+            self._events.append({**ended, "actor": self._index})

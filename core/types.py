@@ -197,7 +197,8 @@ class VectorEnv(Protocol):
 
     spec: EnvSpec
     num_envs: int
-    info: Batch  # numbers (N,) on the episodes of the last rows, for their metrics; mostly empty
+    info: Batch  # numbers (N,) on the episodes of the last rows, for their metrics; mostly empty.
+    # Where rewards are shaped, `return` is what the episode paid without that.
 
     def reset(self) -> Batch:
         """Start all episodes. → rows without actions, (N, …)."""
