@@ -26,6 +26,7 @@ REGISTRY: dict[str, AgentEntry] = {
     "gated-rainbow": AgentEntry(
         "agents.gated_rainbow.agent:GatedRainbow", ("discrete",), ("vector",)
     ),
+    "dreamwalker": AgentEntry("agents.dreamwalker.agent:Dreamwalker", ("continuous",), ("vector",)),
 }
 
 
