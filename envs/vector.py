@@ -21,9 +21,9 @@ class GymVector:
     would broadcast an observation of a wrong shape in silence. The rows are those of its NEXT_STEP
     mode. Whoever breaks the contract is named with its index and its last action.
     Where metadata says `batched`, all are stepped at once in the vectorised form the id is
-    registered with, whose infos are numbers (N,) and become `info`. (To have such a form is not
-    enough: ALE's is another environment, of stacked frames.)
-    options: arguments of each environment. video_dir: film every episode of environment 0 there.
+    registered with, whose infos are numbers (N,) and become `info`.
+    options: arguments of each environment. video_dir: film every episode of environment 0 there; of
+    a batch, in an environment by itself that its seed and actions make the same.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class GymVector:
         self._decode = spaces.decoder(env.action_space)
         together = env.metadata.get("batched")
         self._batch: Any = _batched(env_id, num_envs, options) if together else None
+        self._film = env if together and video_dir is not None else None
         copies = 0 if together else num_envs - 1
         self._envs = [env, *(registry.make(env_id, **options) for _ in range(copies))]
         self.info: Batch = {}
@@ -116,6 +117,12 @@ class GymVector:
 
     def _step_batch(self, action: Array | None) -> tuple[Array, Array, Array, Array]:
         n = self.num_envs
+        if self._film is not None:
+            if self._ended[0]:
+                self._film.reset(seed=self._seeds[0])
+            else:
+                assert action is not None
+                self._film.step(action[0])
         if action is None:
             seen, self.info = self._batch.reset(seed=self._seeds[0])
             self._seeds[0] = None
