@@ -57,9 +57,10 @@ from agents.blocks.training import (
     to_tensors,
 )
 from agents.gated_rainbow.config import CONTEXT, PRIORITY, RANGE, Config
+from agents.gated_rainbow.frame_world import FrameWorld
 from agents.gated_rainbow.network import ValueNetwork, collapse, patterns
 from agents.gated_rainbow.progress import Progress
-from agents.gated_rainbow.world import World
+from agents.gated_rainbow.vector_world import VectorWorld
 from core.types import (
     Array,
     Batch,
@@ -82,26 +83,26 @@ COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to lear
 class Memory(NamedTuple):
     """What acting carries along in each of n environments."""
 
-    history: Array  # (N, 4, *O) f32
+    history: Array  # (N, 4, *O), of the observations' own kind
     trace: Array  # (N,) f32, the discounted reward so far: γ · trace + reward
     held_out: Array  # (N,) bool, whether this episode is kept from the world model
 
 
 class GatedRainbow:
-    """See the module. Built from vector observations and discrete actions."""
+    """See the module. Observations are vectors or frames, actions discrete."""
 
     Config: TypeAlias = Config
     act_groups = ("policy",)  # with the schedules, so that actors elsewhere have today's ε
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
-        device = resolve(device)
+        device, config = resolve(device), config.sized(spec.obs)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
         self.actions = Discrete(spec.action)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights
             self.online = ValueNetwork(config, spec).to(device)
-            self.world = World(
+            self.world = (FrameWorld if spec.obs.image else VectorWorld)(
                 spec.obs,
                 self.actions.size,
                 context=CONTEXT,
@@ -135,7 +136,7 @@ class GatedRainbow:
     # --------------------------------------------------------------------------------- acting
 
     def initial(self, n: int) -> Memory:
-        history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), np.float32)
+        history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), self.spec.obs.dtype)
         return Memory(history, np.zeros(n, np.float32), np.zeros(n, bool))
 
     @torch.no_grad()
@@ -143,7 +144,7 @@ class GatedRainbow:
         first, reward = rows["first"], rows["reward"]
         memory: Memory = state
         fresh = first.reshape(-1, 1, *[1] * len(self.spec.obs.shape))
-        obs = rows["obs"][:, None].astype(np.float32)
+        obs = rows["obs"][:, None]
         moved = np.concatenate([memory.history[:, 1:], obs], 1)
         history = np.where(fresh, obs, moved)
         trace = np.where(first, 0, self.config.gamma * memory.trace + reward).astype(np.float32)
@@ -197,7 +198,7 @@ class GatedRainbow:
         world, noise, members = self.slow_world, self.dream_noise, self.config.members
         believed = self.believed() * (self.progress.steps >= self.config.dream_after)
         horizon = max(1, int(believed.sum()))  # the one wait for the device, before a long loop
-        obs = torch.as_tensor(starts.data["obs"], device=self.device).float()
+        obs = torch.as_tensor(starts.data["obs"], device=self.device)
         history = obs[:, -CONTEXT - 1 :]  # (B, 4, *O)
         lived, actions, rewards, ends, agreed = list(history.unbind(1)), [], [], [], []
         for _ in range(horizon):
