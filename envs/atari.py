@@ -81,12 +81,12 @@ class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Start all games. The i-th seed that follows from `seed` is the i-th game's."""
-        seeds = None
+        """Start all games. `seed`: one for each, or a number that they follow from."""
+        if isinstance(seed, int):
+            seed = np.random.SeedSequence(seed).generate_state(self.num_envs)
         if seed is not None:
-            drawn = np.random.SeedSequence(seed).generate_state(self.num_envs)
-            seeds = (drawn >> 1).astype(np.int64)  # the emulator takes 31 bits
-        frames, _ = self._games.reset(seed=seeds)
+            seed = np.array(seed, np.int64) >> 1  # the emulator takes 31 bits
+        frames, _ = self._games.reset(seed=seed)
         return self._last(frames), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -104,7 +104,10 @@ class Screens(AtariGames):
 
 
 class AtariGame(gym.Env[Array, Any]):
-    """One game, and on request its screen in colours: a second emulator shows it, in step."""
+    """One game, and on request its screen in colours: a second emulator shows it, in step.
+
+    Seeds are those of a batch of one.
+    """
 
     metadata = {  # noqa: RUF012 - as gymnasium has it
         "batched": True,
@@ -121,7 +124,7 @@ class AtariGame(gym.Env[Array, Any]):
         self.action_space = self._game.single_action_space
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         frames, info = self._game.reset(seed=seed)
         if self._shown is not None:

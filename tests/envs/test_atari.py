@@ -117,6 +117,18 @@ def test_each_game_has_a_seed_of_its_own_that_the_runs_seed_decides():
     assert not np.array_equal(apart[:, 1], apart[:, 2])
 
 
+def test_a_game_with_a_seed_of_its_own_is_the_same_in_any_company():
+    env, alone, actions = (
+        GymVector(ENV, 3, seed=0),
+        GymVector(ENV, 1, seed=1),
+        random_actions(40, 3),
+    )
+    env.reset(), alone.reset()
+    seen = [env.reset([7, 8, 9])["obs"], *(env.step(action)["obs"] for action in actions)]
+    same = [alone.reset([8])["obs"], *(alone.step(action[1:2])["obs"] for action in actions)]
+    np.testing.assert_array_equal(np.stack(seen)[:, 1], np.stack(same)[:, 0])
+
+
 def test_an_argument_the_games_do_not_take_is_named():
     with pytest.raises(UserError, match=r"was given stack_num, but: .*stack_num"):
         GymVector(ENV, 1, seed=0, options={"stack_num": 4})
@@ -125,8 +137,9 @@ def test_an_argument_the_games_do_not_take_is_named():
 def test_the_film_shows_the_first_of_the_games_in_colours(tmp_path):
     actions = random_actions(30, 2)
     env = GymVector(ENV, 2, seed=5, video_dir=tmp_path)
-    plain = unroll(GymVector(ENV, 2, seed=5), actions)
-    rows = [env.reset()]
+    plain = GymVector(ENV, 2, seed=6)
+    expected = [plain.reset([3, 4])["obs"], *(plain.step(action)["obs"] for action in actions)]
+    rows = [env.reset([3, 4])]
     for action in actions:
         screen = env._film.render()
         assert screen.shape == (210, 160, 3)
@@ -134,5 +147,5 @@ def test_the_film_shows_the_first_of_the_games_in_colours(tmp_path):
         assert np.abs(grey - rows[-1]["obs"][0, :, :, 0]).max() < 3
         rows.append(env.step(action))
     env.close()
-    np.testing.assert_array_equal(np.stack([row["obs"] for row in rows]), plain["obs"])
+    np.testing.assert_array_equal([row["obs"] for row in rows], expected)
     assert [path.name for path in tmp_path.iterdir()] == ["ALE-SpaceInvaders-v5-episode-0.mp4"]
