@@ -59,9 +59,10 @@ from agents.blocks.training import (
     to_tensors,
 )
 from agents.gated_rainbow.config import CONTEXT, PRIORITY, RANGE, Config
+from agents.gated_rainbow.frame_world import FrameWorld
 from agents.gated_rainbow.network import ValueNetwork, collapse, patterns
 from agents.gated_rainbow.progress import Progress
-from agents.gated_rainbow.world import World
+from agents.gated_rainbow.vector_world import VectorWorld
 from core.errors import UserError
 from core.types import (
     Array,
@@ -86,20 +87,20 @@ PASSES = 3  # through a network an update: online twice, then target
 class Memory(NamedTuple):
     """What acting carries along in each of n environments."""
 
-    history: Array  # (N, 4, *O) f32
+    history: Array  # (N, 4, *O), of the observations' own kind
     age: Array  # (N,) f32, steps since the episode began
     trace: Array  # (N,) f32, the discounted reward so far: γ · trace + reward
     held_out: Array  # (N,) bool, whether this episode is kept from the world model
 
 
 class GatedRainbow:
-    """See the module. Built from vector observations and discrete actions."""
+    """See the module. Observations are vectors or frames, actions discrete."""
 
     Config: TypeAlias = Config
     act_groups = ("policy",)  # with the schedules, so that actors elsewhere have today's ε
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
-        device = resolve(device)
+        device, config = resolve(device), config.sized(spec.obs)
         spec = witnessed(spec, config.clock)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
@@ -107,7 +108,7 @@ class GatedRainbow:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights
             self.online = ValueNetwork(config, spec).to(device)
-            self.world = World(
+            self.world = (FrameWorld if spec.obs.image else VectorWorld)(
                 spec.obs,
                 self.actions.size,
                 context=CONTEXT,
@@ -144,7 +145,7 @@ class GatedRainbow:
     # --------------------------------------------------------------------------------- acting
 
     def initial(self, n: int) -> Memory:
-        history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), np.float32)
+        history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), self.spec.obs.dtype)
         age, trace = np.zeros((2, n), np.float32)
         return Memory(history, age, trace, np.zeros(n, bool))
 
@@ -158,7 +159,7 @@ class GatedRainbow:
             obs = np.concatenate([obs, age[:, None]], -1)
             replaced["obs"] = obs
         fresh = first.reshape(-1, 1, *[1] * len(self.spec.obs.shape))
-        newest = obs[:, None].astype(np.float32)
+        newest = obs[:, None]
         history = np.where(fresh, newest, np.concatenate([memory.history[:, 1:], newest], 1))
         trace = np.where(first, 0, self.config.gamma * memory.trace + reward).astype(np.float32)
         held_out, noise = memory.held_out, None
@@ -211,7 +212,7 @@ class GatedRainbow:
         world, noise, members = self.slow_world, self.dream_noise, self.config.members
         believed = self.believed() * (self.progress.steps >= self.config.dream_after)
         horizon = max(1, int(believed.sum()))  # the one wait for the device, before a long loop
-        obs = torch.as_tensor(starts.data["obs"], device=self.device).float()
+        obs = torch.as_tensor(starts.data["obs"], device=self.device)
         history = obs[:, -CONTEXT - 1 :]  # (B, 4, *O)
         lived, actions, rewards, ends, agreed = list(history.unbind(1)), [], [], [], []
         for _ in range(horizon):
