@@ -26,6 +26,7 @@ REGISTRY: dict[str, AgentEntry] = {
     "gated-rainbow": AgentEntry(
         "agents.gated_rainbow.agent:GatedRainbow", ("discrete",), ("vector", "image")
     ),
+    "dreamwalker": AgentEntry("agents.dreamwalker.agent:Dreamwalker", ("continuous",), ("vector",)),
 }
 
 

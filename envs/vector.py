@@ -126,11 +126,14 @@ class GymVector:
         terminal, truncated = np.zeros(n, bool), np.zeros(n, bool)
         for i, (env, starts) in enumerate(zip(self._envs, self._ended.tolist(), strict=True)):
             if starts:
-                seen, _ = env.reset(seed=self._seeds[i])
+                seen, info = env.reset(seed=self._seeds[i])
                 self._seeds[i] = None
             else:
-                seen, reward[i], terminal[i], truncated[i], _ = env.step(action[i])
+                seen, reward[i], terminal[i], truncated[i], info = env.step(action[i])
             obs[i] = self._checked(seen, shape, i, action)
+            if "unshaped_return" in info:
+                unshaped = self.info.setdefault("return", np.zeros(n))
+                unshaped[i] = info["unshaped_return"]
         return obs, reward, terminal, truncated
 
     def _step_batch(self, action: Array | None) -> tuple[Array, Array, Array, Array]:

@@ -47,10 +47,10 @@ from torch import Tensor, nn
 from agents.blocks.actions import Discrete
 from agents.blocks.returns import n_step
 from agents.blocks.training import (
+    Follower,
     Learning,
     Trainer,
     compiled,
-    follow,
     generator,
     load_net,
     net_state,
@@ -120,9 +120,11 @@ class GatedRainbow:
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
         self.progress = Progress(config).to(device)
 
-        self._losses = compiled(self.losses, device) if config.compile else self.losses
+        self._study = compiled(self.study, device) if config.compile else self.study
         self.trainer = Trainer(self.online, config.lr, config.clip, config.decay)
         self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
+        self.target_follower = Follower(self.target, self.online)
+        self.world_follower = Follower(self.slow_world, self.world)
         self.act_noise = generator(seed, device)
         self.dream_noise = generator(seed + 1, device)
         self.policy_noise = generator(seed + 2, device)
@@ -189,7 +191,7 @@ class GatedRainbow:
         metrics["grad_norm/world"] = self.world_trainer.step(loss)
         metrics |= self.world.measure(self.slow_world, rows, code)
         updates = self.world.normaliser.updates
-        follow(self.slow_world, self.world, (1 / updates).clamp(min=self.config.slow_world))
+        self.world_follower.step((1 / updates).clamp(min=self.config.slow_world))
         metrics["model/believed"] = self.believed().sum()
         return Feedback(metrics)
 
@@ -247,32 +249,52 @@ class GatedRainbow:
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
-        config, progress = self.config, self.progress
         lived = to_tensors(real.data, self.device)
+        chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
+        imagined = None if dreams is None else self.pick(to_tensors(dreams, self.device))
+        noise = self.online.draw(PASSES, self.policy_noise)
+        loss, priority, metrics = self._study(lived, chance, imagined, noise)
+        metrics["grad_norm/value"] = self.trainer.step(loss, metrics["learn/lr"])
+        self.target_follower.step(self.config.slow)
+        if not self.config.prioritized:
+            return Feedback(metrics)
+        return Feedback(metrics, to_array(priority).astype(np.float64))
+
+    def study(
+        self,
+        lived: Batch,
+        chance: Tensor,
+        imagined: tuple[Batch, Tensor] | None,
+        noise: Tensor | None,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """All of an update but its gradient step → the loss, priorities (R,) and metrics.
+
+        From R real windows and how many times likelier than others they were to be drawn (R,), and
+        dreamed windows with their weights (D,). Only tensors come in and go out, so it compiles.
+        """
+        config, progress = self.config, self.progress
         self.online.normaliser.update(lived["obs"], lived["reward"])
         self.match_unit(lived["trace"])
-        weight = self.importance(real)
+        weight = self.importance(chance)
         rows, metrics = {key: lived[key] for key in COLUMNS}, {}
-        if dreams is not None:
-            imagined, dream_weight = self.pick(to_tensors(dreams, self.device))
-            rows = {key: torch.cat([rows[key], imagined[key]]) for key in rows}
-            dream_weight = dream_weight * weight.mean()
+        if imagined is not None:
+            rows = {key: torch.cat([rows[key], imagined[0][key]]) for key in rows}
+            dream_weight = imagined[1] * weight.mean()
             metrics["dream/share"] = dream_weight.sum() / (dream_weight.sum() + weight.sum())
             weight = torch.cat([weight, dream_weight])
         if config.curiosity:
             rows["reward"] = rows["reward"] + config.curiosity * self.surprise(rows)
 
-        noise = self.online.draw(PASSES, self.policy_noise)
-        loss, td_error, openness, value = self._losses(rows, noise)
+        loss, td_error, openness, value = self.losses(rows, noise)
         total = value_loss = (weight * loss).sum() / (weight > 0).sum()
         if config.gate != "none":
             gate_loss = collapse(openness)
             total = value_loss + config.gate_weight * gate_loss
             metrics |= {"loss/gate": gate_loss.detach(), **patterns(openness.detach())}
         progress.learned(lived["trace"], lived["last"])
+        priority = (td_error[: len(chance)] + PRIORITY) ** progress.alpha
         metrics |= {
             "loss/value": value_loss.detach(),
-            "grad_norm/value": self.trainer.step(total, progress.lr),
             "explore/epsilon": progress.epsilon,
             "explore/noise": self.online.noisiness,
             "replay/alpha": progress.alpha,
@@ -283,11 +305,7 @@ class GatedRainbow:
             "learn/lr": progress.lr,
             "learn/return": progress.mean_return.clone(),
         }
-        follow(self.target, self.online, config.slow)
-        if not config.prioritized:
-            return Feedback(metrics)
-        priorities = (td_error[: len(real.keys)] + PRIORITY) ** metrics["replay/alpha"]
-        return Feedback(metrics, to_array(priorities).astype(np.float64))
+        return total, priority, metrics
 
     def losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Windows (B, C + n + 1, …) → loss, |δ| and value (B,), gate openness (B, F).
@@ -312,12 +330,11 @@ class GatedRainbow:
         assert loss.shape == td_error.shape == value.shape == steps.shape
         return loss, td_error, openness, value
 
-    def importance(self, real: Sample) -> Tensor:
+    def importance(self, chance: Tensor) -> Tensor:
         """Weights (B,) that undo the drawing by priority as far as β goes, the largest 1."""
         if not self.config.prioritized:
-            return torch.ones(len(real.prob), device=self.device)
-        prob = torch.as_tensor(real.prob, dtype=torch.float32, device=self.device)
-        weight = (real.size * prob) ** -self.progress.beta
+            return torch.ones_like(chance)
+        weight = chance**-self.progress.beta
         return weight / weight.max()
 
     def pick(self, dreams: Batch) -> tuple[Batch, Tensor]:
