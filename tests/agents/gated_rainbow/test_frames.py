@@ -155,6 +155,24 @@ def test_acting_stacks_the_single_frames_that_the_replay_holds():
         np.testing.assert_array_equal(window[: CONTEXT + 1], seen[window[CONTEXT].tobytes()])
 
 
+def test_values_learn_what_pays_where_it_is_seen():
+    """Action 0 pays while the block is on the left, action 1 on the right; then it is over."""
+    agent, system = build(share=0.0, noise=0.0, batch=32, n=1, lr=1e-3), Slide()
+
+    def side(obs: Any) -> Any:
+        return obs[..., 20:, :].sum((-3, -2, -1)) > obs[..., :20, :].sum((-3, -2, -1))
+
+    for _ in range(80):
+        sample = system.windows(32, 2)
+        rows = {key: value[:, CONTEXT:] for key, value in sample.data.items()}
+        rows["reward"][:, 1] = rows["trace"][:, 1] = rows["action"][:, 0] == side(rows["obs"][:, 0])
+        rows["last"][:, 1] = rows["terminal"][:, 1] = True
+        agent.learn_policy(sample, None)
+    obs = system.windows(200, 1).data["obs"]
+    action = agent.choose(torch.as_tensor(obs), None).numpy()
+    assert (action == side(obs[:, CONTEXT])).mean() > 0.9
+
+
 def test_frames_get_smaller_batches_unless_asked_otherwise():
     frames, vectors = Config().sized(FRAME), Config().sized(Space((4,), "float32"))
     assert (frames.batch, frames.world_batch, frames.world_window) == (32, 10, 6)
