@@ -36,7 +36,6 @@ al. 2019) for dreams from real starts.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -62,25 +61,18 @@ from agents.gated_rainbow.config import CONTEXT, PRIORITY, RANGE, Config
 from agents.gated_rainbow.frame_world import FrameWorld
 from agents.gated_rainbow.network import ValueNetwork, collapse, patterns
 from agents.gated_rainbow.progress import Progress
+from agents.gated_rainbow.tables import COLUMNS, tables, witnessed
 from agents.gated_rainbow.vector_world import VectorWorld
-from core.errors import UserError
 from core.types import (
     Array,
     Batch,
-    Consumer,
     EnvSpec,
     Feedback,
-    Prioritized,
-    QueueSpec,
     Sample,
-    Space,
     State,
-    TableSpec,
-    Uniform,
     Weights,
 )
 
-COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to learn values from
 PASSES = 3  # through a network an update: online twice, then target
 
 
@@ -382,58 +374,3 @@ class GatedRainbow:
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
         self._learning[group].restore(state)
-
-
-def witnessed(spec: EnvSpec, clock: bool) -> EnvSpec:
-    """The environment as the networks and the replay have it: with `clock`, a vector that ends in
-    the steps since the episode began.
-    """
-    if not clock:
-        return spec
-    if len(spec.obs.shape) != 1:
-        raise UserError(f"agent.clock needs vector observations; {spec.env_id} has others.")
-    return replace(spec, obs=Space((spec.obs.shape[0] + 1,), "float32"))
-
-
-def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Who samples what, how often: the replay ratios of this agent."""
-    flag, number = Space((), "bool"), Space((), "float32")
-    columns = {
-        "obs": spec.obs,
-        "action": spec.action,
-        "reward": number,
-        "first": flag,
-        "last": flag,
-        "terminal": flag,
-        "trace": number,  # the discounted reward so far
-        "held_out": flag,  # from the world model
-    }
-    consumers = {
-        "policy": Consumer(
-            config.batch - config.dreamed,
-            config.n + 1,
-            Prioritized() if config.prioritized else Uniform(),
-            samples_per_step=config.policy_per_step,
-            min_steps=config.warmup,
-            context=CONTEXT,
-            columns=(*COLUMNS, "trace"),
-        )
-    }
-    if config.models:
-        consumers["world"] = Consumer(
-            config.world_batch,
-            config.world_window,
-            samples_per_step=config.world_per_step,
-            context=CONTEXT,
-            columns=(*COLUMNS, "held_out"),
-        )
-    if config.dreamed:
-        consumers["start"] = Consumer(
-            config.dreams,
-            samples_per_step=config.policy_per_step,
-            min_steps=config.warmup,
-            context=CONTEXT,
-            columns=("obs",),
-        )
-    real = TableSpec(config.capacity, columns, consumers)
-    return {"real": real, "dream": QueueSpec(2)} if config.dreamed else {"real": real}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from agents.blocks.training import to_tensors
-from agents.gated_rainbow.agent import COLUMNS
 from agents.gated_rainbow.config import CONTEXT, Config
+from agents.gated_rainbow.tables import COLUMNS
 from core.errors import UserError
 from core.types import Array
 from tests.agents.gated_rainbow.system import HEADS, SMALL, Swing, build, returns
