@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.blocks.actions import Discrete
+from agents.blocks.dreams import pick
 from agents.blocks.returns import n_step
 from agents.blocks.training import (
     Follower,
@@ -243,7 +244,7 @@ class GatedRainbow:
         assert real is not None
         lived = to_tensors(real.data, self.device)
         chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
-        imagined = None if dreams is None else self.pick(to_tensors(dreams, self.device))
+        imagined = None if dreams is None else self.pick(dreams)
         noise = self.online.draw(PASSES, self.policy_noise)
         loss, priority, metrics = self._study(lived, chance, imagined, noise)
         metrics["grad_norm/value"] = self.trainer.step(loss, metrics["learn/lr"])
@@ -299,6 +300,11 @@ class GatedRainbow:
         }
         return total, priority, metrics
 
+    def pick(self, dreams: Batch) -> tuple[Batch, Tensor]:
+        """Windows (D, C + n + 1, …) at believed rows of dreams, and how much each counts (D,)."""
+        told, config = to_tensors(dreams, self.device), self.config
+        return pick(told, COLUMNS, config.dreamed, CONTEXT, config.n, self.policy_noise)
+
     def losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Windows (B, C + n + 1, …) → loss, |δ| and value (B,), gate openness (B, F).
 
@@ -328,20 +334,6 @@ class GatedRainbow:
             return torch.ones_like(chance)
         weight = chance**-self.progress.beta
         return weight / weight.max()
-
-    def pick(self, dreams: Batch) -> tuple[Batch, Tensor]:
-        """Windows (D, C + n + 1, …) at believed rows of dreams, drawn alike; their weights (D,)."""
-        weight, size = dreams["weight"], self.config.dreamed
-        steps = weight.shape[1]
-        chances = weight.flatten() + 1e-9  # so that something can be drawn where nothing counts
-        drawn = chances.multinomial(size, replacement=True, generator=self.policy_noise)
-        dream, row = drawn // steps, drawn % steps
-        ahead = torch.arange(-CONTEXT, self.config.n + 1, device=row.device)
-        # Beyond a dream there is nothing, but its own last row ends all windows.
-        rows = (row.unsqueeze(1) + ahead).clamp(0, steps - 1)
-        windows = {key: dreams[key][dream.unsqueeze(1), rows] for key in COLUMNS}
-        enough = (weight.sum() / size).clamp(max=1)
-        return windows, weight.flatten()[drawn] * enough
 
     def surprise(self, rows: Batch) -> Tensor:
         """How much the world's members disagree on the step to each row (B, C + n + 1)."""

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agents.blocks.held_out import expected_error, take_in
 from agents.blocks.normaliser import Normaliser, Pixels
 from agents.blocks.training import masked_mean
 from core.types import Batch, Space
-
-MEMORY = 500.0  # held-out windows that the error is a moving average of
 
 
 class Step(NamedTuple):
@@ -122,11 +121,8 @@ class World(nn.Module, ABC):
             real = self._share(rows["obs"][:, at + 1])
             errors.append(asked.distance(following, real).flatten())
             still.append(asked.distance(start, real).flatten())
-        count = inside.sum(0)  # (T-1,)
-        self.seen.copy_((self.seen + count).clamp(max=MEMORY))
-        for average, found in ((self.error, errors), (self.still, still)):
-            mean = (torch.stack(found, 1) * inside).sum(0) / count.clamp(min=1)
-            average.lerp_(mean, (count / self.seen.clamp(min=1)).clamp(max=1))
+        found = (self.error, torch.stack(errors, 1)), (self.still, torch.stack(still, 1))
+        take_in(self.seen, inside, *found)
         metrics = {"model/disagreement": self.usual_disagreement.clone()}
         for h in sorted({0, len(self.error) // 2, len(self.error) - 1}):
             metrics[f"model/error_{h + 1}"] = self.error[h].sqrt() / self.unit
@@ -134,15 +130,8 @@ class World(nn.Module, ABC):
         return metrics
 
     def expected_error(self, horizon: int) -> Tensor:
-        """The held-out error after 1 … `horizon` steps, in deviations of the observation (H,).
-
-        Beyond the steps that were measured it is taken to grow in proportion to them. Infinite
-        where nothing was held out yet.
-        """
-        measured = torch.where(self.seen > 0, self.error.sqrt() / self.unit, torch.inf)
-        steps = torch.arange(1, horizon + 1, device=measured.device)
-        longest = len(measured)
-        return measured[steps.clamp(max=longest) - 1] * (steps / longest).clamp(min=1)
+        """The held-out error after 1 … `horizon` steps, in deviations of the observation (H,)."""
+        return expected_error(self.error / self.unit**2, self.seen, horizon)
 
     # ----------------------------------------------------------------------------- imagining
 
