@@ -137,13 +137,27 @@ def evaluate(args: Sequence[str]) -> int:
     if given["json"]:
         print(json.dumps(found))
     else:
-        print(
-            f"{found['agent']} on {found['env']} after {found['env_steps']:,} steps: "
-            f"return {found['return_mean']:.1f} ± {found['return_std']:.1f} "
-            f"(lowest {found['return_min']:.1f}) over {found['episodes']} episodes "
-            f"of {found['length_mean']:.0f} steps"
-        )
+        whose = f"{found['agent']} on {found['env']} after {found['env_steps']:,} steps"
+        print(f"{whose}: {in_words(found)}")
+        for kind in dict.fromkeys(key.partition("/")[0] for key in found if "/" in key):
+            prefix = f"{kind}/"
+            those = {key.removeprefix(prefix): found[key] for key in found if prefix in key}
+            print(f"  {kind}: {in_words(those)}")
     return 0
+
+
+def in_words(figures: Mapping[str, Any]) -> str:
+    """The figures of an evaluation, or of one kind of its episodes, in words."""
+    facts = [key for key in figures if key.endswith("_mean") and "/" not in key]
+    others = [key for key in facts if key not in ("return_mean", "length_mean")]
+    return ", ".join(
+        (
+            f"return {figures['return_mean']:.1f} ± {figures['return_std']:.1f} "
+            f"(lowest {figures['return_min']:.1f}) over {figures['episodes']} episodes "
+            f"of {figures['length_mean']:.0f} steps",
+            *(f"{key.removesuffix('_mean')} {figures[key]:.3g}" for key in others),
+        )
+    )
 
 
 def show(args: Sequence[str]) -> int:

@@ -85,7 +85,6 @@ class Actor:
         self._env.close()
 
     def _report(self, rows: Batch) -> None:
-        for i, episode_return, length in self._episodes.add(rows):
-            ended: Event = {"kind": "episode", "return": episode_return, "length": length}
-            told = {name: values[i].item() for name, values in self._env.info.items()}
-            self._events.append({**told, **ended, "actor": self._index})
+        for episode in self._episodes.add(rows, self._env.info):
+            ended: Event = {"kind": "episode", "return": episode.total, "length": episode.length}
+            self._events.append({**episode.told, **ended, "actor": self._index})

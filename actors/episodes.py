@@ -1,22 +1,74 @@
-"""The running return and length of each episode."""
+"""The running return and length of each episode, and what evaluations make of them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from core.types import Batch
 
 
+@dataclass(frozen=True)
+class Episode:
+    """One that ended. `told`: what its environment says of it (`VectorEnv.info`)."""
+
+    environment: int
+    total: float  # the undiscounted return
+    length: int  # agent steps: the rows that an action led to
+    told: dict[str, Any]  # name → a Python number
+
+
 class Episodes:
     """Sums the rows of n environments and tells which episodes ended."""
 
     def __init__(self, n: int) -> None:
-        self._return = np.zeros(n)  # undiscounted
-        self._length = np.zeros(n, np.int64)  # agent steps: the rows that an action led to
+        self._return = np.zeros(n)
+        self._length = np.zeros(n, np.int64)
 
-    def add(self, rows: Batch) -> list[tuple[int, float, int]]:
-        """Rows (N, …) → (environment, return, length) of each episode that ends with them."""
+    def add(self, rows: Batch, info: Batch) -> list[Episode]:
+        """Rows and info (N, …) → the episodes that end with them."""
         self._return = np.where(rows["first"], 0.0, self._return) + rows["reward"]
         self._length = np.where(rows["first"], 0, self._length + 1)
-        ended = np.flatnonzero(rows["last"])
-        return [(int(i), float(self._return[i]), int(self._length[i])) for i in ended]
+        return [
+            Episode(
+                int(i),
+                float(self._return[i]),
+                int(self._length[i]),
+                {name: values[i].item() for name, values in info.items()},
+            )
+            for i in np.flatnonzero(rows["last"])
+        ]
+
+
+def summary(episodes: Sequence[Episode]) -> dict[str, float]:
+    """What an evaluation reports: figures over all episodes, then `kind_2/…`, those of each kind.
+
+    Of what environments tell, whole numbers are kinds, and the others (measures, yes or no) have
+    a mean.
+    """
+    found = figures(episodes)
+    for name, value in episodes[0].told.items():
+        if type(value) is int:
+            for kind in sorted({episode.told[name] for episode in episodes}):
+                those = figures([it for it in episodes if it.told[name] == kind])
+                found |= {f"{name}_{kind}/{key}": figure for key, figure in those.items()}
+    return found
+
+
+def figures(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Means and extremes over episodes."""
+    returns = np.array([episode.total for episode in episodes])
+    found = {
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "return_min": float(returns.min()),
+        "length_mean": float(np.mean([episode.length for episode in episodes])),
+        "episodes": len(episodes),
+    }
+    for name, value in episodes[0].told.items():
+        if type(value) is not int:
+            found[f"{name}_mean"] = float(np.mean([episode.told[name] for episode in episodes]))
+    return found

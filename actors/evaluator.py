@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from actors.episodes import Episodes
+from actors.episodes import Episode, Episodes, summary
 from core.pull import pull
-from core.types import Agent, Array, Event, Replay, VectorEnv, WeightStore
+from core.types import Agent, Event, Replay, VectorEnv, WeightStore
 
 
 class Evaluator:
@@ -22,7 +22,7 @@ class Evaluator:
 
     def __init__(
         self,
-        make_env: Callable[[int], VectorEnv],
+        make_env: Callable[[], VectorEnv],
         agent: Agent,
         replay: Replay,
         weights: WeightStore,
@@ -50,13 +50,14 @@ class Evaluator:
         self._next = (place + 1) * self._every
         pull(self._agent, self._weights, self.versions)
         began = time.monotonic()
-        env = self._make_env(int(np.random.SeedSequence((self._seed, place)).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence((self._seed, place)).generate_state(1)[0])
+        env = self._make_env()
         try:
-            returns, lengths = play(env, self._agent, self._episodes)
+            episodes = play(env, self._agent, self._episodes, seed)
         finally:
             env.close()
         took: Event = {"took_s": round(time.monotonic() - began, 3)}
-        self._events.append({"kind": "eval", "at": at, **summary(returns, lengths), **took})
+        self._events.append({"kind": "eval", "at": at, **summary(episodes), **took})
         return True
 
     def drain(self) -> list[Event]:
@@ -65,33 +66,29 @@ class Evaluator:
         return events
 
 
-def play(env: VectorEnv, agent: Agent, episodes: int) -> tuple[Array, Array]:
-    """Greedy episodes from a fresh start → undiscounted returns and lengths, (episodes,) each.
+def play(env: VectorEnv, agent: Agent, episodes: int, seed: int) -> list[Episode]:
+    """Greedy episodes, in order. Episode k has seed k of those that `seed` leads to, so the same
+    are played however many environments there are.
 
-    Every environment plays its share and no more: counting whichever ends first would favour
-    short episodes. With as many environments as episodes, each plays one.
+    Each environment plays one at a time, and all wait for the longest: counting whichever ends
+    first would favour short ones.
     """
-    share = np.full(env.num_envs, episodes // env.num_envs)
-    share[: episodes % env.num_envs] += 1
-    played: list[list[tuple[float, int]]] = [[] for _ in share]
-    running = Episodes(env.num_envs)
-    rows, state = env.reset(), agent.initial(env.num_envs)
-    while any(len(mine) < due for mine, due in zip(played, share, strict=True)):
+    n = env.num_envs
+    seeds = np.random.SeedSequence(seed).generate_state(-(-episodes // n) * n).tolist()
+    played: list[Episode] = []
+    for begin in range(0, episodes, n):
+        due = min(n, episodes - begin)
+        played += _play_each(env, agent, seeds[begin : begin + n], due)
+    return played
+
+
+def _play_each(env: VectorEnv, agent: Agent, seeds: Sequence[int], due: int) -> list[Episode]:
+    """The first greedy episode of the first `due` environments, from seeds (N,)."""
+    running, ended = Episodes(env.num_envs), dict[int, Episode]()
+    rows, state = env.reset(seeds), agent.initial(env.num_envs)
+    while not all(i in ended for i in range(due)):
         action, state, _ = agent.act(rows, state, explore=False)
         rows = env.step(action)
-        for i, episode_return, length in running.add(rows):
-            if len(played[i]) < share[i]:
-                played[i].append((episode_return, length))
-    returns, lengths = zip(*(episode for mine in played for episode in mine), strict=True)
-    return np.array(returns), np.array(lengths)
-
-
-def summary(returns: Array, lengths: Array) -> dict[str, float]:
-    """What an evaluation reports of its episodes."""
-    return {
-        "return_mean": float(returns.mean()),
-        "return_std": float(returns.std()),
-        "return_min": float(returns.min()),
-        "length_mean": float(lengths.mean()),
-        "episodes": len(returns),
-    }
+        for episode in running.add(rows, env.info):
+            ended.setdefault(episode.environment, episode)
+    return [ended[i] for i in range(due)]

@@ -7,8 +7,8 @@ evaluations and its episodes. Everything else is computed from these files.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,14 +16,28 @@ import numpy as np
 
 from core.types import Array, Event
 
-OURS: Final = "dreamer-lite"
-THRESHOLDS: Final = {  # the greedy mean over 100 fresh episodes that counts as solved
-    "CartPole-v1": (475.0,),
-    "Pendulum-v1": (-200.0, -160.0),
-}
+DEFAULT_AGENT: Final = "dreamer-lite"
 KEPT: Final = {
     "eval": ("return_mean", "return_std", "return_min", "wall_s", "took_s"),
     "episode": ("return",),
+}
+EPISODES_KEPT: Final = 1_000  # of a seed; of more, every second, third, …
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment, and how learning in it is looked at."""
+
+    thresholds: tuple[float, ...]  # greedy means over a look's episodes that count as solved
+    ours: str = DEFAULT_AGENT  # whom all methods are compared with
+    every: int = 500  # env steps between looks
+    episodes: int = 100  # fresh ones of a look; at the end as many, the same for all
+
+
+TASKS: Final = {
+    "CartPole-v1": Task((475.0,)),
+    "Pendulum-v1": Task((-200.0, -160.0)),
+    "NumberGame-v1": Task((350.0, 390.0, 420.0), "gated-rainbow", every=20_000, episodes=5_000),
 }
 
 
@@ -35,6 +49,18 @@ class Curve:
     returns: Array  # mean over the look's episodes
     wall_s: float  # of the whole run
     looking_s: float  # of it, spent on evaluations
+    final: Event = field(default_factory=dict)  # of the end, on fixed episodes; empty: unknown
+    agent: str = DEFAULT_AGENT
+
+    @property
+    def final_return(self) -> float:
+        """The greedy mean at the end; the last look's where that is all there is."""
+        return float(self.final.get("return_mean", self.returns[-1]))
+
+    @property
+    def area(self) -> float:
+        """The mean greedy return over all of training: the area under the curve, by its length."""
+        return float(self.returns.mean())
 
     def reached(self, threshold: float) -> int | None:
         """The steps of the first look at or above `threshold`."""
@@ -71,24 +97,35 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
-def keep(about: Event, events: Iterable[Event], path: Path) -> None:
-    """Write the slim copy of a seed's events, after what is said about their making."""
+def keep(about: Event, events: Sequence[Event], path: Path, final: Event | None = None) -> None:
+    """Write the slim copy of a seed's events, after what is said about their making.
+
+    final: the evaluation at its end.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(".part")
+    ended = sum(event["kind"] == "episode" for event in events)
+    every, seen = max(1, -(-ended // EPISODES_KEPT)), 0
     with open(staging, "w", encoding="utf-8") as file:
         file.write(_line({"kind": "about", "env_steps": 0, **about}))
         for event in events:
-            if event["kind"] in KEPT:
+            seen += event["kind"] == "episode"
+            if event["kind"] in KEPT and (event["kind"] != "episode" or seen % every == 0):
                 names = ("kind", "env_steps", *KEPT[event["kind"]])
                 file.write(_line({name: _short(event[name]) for name in names}))
+        if final is not None:
+            file.write(_line({name: _short(value) for name, value in final.items()}))
     staging.replace(path)
 
 
 def read_curve(path: Path) -> Curve:
-    looks = [event for event in read_events(path) if event["kind"] == "eval"]
+    events = read_events(path)
+    looks = [event for event in events if event["kind"] == "eval"]
     if not looks:
         raise SystemExit(f"{path} holds no evaluation")
     return Curve(
+        final=next((event for event in events if event["kind"] == "final"), {}),
+        agent=events[0].get("agent", DEFAULT_AGENT),
         steps=np.array([look["env_steps"] for look in looks]),
         returns=np.array([look["return_mean"] for look in looks]),
         wall_s=looks[-1]["wall_s"],
@@ -96,12 +133,12 @@ def read_curve(path: Path) -> Curve:
     )
 
 
-def read_methods(out: Path) -> dict[str, list[Curve]]:
-    """Every method kept under `out`, ours first, and its seeds."""
+def read_methods(out: Path, first: str) -> dict[str, list[Curve]]:
+    """Every method kept under `out` and its seeds, `first` before all others."""
     found = {path.parent.name for path in out.glob("*/seed-*.jsonl")}
     return {
         name: [read_curve(path) for path in sorted((out / name).glob("seed-*.jsonl"))]
-        for name in sorted(found, key=lambda name: (name != OURS, name))
+        for name in sorted(found, key=lambda name: (name != first, name))
     }
 
 
@@ -123,13 +160,28 @@ def summarise(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
         "steps": [curve.reached(threshold) for curve in curves],
         "steps_for_good": [curve.settled(threshold) for curve in curves],
         "later_looks_above": round(float(np.mean(stays)), 3) if stays else None,
-        "final_returns": [round(float(curve.returns[-1]), 1) for curve in curves],
+        "final_returns": [round(curve.final_return, 1) for curve in curves],
         "budget": int(max(curve.steps[-1] for curve in curves)),
         "wall_s": [round(curve.wall_s, 1) for curve in curves],
         "wall_without_evaluations_s": [
             round(curve.wall_s - curve.looking_s, 1) for curve in curves
         ],
     }
+
+
+def by_kind(curves: Sequence[Curve]) -> dict[str, dict[str, list[float]]]:
+    """The evaluations at the end, of `all` episodes and of each kind → figure → a value a seed.
+
+    Returns and whatever else the environment tells; empty where it tells nothing or no seed has
+    such an evaluation.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for key in curves[0].final:
+        kind, _, figure = key.rpartition("/")
+        if figure.endswith("_mean") and figure != "length_mean":
+            values = [curve.final[key] for curve in curves]
+            found.setdefault(kind or "all", {})[figure.removesuffix("_mean")] = values
+    return found if len(found) > 1 else {}
 
 
 def median(values: Sequence[float | None]) -> float:

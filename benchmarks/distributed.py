@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.processes import ROOT, Launched, fresh
+from benchmarks.processes import ROOT, Launched, fresh, score
 from benchmarks.report import markdown, spread
 
 PATIENCE_S = 180.0  # with the first gradient step
@@ -50,18 +49,9 @@ def train(seed: int, actors: int) -> dict[str, Any]:
     if left:
         raise SystemExit(f"{run} left behind: {left}")
     times = {"first_gradient_step_s": round(first, 1), "wall_s": round(wall, 1)}
-    return {"seed": seed, **times, **score(run)}
-
-
-def score(run: Path) -> dict[str, Any]:
-    """The greedy figures of a run over 100 fresh episodes."""
-    command = [sys.executable, "launch.py", "eval", str(run), "--episodes", "100", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command[1:])} ended with {done.returncode}: {done.stderr}")
-    found = json.loads(done.stdout)
+    found = score(run, 100)
     kept = ("env", "env_steps", "return_mean", "return_std", "return_min", "episodes")
-    return {name: found[name] for name in kept}
+    return {"seed": seed, **times, **{name: found[name] for name in kept}}
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:

@@ -1,6 +1,7 @@
-"""How many steps our agent needs: several seeds, each looked at every 500 steps.
+"""How many steps an agent needs: several seeds, looked at as they learn and scored at the end.
 
     python benchmarks/learning.py --env CartPole-v1 --seeds 5 --steps 10000
+    python benchmarks/learning.py --env NumberGame-v1 --agent gated-rainbow --steps 1000000
 
 Seeds that are done are not run again, and an interrupted one is resumed. Runs stay under
 `runs/benchmarks/`; what is kept of them goes to `--out`, with a table and a plot (needs the extra
@@ -13,60 +14,113 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.curves import OURS, THRESHOLDS, keep, read_events
-from benchmarks.processes import ROOT, RUNS, Launched
+import agents
+from benchmarks.curves import DEFAULT_AGENT, TASKS, keep, read_curve, read_events
+from benchmarks.processes import ROOT, RUNS, Launched, score
 from benchmarks.report import report
 from core import checkpoint
 from core.types import Event
 
 
-def main() -> None:
-    args = parse()
+@dataclass(frozen=True)
+class Training:
+    """What all seeds of a curve have in common."""
+
+    agent: str
+    env: str
+    steps: int
+    every: int  # env steps between looks
+    episodes: int  # of a look, and of the end
+    envs_per_actor: int | None = None  # none: as the preset has it
+    num_actors: int | None = None  # on Ray; none: one, with all else in one thread
+    settings: tuple[str, ...] = ()
+
+    def command(self, seed: int) -> list[str]:
+        """The arguments of `launch.py` for one seed, all but its folder."""
+        args = [] if self.agent == DEFAULT_AGENT else ["--agent", self.agent]
+        args += ["--env", self.env]
+        if self.num_actors is None:
+            args += ["--local", "--num-actors", "1"]
+        else:
+            args += ["--num-actors", str(self.num_actors)]
+        if self.envs_per_actor is not None:
+            args += ["--envs-per-actor", str(self.envs_per_actor)]
+        args += ["--seed", str(seed), "--steps", str(self.steps)]
+        looks = (f"train.eval_every={self.every}", f"train.eval_episodes={self.episodes}")
+        return args + [word for item in (*looks, *self.settings) for word in ("--set", item)]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One seed of the curve `name`: where it runs, and what is kept of it."""
+
+    training: Training
+    name: str
+    seed: int
+    run: Path
+    kept: Path
+
+    def finish(self) -> None:
+        """Bring it to its end from wherever it is, score it and keep that."""
+        args = self.training.command(self.seed)
+        if not train(args, self.run, self.training.steps) and self.scored():
+            return
+        found = score(self.run, self.training.episodes)
+        figures = {name: value for name, value in found.items() if isinstance(value, (int, float))}
+        made = {"method": self.name, "agent": self.training.agent, "env": self.training.env}
+        keep(
+            {**made, "seed": self.seed, **about(args, self.run)},
+            read_events(self.run / "metrics.jsonl"),
+            self.kept,
+            {"kind": "final", **figures},
+        )
+
+    def scored(self) -> bool:
+        return self.kept.is_file() and bool(read_curve(self.kept).final)
+
+
+def seeds(training: Training, name: str, count: int, out: Path, group: str = "") -> list[Seed]:
+    """Seeds 0, 1, … of a curve, kept in `out`. `group`: a folder of runs, apart from others'."""
+    runs = RUNS / training.env / group / name
+    return [
+        Seed(training, name, seed, runs / f"seed-{seed}", out / name / f"seed-{seed}.jsonl")
+        for seed in range(count)
+    ]
+
+
+def finish(jobs: Sequence[Seed], at_once: int) -> None:
+    """Bring all to their end, so many at a time, one core each."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    out = args.out or ROOT / "benchmarks" / "results" / args.env
-    commands = [command(args.env, seed, args.steps, args.set) for seed in range(args.seeds)]
-    folders = [RUNS / args.env / args.name / f"seed-{seed}" for seed in range(args.seeds)]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(train, *of, args.steps) for of in zip(commands, folders, strict=True)]
+    with ThreadPoolExecutor(at_once) as pool:
+        running = [pool.submit(job.finish) for job in jobs]
         try:
-            for seed, job in enumerate(jobs):
-                job.result()
-                made = {"method": args.name, "env": args.env, "seed": seed}
-                made |= about(commands[seed], folders[seed])
-                events = read_events(folders[seed] / "metrics.jsonl")
-                keep(made, events, out / args.name / f"seed-{seed}.jsonl")
-                print(f"seed {seed}: {folders[seed].relative_to(ROOT)}", flush=True)
+            for job, its in zip(jobs, running, strict=True):
+                its.result()
+                print(f"{job.name}, seed {job.seed}: {job.run.relative_to(ROOT)}", flush=True)
         finally:
             pool.shutdown(cancel_futures=True)
-    print(report(args.env, out))
 
 
-def command(env: str, seed: int, steps: int, settings: Sequence[str]) -> list[str]:
-    """The arguments of `launch.py` for one seed, all but its folder."""
-    args = ["--env", env, "--local", "--num-actors", "1"]
-    args += ["--seed", str(seed), "--steps", str(steps)]
-    looks = ("train.eval_every=500", "train.eval_episodes=100")
-    return args + [word for item in (*looks, *settings) for word in ("--set", item)]
-
-
-def train(args: Sequence[str], run: Path, steps: int) -> None:
-    """Bring one seed to its end, from wherever its folder says it is."""
+def train(args: Sequence[str], run: Path, steps: int) -> bool:
+    """Bring one seed to its end, from wherever its folder says it is. False: it was there."""
     newest = checkpoint.newest(run / "checkpoints")
     if newest is not None:
         if checkpoint.manifest(newest)["env_steps"] >= steps:
-            return
+            return False
         args = ["--resume", str(run), "--steps", str(steps)]
     elif run.exists():
         raise SystemExit(f"{run} has no checkpoint to go on from; remove it to start again")
     else:
         args = [*args, "--run-dir", str(run)]
     Launched(args, run.with_suffix(".log")).finish()
+    return True
 
 
 def about(args: Sequence[str], run: Path) -> Event:
@@ -79,18 +133,56 @@ def about(args: Sequence[str], run: Path) -> Event:
     }
 
 
-def parse() -> argparse.Namespace:
+def parser(
+    description: str | None,
+    seeds: int,
+    steps: int,
+    agent: str,
+    env: str,
+    among: Iterable[str] = agents.REGISTRY,
+) -> argparse.ArgumentParser:
+    """The arguments of a script that trains several seeds of an agent, with its defaults."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=description, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--env", choices=THRESHOLDS, default="CartPole-v1")
-    parser.add_argument("--seeds", type=int, default=5, help="0, 1, … (default 5)")
-    parser.add_argument("--steps", type=int, default=10_000, help="of a seed (default 10000)")
+    parser.add_argument("--agent", choices=tuple(among), default=agent)
+    parser.add_argument("--env", choices=TASKS, default=env)
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"0, 1, … (default {seeds})")
+    parser.add_argument("--steps", type=int, default=steps, help=f"of a seed (default {steps})")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, one core each")
+    parser.add_argument("--num-actors", type=int, help="on Ray; default: one, without Ray")
+    parser.add_argument("--envs-per-actor", type=int, help="default: as the preset has it")
+    parser.add_argument("--eval-every", type=int, help="steps between looks; default: by env")
+    parser.add_argument(
+        "--eval-episodes", type=int, help="of a look and of the end; default: by env"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting")
-    parser.add_argument("--name", default=OURS, help="of the curve, when settings make it another")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/ENV")
-    return parser.parse_args()
+    return parser
+
+
+def training(args: argparse.Namespace) -> Training:
+    """What `parser` was given."""
+    task = TASKS[args.env]
+    return Training(
+        args.agent,
+        args.env,
+        args.steps,
+        args.eval_every or task.every,
+        args.eval_episodes or task.episodes,
+        args.envs_per_actor,
+        args.num_actors,
+        tuple(args.set),
+    )
+
+
+def main() -> None:
+    of = parser(__doc__, seeds=5, steps=10_000, agent=DEFAULT_AGENT, env="CartPole-v1")
+    of.add_argument("--name", help="of the curve, when settings make it another; default: AGENT")
+    args = of.parse_args()
+    out = args.out or ROOT / "benchmarks" / "results" / args.env
+    finish(seeds(training(args), args.name or args.agent, args.seeds, out), args.jobs)
+    print(report(args.env, out))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from actors.evaluator import play, summary
+from actors.episodes import summary
+from actors.evaluator import play
 from benchmarks.curves import keep
 from benchmarks.processes import ROOT
 from benchmarks.report import report
@@ -110,9 +111,9 @@ class Looks(BaseCallback):
         if self.num_timesteps % LOOK_EVERY == 0:
             began = time.monotonic()
             fresh = 1_000_000 * (self._seed + 1) + self.num_timesteps
-            env = GymVector(self._env_id, EPISODES, fresh)
+            env = GymVector.to_play(self._env_id, EPISODES)
             agent = cast(Agent, Greedy(self.model))  # all that playing asks of one
-            figures = summary(*play(env, agent, EPISODES))
+            figures = summary(play(env, agent, EPISODES, fresh))
             self._note({"kind": "eval", **figures, "took_s": time.monotonic() - began})
         return True
 

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 ROOT: Final = Path(__file__).parent.parent
 RUNS: Final = ROOT / "runs" / "benchmarks"  # git ignores it
@@ -64,6 +64,16 @@ class Launched:
         while (alive := marked(self.mark)) and time.monotonic() < deadline:
             time.sleep(0.2)
         return alive
+
+
+def score(run: Path, episodes: int) -> dict[str, Any]:
+    """What `launch.py eval` says of a run over so many episodes, the same for every run."""
+    words = ["launch.py", "eval", str(run), "--episodes", str(episodes), "--json"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}: {done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def first_gradient_step(metrics: Path) -> bool:

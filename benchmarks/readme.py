@@ -13,8 +13,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import replay, startup
-from benchmarks.curves import OURS
+from benchmarks import ablation, replay, startup, updates
+from benchmarks.curves import DEFAULT_AGENT, TASKS
 from benchmarks.processes import ROOT
 from benchmarks.report import markdown, spread
 
@@ -46,8 +46,11 @@ def section(results: Path) -> str:
         (
             markdown(("agent", "env", "greedy return", "steps", "wall time", "command"), rows),
             " ".join(plots),
+            *(kinds_table(it["env"], it["finals"]) for it in summaries if it.get("finals")),
+            *(ablation.table(json.loads(path.read_text())) for path in ablation.summaries(results)),
             startup.table(started) if started else f"Start-up: {MISSING}.",
             *replay_table(load(results / "replay.json")),
+            *updates_table(load(results / "updates.json")),
         )
     )
 
@@ -70,18 +73,19 @@ def local_rows(env: str, figures: list[dict[str, Any]]) -> Iterator[tuple[str, .
             spread(row["final_returns"], ".1f"),
             steps,
             f"{spread(row['wall_s'])} s for {row['budget']:,} steps",
-            command("peers" if peer else "learning", env, "" if peer else row["method"]),
+            command("peers", env) if peer else learning(env, row["method"], row.get("agent")),
         )
-    if all(row["method"] != OURS for row in figures):
-        yield OURS, env, MISSING, "", "", command("learning", env, OURS)
+    ours = TASKS[env].ours
+    if all(row["method"] != ours for row in figures):
+        yield ours, env, MISSING, "", "", learning(env, ours, ours)
 
 
 def distributed_row(found: dict[str, Any] | None) -> tuple[str, ...]:
     if found is None:
-        return f"{OURS} on Ray", "CartPole-v1", MISSING, "", "", "`make train`"
+        return f"{DEFAULT_AGENT} on Ray", "CartPole-v1", MISSING, "", "", "`make train`"
     of = {name: [run[name] for run in found["runs"]] for name in found["runs"][0]}
     return (
-        f"{OURS} on Ray, {found['actors']} actors",
+        f"{DEFAULT_AGENT} on Ray, {found['actors']} actors",
         of["env"][0],
         f"{spread(of['return_mean'], '.1f')} in {len(found['runs'])} seeds",
         spread(of["env_steps"]),
@@ -104,9 +108,38 @@ def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
     yield f"`python launch.py bench replay`: {replay.footing(found)}."
 
 
-def command(script: str, env: str, name: str) -> str:
-    named = f" --name {name}" if name not in ("", OURS) else ""
-    return f"`python benchmarks/{script}.py --env {env}{named}`"
+def updates_table(found: dict[str, Any] | None) -> Iterator[str]:
+    """The learner against its peers, and how that was measured."""
+    if found is not None:
+        yield updates.table(found)
+        yield f"`python benchmarks/updates.py`: {updates.footing(found)}."
+
+
+def kinds_table(env: str, finals: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    """What became of each kind of episodes at the end of training."""
+    facts = list(next(iter(next(iter(finals.values())).values())))
+    rows = [
+        (method, kind, *(spread(figures[fact], _form(fact)) for fact in facts))
+        for method, kinds in finals.items()
+        for kind, figures in kinds.items()
+    ]
+    episodes = f"{TASKS[env].episodes:,} episodes of {env}"
+    return markdown(("agent", episodes, *facts), rows)
+
+
+def _form(fact: str) -> str:
+    return ".1f" if fact == "return" else ".3g"
+
+
+def learning(env: str, name: str, agent: str | None = None) -> str:
+    """The command for a curve; older results are named by their agent."""
+    agent = agent or DEFAULT_AGENT
+    of = "" if agent == DEFAULT_AGENT else f" --agent {agent}"
+    return command("learning", env, of + ("" if name == agent else f" --name {name}"))
+
+
+def command(script: str, env: str, more: str = "") -> str:
+    return f"`python benchmarks/{script}.py --env {env}{more}`"
 
 
 def load(path: Path) -> Any:

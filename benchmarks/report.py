@@ -9,21 +9,29 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.curves import OURS, THRESHOLDS, Curve, median, ratio, read_methods, summarise
+from benchmarks.curves import TASKS, Curve, by_kind, median, ratio, read_methods, summarise
 
 
 def report(env: str, out: Path) -> str:
     """Write `summary.json` and `curves.png` of what `out` holds → the table, as Markdown."""
-    methods = read_methods(out)
+    task = TASKS[env]
+    methods = read_methods(out, task.ours)
     figures = [
-        {"method": name, "threshold": threshold, **summarise(curves, threshold)}
-        for threshold in THRESHOLDS[env]
+        {
+            "method": name,
+            "agent": curves[0].agent,
+            "threshold": threshold,
+            **summarise(curves, threshold),
+        }
+        for threshold in task.thresholds
         for name, curves in methods.items()
     ]
-    ours = {row["threshold"]: row["steps"] for row in figures if row["method"] == OURS}
+    ours = {row["threshold"]: row["steps"] for row in figures if row["method"] == task.ours}
     for row in figures:
         row["times_ours"] = ratio(row["steps"], ours.get(row["threshold"], []))
-    (out / "summary.json").write_text(json.dumps({"env": env, "figures": figures}, indent=1) + "\n")
+    finals = {name: found for name, curves in methods.items() if (found := by_kind(curves))}
+    summary = {"env": env, "figures": figures, **({"finals": finals} if finals else {})}
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     plot(env, methods, out / "curves.png")
     return table(figures)
 
@@ -56,7 +64,7 @@ def table(figures: Sequence[Mapping[str, Any]]) -> str:
         "seeds there",
         "for good from",
     )
-    heads += ("so at the end", "later looks so", "last look", "wall time", "without looks")
+    heads += ("so at the end", "later looks so", "return at the end", "wall time", "without looks")
     return markdown(heads, rows)
 
 
@@ -77,6 +85,12 @@ def spread(values: Sequence[float | None], form: str = ",.0f", beyond: float = n
     return f"{say(median(known))} ({say(min(known))} to {say(max(known))})"
 
 
+def mean_and_range(values: Sequence[float], form: str) -> str:
+    """`mean (least to most)`."""
+    mean = format(float(np.mean(values)), form)
+    return f"{mean} ({min(values):{form}} to {max(values):{form}})"
+
+
 def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
     """Mean and full range over seeds of the greedy return against env steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -93,11 +107,12 @@ def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
         (line,) = axes.plot(steps, returns.mean(0), label=f"{name} ({len(curves)} seeds)")
         shade = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
         axes.fill_between(steps, returns.min(0), returns.max(0), **shade)
-    for threshold in THRESHOLDS[env]:
+    for threshold in TASKS[env].thresholds:
         axes.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
     axes.set_xscale("log")  # methods differ by multiples
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_title(env, loc="left")
-    axes.set(xlabel="env steps of training", ylabel="greedy mean over 100 episodes")
+    episodes = f"{TASKS[env].episodes:,} episodes"
+    axes.set(xlabel="env steps of training", ylabel=f"greedy mean over {episodes}")
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
     figure.savefig(path, dpi=110)

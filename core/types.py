@@ -19,7 +19,7 @@ The final observation of an episode is a row too, so no `next_obs` is ever store
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -197,10 +197,16 @@ class VectorEnv(Protocol):
 
     spec: EnvSpec
     num_envs: int
-    info: Batch  # numbers (N,) on the episodes of the last rows, for their metrics; mostly empty
+    # What it tells of the episodes of the last rows: name → (N,). Whole numbers are kinds of
+    # episodes, which evaluations tell apart; of floats and bools they give the mean. Mostly empty.
+    info: Batch
 
-    def reset(self) -> Batch:
-        """Start all episodes. → rows without actions, (N, …)."""
+    def reset(self, seeds: Sequence[int] | None = None) -> Batch:
+        """Start all episodes, each from a seed of its own where (N,) of them are given.
+
+        → rows without actions, (N, …). What an episode with such a seed meets does not depend on
+        the other environments.
+        """
         ...
 
     def step(self, action: Array) -> Batch:
@@ -234,7 +240,10 @@ class Agent(Protocol):
         ...
 
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
-        """Rows (N, …) → actions (N, …), the next state, further columns of the row (N, …)."""
+        """Rows (N, …) → actions (N, …), the next state, further columns of the row (N, …).
+
+        One of a name that the row has already takes its place.
+        """
         ...
 
     def learn_world(self, real: Sample) -> Feedback:

@@ -6,11 +6,12 @@ N = 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -58,6 +59,7 @@ class Games:
         self.kind = np.zeros(n, np.int64)  # of enemy: its tier, or BETA
         self.damage = np.zeros((n, 4))  # what the enemy draws from: the first three, BETA all four
         self.arcane = np.zeros(n)  # mana regained in a tick
+        self.won = np.zeros(n, bool)  # by the last step
         self._everyone = np.arange(n)
 
     def start(self, rows: Array, luck: Array, tier: int | None, difficulty: float) -> None:
@@ -67,6 +69,7 @@ class Games:
         """
         self.hp[rows], self.old_hp[rows], self.mana[rows] = START_HP, CAP, MAX_MANA
         self.progress[rows], self.resist[rows], self.last[rows] = 0.0, 0.0, -1
+        self.won[rows] = False
         self.arcane[rows] = 15 + np.floor(3 * luck[0])
         kind = np.where(luck[1] < 0.25, BETA, (3 * luck[2]).astype(np.int64))
         if tier is not None:
@@ -106,7 +109,7 @@ class Games:
         won = (self.progress >= GOAL) & ~lost & ~draw
         reward = np.where(lost, -500 + 8 * self.progress, reward)
         reward = np.where(won, 750 + 12 * self.hp, reward)
-        self.last = action.copy()
+        self.last, self.won = action.copy(), won
         return np.clip(reward, -600, 400), lost | draw | won
 
     def observe(self) -> Array:
@@ -160,7 +163,9 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
     action does not matter for.
 
     Game i's luck is a column of its own, so what it meets depends on the seed, N and its own
-    actions. Options of a reset hold until the next one. infos["tier"]: (N,), the kind of enemy.
+    actions; with a seed of its own, on that and its actions alone, and it is the game that a single
+    environment plays. Options of a reset hold until the next one. infos: "tier" (N,), the kind of
+    enemy; "won" (N,), by the last step.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own
@@ -179,15 +184,26 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
         self._over = np.ones(num_envs, bool)
         self._tier: int | None = None
         self._games = Games(num_envs)
+        self._own: list[
+            np.random.Generator
+        ] = []  # of each game, where they have seeds of their own
 
     def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> tuple[Array, dict[str, Any]]:
         """Start all games. options: "tier", 0, 1, 2 or "beta"; "difficulty", from 0 to 1.
 
-        Raises UserError for any other option.
+        seed: one of all games, or one of each; None goes on. Raises UserError for any other option.
         """
-        super().reset(seed=seed)
+        if isinstance(seed, Sequence):
+            assert len(seed) == self.num_envs, f"{len(seed)} seeds for {self.num_envs} games"
+            self._own = [seeding.np_random(of)[0] for of in seed]
+        elif seed is not None:
+            super().reset(seed=seed)
+            self._own = []
         self._tier, self.difficulty = _chosen(options or {})
         self._over = np.ones(self.num_envs, bool)
         self._start(self._luck())
@@ -210,6 +226,8 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
         return tuple(_line(self._games, i) for i in range(self.num_envs))
 
     def _luck(self) -> Array:
+        if self._own:
+            return np.stack([own.random(LUCK) for own in self._own], 1)
         return self.np_random.random((LUCK, self.num_envs))
 
     def _start(self, luck: Array) -> None:
@@ -218,7 +236,7 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
             self._games.start(rows, luck[:, rows], self._tier, self.difficulty)
 
     def _info(self) -> dict[str, Any]:
-        return {"tier": self._games.kind.copy()}
+        return {"tier": self._games.kind.copy(), "won": self._games.won.copy()}
 
 
 class NumberGame(gym.Env[Array, int]):
@@ -281,8 +299,8 @@ def bounds() -> gym.spaces.Box:
     return gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
 
 
-def _alone(info: Mapping[str, Array]) -> dict[str, int]:
-    return {name: int(values[0]) for name, values in info.items()}
+def _alone(info: Mapping[str, Array]) -> dict[str, int | bool]:
+    return {name: values[0].item() for name, values in info.items()}
 
 
 def _chosen(options: Mapping[str, Any]) -> tuple[int | None, float]:

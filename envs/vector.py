@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Self
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +12,9 @@ import numpy as np
 from core.errors import EnvironmentFault, UserError
 from core.types import Array, Batch
 from envs import registry, spaces
+
+AT_ONCE: Final = 100  # environments that are stepped one by one and play together
+BATCHED_AT_ONCE: Final = 1_000  # the same where one call steps them all
 
 
 class GymVector:
@@ -52,10 +55,25 @@ class GymVector:
         self._seeds: list[int | None] = (
             np.random.SeedSequence(seed).generate_state(num_envs).tolist()
         )
+        self._batch_seed: int | list[int] | None = self._seeds[0]
         self._ended = np.ones(num_envs, bool)
 
-    def reset(self) -> Batch:
-        """Start all episodes. → rows without actions, (N, …)."""
+    @classmethod
+    def to_play(cls, env_id: str, episodes: int) -> Self:
+        """As many environments as play so many episodes, from seeds still to come."""
+        env = registry.make(env_id)
+        most = BATCHED_AT_ONCE if env.metadata.get("batched") else AT_ONCE
+        env.close()
+        return cls(env_id, min(episodes, most), seed=0)
+
+    def reset(self, seeds: Sequence[int] | None = None) -> Batch:
+        """Start all episodes, each from a seed of its own where (N,) of them are given.
+
+        → rows without actions, (N, …). A batched form takes them as a list.
+        """
+        if seeds is not None:
+            self._seeds = [int(seed) for seed in seeds]
+            self._batch_seed = [int(seed) for seed in seeds]
         self._ended = np.ones(self.num_envs, bool)
         return self._advance(None)
 
@@ -117,8 +135,8 @@ class GymVector:
     def _step_batch(self, action: Array | None) -> tuple[Array, Array, Array, Array]:
         n = self.num_envs
         if action is None:
-            seen, self.info = self._batch.reset(seed=self._seeds[0])
-            self._seeds[0] = None
+            seen, self.info = self._batch.reset(seed=self._batch_seed)
+            self._batch_seed = None
             reward, terminal, truncated = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
         else:
             seen, reward, terminal, truncated, self.info = self._batch.step(action)

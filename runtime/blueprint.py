@@ -166,7 +166,7 @@ class Blueprint:
 
         train = self.config.train
         return Evaluator(
-            lambda seed: GymVector(self.config.env, train.eval_episodes, seed),
+            lambda: GymVector.to_play(self.config.env, train.eval_episodes),
             site.agent,
             site.replay,
             site.weights,

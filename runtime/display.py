@@ -19,6 +19,7 @@ from rich.text import Text
 LIVE_EVERY_S: Final = 0.25
 PLAIN_EVERY_S: Final = 5.0
 SPEED_OVER_S: Final = 15.0  # speeds are means over this long
+GROUPS: Final = ("loss", "model", "dream", "gate", "policy", "explore")  # of metrics that are shown
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Status:
     episodes: int = 0  # finished while training
     return_mean: float | None = None  # of the last 100 of them
     eval_return: float | None = None  # mean of the last evaluation
-    dream_share: float | None = None  # of the rows the policy learns from, [0, 1]
+    metrics: Mapping[str, float] = field(default_factory=dict)  # `group/name`, the newest of each
     lag: Mapping[str, tuple[float, float]] = field(
         default_factory=dict
     )  # group → p50, p95 versions
@@ -138,10 +139,9 @@ def panel(
         f"{_number(env_speed)} env steps/s   {_number(update_speed)} updates/s"
         f"   {status.updates:,} updates",
     )
-    body.add_row(
-        "replay",
-        f"ratio {_number(status.replay_ratio)}   dreams {_share(status.dream_share)}",
-    )
+    body.add_row("replay", f"ratio {_number(status.replay_ratio)}")
+    for group, parts in _by_group(status.metrics).items():
+        body.add_row(group, "   ".join(parts))
     if status.lag:
         parts = [f"{name} {p50:g} / {p95:g}" for name, (p50, p95) in status.lag.items()]
         body.add_row("lag", Text.assemble("   ".join(parts), ("  versions, p50 / p95", "dim")))
@@ -170,7 +170,7 @@ def plain(status: Status, env_speed: float | None, update_speed: float | None) -
         f"learn {_number(update_speed)}/s",
         f"ratio {_number(status.replay_ratio)}",
         f"return {_number(status.return_mean)} (eval {_number(status.eval_return)})",
-        f"dream {_share(status.dream_share)}",
+        f"dream {_share(status.metrics.get('dream/share'))}",
     ]
     if status.lag:
         words.append(f"lag p95 {max(p95 for _, p95 in status.lag.values()):g}")
@@ -204,6 +204,16 @@ def _eta(status: Status, env_speed: float | None) -> str:
 
 def _longest(waits: Mapping[str, float]) -> list[tuple[str, float]]:
     return sorted(waits.items(), key=lambda item: -item[1])[:4]
+
+
+def _by_group(metrics: Mapping[str, float]) -> dict[str, list[str]]:
+    """The metrics of the groups that are shown, in words; a group that nobody measures is not."""
+    said: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for key, value in metrics.items():
+        group, _, name = key.partition("/")
+        if group in said:
+            said[group].append(f"{name.replace('_', ' ')} {value:.3g}")
+    return {group: parts for group, parts in said.items() if parts}
 
 
 def _number(value: float | None) -> str:

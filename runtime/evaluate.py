@@ -10,7 +10,7 @@ from core import checkpoint
 from core.errors import UserError
 from runtime.run_folder import read_config
 
-ENVS = 10  # stepped together; the same with and without video, so that both play the same episodes
+FILMED = 10  # environments that play together for a film, one of which is shown
 
 
 def evaluate(
@@ -28,20 +28,24 @@ def evaluate(
         raise UserError(f"run {run} has no checkpoint yet. Train it on: --resume {run}")
     state = checkpoint.load(path)
 
-    from actors.evaluator import play, summary  # heavy: only once the run is known to be one
+    from actors.episodes import summary  # heavy: only once the run is known to be one
+    from actors.evaluator import play
     from envs.vector import GymVector
     from runtime.blueprint import Blueprint
 
-    env = GymVector(config.env, min(episodes, ENVS), seed, video_dir=video)
+    if video is None:
+        env = GymVector.to_play(config.env, episodes)
+    else:
+        env = GymVector(config.env, min(episodes, FILMED), seed, video_dir=video)
     try:
         agent = Blueprint.of(config).agent("evaluation", device)
         for group in agent.act_groups:
             agent.restore(group, state["agent"][group])
-        returns, lengths = play(env, agent, episodes)
+        played = play(env, agent, episodes, seed)
     finally:
         env.close()
     return {
-        **summary(returns, lengths),
+        **summary(played),
         "agent": config.agent,
         "env": config.env,
         "env_steps": checkpoint.manifest(path)["env_steps"],

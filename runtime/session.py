@@ -55,7 +55,7 @@ class Session:
         self._unmirrored: list[Event] = []
         self._returns: deque[float] = deque(maxlen=100)
         self._last_eval: Event | None = None
-        self._dream_share: float | None = None
+        self._learned: dict[str, float] = {}  # the newest of every metric of learner and dreamer
         self._stats: Mapping[str, float] = {}
         self._published: Counter[str] = Counter()
         self._lags: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=500))
@@ -139,8 +139,8 @@ class Session:
             self._returns.append(event["return"])
         elif event["kind"] == "eval":
             self._last_eval = event
-        elif event["kind"] == "learn":
-            self._dream_share = event.get("dream/share")
+        elif event["kind"] in ("learn", "world"):
+            self._learned |= {key: value for key, value in event.items() if "/" in key}
 
     def broke(self, worker: str, fault: Fault) -> None:
         """A worker broke. Returns when it is to be started again, else raises WorkerFailed."""
@@ -210,7 +210,7 @@ class Session:
             episodes=len(self._returns),
             return_mean=float(np.mean(self._returns)) if self._returns else None,
             eval_return=self._last_eval["return_mean"] if self._last_eval else None,
-            dream_share=self._dream_share,
+            metrics=dict(self._learned),
             lag={
                 group: (float(np.percentile(lag, 50)), float(np.percentile(lag, 95)))
                 for group, lag in self._lags.items()

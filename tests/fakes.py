@@ -36,12 +36,14 @@ class FakeEnv:
     def __init__(self, lengths: Sequence[int] = (3, 3), truncate: bool = False) -> None:
         self.spec, self.num_envs = SPEC, len(lengths)
         self.actions: list[Array] = []
+        self.seeds: list[Sequence[int] | None] = []  # of each reset
         self.closed, self.info = False, {}
         self._lengths, self._truncate = np.array(lengths), truncate
         self._episode = np.full(self.num_envs, -1)
         self._t = self._lengths.copy()
 
-    def reset(self) -> Batch:
+    def reset(self, seeds: Sequence[int] | None = None) -> Batch:
+        self.seeds.append(seeds)
         self._t = self._lengths.copy()
         return self._advance()
 

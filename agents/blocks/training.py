@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.errors import UserError
 from core.types import Array, Batch, Weights
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Trainer:
@@ -52,6 +57,23 @@ class Trainer:
             for index, values in state.items()
         }
         self._adam.load_state_dict({**self._adam.state_dict(), "state": moments})
+
+
+def compiled(function: F, device: str) -> F:
+    """`function` of tensors, compiled by the first call: arguments keep their shapes from then on.
+
+    Raises UserError where that cannot be.
+    """
+    if device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UserError(
+            "agent.compile needs a C++ compiler on a CPU; install g++, or leave it off."
+        )
+
+    @cache  # made when first needed, as Adam is
+    def made() -> Callable[..., Any]:
+        return torch.compile(function, dynamic=False)
+
+    return cast(F, lambda *args: made()(*args))
 
 
 def masked_mean(value: Tensor, mask: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ al. 2019) for dreams from real starts.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -48,6 +49,7 @@ from agents.blocks.returns import n_step
 from agents.blocks.training import (
     Learning,
     Trainer,
+    compiled,
     follow,
     generator,
     load_net,
@@ -60,6 +62,7 @@ from agents.gated_rainbow.config import CONTEXT, PRIORITY, RANGE, Config
 from agents.gated_rainbow.network import ValueNetwork, collapse, patterns
 from agents.gated_rainbow.progress import Progress
 from agents.gated_rainbow.world import World
+from core.errors import UserError
 from core.types import (
     Array,
     Batch,
@@ -77,12 +80,14 @@ from core.types import (
 )
 
 COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to learn values from
+PASSES = 3  # through a network an update: online twice, then target
 
 
 class Memory(NamedTuple):
     """What acting carries along in each of n environments."""
 
     history: Array  # (N, 4, *O) f32
+    age: Array  # (N,) f32, steps since the episode began
     trace: Array  # (N,) f32, the discounted reward so far: γ · trace + reward
     held_out: Array  # (N,) bool, whether this episode is kept from the world model
 
@@ -95,6 +100,7 @@ class GatedRainbow:
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
         device = resolve(device)
+        spec = witnessed(spec, config.clock)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
         self.actions = Discrete(spec.action)
@@ -113,6 +119,7 @@ class GatedRainbow:
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
         self.progress = Progress(config).to(device)
 
+        self._losses = compiled(self.losses, device) if config.compile else self.losses
         self.trainer = Trainer(self.online, config.lr, config.clip, config.decay)
         self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
         self.act_noise = generator(seed, device)
@@ -136,16 +143,21 @@ class GatedRainbow:
 
     def initial(self, n: int) -> Memory:
         history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), np.float32)
-        return Memory(history, np.zeros(n, np.float32), np.zeros(n, bool))
+        age, trace = np.zeros((2, n), np.float32)
+        return Memory(history, age, trace, np.zeros(n, bool))
 
     @torch.no_grad()
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
         first, reward = rows["first"], rows["reward"]
         memory: Memory = state
+        age = np.where(first, 0, memory.age + 1).astype(np.float32)
+        obs, replaced = rows["obs"], {}
+        if self.config.clock:
+            obs = np.concatenate([obs, age[:, None]], -1)
+            replaced["obs"] = obs
         fresh = first.reshape(-1, 1, *[1] * len(self.spec.obs.shape))
-        obs = rows["obs"][:, None].astype(np.float32)
-        moved = np.concatenate([memory.history[:, 1:], obs], 1)
-        history = np.where(fresh, obs, moved)
+        newest = obs[:, None].astype(np.float32)
+        history = np.where(fresh, newest, np.concatenate([memory.history[:, 1:], newest], 1))
         trace = np.where(first, 0, self.config.gamma * memory.trace + reward).astype(np.float32)
         held_out, noise = memory.held_out, None
         if explore:
@@ -153,8 +165,8 @@ class GatedRainbow:
             drawn = torch.rand(first.shape, generator=noise, device=self.device)
             held_out = np.where(first, to_array(drawn < self.config.held_out), held_out)
         action = self.choose(torch.as_tensor(history, device=self.device), noise)
-        extras = {"trace": trace, "held_out": held_out}
-        return to_array(action), Memory(history, trace, held_out), extras
+        extras = {"trace": trace, "held_out": held_out, **replaced}
+        return to_array(action), Memory(history, age, trace, held_out), extras
 
     def choose(self, history: Tensor, noise: torch.Generator | None) -> Tensor:
         """Histories (B, 4, *O) → actions (B,): the best, or with `noise` those that explore."""
@@ -249,7 +261,8 @@ class GatedRainbow:
         if config.curiosity:
             rows["reward"] = rows["reward"] + config.curiosity * self.surprise(rows)
 
-        loss, td_error, openness, value = self.losses(rows)
+        noise = self.online.draw(PASSES, self.policy_noise)
+        loss, td_error, openness, value = self._losses(rows, noise)
         total = value_loss = (weight * loss).sum() / (weight > 0).sum()
         if config.gate != "none":
             gate_loss = collapse(openness)
@@ -275,12 +288,13 @@ class GatedRainbow:
         priorities = (td_error[: len(real.keys)] + PRIORITY) ** metrics["replay/alpha"]
         return Feedback(metrics, to_array(priorities).astype(np.float64))
 
-    def losses(self, rows: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Windows (B, C + n + 1, …) → loss, |δ| and value (B,), gate openness (B, F).
 
-        All in the unit of values; the value is that of the action taken.
+        All in the unit of values; the value is that of the action taken. `noise` has a row for each
+        pass through a network.
         """
-        online, noises = self.online, [self.online.draw(1, self.policy_noise) for _ in range(3)]
+        online, noises = self.online, PASSES * (None,) if noise is None else noise.split(1)
         reward, last, terminal = (rows[key][:, CONTEXT:] for key in ("reward", "last", "terminal"))
         rewards, steps, discount = n_step(reward / online.unit, last, terminal, self.config.gamma)
         histories = rows["obs"].unfold(1, CONTEXT + 1, 1).movedim(-1, 2)  # (B, n + 1, 4, *O)
@@ -350,6 +364,17 @@ class GatedRainbow:
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
         self._learning[group].restore(state)
+
+
+def witnessed(spec: EnvSpec, clock: bool) -> EnvSpec:
+    """The environment as the networks and the replay have it: with `clock`, a vector that ends in
+    the steps since the episode began.
+    """
+    if not clock:
+        return spec
+    if len(spec.obs.shape) != 1:
+        raise UserError(f"agent.clock needs vector observations; {spec.env_id} has others.")
+    return replace(spec, obs=Space((spec.obs.shape[0] + 1,), "float32"))
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:

@@ -19,6 +19,7 @@ class Config:
     "Agent steps" of a schedule are counted from the first update, as `policy_per_step` has them.
     """
 
+    clock: bool = False  # see how long an episode has lasted; Pardo et al. 2018
     hidden: int = 128  # features of the body; seed 000
     gate: Literal["mlp", "transformer", "none"] = "mlp"
     gate_weight: float = 0.01  # of the gate's regulariser; seed 000
@@ -45,6 +46,7 @@ class Config:
     clip: float = 10.0  # gradient norm; seed 000
     slow: float = 0.005  # rate at which the target network follows
     capacity: int = 100_000  # real rows; seed 000
+    compile: bool = False  # the loss and its gradient, which takes up to a minute at the start
 
     share: float = 0.3  # of an update that is dreamed; seed 000. 0: no dreams
     dreams_per_step: float = 5.0  # dreams begun per agent step; seed 000

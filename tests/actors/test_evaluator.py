@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from actors.evaluator import Evaluator, play
+from envs.vector import GymVector
 from learner.weight_store import LocalWeights
 from tests.fakes import FakeAgent, FakeEnv, FakeReplay
 
 
-def make(replay, weights=None, envs=None, seeds=None, **changes):
-    envs, seeds = [] if envs is None else envs, [] if seeds is None else seeds
+def make(replay, weights=None, envs=None, **changes):
+    envs = [] if envs is None else envs
 
-    def make_env(seed):
-        seeds.append(seed)
+    def make_env():
         envs.append(FakeEnv(lengths=(3, 5)))
         return envs[-1]
 
@@ -64,30 +64,50 @@ def test_the_newest_weights_are_the_ones_evaluated():
 
 
 def seeds_of(steps, seed):
-    replay, seeds = FakeReplay(), []
-    evaluator, _ = make(replay, seeds=seeds, seed=seed)
+    replay, envs = FakeReplay(), []
+    evaluator, _ = make(replay, envs=envs, seed=seed)
     for replay.env_steps in steps:
         evaluator.step()
-    return seeds
+    return [seed for env in envs for seeds in env.seeds for seed in seeds]
 
 
 def test_evaluation_seeds_are_fresh_reproducible_and_the_same_after_a_resume():
     run = seeds_of((100, 200, 300), seed=1)
-    assert len(set(run)) == 3
+    assert len(set(run)) == 3 * 2
     assert seeds_of((100, 200, 300), seed=1) == run
-    assert seeds_of((300,), seed=1) == run[2:]
+    assert seeds_of((300,), seed=1) == run[4:]
     assert not set(seeds_of((100, 200, 300), seed=2)) & set(run)
 
 
 @pytest.mark.parametrize(
-    ("episodes", "expected"), [(1, [3]), (2, [3, 9]), (3, [3, 3, 9]), (6, [3, 3, 3, 9, 9, 9])]
+    ("episodes", "expected"), [(1, [3]), (2, [3, 9]), (3, [3, 9, 3]), (6, [3, 9, 3, 9, 3, 9])]
 )
 def test_short_episodes_are_not_counted_more_often_than_long_ones(episodes, expected):
-    returns, lengths = play(FakeEnv(lengths=(3, 9)), FakeAgent(), episodes)
-    assert lengths.tolist() == expected
-    assert returns.tolist() == [n * (n + 1) / 2 for n in expected]
+    played = play(FakeEnv(lengths=(3, 9)), FakeAgent(), episodes, seed=0)
+    assert [episode.length for episode in played] == expected
+    assert [episode.total for episode in played] == [n * (n + 1) / 2 for n in expected]
 
 
 def test_more_environments_than_episodes_is_fine():
-    _, lengths = play(FakeEnv(lengths=(2, 3, 4)), FakeAgent(), 2)
-    assert lengths.tolist() == [2, 3]
+    played = play(FakeEnv(lengths=(2, 3, 4)), FakeAgent(), 2, seed=0)
+    assert [episode.length for episode in played] == [2, 3]
+
+
+def test_what_is_not_asked_for_is_not_waited_for():
+    env = FakeEnv(lengths=(2, 3, 400))
+    play(env, FakeAgent(), 2, seed=0)
+    assert len(env.actions) == 3
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "NumberGame-v1"])
+def test_the_same_episodes_are_played_however_many_play_at_once(env_id):
+    def played(envs, episodes=12):
+        env = GymVector(env_id, envs, seed=envs)
+        return [
+            (episode.total, episode.length, episode.told)
+            for episode in play(env, FakeAgent(), episodes, seed=5)
+        ]
+
+    assert played(1) == played(5) == played(12)
+    assert played(4, episodes=7) == played(12)[:7]
+    assert len({total for total, *_ in played(12)}) > 3

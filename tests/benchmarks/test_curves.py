@@ -5,7 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.curves import Curve, keep, median, ratio, read_curve, read_events, summarise
+from benchmarks.curves import (
+    EPISODES_KEPT,
+    Curve,
+    by_kind,
+    keep,
+    median,
+    ratio,
+    read_curve,
+    read_events,
+    summarise,
+)
 
 
 def curve(*returns, every=500, wall_s=100.0, looking_s=20.0):
@@ -83,3 +93,30 @@ def test_the_slim_copy_keeps_evaluations_and_episodes_and_gives_the_same_curve(t
     assert found.steps.tolist() == [500, 1000]
     assert found.returns.tolist() == [11.123, 500]
     assert (found.wall_s, found.looking_s) == (7.0, 0.5)
+
+
+def test_of_many_episodes_some_are_kept(tmp_path):
+    ended = [
+        {"kind": "episode", "env_steps": i, "return": float(i)} for i in range(3 * EPISODES_KEPT)
+    ]
+    path = tmp_path / "seed-0.jsonl"
+    keep({}, [*ended, look(10**6, 1.0)], path)
+    kept = [event["return"] for event in read_events(path) if event["kind"] == "episode"]
+    assert kept == [float(i) for i in range(2, 3 * EPISODES_KEPT, 3)]
+
+
+def test_the_evaluation_at_the_end_counts_where_there_is_one(tmp_path):
+    path = tmp_path / "seed-0.jsonl"
+    figures = {"return_mean": 7.0, "length_mean": 3.0, "won_mean": 0.5, "episodes": 4}
+    by_tier = {"tier_0/return_mean": 9.0, "tier_0/won_mean": 1.0, "tier_0/episodes": 1}
+    final = {"kind": "final", "env_steps": 1200, **figures, **by_tier}
+    keep({"agent": "gated-rainbow"}, [look(500, 1.0), look(1000, 3.0)], path, final)
+    found = read_curve(path)
+    assert (found.final_return, found.area, found.agent) == (7.0, 2.0, "gated-rainbow")
+    assert summarise([found], 5)["final_returns"] == [7.0]
+    assert by_kind([found, found]) == {
+        "all": {"return": [7.0, 7.0], "won": [0.5, 0.5]},
+        "tier_0": {"return": [9.0, 9.0], "won": [1.0, 1.0]},
+    }
+    keep({}, [look(500, 1.0)], path)
+    assert read_curve(path).final_return == 1.0 and by_kind([read_curve(path)]) == {}

@@ -1,19 +1,59 @@
 """What the scripts ask of launch.py and of others is understood there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import launch
 from benchmarks import learning
+from benchmarks.curves import by_kind, read_curve
 
 
 def test_launch_understands_the_command():
-    args = learning.command("Pendulum-v1", 3, 2000, ["agent.horizon=10"])
-    config, _, resumed = launch.configured([*args, "--run-dir", "somewhere"])
+    of = learning.Training(
+        "dreamer-lite", "Pendulum-v1", 2000, 500, 100, settings=("agent.horizon=10",)
+    )
+    config, _, resumed = launch.configured([*of.command(3), "--run-dir", "somewhere"])
     assert (config.env, config.seed, config.steps, config.num_actors) == ("Pendulum-v1", 3, 2000, 1)
     assert config.local and resumed is None
     assert (config.train.eval_every, config.train.eval_episodes) == (500, 100)
     assert config.agent_options["horizon"] == 10
+
+
+def test_another_agent_has_its_own_looks_and_environments():
+    given = ["--agent", "gated-rainbow", "--env", "NumberGame-v1", "--envs-per-actor", "64"]
+    parser = learning.parser(None, 3, 1000, "dreamer-lite", "CartPole-v1")
+    of = learning.training(parser.parse_args(given))
+    config, _, _ = launch.configured(of.command(0))
+    assert (config.agent, config.env, config.envs_per_actor) == (of.agent, of.env, 64)
+    assert (config.train.eval_every, config.train.eval_episodes) == (20_000, 5_000)
+    of = learning.training(parser.parse_args([*given, "--eval-every", "7", "--eval-episodes", "3"]))
+    assert (of.every, of.episodes) == (7, 3)
+
+
+def test_many_actors_are_on_ray():
+    parser = learning.parser(None, 3, 1000, "dreamer-lite", "CartPole-v1")
+    of = learning.training(parser.parse_args(["--num-actors", "16"]))
+    config, _, _ = launch.configured(of.command(0))
+    assert config.num_actors == 16 and not config.local
+
+
+@pytest.mark.slow
+def test_a_seed_is_trained_scored_kept_and_then_left_alone(tmp_path):
+    of = learning.Training(
+        "gated-rainbow", "NumberGame-v1", 60, 30, 8, 4, settings=("agent.warmup=1000",)
+    )
+    (job,) = learning.seeds(of, "tiny", 1, tmp_path / "kept")
+    job = replace(job, run=tmp_path / "runs" / "seed-0")
+    job.finish()
+    curve = read_curve(job.kept)
+    assert curve.steps[0] >= 30 and curve.agent == "gated-rainbow"
+    assert curve.final["episodes"] == 8 and curve.final_return == curve.final["return_mean"]
+    assert set(by_kind([curve])) >= {"all"}
+    kept = job.kept.stat().st_mtime_ns
+    job.finish()
+    assert job.kept.stat().st_mtime_ns == kept
 
 
 def test_a_peers_actions_become_ours():

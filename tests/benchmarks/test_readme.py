@@ -41,6 +41,24 @@ def test_every_result_is_a_row(tmp_path):
     assert lines[-3] == "Start-up: not measured yet."
 
 
+def test_kinds_of_episodes_are_told_apart(tmp_path):
+    pytest.importorskip("matplotlib")
+    figures = {"return_mean": 390.0, "won_mean": 0.25, "tier_0/return_mean": 1700.0}
+    final = {"kind": "final", "env_steps": 2000, **figures, "tier_0/won_mean": 0.984}
+    env, name = tmp_path / "NumberGame-v1", "gated-rainbow"
+    method(env, name, [100.0, 360.0], [100.0, 370.0], agent=name, final=final)
+    report("NumberGame-v1", env)
+    lines = section(tmp_path).splitlines()
+    assert lines[2] == (
+        "| gated-rainbow | NumberGame-v1 | 390.0 | 1,000 to ≥ 350 in 2/2 seeds, so at the end in "
+        "2/2 | 20 s for 1,000 steps | `python benchmarks/learning.py --env NumberGame-v1 --agent "
+        "gated-rainbow` |"
+    )
+    begin = lines.index("| agent | 5,000 episodes of NumberGame-v1 | return | won |")
+    assert lines[begin + 2] == "| gated-rainbow | all | 390.0 | 0.25 |"
+    assert lines[begin + 3] == "| gated-rainbow | tier_0 | 1700.0 | 0.984 |"
+
+
 def test_what_is_missing_says_so(tmp_path):
     assert section(tmp_path).count("not measured yet") == 3
 

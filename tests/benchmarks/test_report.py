@@ -5,14 +5,14 @@ import json
 import pytest
 
 from benchmarks.curves import keep
-from benchmarks.report import report, spread
+from benchmarks.report import mean_and_range, report, spread
 from tests.benchmarks.test_curves import look
 
 
-def method(out, name, *seeds):
+def method(out, name, *seeds, agent="dreamer-lite", final=None):
     for seed, returns in enumerate(seeds):
         looks = [look(500 * (i + 1), mean, 10.0 * (i + 1)) for i, mean in enumerate(returns)]
-        keep({"seed": seed}, looks, out / name / f"seed-{seed}.jsonl")
+        keep({"seed": seed, "agent": agent}, looks, out / name / f"seed-{seed}.jsonl", final)
 
 
 def test_methods_are_compared_with_ours_and_drawn(tmp_path):
@@ -39,3 +39,8 @@ def test_a_spread_is_the_median_between_the_extremes():
     assert spread([3000.0, 1000.0, 1500.0]) == "1,500 (1,000 to 3,000)"
     assert spread([2.0, 2.0], ".1f") == "2.0"
     assert spread([None, None], beyond=50_000) == "> 50,000"
+
+
+def test_a_mean_stands_before_the_extremes():
+    assert mean_and_range([1.0, 2.0, 6.0], ".1f") == "3.0 (1.0 to 6.0)"
+    assert mean_and_range([-1.0, 1.5], "+.1f") == "+0.2 (-1.0 to +1.5)"

@@ -34,3 +34,9 @@ def test_sides_take_turns_after_a_warm_up_and_rates_count_items():
 
 def test_a_real_clock_runs():
     assert Side("a", each(lambda: None), 1).rate(10) > 0
+
+
+def test_another_clock_may_count():
+    ticks = itertools.count(step=0.25)
+    side = Side("a", each(lambda: None), 3, clock=lambda: next(ticks))
+    assert side.rate(10) == 10 * 3 / 0.25

@@ -282,6 +282,39 @@ def test_a_seed_decides_everything_and_resets_go_on_from_it():
     assert not np.array_equal(run(3)[:40], run(3)[40:])
 
 
+def test_a_game_with_a_seed_of_its_own_is_the_game_of_a_single_environment():
+    batch = gym.make_vec("NumberGame-v1", 3, vectorization_mode="vector_entry_point")
+    seen, _ = batch.reset(seed=[5, 6, 7])
+    game = gym.make("NumberGame-v1")
+    alone, _ = game.reset(seed=6)
+    for _ in range(60):
+        np.testing.assert_array_equal(seen[1], alone)
+        seen, reward, over, _, _ = batch.step(np.array([3, 2, 0]))
+        alone, paid, ended, _, _ = game.step(2)
+        assert (reward[1], over[1]) == (paid, ended)
+        if ended:
+            seen, *_ = batch.step(np.array([3, 2, 0]))
+            alone, _ = game.reset()
+    batch.reset(seed=1)  # one seed for all takes the games' own away
+    other = gym.make_vec("NumberGame-v1", 3, vectorization_mode="vector_entry_point")
+    other.reset(seed=1)
+    actions = np.array([2, 2, 2])
+    np.testing.assert_array_equal(batch.step(actions)[0], other.step(actions)[0])
+
+
+def test_a_win_is_told_and_nothing_else_is_one():
+    games = gym.make_vec("NumberGame-v1", 64, vectorization_mode="vector_entry_point")
+    random = np.random.default_rng(0)
+    obs, info = games.reset(seed=0, options={"difficulty": 0.5})
+    assert not info["won"].any()
+    wins = losses = 0
+    for _ in range(300):
+        obs, reward, over, _, info = games.step(sensible(obs, random))
+        np.testing.assert_array_equal(info["won"], reward == 400)
+        wins, losses = wins + info["won"].sum(), losses + (over & ~info["won"]).sum()
+    assert wins > 20 and losses > 20
+
+
 def test_what_a_game_meets_does_not_depend_on_what_the_others_do():
     def run(others):
         env = gym.make_vec("NumberGame-v1", 3)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from core.errors import EnvironmentFault, UserError
-from envs.vector import GymVector
+from envs.vector import AT_ONCE, BATCHED_AT_ONCE, GymVector
 
 
 def unroll(env, steps, action=None):
@@ -80,7 +80,28 @@ def test_what_a_batched_environment_tells_and_keeps_passes_through():
     assert env.info["level"].tolist() == [1, 1, 1]
     env.step(np.full(3, 3))
     assert env.state()["level"] == 1 and len(env.state()["scores"]) == 4
-    assert set(env.info) == {"level", "tier"}
+    assert set(env.info) == {"level", "tier", "won"}
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "NumberGame-v1"])
+def test_an_episode_with_a_seed_of_its_own_is_the_same_in_any_company(env_id):
+    def seen(seeds, wanted):
+        env = GymVector(env_id, len(seeds), seed=len(seeds))
+        env.step(np.zeros(len(seeds), np.int64))  # whatever was played before
+        rows = [env.reset(seeds), *(env.step(np.full(len(seeds), 1)) for _ in range(9))]
+        return np.stack([row["obs"][seeds.index(wanted)] for row in rows])
+
+    alone = seen([7], 7)
+    np.testing.assert_array_equal(alone, seen([3, 7, 9], 7))
+    assert not np.array_equal(alone, seen([3, 7, 9], 9))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "most"), [("CartPole-v1", AT_ONCE), ("NumberGame-v1", BATCHED_AT_ONCE)]
+)
+def test_as_many_play_together_as_is_worth_it(env_id, most):
+    assert GymVector.to_play(env_id, 10).num_envs == 10
+    assert GymVector.to_play(env_id, 5000).num_envs == most
 
 
 def test_an_environment_without_a_state_has_none_and_takes_options():

@@ -98,7 +98,7 @@ def test_actors_step_the_environment_as_asked_and_where_it_was_and_evaluators_th
     was = {"level": 2, "scores": [5.0]}
     site = Site(FakeAgent(), FakeReplay(), LocalWeights(), (), Progress(env=was))
     assert given.worker("actor-0", site).env_state == was
-    assert given.worker("evaluator", site)._make_env(0).state() == {}
+    assert given.worker("evaluator", site)._make_env().state() == {}
 
 
 def test_a_model_free_agent_has_no_world():

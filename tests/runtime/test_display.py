@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ STATUS = Status(
     episodes=88,
     return_mean=187.3,
     eval_return=203.1,
-    dream_share=0.8,
+    metrics={"loss/value": 0.0794, "dream/share": 0.8, "explore/epsilon": 0.25},
     lag={"world": (1, 3), "policy": (0, 2)},
     waits={"actor → replay": 0.12, "learner → dreamer": 0.4},
     faults={"restarts": 1, "refused": 0},
@@ -48,9 +49,26 @@ def at(env_steps: int, elapsed_s: float, updates: int = 0) -> Status:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_everything_a_status_says_is_shown(terminal):
     said = show(terminal, [STATUS])
-    for word in ("41%", "ratio 4.0", "187", "203", "80%", "learner → dreamer 40%", "restarts 1"):
+    for word in ("41%", "ratio 4.0", "187", "203", "learner → dreamer 40%", "restarts 1"):
         assert word in said, word
     assert "saved [1, 2]" in said
+
+
+def test_groups_of_metrics_are_rows_in_one_order_and_the_rest_is_left_out():
+    metrics = {"explore/epsilon": 0.25, "gate/over_units": 0.017, "grad_norm/value": 3.0}
+    metrics |= {"loss/value": 0.0794, "dream/share": 0.8, "loss/transition": 12.0}
+    out = io.StringIO()
+    status = replace(STATUS, metrics=metrics)
+    Console(file=out, width=100).print(panel("a run", status, None, None))
+    lines = out.getvalue().splitlines()
+    rows = [line.strip("│ ").split("  ")[0] for line in lines]
+    begin = rows.index("loss")
+    assert rows[begin : begin + 4] == ["loss", "dream", "gate", "explore"]
+    said = "\n".join(lines)
+    for word in ("value 0.0794   transition 12", "share 0.8", "over units 0.017", "epsilon 0.25"):
+        assert word in said, word
+    assert "grad" not in said
+    assert "dream 80%" in show(False, [status])
 
 
 def test_a_pipe_gets_plain_lines_without_any_control_codes():

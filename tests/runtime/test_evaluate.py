@@ -11,7 +11,7 @@ from core import checkpoint
 from core.config import RunConfig
 from core.errors import UserError
 from runtime.evaluate import evaluate
-from runtime.run_folder import RunFolder
+from runtime.run_folder import RunFolder, read_config
 from tests.fakes import FakeAgent
 
 
@@ -38,7 +38,8 @@ def save(folder: RunFolder, env_steps: int, policy: int) -> None:
     agent = FakeAgent()
     agent.count["policy"] = policy
     state = {"agent": {group: agent.state(group) for group in ("policy", "world")}}
-    checkpoint.save(folder.checkpoints, env_steps, state, agent="pusher", env="CartPole-v1")
+    env = read_config(folder.path).env
+    checkpoint.save(folder.checkpoints, env_steps, state, agent="pusher", env=env)
 
 
 def test_the_newest_checkpoint_is_played(run):
@@ -66,6 +67,35 @@ def test_json_is_one_object_and_nothing_else(run, capsys):
     figures = {"return_mean", "return_std", "return_min", "episodes", "length_mean"}
     assert figures <= found.keys()
     assert np.isfinite([found[name] for name in figures]).all()
+
+
+@pytest.fixture
+def game(tmp_path, monkeypatch):
+    """A run of NumberGame that never draws."""
+    entry = agents.AgentEntry(f"{Pusher.__module__}:Pusher", ("discrete",), ("vector",))
+    monkeypatch.setitem(agents.REGISTRY, "pusher", entry)
+    config = RunConfig(agent="pusher", env="NumberGame-v1", run_dir=str(tmp_path / "game"))
+    with RunFolder.create(config) as folder:
+        save(folder, 700, policy=42)
+    return folder.path
+
+
+def test_what_an_environment_tells_of_its_episodes_is_told_by_kind(game, capsys):
+    assert launch.main(["eval", str(game), "--episodes", "1200", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    kinds = [f"tier_{kind}" for kind in range(4)]
+    episodes = [found[f"{kind}/episodes"] for kind in kinds]
+    assert sum(episodes) == 1200 and min(episodes) > 200  # a quarter each
+    for name in ("return_mean", "won_mean", "length_mean"):
+        by_kind = [found[f"{kind}/{name}"] for kind in kinds]
+        assert np.average(by_kind, weights=episodes) == pytest.approx(found[name])
+
+
+def test_people_see_kinds_of_episodes_apart(game, capsys):
+    assert launch.main(["eval", str(game), "--episodes", "40"]) == 0
+    first, *kinds = capsys.readouterr().out.splitlines()
+    assert ", won 0" in first
+    assert [line.split(":")[0] for line in kinds] == [f"  tier_{kind}" for kind in range(4)]
 
 
 def test_people_get_a_sentence(run, capsys):

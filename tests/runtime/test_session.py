@@ -105,6 +105,20 @@ def test_a_resumed_run_learns_again_when_it_takes_a_step_of_its_own(opened):
         assert events(session)[0]["wall_s"] >= 5.0
 
 
+def test_the_newest_metrics_of_learner_and_dreamer_are_shown(opened):
+    told = [
+        ("learner", "learn", {"loss/value": 2.0, "dream/share": 0.3}),
+        ("dreamer-0", "world", {"loss/transition": 5.0}),
+        ("learner", "learn", {"loss/value": 1.0}),
+    ]
+    with opened() as session:
+        for worker, kind, metrics in told:
+            event = {"kind": kind, "updates": 1, **metrics}
+            session.take(report(worker, events=[event]), STATS)
+        newest = {"loss/value": 1.0, "dream/share": 0.3, "loss/transition": 5.0}
+        assert session.status().metrics == newest
+
+
 def test_lag_is_the_published_version_less_the_one_in_use(opened):
     with opened() as session:
         session.take(report("learner", published=7), STATS)

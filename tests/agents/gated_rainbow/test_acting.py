@@ -6,10 +6,13 @@ import torch
 
 from agents.blocks.noisy import NoisyLinear
 from agents.blocks.training import generator, to_tensors
-from agents.gated_rainbow.config import CONTEXT
+from agents.gated_rainbow.agent import PASSES, GatedRainbow
+from agents.gated_rainbow.config import CONTEXT, Config
 from agents.gated_rainbow.network import collapse
+from core.errors import UserError
+from core.types import EnvSpec, Space
 from replay_server.server import ReplayServer
-from tests.agents.gated_rainbow.system import Swing, build
+from tests.agents.gated_rainbow.system import CHOICE, Swing, build
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
@@ -71,7 +74,8 @@ def test_every_update_and_every_act_draws_noise_of_its_own():
     assert torch.equal(agent.choose(history, None), agent.choose(history, None))
     rows = to_tensors(Swing().windows(50, 4).data, "cpu")
     agent.match_unit(rows["trace"])
-    losses = [agent.losses(rows)[0] for _ in range(2)]
+    drawn = [agent.online.draw(PASSES, agent.policy_noise) for _ in range(2)]
+    losses = [agent.losses(rows, noise)[0] for noise in drawn]
     assert not torch.allclose(*losses)
 
 
@@ -131,3 +135,22 @@ def test_acting_and_learning_see_the_same_histories():
         np.testing.assert_allclose(rows["trace"][:, t], trace, rtol=1e-4, atol=1e-5)
     held_out, first = rows["held_out"], rows["first"]
     assert (held_out[:, 1:] == held_out[:, :-1])[~first[:, 1:]].all()
+
+
+def test_with_a_clock_an_agent_sees_and_keeps_how_long_an_episode_has_lasted():
+    agent, ages = build(clock=True), []
+    state = agent.initial(2)
+    for first in ([True, True], [False, False], [False, True]):
+        rows = {"obs": np.ones((2, 2)), "first": np.array(first), "reward": np.zeros(2)}
+        _, state, extras = agent.act(rows, state, explore=False)
+        assert extras["obs"].shape == (2, *agent.tables["real"].columns["obs"].shape)
+        assert (extras["obs"][:, :2] == 1).all()
+        ages.append(extras["obs"][:, 2].tolist())
+    assert ages == [[0, 0], [1, 1], [2, 0]]
+    np.testing.assert_array_equal(state.history[:, :, 2], [[0, 0, 1, 2], [0, 0, 0, 0]])
+
+
+def test_a_clock_needs_vectors():
+    frames = EnvSpec("Frames-v0", Space((8, 8), "uint8"), CHOICE)
+    with pytest.raises(UserError, match=r"agent.clock needs vector.*Frames-v0"):
+        GatedRainbow(Config(clock=True), frames, 0, "cpu")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from agents.blocks.returns import n_step
 from agents.blocks.training import to_tensors
 from agents.blocks.values import project, quantile_huber
-from agents.gated_rainbow.agent import GatedRainbow
+from agents.gated_rainbow.agent import PASSES, GatedRainbow
 from agents.gated_rainbow.config import CONTEXT, PRIORITY
 from core.config import TrainConfig
+from core.errors import UserError
 from core.types import Array, Sample
 from replay_server.server import ReplayServer
 from tests.agents.gated_rainbow.system import HEADS, SMALL, Swing, build, returns
@@ -88,7 +90,7 @@ def test_targets_are_double_and_bootstrap_where_the_return_ends(values):
     sample = Swing(edge=0.8).windows(40, 4)
     sample.data["terminal"] = sample.data["last"] & (np.arange(40)[:, None] % 2 == 0)
     rows = {key: value[:, CONTEXT:] for key, value in sample.data.items()}
-    loss, td_error, _, value = agent.losses(to_tensors(sample.data, "cpu"))
+    loss, td_error, _, value = agent.losses(to_tensors(sample.data, "cpu"), None)
     total, steps, discount = returns({**rows, "reward": rows["reward"] / 2}, 3, 0.9)
     assert len(set(steps)) > 1
     assert (discount == 0).any()
@@ -157,8 +159,9 @@ def test_what_is_drawn_follows_the_alpha_of_the_day(updates):
     state = agent.state("policy")
     feedback = agent.learn_policy(Sample(windows, keys, np.full(len(keys), 0.1), 10), None)
     agent.restore("policy", state)  # to ask for the errors, with the same noise
+    noise = agent.online.draw(PASSES, agent.policy_noise)
     agent.online.normaliser.update(*(torch.tensor(windows[key]) for key in ("obs", "reward")))
-    td_error = agent.losses(to_tensors(windows, "cpu"))[1].detach().numpy()
+    td_error = agent.losses(to_tensors(windows, "cpu"), noise)[1].detach().numpy()
     np.testing.assert_allclose(feedback.priorities, (td_error + PRIORITY) ** alpha, rtol=0.05)
     replay.update("real", keys, feedback.priorities)
     expected = feedback.priorities / feedback.priorities.sum()
@@ -260,3 +263,22 @@ def test_it_learns_which_action_pays_where(tmp_path, values, share):
     assert agent.act(rows, agent.initial(2), explore=False)[0].tolist() == [0, 1]
     found = [event.get("dream/share", 0.0) for event in run.events if event["kind"] == "learn"]
     assert (found[-1] > 0) == (share > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # the compiler takes half a minute on an idle core
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_update_is_the_update():
+    plain, fast = (build(gate="none", share=0.0, compile=compiled) for compiled in (False, True))
+    swing = Swing()
+    for _ in range(3):
+        windows = swing.windows(50, 4)
+        found = [agent.learn_policy(windows, None).metrics for agent in (plain, fast)]
+        for name in found[0]:
+            assert float(found[1][name]) == pytest.approx(float(found[0][name]), rel=1e-3, abs=1e-5)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"agent.compile needs a C\+\+ compiler"):
+        build(compile=True)

@@ -1,0 +1,52 @@
+"""What evaluations make of episodes and of what environments tell of them."""
+
+import numpy as np
+import pytest
+
+from actors.episodes import Episode, Episodes, summary
+
+
+def test_returns_and_lengths_start_anew_and_come_with_what_is_told():
+    running = Episodes(2)
+    rows = [
+        {"first": [True, True], "reward": [0.0, 0.0], "last": [False, False]},
+        {"first": [False, False], "reward": [1.0, 2.0], "last": [True, False]},
+        {"first": [True, False], "reward": [0.0, 2.0], "last": [False, True]},
+        {"first": [False, True], "reward": [5.0, 0.0], "last": [True, False]},
+    ]
+    ended = []
+    for t, row in enumerate(rows):
+        info = {"at": np.array([t, 10 + t]), "won": np.array([True, False])}
+        ended += running.add({name: np.array(values) for name, values in row.items()}, info)
+    assert ended == [
+        Episode(0, 1.0, 1, {"at": 1, "won": True}),
+        Episode(1, 4.0, 2, {"at": 12, "won": False}),
+        Episode(0, 5.0, 1, {"at": 3, "won": True}),
+    ]
+
+
+def test_whole_numbers_are_kinds_and_the_rest_has_a_mean():
+    told = [(0, True, 0.5), (2, False, 1.0), (2, True, 0.0), (2, False, 2.5)]
+    episodes = [
+        Episode(0, float(i), i, {"tier": tier, "won": won, "health": health})
+        for i, (tier, won, health) in enumerate(told)
+    ]
+    found = summary(episodes)
+    assert found["episodes"] == 4 and found["return_mean"] == 1.5
+    assert found["won_mean"] == 0.5 and found["health_mean"] == 1.0
+    assert (found["tier_0/episodes"], found["tier_0/return_mean"]) == (1, 0)
+    assert (found["tier_2/episodes"], found["tier_2/return_mean"]) == (3, 2)
+    assert found["tier_2/return_std"] == pytest.approx(np.std([1, 2, 3]))
+    assert found["tier_2/won_mean"] == pytest.approx(1 / 3)
+    assert "tier_mean" not in found and "tier_1/episodes" not in found
+
+
+def test_without_such_facts_the_figures_are_all_there_is():
+    found = summary([Episode(0, 1.0, 7, {})])
+    assert found == {
+        "return_mean": 1.0,
+        "return_std": 0.0,
+        "return_min": 1.0,
+        "length_mean": 7.0,
+        "episodes": 1,
+    }

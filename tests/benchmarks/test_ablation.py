@@ -1,0 +1,51 @@
+"""The same seeds with each part and without."""
+
+import json
+from itertools import combinations
+
+import launch
+from agents.gated_rainbow.config import Config
+from benchmarks.ablation import FULL, WITHOUT, plan, summaries, summarise, table
+from benchmarks.learning import Training
+from benchmarks.readme import section
+from core.config import apply
+from tests.benchmarks.test_report import method
+
+WHOLE = Training("gated-rainbow", "NumberGame-v1", 1000, 500, 100)
+
+
+def test_every_setting_is_understood_and_leaves_something_out(tmp_path):
+    built = []
+    for job in plan(WHOLE, 1, tmp_path):
+        config, _, _ = launch.configured(job.training.command(job.seed))
+        built.append(apply(Config(), config.agent_options))
+    assert len(built) == 1 + len(WITHOUT["gated-rainbow"])
+    assert all(one != other for one, other in combinations(built, 2))
+
+
+def test_variants_of_a_seed_follow_each_other_in_folders_of_their_own(tmp_path):
+    jobs = plan(WHOLE, 2, tmp_path)
+    names = [FULL, *WITHOUT["gated-rainbow"]]
+    assert [(job.seed, job.name) for job in jobs] == [(s, name) for s in (0, 1) for name in names]
+    assert len({job.run for job in jobs}) == len({job.kept for job in jobs}) == len(jobs)
+    assert all("ablation" in str(job.run) for job in jobs)
+
+
+def test_differences_are_between_runs_of_one_seed(tmp_path):
+    out = tmp_path / "NumberGame-v1" / "ablation" / "gated-rainbow"
+    method(out, FULL, [100.0, 300.0], [0.0, 200.0])
+    for part in WITHOUT["gated-rainbow"]:
+        method(out, part, [50.0, 310.0], [0.0, 100.0])
+    found = json.loads(json.dumps(summarise(WHOLE, 2, out)))
+    lines = table(found).splitlines()
+    assert "gated-rainbow, 1,000 steps of NumberGame-v1, 2 seeds" in lines[0]
+    assert lines[2] == (
+        "| all of it |  | 250.0 (200.0 to 300.0) |  | 150.0 (100.0 to 200.0) |  | 20 (20 to 20) s |"
+    )
+    assert lines[3] == (
+        "| without dreams | `agent.share=0` | 205.0 (100.0 to 310.0) | -45.0 (-100.0 to +10.0) "
+        "| 115.0 (50.0 to 180.0) | -35.0 (-50.0 to -20.0) | 20 (20 to 20) s |"
+    )
+    (out / "summary.json").write_text(json.dumps(found))
+    assert summaries(tmp_path) == [out / "summary.json"]
+    assert table(found) in section(tmp_path)
