@@ -1,9 +1,11 @@
-"""The replay's inner loops in numpy, for where no compiler is installed.
+"""The replay's inner loops in numpy, for where numba is missing.
 
 Each does what the loop of its name in `loops` does, to the last bit.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from replay_server.loops import FAN_OUT, SHIFT
 
 
 def write(nodes: Array, begins: Array, slots: Array, mass: Array) -> float:
-    levels = np.split(nodes, begins[1:-1])
+    levels = _levels(nodes, begins)
     levels[-1][slots] = mass
     for above, below in zip(levels[-2::-1], levels[:0:-1], strict=True):
         parents = slots >> SHIFT
@@ -24,7 +26,7 @@ def write(nodes: Array, begins: Array, slots: Array, mass: Array) -> float:
 
 
 def draw(nodes: Array, begins: Array, random: Array) -> Array:
-    n, (top, *levels) = random.shape[1], np.split(nodes, begins[1:-1])
+    n, (top, *levels) = random.shape[1], _levels(nodes, begins)
     before = np.zeros(top.size + 1)  # the mass to the left of each node
     np.add.accumulate(top, out=before[1:])
     if not before[-1] > 0:
@@ -73,3 +75,7 @@ def sift(
     kept = held & sound
     stale, refused = int(np.count_nonzero(~held)), int(np.count_nonzero(held & ~sound))
     return keys[kept] % capacity, priorities[kept], stale, refused
+
+
+def _levels(nodes: Array, begins: Array) -> list[Array]:
+    return [nodes[begin:end] for begin, end in pairwise(begins.tolist())]
