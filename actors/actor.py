@@ -86,5 +86,6 @@ class Actor:
 
     def _report(self, rows: Batch) -> None:
         for episode in self._episodes.add(rows, self._env.info):
-            ended: Event = {"kind": "episode", "return": episode.total, "length": episode.length}
-            self._events.append({**episode.told, **ended, "actor": self._index})
+            # Where rewards are shaped, what is told has the return without that.
+            ended: Event = {"return": episode.total, **episode.told, "length": episode.length}
+            self._events.append({"kind": "episode", **ended, "actor": self._index})

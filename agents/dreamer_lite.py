@@ -45,9 +45,9 @@ from agents.blocks.nets import MLP, Ensemble
 from agents.blocks.normaliser import Normaliser, ReturnRange
 from agents.blocks.returns import retrace
 from agents.blocks.training import (
+    Follower,
     Learning,
     Trainer,
-    follow,
     generator,
     load_net,
     masked_mean,
@@ -144,6 +144,8 @@ class DreamerLite:
         self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
         self.policy_trainer = Trainer(self.policy, config.lr_policy, config.clip)
         self.critic_trainer = Trainer(self.critic, config.lr_critic, config.clip)
+        self.world_follower = Follower(self.slow_world, self.world)
+        self.critic_follower = Follower(self.slow_critic, self.critic)
         self.act_noise = generator(seed, device)
         self.dream_noise = generator(seed + 1, device)
         self.policy_noise = generator(seed + 2, device)
@@ -187,7 +189,7 @@ class DreamerLite:
         self.world.normaliser.update(rows["obs"], rows["reward"])
         loss, metrics = self.world_loss(rows)
         metrics["grad_norm/world"] = self.world_trainer.step(loss)
-        follow(self.slow_world, self.world, self.rate(self.config.slow_world))
+        self.world_follower.step(self.rate(self.config.slow_world))
         metrics["model/disagreement"] = self.measure_disagreement(rows)
         return Feedback(metrics)
 
@@ -321,7 +323,7 @@ class DreamerLite:
             "dream/share": torch.tensor(1 - self.config.real / self.config.trajectories),
             "dream/trust": rows["trust"].mean(),
         }
-        follow(self.slow_critic, self.critic, self.config.slow_critic)
+        self.critic_follower.step(self.config.slow_critic)
         return Feedback(metrics)
 
     def dreamed(self, dreams: Batch) -> Batch:

@@ -49,6 +49,11 @@ class Space:
     def discrete(self) -> bool:
         return self.n > 0
 
+    @property
+    def image(self) -> bool:
+        """Whether it has rows, columns and channels, in this order."""
+        return len(self.shape) == 3
+
 
 @dataclass(frozen=True)
 class EnvSpec:
@@ -200,6 +205,7 @@ class VectorEnv(Protocol):
     # What it tells of the episodes of the last rows: name → (N,). Whole numbers are kinds of
     # episodes, which evaluations tell apart; of floats and bools they give the mean. Mostly empty.
     info: Batch
+    # Where rewards are shaped, `return` is what an episode paid without that.
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
         """Start all episodes, each from a seed of its own where (N,) of them are given.

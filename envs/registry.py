@@ -15,6 +15,7 @@ from envs import (
     number_game,  # noqa: F401 - registers NumberGame-v1
     spaces,
 )
+from envs.shaping import RewardFloor
 
 
 def describe(env_id: str, **kwargs: Any) -> EnvSpec:
@@ -35,16 +36,17 @@ def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
     )
 
 
-def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+def make(env_id: str, *, reward_floor: float | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
     """Build one environment from a Gymnasium id, `ALE/…` or `pkg.module:EnvId-v0`.
 
+    reward_floor: the least reward it pays, whatever it is; kwargs are its own.
     Raises UserError for an unknown id, a module that cannot be imported, a missing package or an
     argument it does not take; what the environment's own constructor raises passes through.
     """
     find(env_id)
     try:
         # The rows are checked where they are made, on every step rather than on the first.
-        return gym.make(env_id, disable_env_checker=True, **kwargs)
+        env = gym.make(env_id, disable_env_checker=True, **kwargs)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
@@ -55,6 +57,11 @@ def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     except (gym.error.DependencyNotInstalled, ImportError) as missing:  # these say what to install
         reason = " ".join(str(missing).split())
         raise UserError(f'env "{env_id}" needs a package that is missing: {reason}') from missing
+    if reward_floor is None:
+        return env
+    if env.metadata.get("batched"):
+        raise UserError(f'env "{env_id}" is stepped as a batch, which takes no reward_floor.')
+    return RewardFloor(env, reward_floor)
 
 
 def find(env_id: str) -> None:
@@ -101,12 +108,12 @@ def _import(module: str) -> None:
 
 def _register_atari(required: bool) -> None:
     try:
-        import ale_py
+        from envs import atari
     except ModuleNotFoundError as missing:
         if required:
             raise UserError("Atari environments need ale-py. Run: pip install ale-py") from missing
     else:
-        gym.register_envs(ale_py)
+        atari.register()
 
 
 def _pip_line(missing: ModuleNotFoundError) -> str:

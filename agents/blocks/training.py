@@ -22,41 +22,68 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Trainer:
     """A network and its AdamW: clips the gradient norm to `clip` and steps.
 
-    `decay` of weights a step is in units of the learning rate; 0 is plain Adam.
+    `decay` of weights a step is in units of the learning rate; 0 is plain Adam. Parameters and
+    gradients lie in one piece each, so that a step is a few operations however many there are.
+    What a loss does not depend on has a gradient of 0.
     """
 
     def __init__(self, net: nn.Module, lr: float, clip: float, decay: float = 0.0) -> None:
-        self._parameters = list(net.parameters())
+        parameters = list(net.parameters())
+        flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        self._flat, self._gradient = nn.Parameter(flat), torch.zeros_like(flat)
+        self._flat.grad = self._gradient
+        begin = 0
+        for parameter in parameters:
+            piece = slice(begin, begin + parameter.numel())
+            parameter.data = flat[piece].view_as(parameter)
+            parameter.grad = self._gradient[piece].view_as(parameter)
+            begin = piece.stop
         self._lr, self._clip, self._decay = lr, clip, decay
 
     @cached_property
     def _adam(self) -> torch.optim.AdamW:
         """Made when first needed: it imports torch's compiler, which acting can do without."""
-        return torch.optim.AdamW(self._parameters, self._lr, weight_decay=self._decay, fused=True)
+        return torch.optim.AdamW([self._flat], self._lr, weight_decay=self._decay, fused=True)
 
     def step(self, loss: Tensor, lr: Tensor | None = None) -> Tensor:
         """One step down `loss` → the gradient norm before clipping. `lr`: another rate, ()."""
         if lr is not None:
             self._adam.param_groups[0]["lr"] = lr
-        self._adam.zero_grad()
+        self._gradient.zero_()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        norm = self._gradient.norm()
+        self._gradient.mul_((self._clip / (norm + 1e-6)).clamp(max=1))
         self._adam.step()
         return norm
 
     def state(self) -> dict[str, Any]:
-        per_parameter = self._adam.state_dict()["state"]
-        return {
-            str(index): {name: to_array(value) for name, value in moments.items()}
-            for index, moments in per_parameter.items()
-        }
+        moments = self._adam.state.get(self._flat, {})
+        return {name: to_array(value) for name, value in moments.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        moments = {
-            int(index): {name: to_tensor(value) for name, value in values.items()}
-            for index, values in state.items()
-        }
-        self._adam.load_state_dict({**self._adam.state_dict(), "state": moments})
+        moments = {name: to_tensor(value) for name, value in state.items()}
+        self._adam.load_state_dict(
+            {**self._adam.state_dict(), "state": {0: moments} if moments else {}}
+        )
+
+
+class Follower:
+    """Keeps a slow copy of a network behind it."""
+
+    def __init__(self, slow: nn.Module, fast: nn.Module) -> None:
+        self._slow: list[Tensor] = list(slow.parameters())
+        self._fast: list[Tensor] = list(fast.parameters())
+        self._copies, self._buffers = list(slow.buffers()), list(fast.buffers())
+
+    @torch.no_grad()
+    def step(self, rate: float | Tensor) -> None:
+        """Move the parameters of the slow one by `rate`, and copy the buffers."""
+        if isinstance(rate, Tensor):  # stays on its device
+            torch._foreach_lerp_(self._slow, self._fast, [rate] * len(self._slow))
+        else:
+            torch._foreach_lerp_(self._slow, self._fast, rate)
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._buffers)
 
 
 def compiled(function: F, device: str) -> F:
@@ -79,15 +106,6 @@ def compiled(function: F, device: str) -> F:
 def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
     """The mean of `value` weighted by `mask`, same shapes → scalar."""
     return (value * mask).sum() / mask.sum().clamp(min=1e-6)
-
-
-@torch.no_grad()
-def follow(slow: nn.Module, fast: nn.Module, rate: float | Tensor) -> None:
-    """Move the parameters of `slow` towards those of `fast` by `rate`, and copy the buffers."""
-    for average, value in zip(slow.parameters(), fast.parameters(), strict=True):
-        average.lerp_(value, rate)  # a rate that is a tensor stays on its device
-    for mine, other in zip(slow.buffers(), fast.buffers(), strict=True):
-        mine.copy_(other)
 
 
 def resolve(device: str) -> str:

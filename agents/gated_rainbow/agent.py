@@ -36,7 +36,6 @@ al. 2019) for dreams from real starts.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -47,10 +46,10 @@ from torch import Tensor, nn
 from agents.blocks.actions import Discrete
 from agents.blocks.returns import n_step
 from agents.blocks.training import (
+    Follower,
     Learning,
     Trainer,
     compiled,
-    follow,
     generator,
     load_net,
     net_state,
@@ -59,47 +58,41 @@ from agents.blocks.training import (
     to_tensors,
 )
 from agents.gated_rainbow.config import CONTEXT, PRIORITY, RANGE, Config
+from agents.gated_rainbow.frame_world import FrameWorld
 from agents.gated_rainbow.network import ValueNetwork, collapse, patterns
 from agents.gated_rainbow.progress import Progress
-from agents.gated_rainbow.world import World
-from core.errors import UserError
+from agents.gated_rainbow.tables import COLUMNS, tables, witnessed
+from agents.gated_rainbow.vector_world import VectorWorld
 from core.types import (
     Array,
     Batch,
-    Consumer,
     EnvSpec,
     Feedback,
-    Prioritized,
-    QueueSpec,
     Sample,
-    Space,
     State,
-    TableSpec,
-    Uniform,
     Weights,
 )
 
-COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to learn values from
 PASSES = 3  # through a network an update: online twice, then target
 
 
 class Memory(NamedTuple):
     """What acting carries along in each of n environments."""
 
-    history: Array  # (N, 4, *O) f32
+    history: Array  # (N, 4, *O), of the observations' own kind
     age: Array  # (N,) f32, steps since the episode began
     trace: Array  # (N,) f32, the discounted reward so far: γ · trace + reward
     held_out: Array  # (N,) bool, whether this episode is kept from the world model
 
 
 class GatedRainbow:
-    """See the module. Built from vector observations and discrete actions."""
+    """See the module. Observations are vectors or frames, actions discrete."""
 
     Config: TypeAlias = Config
     act_groups = ("policy",)  # with the schedules, so that actors elsewhere have today's ε
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
-        device = resolve(device)
+        device, config = resolve(device), config.sized(spec.obs)
         spec = witnessed(spec, config.clock)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
@@ -107,7 +100,7 @@ class GatedRainbow:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights
             self.online = ValueNetwork(config, spec).to(device)
-            self.world = World(
+            self.world = (FrameWorld if spec.obs.image else VectorWorld)(
                 spec.obs,
                 self.actions.size,
                 context=CONTEXT,
@@ -119,9 +112,11 @@ class GatedRainbow:
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
         self.progress = Progress(config).to(device)
 
-        self._losses = compiled(self.losses, device) if config.compile else self.losses
+        self._study = compiled(self.study, device) if config.compile else self.study
         self.trainer = Trainer(self.online, config.lr, config.clip, config.decay)
         self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
+        self.target_follower = Follower(self.target, self.online)
+        self.world_follower = Follower(self.slow_world, self.world)
         self.act_noise = generator(seed, device)
         self.dream_noise = generator(seed + 1, device)
         self.policy_noise = generator(seed + 2, device)
@@ -142,7 +137,7 @@ class GatedRainbow:
     # --------------------------------------------------------------------------------- acting
 
     def initial(self, n: int) -> Memory:
-        history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), np.float32)
+        history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), self.spec.obs.dtype)
         age, trace = np.zeros((2, n), np.float32)
         return Memory(history, age, trace, np.zeros(n, bool))
 
@@ -156,7 +151,7 @@ class GatedRainbow:
             obs = np.concatenate([obs, age[:, None]], -1)
             replaced["obs"] = obs
         fresh = first.reshape(-1, 1, *[1] * len(self.spec.obs.shape))
-        newest = obs[:, None].astype(np.float32)
+        newest = obs[:, None]
         history = np.where(fresh, newest, np.concatenate([memory.history[:, 1:], newest], 1))
         trace = np.where(first, 0, self.config.gamma * memory.trace + reward).astype(np.float32)
         held_out, noise = memory.held_out, None
@@ -188,7 +183,7 @@ class GatedRainbow:
         metrics["grad_norm/world"] = self.world_trainer.step(loss)
         metrics |= self.world.measure(self.slow_world, rows, code)
         updates = self.world.normaliser.updates
-        follow(self.slow_world, self.world, (1 / updates).clamp(min=self.config.slow_world))
+        self.world_follower.step((1 / updates).clamp(min=self.config.slow_world))
         metrics["model/believed"] = self.believed().sum()
         return Feedback(metrics)
 
@@ -209,7 +204,7 @@ class GatedRainbow:
         world, noise, members = self.slow_world, self.dream_noise, self.config.members
         believed = self.believed() * (self.progress.steps >= self.config.dream_after)
         horizon = max(1, int(believed.sum()))  # the one wait for the device, before a long loop
-        obs = torch.as_tensor(starts.data["obs"], device=self.device).float()
+        obs = torch.as_tensor(starts.data["obs"], device=self.device)
         history = obs[:, -CONTEXT - 1 :]  # (B, 4, *O)
         lived, actions, rewards, ends, agreed = list(history.unbind(1)), [], [], [], []
         for _ in range(horizon):
@@ -246,32 +241,52 @@ class GatedRainbow:
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
-        config, progress = self.config, self.progress
         lived = to_tensors(real.data, self.device)
+        chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
+        imagined = None if dreams is None else self.pick(to_tensors(dreams, self.device))
+        noise = self.online.draw(PASSES, self.policy_noise)
+        loss, priority, metrics = self._study(lived, chance, imagined, noise)
+        metrics["grad_norm/value"] = self.trainer.step(loss, metrics["learn/lr"])
+        self.target_follower.step(self.config.slow)
+        if not self.config.prioritized:
+            return Feedback(metrics)
+        return Feedback(metrics, to_array(priority).astype(np.float64))
+
+    def study(
+        self,
+        lived: Batch,
+        chance: Tensor,
+        imagined: tuple[Batch, Tensor] | None,
+        noise: Tensor | None,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """All of an update but its gradient step → the loss, priorities (R,) and metrics.
+
+        From R real windows and how many times likelier than others they were to be drawn (R,), and
+        dreamed windows with their weights (D,). Only tensors come in and go out, so it compiles.
+        """
+        config, progress = self.config, self.progress
         self.online.normaliser.update(lived["obs"], lived["reward"])
         self.match_unit(lived["trace"])
-        weight = self.importance(real)
+        weight = self.importance(chance)
         rows, metrics = {key: lived[key] for key in COLUMNS}, {}
-        if dreams is not None:
-            imagined, dream_weight = self.pick(to_tensors(dreams, self.device))
-            rows = {key: torch.cat([rows[key], imagined[key]]) for key in rows}
-            dream_weight = dream_weight * weight.mean()
+        if imagined is not None:
+            rows = {key: torch.cat([rows[key], imagined[0][key]]) for key in rows}
+            dream_weight = imagined[1] * weight.mean()
             metrics["dream/share"] = dream_weight.sum() / (dream_weight.sum() + weight.sum())
             weight = torch.cat([weight, dream_weight])
         if config.curiosity:
             rows["reward"] = rows["reward"] + config.curiosity * self.surprise(rows)
 
-        noise = self.online.draw(PASSES, self.policy_noise)
-        loss, td_error, openness, value = self._losses(rows, noise)
+        loss, td_error, openness, value = self.losses(rows, noise)
         total = value_loss = (weight * loss).sum() / (weight > 0).sum()
         if config.gate != "none":
             gate_loss = collapse(openness)
             total = value_loss + config.gate_weight * gate_loss
             metrics |= {"loss/gate": gate_loss.detach(), **patterns(openness.detach())}
         progress.learned(lived["trace"], lived["last"])
+        priority = (td_error[: len(chance)] + PRIORITY) ** progress.alpha
         metrics |= {
             "loss/value": value_loss.detach(),
-            "grad_norm/value": self.trainer.step(total, progress.lr),
             "explore/epsilon": progress.epsilon,
             "explore/noise": self.online.noisiness,
             "replay/alpha": progress.alpha,
@@ -282,11 +297,7 @@ class GatedRainbow:
             "learn/lr": progress.lr,
             "learn/return": progress.mean_return.clone(),
         }
-        follow(self.target, self.online, config.slow)
-        if not config.prioritized:
-            return Feedback(metrics)
-        priorities = (td_error[: len(real.keys)] + PRIORITY) ** metrics["replay/alpha"]
-        return Feedback(metrics, to_array(priorities).astype(np.float64))
+        return total, priority, metrics
 
     def losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Windows (B, C + n + 1, …) → loss, |δ| and value (B,), gate openness (B, F).
@@ -311,12 +322,11 @@ class GatedRainbow:
         assert loss.shape == td_error.shape == value.shape == steps.shape
         return loss, td_error, openness, value
 
-    def importance(self, real: Sample) -> Tensor:
+    def importance(self, chance: Tensor) -> Tensor:
         """Weights (B,) that undo the drawing by priority as far as β goes, the largest 1."""
         if not self.config.prioritized:
-            return torch.ones(len(real.prob), device=self.device)
-        prob = torch.as_tensor(real.prob, dtype=torch.float32, device=self.device)
-        weight = (real.size * prob) ** -self.progress.beta
+            return torch.ones_like(chance)
+        weight = chance**-self.progress.beta
         return weight / weight.max()
 
     def pick(self, dreams: Batch) -> tuple[Batch, Tensor]:
@@ -364,58 +374,3 @@ class GatedRainbow:
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
         self._learning[group].restore(state)
-
-
-def witnessed(spec: EnvSpec, clock: bool) -> EnvSpec:
-    """The environment as the networks and the replay have it: with `clock`, a vector that ends in
-    the steps since the episode began.
-    """
-    if not clock:
-        return spec
-    if len(spec.obs.shape) != 1:
-        raise UserError(f"agent.clock needs vector observations; {spec.env_id} has others.")
-    return replace(spec, obs=Space((spec.obs.shape[0] + 1,), "float32"))
-
-
-def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Who samples what, how often: the replay ratios of this agent."""
-    flag, number = Space((), "bool"), Space((), "float32")
-    columns = {
-        "obs": spec.obs,
-        "action": spec.action,
-        "reward": number,
-        "first": flag,
-        "last": flag,
-        "terminal": flag,
-        "trace": number,  # the discounted reward so far
-        "held_out": flag,  # from the world model
-    }
-    consumers = {
-        "policy": Consumer(
-            config.batch - config.dreamed,
-            config.n + 1,
-            Prioritized() if config.prioritized else Uniform(),
-            samples_per_step=config.policy_per_step,
-            min_steps=config.warmup,
-            context=CONTEXT,
-            columns=(*COLUMNS, "trace"),
-        )
-    }
-    if config.models:
-        consumers["world"] = Consumer(
-            config.world_batch,
-            config.world_window,
-            samples_per_step=config.world_per_step,
-            context=CONTEXT,
-            columns=(*COLUMNS, "held_out"),
-        )
-    if config.dreamed:
-        consumers["start"] = Consumer(
-            config.dreams,
-            samples_per_step=config.policy_per_step,
-            min_steps=config.warmup,
-            context=CONTEXT,
-            columns=("obs",),
-        )
-    real = TableSpec(config.capacity, columns, consumers)
-    return {"real": real, "dream": QueueSpec(2)} if config.dreamed else {"real": real}

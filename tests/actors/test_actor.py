@@ -90,6 +90,15 @@ def test_a_finished_episode_comes_with_what_its_environment_tells_of_it():
     assert [event["level"] for event in actor.drain()] == [5, 4]
 
 
+def test_where_rewards_are_shaped_the_return_is_what_the_environment_says():
+    env = FakeEnv(lengths=(3, 2))
+    actor, *_ = make(env)
+    env.info = {"return": np.array([-40.0, -50.0])}
+    for _ in range(3):
+        actor.step()
+    assert [event["return"] for event in actor.drain()] == [-50.0, -40.0]
+
+
 def test_newer_weights_are_pulled_every_so_many_steps_and_used():
     weights = LocalWeights()
     actor, _, replay, _ = make(weights=weights, chunk=1, pull_every=3)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.blocks.nets import MLP
-from agents.blocks.training import Learning, Trainer, follow, generator, load_net, net_state
+from agents.blocks.training import Follower, Learning, Trainer, generator, load_net, net_state
 
 SIZES = (3, 8, 1)
 
@@ -43,6 +43,17 @@ def test_a_step_is_adam_on_the_clipped_gradient():
         adam.step()
         for mine, other in zip(net.parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(mine, other)
+
+
+def test_parameters_lie_in_one_piece_and_are_loaded_into_it():
+    _, net, trainer, _ = learning(0)
+    _, other, _, _ = learning(1)
+    load_net(net, net_state(other))
+    pieces = [parameter.data_ptr() for parameter in net.parameters()]
+    sizes = [4 * parameter.numel() for parameter in net.parameters()]
+    assert np.array_equal(np.diff(pieces), sizes[:-1])
+    trainer.step(loss(net, 0))
+    assert not torch.equal(next(net.parameters()), next(other.parameters()))
 
 
 def test_a_restored_learning_continues_bit_for_bit():
@@ -107,14 +118,14 @@ def test_the_slow_net_moves_by_the_rate_and_takes_the_buffers(rate):
             self.register_buffer("seen", torch.randn(4))
 
     slow, fast = Net(), Net()
-    before = net_state(slow)
-    follow(slow, fast, rate)
+    before, follower = net_state(slow), Follower(slow, fast)
+    follower.step(rate)
     after, target = net_state(slow), net_state(fast)
     for name in ("linear.weight", "linear.bias"):
         expected = before[name] + float(rate) * (target[name] - before[name])
         np.testing.assert_allclose(after[name], expected, rtol=1e-5, atol=1e-7)
     assert np.array_equal(after["seen"], target["seen"])
-    follow(slow, fast, rate)
+    follower.step(rate)
     assert np.array_equal(net_state(fast)["linear.weight"], target["linear.weight"])
 
 

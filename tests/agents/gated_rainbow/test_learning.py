@@ -122,11 +122,11 @@ def test_targets_are_double_and_bootstrap_where_the_return_ends(values):
 def test_importance_weights_undo_the_drawing_as_far_as_beta_goes():
     agent = build(beta_steps=100.0)
     prob = np.array([0.5, 0.25, 0.01, 0.1])
-    sample = Sample({}, np.arange(4), prob, 20)
+    chance = torch.tensor(20 * prob)
     for updates, beta in ((0, 0.4), (50, 0.7), (300, 1.0)):
         agent.progress.updates.fill_(updates)
         expected = (1 / (20 * prob)) ** beta
-        np.testing.assert_allclose(agent.importance(sample), expected / expected.max(), rtol=1e-5)
+        np.testing.assert_allclose(agent.importance(chance), expected / expected.max(), rtol=1e-5)
 
 
 def test_alpha_rises_and_falls_in_agent_steps():
@@ -172,7 +172,7 @@ def test_without_priorities_rows_are_drawn_and_count_alike():
     agent = build(prioritized=False, share=0.0)
     feedback = agent.learn_policy(Swing().windows(50, 4), None)
     assert feedback.priorities is None
-    assert agent.importance(Sample({}, np.arange(3), np.array([0.1, 0.2, 0.7]), 9)).eq(1).all()
+    assert agent.importance(torch.tensor([0.9, 1.8, 6.3])).eq(1).all()
 
 
 # ---------------------------------------------------------------------- units and the plateau

@@ -1,0 +1,363 @@
+"""Dreamwalker: soft actor-critic with truncated quantile critics, recent rows, and dreams.
+
+Policy and values (`learn_policy`), from one batch of windows of two rows:
+
+    actor     π(·|o)                     a Gaussian squashed by tanh
+    critics   θ_k(o, a), k = 1 … K       Z quantiles of the return each; all layers read (o, a)
+    target    r + γ (1 - terminal) (z - α log π(a'|o')),  a' ~ π(·|o')
+              z: quantiles of all target critics at (o', a') but the K · `drop` largest
+    α         keeps the entropy at -dim(a)
+
+Truncation bootstraps, as only `terminal` stops a return. Rows are drawn uniformly from the newest,
+of which fewer and fewer count within a cycle, and by error.
+
+World model (`learn_world`): a transformer reads the last rows and says how the next one differs,
+what it pays and whether it ends (`world.py`). Episodes held out from it tell how far it is off.
+
+Dreams (`dream`) are rows as the replay has them, made by the model and the policy from real rows.
+A dream is believed as far as the held-out error at that horizon is small, and as the model's heads
+disagree no more than they do on real rows; there it is truncated. It says which version of the
+model it is of. Of `batch` windows an update a `share` starts at believed dreamed rows; where those
+are fewer each counts once, and where nothing is believed the update learns from real rows alone.
+
+Sources: seed project 002; SAC (Haarnoja et al. 2018); TQC (Kuznetsov et al. 2020); D2RL (Sinha et
+al. 2020); ERE (Wang & Ross 2019); DroQ (Hiraoka et al. 2022); CrossQ (Bhatt et al. 2024); MBPO
+(Janner et al. 2019).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agents.blocks.distributions import TanhNormal
+from agents.blocks.dreams import pick
+from agents.blocks.normaliser import Normaliser
+from agents.blocks.training import (
+    Follower,
+    Learning,
+    Trainer,
+    generator,
+    load_net,
+    net_state,
+    resolve,
+    to_array,
+    to_tensors,
+)
+from agents.dreamwalker.config import PRIORITY, Config
+from agents.dreamwalker.network import (
+    Actor,
+    actor_loss,
+    critic_loss,
+    critics,
+    temperature_loss,
+    truncate,
+    watched_loss,
+)
+from agents.dreamwalker.world import World
+from core.types import (
+    Array,
+    Batch,
+    Consumer,
+    EnvSpec,
+    Feedback,
+    QueueSpec,
+    Sample,
+    Space,
+    State,
+    TableSpec,
+    Weights,
+)
+
+COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to learn values from
+
+
+class Dreamwalker:
+    """See the module. Built from vector observations and continuous actions."""
+
+    Config: TypeAlias = Config
+    act_groups = ("policy",)
+
+    def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
+        device = resolve(device)
+        self.config, self.spec, self.device = config, spec, device
+        self.tables = tables(config, spec)
+        size, (actions,) = math.prod(spec.obs.shape), spec.action.shape
+        self.target_entropy = -float(actions)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # initial weights
+            self.actor = Actor(config, size, 2 * actions).to(device)
+            self.critics = critics(config, size + actions).to(device)
+            self.world = World(config, spec.obs, actions).to(device)
+        self.normaliser = Normaliser(spec.obs).to(device)
+        self.target = copy.deepcopy(self.critics).requires_grad_(False)
+        self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
+
+        self.actor_trainer = Trainer(self.actor, config.lr, config.clip)
+        self.critic_trainer = Trainer(self.critics, config.lr, config.clip)
+        self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
+        self.target_follower = Follower(self.target, self.critics)
+        self.world_follower = Follower(self.slow_world, self.world)
+        self.act_noise = generator(seed, device)
+        self.dream_noise = generator(seed + 1, device)
+        self.policy_noise = generator(seed + 2, device)
+        self._acting = nn.ModuleDict({"actor": self.actor, "normaliser": self.normaliser})
+        self._learning = {
+            "world": Learning(
+                nets={"world": self.world, "slow_world": self.slow_world},
+                trainers={"world": self.world_trainer},
+                noise={"dream": self.dream_noise},
+            ),
+            "policy": Learning(
+                nets={"acting": self._acting, "critics": self.critics, "target": self.target},
+                trainers={"actor": self.actor_trainer, "critics": self.critic_trainer},
+                noise={"act": self.act_noise, "policy": self.policy_noise},
+            ),
+        }
+
+    @property
+    def steps(self) -> Tensor:
+        """Agent steps since the first update."""
+        return self.normaliser.updates / self.config.policy_per_step
+
+    # --------------------------------------------------------------------------------- acting
+
+    def initial(self, n: int) -> State:
+        """Whether each episode is kept from the world model."""
+        return np.zeros(n, bool)
+
+    @torch.no_grad()
+    def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
+        policy = self.policy_at(torch.as_tensor(rows["obs"], device=self.device), self.act_noise)
+        if not explore:
+            return to_array(policy.mode), state, {"held_out": state}
+        action = policy.drawn[0]
+        drawn = torch.rand(
+            len(action), 1 + action.shape[1], generator=self.act_noise, device=self.device
+        )
+        # What nobody has trained yet explores less than chance does.
+        action = torch.where(self.normaliser.updates > 0, action, 2 * drawn[:, 1:] - 1)
+        chosen = to_array(drawn[:, 0] < self.config.held_out)
+        held_out = np.where(rows["first"], chosen, state)
+        return to_array(action), held_out, {"held_out": held_out}
+
+    def policy_at(self, obs: Tensor, noise: torch.Generator) -> TanhNormal:
+        return TanhNormal(self.actor(self.normaliser(obs)), noise)
+
+    # ---------------------------------------------------------------------------- world model
+
+    def learn_world(self, real: Sample) -> Feedback:
+        rows = to_tensors(real.data, self.device)
+        self.world.look(rows)
+        loss, metrics = self.world.loss(rows, rows["action"])
+        metrics["grad_norm/world"] = self.world_trainer.step(loss)
+        metrics |= self.world.measure(self.slow_world, rows, rows["action"])
+        updates = self.world.normaliser.updates
+        self.world_follower.step((1 / updates).clamp(min=self.config.slow_world))
+        metrics["model/believed"] = self.believed().sum()
+        return Feedback(metrics)
+
+    def believed(self) -> Tensor:
+        """Whether dreams of 1 … `dream_horizon` steps are (H,): their held-out error is small."""
+        error = self.slow_world.expected_error(self.config.dream_horizon)
+        return (error <= self.config.tolerance).cumprod(0)
+
+    # --------------------------------------------------------------------------------- dreams
+
+    @torch.no_grad()
+    def dream(self, starts: Sample) -> Batch:
+        """Rows (B, H + 1, …): `obs`, `action`, `reward`, `last`, `terminal`, `weight`, `version`.
+
+        `weight` is 1 on rows an action was taken on that are worth learning from. `version` is the
+        number of updates the model had. H is as far as the held-out error lets dreams go, 1 at the
+        least.
+        """
+        world, noise = self.slow_world, self.dream_noise
+        believed = self.believed() * (self.steps >= self.config.dream_after)
+        horizon = max(1, int(believed.sum()))  # the one wait for the device, before a long loop
+        rows = to_tensors(starts.data, self.device)
+        obs, reward, first = rows["obs"][:, -1].float(), rows["reward"], rows["first"]
+        past = None
+        if self.config.context:
+            before = world.normaliser(rows["obs"][:, :-1])
+            told = world.tokens(before, rows["action"][:, :-1], reward[:, :-1], first[:, :-1])
+            _, past = world.transformer(told)
+        reward, first = reward[:, -1], first[:, -1]
+        lived, actions, rewards, ends, agreed = [obs], [], [reward], [], []
+        for _ in range(horizon):
+            action = self.policy_at(obs, noise).drawn[0]
+            x = world.normaliser(obs)
+            token = world.tokens(x[:, None], action[:, None], reward[:, None], first[:, None])
+            read, past = world.transformer(token, past)
+            step = world.imagine(read[:, -1], obs, noise)
+            obs, reward, first = step.obs, step.reward, torch.zeros_like(first)
+            lived.append(obs)
+            actions.append(action)
+            rewards.append(reward)
+            ends.append(step.terminal)
+            agreed.append(step.disagreement)
+
+        agreement = torch.stack(agreed, 1) <= self.config.trust * world.usual_disagreement
+        terminal = torch.stack(ends, 1)  # (B, H)
+        going_on = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
+        real = agreement.cumprod(1) * believed[:horizon] * going_on  # is the step to row h + 1?
+        return {
+            "obs": torch.stack(lived, 1),
+            "action": F.pad(torch.stack(actions, 1), (0, 0, 0, 1)),
+            "reward": torch.stack(rewards, 1),
+            # A row is the last where the step from it is not; what is terminal is believed to be.
+            "last": F.pad(real == 0, (0, 1), value=True),
+            "terminal": F.pad(terminal & (real > 0), (1, 0)),
+            "weight": F.pad(real.float(), (0, 1)),
+            "version": world.normaliser.updates.expand(len(obs), horizon + 1),
+        }
+
+    # -------------------------------------------------------------------------------- policy
+
+    def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
+        assert real is not None
+        config, metrics = self.config, {}
+        lived = to_tensors(real.data, self.device)
+        self.normaliser.update(lived["obs"], lived["reward"])
+        rows = {key: lived[key] for key in COLUMNS}
+        weight = self.importance(real)
+        counts = torch.ones_like(weight)  # whether a window does, and how much
+        if dreams is not None:
+            told = to_tensors(dreams, self.device)
+            imagined, believed = pick(told, COLUMNS, config.dreamed, 0, 1, self.policy_noise)
+            rows = {key: torch.cat([rows[key], imagined[key]]) for key in rows}
+            weight = torch.cat([weight, believed * weight.mean()])
+            counts = torch.cat([counts, believed])
+            metrics["dream/share"] = believed.sum() / counts.sum()
+            age = self.slow_world.normaliser.updates - told["version"].mean()
+            metrics["dream/age"] = age  # in updates of the model
+
+        x = self.normaliser(rows["obs"])  # (B, 2, O)
+        before, after = x.unbind(1)
+        reward = config.reward_scale * rows["reward"][:, 1]
+        discount = config.gamma * ~rows["terminal"][:, 1]
+        temperature = self.actor.log_temperature.detach().exp()
+
+        taken = torch.cat([before, rows["action"][:, 0]], -1)
+        quantiles, target = self.compare(taken, after, reward, discount, temperature)
+        loss = critic_loss(quantiles, target, weight)
+        metrics["grad_norm/critic"] = self.critic_trainer.step(loss)
+
+        policy = TanhNormal(self.actor(before), self.policy_noise)
+        action, log_prob = policy.drawn
+        value = self.critics(torch.cat([before, action], -1), held=True, noise=self.dropping)
+        improving = actor_loss(value.mean((0, 2)), log_prob, temperature)
+        heating = temperature_loss(self.actor.log_temperature, log_prob, self.target_entropy)
+        policy_loss, heat_loss = (
+            (counts * each).sum() / counts.sum() for each in (improving, heating)
+        )
+        metrics["grad_norm/policy"] = self.actor_trainer.step(policy_loss + heat_loss)
+        if config.norm != "batch":
+            self.target_follower.step(config.slow)
+
+        error = (target.mean(-1) - quantiles.detach().mean((0, 2))).abs()  # (B,)
+        metrics |= {
+            "loss/critic": watched_loss(quantiles, target),
+            "loss/policy": policy_loss.detach(),
+            "policy/entropy": -log_prob.detach().mean(),
+            "policy/temperature": temperature,
+            "value/mean": quantiles.detach().mean() / config.reward_scale,
+            "value/td_error": error.mean() / config.reward_scale,
+        }
+        if not config.prioritized:
+            return Feedback(metrics)
+        return Feedback(metrics, to_array(error[: len(real.keys)] + PRIORITY).astype(np.float64))
+
+    def compare(
+        self, taken: Tensor, after: Tensor, reward: Tensor, discount: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What critics say of (o, a) (B, O + A), and what they should: (K, B, Z), (B, Z').
+
+        With batch statistics both are read in one batch, and no target network is needed (CrossQ).
+        """
+        with torch.no_grad():
+            action, log_prob = TanhNormal(self.actor(after), self.policy_noise).drawn
+            following = torch.cat([after, action], -1)
+        if self.config.norm == "batch":
+            both = self.critics(torch.cat([taken, following]), noise=self.dropping)
+            quantiles, ahead = both.chunk(2, 1)
+        else:
+            quantiles = self.critics(taken, noise=self.dropping)
+            ahead = self.target(following, noise=self.dropping)
+        soft = truncate(ahead.detach(), self.config.drop) - (temperature * log_prob).unsqueeze(-1)
+        return quantiles, reward.unsqueeze(-1) + discount.unsqueeze(-1) * soft
+
+    @property
+    def dropping(self) -> torch.Generator | None:
+        """What draws the units to leave out."""
+        return self.policy_noise if self.config.dropout else None
+
+    def importance(self, real: Sample) -> Tensor:
+        """Weights (B,) that undo the drawing by priority as far as β goes, the largest 1."""
+        if not self.config.prioritized:
+            return torch.ones(len(real.prob), device=self.device)
+        prob = torch.as_tensor(real.prob, dtype=torch.float32, device=self.device)
+        progress = (self.steps / self.config.anneal).clamp(max=1)
+        weight = (real.size * prob) ** -(self.config.beta + (1 - self.config.beta) * progress)
+        return weight / weight.max()
+
+    # ------------------------------------------------------------------- weights and state
+
+    def weights(self, group: str) -> Weights:
+        return net_state({"world": self.slow_world, "policy": self._acting}[group])
+
+    def load(self, group: str, weights: Weights) -> None:
+        load_net({"world": self.slow_world, "policy": self._acting}[group], weights)
+
+    def state(self, group: str) -> dict[str, Any]:
+        return self._learning[group].state()
+
+    def restore(self, group: str, state: dict[str, Any]) -> None:
+        self._learning[group].restore(state)
+
+
+def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
+    """Who samples what, how often: the replay ratios of this agent."""
+    flag, number = Space((), "bool"), Space((), "float32")
+    columns = {
+        "obs": spec.obs,
+        "action": spec.action,
+        "reward": number,
+        "first": flag,
+        "last": flag,
+        "terminal": flag,
+        "held_out": flag,  # from the world model
+    }
+    consumers = {
+        "policy": Consumer(
+            config.batch - config.dreamed,
+            2,
+            config.selector,
+            samples_per_step=config.policy_per_step,
+            min_steps=config.warmup,
+            columns=COLUMNS,
+        )
+    }
+    if config.dreamed:
+        consumers["world"] = Consumer(
+            config.world_batch,
+            config.dream_horizon + 1,
+            samples_per_step=config.world_per_step,
+            context=config.context,
+            columns=(*COLUMNS, "first", "held_out"),
+        )
+        consumers["start"] = Consumer(
+            config.dreams,
+            samples_per_step=config.policy_per_step,
+            min_steps=config.warmup,
+            context=config.context,
+            columns=("obs", "action", "reward", "first"),
+        )
+    real = TableSpec(config.capacity, columns, consumers)
+    return {"real": real, "dream": QueueSpec(2)} if config.dreamed else {"real": real}

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agents.blocks.dense import BatchRenorm, Dense
+
+HIDDEN = (8, 6, 5)
+
+
+def alone(net: Dense, member: int, x: Tensor) -> Tensor:
+    """One member, layer by layer, its inputs laid beside each other."""
+    read = net.read[member].split(net.reading, -1)
+    bias = net.bias[member].split(net.hidden, -1)
+    h = torch.zeros(len(x), 0)
+    for layer in range(len(net.hidden)):
+        weights, inputs = [], []
+        if layer:
+            weights, inputs = [net.carry[layer - 1][member]], [h]
+        if layer < len(read):
+            weights, inputs = [*weights, read[layer]], [*inputs, x]
+        h = torch.cat(inputs, -1) @ torch.cat(weights) + bias[layer]
+        h = F.relu(F.layer_norm(h, h.shape[-1:]) if net.norm == "layer" else h)
+    return h @ net.leave[member] + net.leave_bias[member]
+
+
+@pytest.mark.parametrize("norm", ["none", "layer"])
+@pytest.mark.parametrize("dense", [True, False])
+def test_together_they_are_what_each_is_alone(dense, norm):
+    net, x = Dense(5, 3, HIDDEN, 4, dense=dense, norm=norm), torch.randn(7, 3)
+    together = net(x)
+    assert together.shape == (5, 7, 4)
+    for member in range(5):
+        torch.testing.assert_close(together[member], alone(net, member, x))
+
+
+def test_every_hidden_layer_reads_the_input_only_when_dense():
+    for dense, layers in ((True, 3), (False, 1)):
+        net = Dense(1, 3, HIDDEN, 4, dense=dense)
+        assert net.read.shape[-1] == sum(HIDDEN[:layers])
+
+
+def test_members_start_apart_and_learn_apart():
+    net = Dense(3, 4, HIDDEN, 2)
+    out = net(torch.randn(5, 4))
+    assert not torch.isclose(out[0], out[1]).any()
+    out[1].square().sum().backward()
+    for parameter in net.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad[1].any()
+        assert not parameter.grad[[0, 2]].any()
+
+
+def test_held_it_says_the_same_and_only_the_input_gets_a_gradient():
+    net, x = Dense(2, 3, HIDDEN, 4), torch.randn(7, 3, requires_grad=True)
+    held = net(x, held=True)
+    torch.testing.assert_close(held, net(x))
+    held.sum().backward()
+    assert x.grad is not None
+    assert x.grad.any()
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_dropout_draws_from_its_generator_and_keeps_the_mean():
+    net, x = Dense(2, 3, (64,), 1, dropout=0.5), torch.randn(1, 3)
+    noise = torch.Generator().manual_seed(0)
+    drawn = net(x.expand(4000, 3), noise=noise)
+    plain = net(x)
+    assert drawn.std(1).min() > 0.01
+    assert ((drawn.mean(1) - plain[:, 0]).abs() < 5 * drawn.std(1) / 4000**0.5).all()
+    again = net(x.expand(4000, 3), noise=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again, drawn)
+
+
+def test_renormalisation_begins_as_batch_normalisation():
+    ours, theirs = BatchRenorm(2, 3), [nn.BatchNorm1d(3, eps=1e-3, momentum=0.01) for _ in range(2)]
+    x = 2 + 3 * torch.randn(2, 50, 3)
+    out = ours(x, held=False)
+    for member in range(2):
+        torch.testing.assert_close(out[member], theirs[member](x[member]))
+        theirs[member].running_var.mul_(0).add_(ours.variance[member, 0])  # ours is not unbiased
+        torch.testing.assert_close(ours.mean[member, 0], theirs[member].running_mean)
+        theirs[member].eval()
+        torch.testing.assert_close(ours(x, held=True)[member], theirs[member](x[member]))
+
+
+def test_late_a_batch_like_the_others_is_normalised_as_they_are():
+    norm, x = BatchRenorm(1, 3), 2 + 3 * torch.randn(1, 400, 3)
+    norm.mean.copy_(x.mean(1, keepdim=True) + 1)
+    norm.variance.copy_(x.var(1, keepdim=True, correction=0) * 4)
+    norm.batches.fill_(BatchRenorm.WARMUP)
+    expected = norm(x, held=True)
+    torch.testing.assert_close(norm(x, held=False), expected)
+    norm.mean.add_(1e6)  # too far to be corrected all the way
+    assert norm(x, held=False).abs().max() < 20

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from agents.blocks.training import to_tensors
+from agents.blocks.values import quantile_huber
+from agents.dreamwalker.config import PRIORITY, Config
+from agents.dreamwalker.network import (
+    actor_loss,
+    critic_loss,
+    temperature_loss,
+    truncate,
+    watched_loss,
+)
+from core.errors import UserError
+from core.types import Consumer, EmphasizeRecent, Mixture, Prioritized, Sample, Uniform
+from replay_server.table import Table
+from tests.agents.dreamwalker.system import build, steps
+from tests.replay_server.model import Episodes, spec
+from tests.runs import train
+
+# ----------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("drop", [0, 2])
+def test_the_largest_of_all_critics_quantiles_are_dropped(drop):
+    rng = np.random.default_rng(0)
+    quantiles = rng.normal(size=(3, 4, 5))
+    found = truncate(torch.tensor(quantiles), drop).sort(-1).values
+    for b in range(4):
+        expected = sorted(quantiles[:, b].ravel())[: 3 * (5 - drop)]
+        np.testing.assert_allclose(found[b], expected)
+
+
+def test_the_critic_loss_leads_where_the_mean_quantile_loss_does():
+    torch.manual_seed(0)
+    quantiles, target = torch.randn(3, 20, 5, requires_grad=True), 2 * torch.randn(20, 12)
+    weight = torch.rand(20)
+    weight[:4] = 0
+    (found,) = torch.autograd.grad(critic_loss(quantiles, target, weight), quantiles)
+    alone = quantile_huber(quantiles, target) / 5  # (K, B), each the mean over its quantiles
+    expected = (alone.mean(0) * weight).sum() / 16
+    (expected,) = torch.autograd.grad(expected, quantiles)
+    torch.testing.assert_close(found, expected)
+    watched = quantile_huber(quantiles[:, :16].detach(), target[:16]).mean() / 5
+    assert float(watched_loss(quantiles, target)) == pytest.approx(float(watched), rel=1e-5)
+
+
+def test_targets_bootstrap_unless_the_return_stops():
+    """Window by window: truncation bootstraps, termination does not."""
+    agent = build(gamma=0.9)
+    with torch.no_grad():
+        for net, seed in ((agent.critics, 1), (agent.target, 2)):
+            for parameter in net.parameters():
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
+    rows = to_tensors(steps(30).data, "cpu")
+    terminal, last = rows["terminal"][:, 1], rows["last"][:, 1]
+    assert terminal.any()
+    assert (last & ~terminal).any()
+    before, after = rows["obs"].unbind(1)
+    reward, discount = rows["reward"][:, 1], 0.9 * ~terminal
+    taken = torch.cat([before, rows["action"][:, 0]], -1)
+    noise = agent.policy_noise.get_state()
+    quantiles, target = agent.compare(taken, after, reward, discount, torch.tensor(0.5))
+    agent.policy_noise.set_state(noise)
+    action, log_prob = agent.policy_at(after, agent.policy_noise).drawn
+    for b in range(30):
+        at = torch.cat([after[b], action[b]])[None].detach()
+        ahead = agent.target(at).flatten().sort().values[: 3 * 4]
+        expected = reward[b] + (0 if terminal[b] else 0.9) * (ahead - 0.5 * log_prob[b])
+        torch.testing.assert_close(target[b].sort().values, expected.detach(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(quantiles[:, b], agent.critics(taken[b : b + 1])[:, 0])
+
+
+def test_the_actor_and_its_temperature_descend_what_the_paper_says():
+    value, log_prob = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+    np.testing.assert_allclose(actor_loss(value, log_prob, torch.tensor(0.2)), [-0.9, -2.2])
+    log_temperature = torch.zeros((), requires_grad=True)
+    for entropy, sign in ((-3.0, -1), (-1.0, 1)):  # below the target of -2, and above it
+        loss = temperature_loss(log_temperature, torch.tensor([-entropy]), -2.0).sum()
+        (gradient,) = torch.autograd.grad(loss, log_temperature)
+        assert math.copysign(1, gradient) == sign
+
+
+def test_an_update_of_the_actor_leaves_the_critics_alone():
+    agent = build(share=0.0)
+    agent.learn_policy(steps(40), None)
+    before = copy.deepcopy(agent.critics.state_dict())
+    agent.critic_trainer = type("Still", (), {"step": lambda self, loss: torch.zeros(())})()
+    actor = copy.deepcopy(agent.actor.state_dict())
+    agent.learn_policy(steps(40), None)
+    for name, value in agent.critics.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+    assert any((agent.actor.state_dict()[name] != actor[name]).any() for name in actor)
+
+
+def test_batch_statistics_are_of_both_halves_and_there_is_no_target():
+    agent = build(norm="batch", share=0.0)
+    target = copy.deepcopy(agent.target.state_dict())
+    for seed in range(3):
+        agent.learn_policy(steps(40, seed), None)
+    renorm = agent.critics.renorm[0]
+    assert float(renorm.batches) == 3
+    for name, value in agent.target.state_dict().items():
+        torch.testing.assert_close(value, target[name])
+
+
+# ----------------------------------------------------------------------------- which rows
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"recent": False}, Uniform),
+        ({}, EmphasizeRecent),
+        ({"recent": False, "prioritized": True}, Prioritized),
+        ({"prioritized": True}, Mixture),
+    ],
+)
+def test_rows_are_drawn_as_the_options_say(options, kind):
+    agent = build(**options)
+    assert isinstance(agent.tables["real"].consumers["policy"].selector, kind)
+    sample = Sample({**steps(40).data}, np.arange(40), np.full(40, 0.1), 40)
+    feedback = agent.learn_policy(sample, None)
+    assert (feedback.priorities is not None) == agent.config.prioritized
+
+
+def test_emphasis_follows_the_formula_of_the_paper_over_the_whole_training():
+    """c_k = max(N · eta^(1000 k / K), c_min), against what is drawn."""
+    config = Config(eta=0.995, floor=60, cycle=20, anneal=50, policy_per_step=2.0)
+    of = spec(2000, a=Consumer(50, 1, config.selector))
+    table, episodes = Table("real", of, 0), Episodes()
+    table.add(episodes.chunk([0], np.zeros(1000)), np.array([0]))
+    for update in range(130):
+        sample = table.sample("a")
+        assert sample is not None
+        eta = 0.995 + 0.005 * min(update / 100, 1)  # 50 agent steps are 100 updates
+        k = update % 20 + 1
+        reach = int(max(1000 * eta ** (1000 * k / 20), 60))
+        assert sample.keys.min() >= 1000 - reach
+        np.testing.assert_allclose(sample.prob, 1 / reach)
+
+
+def test_priorities_are_errors_and_weights_undo_them_as_far_as_beta_goes():
+    agent = build(prioritized=True, anneal=100)
+    sample = steps(40)
+    before = copy.deepcopy(agent)
+    feedback = agent.learn_policy(sample, None)
+    rows = to_tensors(sample.data, "cpu")
+    before.normaliser.update(rows["obs"], rows["reward"])
+    x = before.normaliser(rows["obs"])
+    taken = torch.cat([x[:, 0], rows["action"][:, 0]], -1)
+    discount = before.config.gamma * ~rows["terminal"][:, 1]
+    found = before.compare(taken, x[:, 1], rows["reward"][:, 1], discount, torch.tensor(1.0))
+    error = (found[1].mean(-1) - found[0].mean((0, 2))).abs().detach()
+    np.testing.assert_allclose(feedback.priorities, error + PRIORITY, rtol=1e-4)
+    prob = np.array([0.5, 0.25, 0.01, 0.1])
+    for updates, beta in ((0, 0.4), (50, 0.7), (300, 1.0)):
+        agent.normaliser.updates.fill_(updates)
+        expected = (1 / (20 * prob)) ** beta
+        weight = agent.importance(Sample({}, np.arange(4), prob, 20))
+        np.testing.assert_allclose(weight, expected / expected.max(), rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------- acting, options
+
+
+def test_before_the_first_update_actions_are_drawn_alike():
+    agent = build()
+    rows = {"obs": np.zeros((4000, 2), np.float32), "first": np.ones(4000, bool)}
+    action, _, _ = agent.act(rows, agent.initial(4000), explore=True)
+    shares, _ = np.histogram(action, bins=4, range=(-1, 1))
+    assert np.abs(shares / 4000 - 0.25).max() < 0.04
+    agent.normaliser.updates.fill_(1)
+    action, _, _ = agent.act(rows, agent.initial(4000), explore=True)
+    shares, _ = np.histogram(action, bins=4, range=(-1, 1))
+    assert np.abs(shares / 4000 - 0.25).max() > 0.08
+
+
+def test_who_is_held_out_is_drawn_when_an_episode_starts_and_stays():
+    agent, n = build(held_out=0.3), 2000
+    rows = {"obs": np.zeros((n, 2), np.float32), "first": np.ones(n, bool)}
+    _, begun, extras = agent.act(rows, agent.initial(n), explore=True)
+    assert abs(extras["held_out"].mean() - 0.3) < 0.05
+    _, _, later = agent.act({**rows, "first": np.zeros(n, bool)}, begun, explore=True)
+    np.testing.assert_array_equal(later["held_out"], extras["held_out"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "layer", "dropout": 0.1},
+        {"norm": "batch"},
+        {"dense": False},
+        {"critics": 1, "drop": 0},
+        {"reward_scale": 0.1},
+        {"prioritized": True},
+    ],
+    ids=str,
+)
+def test_each_part_can_be_left_out_or_exchanged(options):
+    agent = build(**options)
+    for seed in range(3):
+        metrics = agent.learn_policy(steps(40, seed), None).metrics
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"members": 7}, r"world_batch must be a multiple of agent.members \(7\)"),
+        ({"share": 1.0}, "share must be from 0 to below 1; found 1"),
+        ({"drop": 25}, r"drop must be below agent.quantiles \(25\); found 25"),
+        ({"world_heads": 5}, r"world_size must be a multiple of agent.world_heads \(5\)"),
+        ({"held_out": 2.0}, "held_out must be from"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        Config(**options)
+
+
+# ------------------------------------------------------------------------------- probe runs
+
+
+def test_it_learns_which_action_pays_where(tmp_path):
+    hidden = {"critic_hidden": [32, 32], "actor_hidden": [32, 32], "critics": 2, "quantiles": 5}
+    rates = {"lr": 5e-3, "slow": 0.1, "gamma": 0.5, "temperature": 0.1}
+    options = {**hidden, **rates, "drop": 0, "batch": 64, "warmup": 64, "share": 0.0}
+    run = train(tmp_path, "envs.probe:Continuous-v0", 300, options=options, agent="dreamwalker")
+    agent = run.agent()
+    rows = {"obs": np.array([[-1.0], [1.0]], np.float32), "first": np.ones(2, bool)}
+    action, _, _ = agent.act(rows, agent.initial(2), explore=False)
+    np.testing.assert_allclose(action, [[-0.5], [0.5]], atol=0.2)
