@@ -24,7 +24,7 @@ REGISTRY: dict[str, AgentEntry] = {
         "agents.dreamer_lite:DreamerLite", ("discrete", "continuous"), ("vector",)
     ),
     "gated-rainbow": AgentEntry(
-        "agents.gated_rainbow.agent:GatedRainbow", ("discrete",), ("vector",)
+        "agents.gated_rainbow.agent:GatedRainbow", ("discrete",), ("vector", "image")
     ),
     "dreamwalker": AgentEntry("agents.dreamwalker.agent:Dreamwalker", ("continuous",), ("vector",)),
 }

@@ -95,7 +95,7 @@ def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
     """Mean and full range over seeds of the greedy return against env steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -110,7 +110,9 @@ def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
     for threshold in TASKS[env].thresholds:
         axes.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
     axes.set_xscale("log")  # methods differ by multiples
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(env, loc="left")
     episodes = f"{TASKS[env].episodes:,} episodes"
     axes.set(xlabel="env steps of training", ylabel=f"greedy mean over {episodes}")

@@ -49,6 +49,11 @@ class Space:
     def discrete(self) -> bool:
         return self.n > 0
 
+    @property
+    def image(self) -> bool:
+        """Whether it has rows, columns and channels, in this order."""
+        return len(self.shape) == 3
+
 
 @dataclass(frozen=True)
 class EnvSpec:

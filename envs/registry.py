@@ -108,12 +108,12 @@ def _import(module: str) -> None:
 
 def _register_atari(required: bool) -> None:
     try:
-        import ale_py
+        from envs import atari
     except ModuleNotFoundError as missing:
         if required:
             raise UserError("Atari environments need ale-py. Run: pip install ale-py") from missing
     else:
-        gym.register_envs(ale_py)
+        atari.register()
 
 
 def _pip_line(missing: ModuleNotFoundError) -> str:

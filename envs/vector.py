@@ -24,9 +24,9 @@ class GymVector:
     would broadcast an observation of a wrong shape in silence. The rows are those of its NEXT_STEP
     mode. Whoever breaks the contract is named with its index and its last action.
     Where metadata says `batched`, all are stepped at once in the vectorised form the id is
-    registered with, whose infos are numbers (N,) and become `info`. (To have such a form is not
-    enough: ALE's is another environment, of stacked frames.)
-    options: arguments of each environment. video_dir: film every episode of environment 0 there.
+    registered with, whose infos are numbers (N,) and become `info`.
+    options: arguments of each environment. video_dir: film every episode of environment 0 there; of
+    a batch, in an environment by itself that its seed and actions make the same.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class GymVector:
         self._decode = spaces.decoder(env.action_space)
         together = env.metadata.get("batched")
         self._batch: Any = _batched(env_id, num_envs, options) if together else None
+        self._film: Any = env if together and video_dir is not None else None
         copies = 0 if together else num_envs - 1
         self._envs = [env, *(registry.make(env_id, **options) for _ in range(copies))]
         self.info: Batch = {}
@@ -137,6 +138,13 @@ class GymVector:
 
     def _step_batch(self, action: Array | None) -> tuple[Array, Array, Array, Array]:
         n = self.num_envs
+        if self._film is not None:
+            if self._ended[0]:
+                seed = self._batch_seed
+                self._film.reset(seed=seed[:1] if isinstance(seed, list) else seed)
+            else:
+                assert action is not None
+                self._film.step(action[0])
         if action is None:
             seen, self.info = self._batch.reset(seed=self._batch_seed)
             self._batch_seed = None

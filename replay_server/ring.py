@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.types import Array
+from replay_server.compiled import fastest
 
 
 @dataclass
@@ -37,8 +38,7 @@ class Ring:
 
     def keys_at(self, slots: Array) -> Array:
         """The keys of the newest rows written to these slots."""
-        newest = self.inserted - 1
-        return newest - (newest - slots) % self.capacity
+        return fastest().keys_at(slots, self.inserted, self.capacity)
 
     def runs(self, begin: int, end: int) -> list[tuple[slice, slice]]:
         """The slots of the keys begin … end - 1, at most a ring of them, as slices.

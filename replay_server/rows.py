@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from core.types import Array, Batch, Space
+from replay_server.compiled import fastest
 from replay_server.ring import Ring
 
 
@@ -61,15 +62,9 @@ class Rows:
 
         Where the episode began later than that, its first row stands in for what was before.
         """
-        slots = np.empty((context + window, starts.size), np.int64)
-        slots[context] = starts
-        here = starts
-        for after in slots[context + 1 :]:
-            self.following.take(here, None, after, "clip")
-            here = after
-        for t in range(context - 1, -1, -1):
-            slots[t] = self.ring.slots(self._before(slots[t + 1]))
-        return np.ascontiguousarray(slots.T)
+        return fastest().windows(
+            starts, context, window, self.following, self.previous, self.columns["first"]
+        )
 
     def rooted(self, slots: Array, context: int) -> Array:
         """Which of these rows have all rows of their context still."""

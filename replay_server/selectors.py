@@ -189,7 +189,7 @@ class MassSelector:
         return self._tree.sample(n, rng)
 
     def probability(self, slots: Array) -> Array:
-        return self._tree.masses[slots] / self._tree.total
+        return self._tree.masses.take(slots) / self._tree.total
 
     def mass(self) -> float:
         return self._tree.total
@@ -223,8 +223,10 @@ class PrioritizedSelector(MassSelector):
     def update(self, slots: Array, priorities: Array) -> None:
         if not slots.size:
             return
-        priorities = priorities.clip(*PRIORITY_RANGE)
-        self._largest = max(self._largest, float(priorities.max()))
+        least, most = PRIORITY_RANGE
+        # What clip() and max() would do, in half the time for a few hundred.
+        priorities = np.minimum(np.maximum(priorities, least), most)
+        self._largest = max(self._largest, float(priorities[priorities.argmax()]))
         self._tree.write(slots, priorities**self._exponent)
 
     def state(self) -> dict[str, Any]:

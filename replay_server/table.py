@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
@@ -13,6 +14,7 @@ from core.errors import EnvironmentFault, UserError
 from core.types import Array, Batch, Sample, TableSpec
 from replay_server import budget
 from replay_server.checks import REASONS, check_memory, check_spec, find_fault, find_reset_fault
+from replay_server.compiled import fastest
 from replay_server.limiter import Limiter
 from replay_server.ring import Ring
 from replay_server.rows import Rows
@@ -33,6 +35,7 @@ class Table:
     def __init__(self, name: str, spec: TableSpec, seed: int | Sequence[int]) -> None:
         check_spec(name, spec)
         check_memory({name: spec})
+        fastest()  # now, lest somebody wait for the compiler
         self._name, self._spec = name, spec
         self._ring = Ring(budget.capacity(spec))
         self.nbytes = budget.table_bytes(spec, self._ring.capacity)
@@ -168,14 +171,14 @@ class Table:
         view = self._views[consumer]
         if not view.starts.count or not self._limiter.may_sample(consumer):
             return None
-        of, ring = view.spec, self._ring
+        of, inserted = view.spec, self._ring.inserted
         starts = view.selector.draw(of.batch if count is None else count, self._rng)
         prob = view.selector.probability(starts)
         slots = self._rows.windows(starts, of.context, of.window)
-        oldest = int(ring.keys_at(slots[:, 0]).min(initial=ring.inserted))
+        keys = self._ring.keys_at(starts)
         self._limiter.samples[consumer] += 1
         cuts = self._counters["cut"]
-        return Draw(consumer, ring.keys_at(starts), prob, view.starts.count, slots, oldest, cuts)
+        return Draw(consumer, keys, prob, view.starts.count, slots, inserted, cuts)
 
     def gather(self, draw: Draw) -> Batch:
         """Copy what was drawn. Other threads may use the table meanwhile; then ask `intact`."""
@@ -186,7 +189,9 @@ class Table:
 
         If not, throw away what was gathered: the sample has been uncounted. Ask once a draw.
         """
-        intact = draw.oldest >= self._ring.oldest and draw.cuts == self._counters["cut"]
+        then = replace(self._ring, inserted=draw.inserted)
+        oldest = then.keys_at(draw.slots[:, 0]).min(initial=draw.inserted)
+        intact = bool(oldest >= self._ring.oldest) and draw.cuts == self._counters["cut"]
         self._limiter.samples[draw.consumer] -= not intact
         return intact
 
@@ -201,17 +206,17 @@ class Table:
         Keys of overwritten rows are ignored and counted as `stale`, priorities that are negative
         or not finite as `refused_priority`.
         """
-        keys, priorities = np.asarray(keys), np.asarray(priorities, np.float64)
+        keys, priorities = np.array(keys, np.int64), np.array(priorities, np.float64)
         if keys.shape != priorities.shape or keys.ndim != 1:
             raise ValueError(f"{keys.shape} keys cannot take {priorities.shape} priorities")
-        live = self._ring.live(keys)
-        sound = np.isfinite(priorities) & (priorities >= 0)
-        self._counters["stale"] += int(np.count_nonzero(~live))
-        self._counters["refused_priority"] += int(np.count_nonzero(live & ~sound))
-        keys, priorities = keys[live & sound], priorities[live & sound]
-        slots = self._ring.slots(keys)
+        ring = self._ring
+        slots, priorities, stale, refused = fastest().sift(
+            keys, priorities, ring.oldest, ring.inserted, ring.capacity
+        )
+        self._counters["stale"] += stale
+        self._counters["refused_priority"] += refused
         for view in self._views.values():
-            starts = view.starts.flags[slots]
+            starts = view.starts.flags.take(slots)
             view.selector.update(slots[starts], priorities[starts])
 
     def stats(self) -> dict[str, float]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from core.types import Array, Batch, Consumer
+from replay_server.memory import LINE, from_line
 from replay_server.ring import Starts
 from replay_server.rows import Rows
 from replay_server.selectors import build
-
-ALIGNMENT = 64  # bytes of a cache line
 
 
 @dataclass
@@ -23,8 +24,17 @@ class Draw:
     prob: Array  # (B,) f64
     size: int  # starts there were
     slots: Array  # (B, context + T) i64, of the rows
-    oldest: int  # the key of the oldest of these rows
+    inserted: int  # rows there had ever been
     cuts: int  # episodes that had been cut
+
+
+class Place(NamedTuple):
+    """A column in the memory of a batch."""
+
+    name: str
+    column: Array  # of the table
+    shape: tuple[int, ...]
+    begin: int  # bytes
 
 
 class View:
@@ -34,9 +44,8 @@ class View:
         self.spec = spec
         self.starts = Starts(rows.ring)
         self.selector = build(spec.selector, self.starts, rows, spec.window)
-        names = spec.columns or rows.columns
-        self._columns = {name: rows.columns[name] for name in names}
-        self._row_bytes = {name: column[:1].nbytes for name, column in self._columns.items()}
+        self._columns = {name: rows.columns[name] for name in spec.columns or rows.columns}
+        self._layouts: dict[tuple[int, ...], tuple[list[Place], int]] = {}  # by (B, context + T)
 
     def admit(self, slots: Array) -> None:
         self.starts.admit(slots)
@@ -47,13 +56,20 @@ class View:
 
     def gather(self, slots: Array) -> Batch:
         """Copies of these rows, (B, context + T), in one piece of memory, column after column."""
-        sizes = [-(-slots.size * row // ALIGNMENT) * ALIGNMENT for row in self._row_bytes.values()]
-        memory = np.empty(sum(sizes) + ALIGNMENT, np.uint8)
-        begin = -memory.__array_interface__["data"][0] % ALIGNMENT
+        if slots.shape not in self._layouts:
+            self._layouts[slots.shape] = self._layout(slots.shape)
+        places, size = self._layouts[slots.shape]
+        memory = from_line(np.empty(size + LINE, np.uint8))
         batch = {}
-        for (name, column), size in zip(self._columns.items(), sizes, strict=True):
-            shape = slots.shape + column.shape[1:]
+        for name, column, shape, begin in places:
             batch[name] = np.ndarray(shape, column.dtype, memory, begin)
-            column.take(slots, axis=0, out=batch[name], mode="clip")
-            begin += size
+            column.take(slots, 0, batch[name], "clip")
         return batch
+
+    def _layout(self, lead: tuple[int, ...]) -> tuple[list[Place], int]:
+        """Where the columns of a batch lie, and the bytes they take."""
+        places, size = [], 0
+        for name, column in self._columns.items():
+            places.append(Place(name, column, lead + column.shape[1:], size))
+            size += -(-math.prod(lead) * column[:1].nbytes // LINE) * LINE
+        return places, size

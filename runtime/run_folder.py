@@ -21,7 +21,7 @@ from core.config import RunConfig, configure, flatten
 from core.errors import UserError
 
 RUNS = Path("runs")
-_PACKAGES = ("torch", "ray", "gymnasium", "numpy", "ale-py", "redis")
+_PACKAGES = ("torch", "ray", "gymnasium", "numpy", "numba", "ale-py", "redis")
 
 
 class RunFolder:

@@ -9,15 +9,16 @@ MEMORY = 500.0  # held-out windows that the error is a moving average of
 
 
 @torch.no_grad()
-def take_in(error: Tensor, seen: Tensor, found: Tensor, counts: Tensor) -> None:
-    """Move the squared `error` and how many windows were `seen`, both (H,) and in place.
+def take_in(seen: Tensor, counts: Tensor, *errors: tuple[Tensor, Tensor]) -> None:
+    """Move moving averages of squared errors and how many windows were `seen`, (H,) and in place.
 
-    found: the squared errors of windows (B, H); counts: which of them count (B, H).
+    counts: which windows count (B, H). errors: averages (H,), each with what was found (B, H).
     """
     count = counts.sum(0)
-    mean = (found * counts).sum(0) / count.clamp(min=1)
     seen.copy_((seen + count).clamp(max=MEMORY))
-    error.lerp_(mean, (count / seen.clamp(min=1)).clamp(max=1))
+    for average, found in errors:
+        mean = (found * counts).sum(0) / count.clamp(min=1)
+        average.lerp_(mean, (count / seen.clamp(min=1)).clamp(max=1))
 
 
 def expected_error(error: Tensor, seen: Tensor, horizon: int) -> Tensor:

@@ -135,7 +135,7 @@ class World(nn.Module):
                 reward = reward * asked.normaliser.reward_rms
                 token = asked.tokens(x[:, None], code[:, at : at + 1], reward[:, None], first)
                 read, past = asked.transformer(token, past)
-        take_in(self.error, self.seen, torch.stack(errors, 1), alive)
+        take_in(self.seen, alive, (self.error, torch.stack(errors, 1)))
         shown = sorted({0, len(self.error) // 2, len(self.error) - 1})
         metrics = {f"model/error_{h + 1}": self.error[h].sqrt() for h in shown}
         return {**metrics, "model/disagreement": self.usual_disagreement.clone()}

@@ -36,7 +36,6 @@ al. 2019) for dreams from real starts.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -45,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.blocks.actions import Discrete
+from agents.blocks.dreams import pick
 from agents.blocks.returns import n_step
 from agents.blocks.training import (
     Follower,
@@ -59,47 +59,41 @@ from agents.blocks.training import (
     to_tensors,
 )
 from agents.gated_rainbow.config import CONTEXT, PRIORITY, RANGE, Config
+from agents.gated_rainbow.frame_world import FrameWorld
 from agents.gated_rainbow.network import ValueNetwork, collapse, patterns
 from agents.gated_rainbow.progress import Progress
-from agents.gated_rainbow.world import World
-from core.errors import UserError
+from agents.gated_rainbow.tables import COLUMNS, tables, witnessed
+from agents.gated_rainbow.vector_world import VectorWorld
 from core.types import (
     Array,
     Batch,
-    Consumer,
     EnvSpec,
     Feedback,
-    Prioritized,
-    QueueSpec,
     Sample,
-    Space,
     State,
-    TableSpec,
-    Uniform,
     Weights,
 )
 
-COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to learn values from
 PASSES = 3  # through a network an update: online twice, then target
 
 
 class Memory(NamedTuple):
     """What acting carries along in each of n environments."""
 
-    history: Array  # (N, 4, *O) f32
+    history: Array  # (N, 4, *O), of the observations' own kind
     age: Array  # (N,) f32, steps since the episode began
     trace: Array  # (N,) f32, the discounted reward so far: γ · trace + reward
     held_out: Array  # (N,) bool, whether this episode is kept from the world model
 
 
 class GatedRainbow:
-    """See the module. Built from vector observations and discrete actions."""
+    """See the module. Observations are vectors or frames, actions discrete."""
 
     Config: TypeAlias = Config
     act_groups = ("policy",)  # with the schedules, so that actors elsewhere have today's ε
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
-        device = resolve(device)
+        device, config = resolve(device), config.sized(spec.obs)
         spec = witnessed(spec, config.clock)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
@@ -107,7 +101,7 @@ class GatedRainbow:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights
             self.online = ValueNetwork(config, spec).to(device)
-            self.world = World(
+            self.world = (FrameWorld if spec.obs.image else VectorWorld)(
                 spec.obs,
                 self.actions.size,
                 context=CONTEXT,
@@ -144,7 +138,7 @@ class GatedRainbow:
     # --------------------------------------------------------------------------------- acting
 
     def initial(self, n: int) -> Memory:
-        history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), np.float32)
+        history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), self.spec.obs.dtype)
         age, trace = np.zeros((2, n), np.float32)
         return Memory(history, age, trace, np.zeros(n, bool))
 
@@ -158,7 +152,7 @@ class GatedRainbow:
             obs = np.concatenate([obs, age[:, None]], -1)
             replaced["obs"] = obs
         fresh = first.reshape(-1, 1, *[1] * len(self.spec.obs.shape))
-        newest = obs[:, None].astype(np.float32)
+        newest = obs[:, None]
         history = np.where(fresh, newest, np.concatenate([memory.history[:, 1:], newest], 1))
         trace = np.where(first, 0, self.config.gamma * memory.trace + reward).astype(np.float32)
         held_out, noise = memory.held_out, None
@@ -211,7 +205,7 @@ class GatedRainbow:
         world, noise, members = self.slow_world, self.dream_noise, self.config.members
         believed = self.believed() * (self.progress.steps >= self.config.dream_after)
         horizon = max(1, int(believed.sum()))  # the one wait for the device, before a long loop
-        obs = torch.as_tensor(starts.data["obs"], device=self.device).float()
+        obs = torch.as_tensor(starts.data["obs"], device=self.device)
         history = obs[:, -CONTEXT - 1 :]  # (B, 4, *O)
         lived, actions, rewards, ends, agreed = list(history.unbind(1)), [], [], [], []
         for _ in range(horizon):
@@ -250,7 +244,7 @@ class GatedRainbow:
         assert real is not None
         lived = to_tensors(real.data, self.device)
         chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
-        imagined = None if dreams is None else self.pick(to_tensors(dreams, self.device))
+        imagined = None if dreams is None else self.pick(dreams)
         noise = self.online.draw(PASSES, self.policy_noise)
         loss, priority, metrics = self._study(lived, chance, imagined, noise)
         metrics["grad_norm/value"] = self.trainer.step(loss, metrics["learn/lr"])
@@ -306,6 +300,11 @@ class GatedRainbow:
         }
         return total, priority, metrics
 
+    def pick(self, dreams: Batch) -> tuple[Batch, Tensor]:
+        """Windows (D, C + n + 1, …) at believed rows of dreams, and how much each counts (D,)."""
+        told, config = to_tensors(dreams, self.device), self.config
+        return pick(told, COLUMNS, config.dreamed, CONTEXT, config.n, self.policy_noise)
+
     def losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Windows (B, C + n + 1, …) → loss, |δ| and value (B,), gate openness (B, F).
 
@@ -335,20 +334,6 @@ class GatedRainbow:
             return torch.ones_like(chance)
         weight = chance**-self.progress.beta
         return weight / weight.max()
-
-    def pick(self, dreams: Batch) -> tuple[Batch, Tensor]:
-        """Windows (D, C + n + 1, …) at believed rows of dreams, drawn alike; their weights (D,)."""
-        weight, size = dreams["weight"], self.config.dreamed
-        steps = weight.shape[1]
-        chances = weight.flatten() + 1e-9  # so that something can be drawn where nothing counts
-        drawn = chances.multinomial(size, replacement=True, generator=self.policy_noise)
-        dream, row = drawn // steps, drawn % steps
-        ahead = torch.arange(-CONTEXT, self.config.n + 1, device=row.device)
-        # Beyond a dream there is nothing, but its own last row ends all windows.
-        rows = (row.unsqueeze(1) + ahead).clamp(0, steps - 1)
-        windows = {key: dreams[key][dream.unsqueeze(1), rows] for key in COLUMNS}
-        enough = (weight.sum() / size).clamp(max=1)
-        return windows, weight.flatten()[drawn] * enough
 
     def surprise(self, rows: Batch) -> Tensor:
         """How much the world's members disagree on the step to each row (B, C + n + 1)."""
@@ -381,58 +366,3 @@ class GatedRainbow:
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
         self._learning[group].restore(state)
-
-
-def witnessed(spec: EnvSpec, clock: bool) -> EnvSpec:
-    """The environment as the networks and the replay have it: with `clock`, a vector that ends in
-    the steps since the episode began.
-    """
-    if not clock:
-        return spec
-    if len(spec.obs.shape) != 1:
-        raise UserError(f"agent.clock needs vector observations; {spec.env_id} has others.")
-    return replace(spec, obs=Space((spec.obs.shape[0] + 1,), "float32"))
-
-
-def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Who samples what, how often: the replay ratios of this agent."""
-    flag, number = Space((), "bool"), Space((), "float32")
-    columns = {
-        "obs": spec.obs,
-        "action": spec.action,
-        "reward": number,
-        "first": flag,
-        "last": flag,
-        "terminal": flag,
-        "trace": number,  # the discounted reward so far
-        "held_out": flag,  # from the world model
-    }
-    consumers = {
-        "policy": Consumer(
-            config.batch - config.dreamed,
-            config.n + 1,
-            Prioritized() if config.prioritized else Uniform(),
-            samples_per_step=config.policy_per_step,
-            min_steps=config.warmup,
-            context=CONTEXT,
-            columns=(*COLUMNS, "trace"),
-        )
-    }
-    if config.models:
-        consumers["world"] = Consumer(
-            config.world_batch,
-            config.world_window,
-            samples_per_step=config.world_per_step,
-            context=CONTEXT,
-            columns=(*COLUMNS, "held_out"),
-        )
-    if config.dreamed:
-        consumers["start"] = Consumer(
-            config.dreams,
-            samples_per_step=config.policy_per_step,
-            min_steps=config.warmup,
-            context=CONTEXT,
-            columns=("obs",),
-        )
-    real = TableSpec(config.capacity, columns, consumers)
-    return {"real": real, "dream": QueueSpec(2)} if config.dreamed else {"real": real}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from core.errors import UserError
+from core.types import Space
 
 CONTEXT = 3  # rows before the present one: SEQ_LENGTH of seed 000 is 4
 RANGE = 3.0  # values are kept within ± this: the largest return seen is so many units
@@ -31,7 +32,7 @@ class Config:
     epsilon_half_life: float = 1_000.0  # agent steps, from 1 down; seed 000: 138 episodes
     gamma: float = 0.99  # seed 000: 0.999
     n: int = 3  # steps of a return; Rainbow and seed 000
-    batch: int = 256  # windows an update, dreamed ones included; seed 000
+    batch: int = 0  # windows an update, dreamed ones included; 0: 256 (seed 000), of frames 32
     policy_per_step: float = 1.0  # updates per agent step; seed 000
     warmup: int = 500  # agent steps before the first update
     prioritized: bool = True  # else every row is as likely as any other
@@ -57,8 +58,8 @@ class Config:
     curiosity: float = 0.0  # reward for the usual disagreement, in units of the typical reward
     members: int = 5  # transitions in the ensemble; MBPO 7
     world_hidden: int = 128  # units of its hidden layers; seed 000
-    world_batch: int = 60  # windows, shared out among the members
-    world_window: int = 9  # rows: the held-out error is measured up to 8 steps
+    world_batch: int = 0  # windows, shared out among the members; 0: 12 for each, of frames 2
+    world_window: int = 0  # rows, one more than the error is measured at; 0: 9, of frames 6
     world_per_step: float = 0.25  # world-model updates per agent step; seed 000
     lr_world: float = 1e-3  # seed 000
     slow_world: float = 0.01  # rate at which the slow world follows
@@ -76,6 +77,16 @@ class Config:
             raise UserError(f"agent.share must be from 0 to below 1; found {self.share}.")
         if self.n < 1:
             raise UserError(f"agent.n must be at least 1; found {self.n}.")
+
+    def sized(self, obs: Space) -> Config:
+        """With sizes that were left at 0 as these observations want them: frames are heavy."""
+        batch, windows, rows = (32, 2, 6) if obs.image else (256, 12, 9)
+        return replace(
+            self,
+            batch=self.batch or batch,
+            world_batch=self.world_batch or windows * self.members,
+            world_window=self.world_window or rows,
+        )
 
     @property
     def dreamed(self) -> int:

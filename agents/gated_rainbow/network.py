@@ -8,14 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agents.blocks.conv import NATURE, Convolutions
 from agents.blocks.nets import MLP
 from agents.blocks.noisy import NoisyLinear
-from agents.blocks.normaliser import Normaliser
+from agents.blocks.normaliser import Normaliser, Pixels
 from agents.blocks.values import Categorical51, Expected, Quantiles, Values
 from agents.gated_rainbow.config import CONTEXT, RANGE, Config
-from core.types import EnvSpec
+from core.types import EnvSpec, Space
 
 GATE_HIDDEN = 64  # units in the gate; seed 000
+GLANCE = 12  # rows and columns of a frame as the gate sees it
 EMBEDDING, HEADS = 32, 4  # of a transformer gate
 
 
@@ -31,12 +33,11 @@ class ValueNetwork(nn.Module):
     def __init__(self, config: Config, spec: EnvSpec) -> None:
         super().__init__()
         hidden, actions = config.hidden, spec.action.n
-        size = math.prod(spec.obs.shape)
         self.values = kind_of_values(config)
         self.noisy = config.noise > 0
-        self.normaliser = Normaliser(spec.obs)
-        self.body = nn.Linear((CONTEXT + 1) * size, hidden)
-        self.gate = Gate(config.gate, CONTEXT + 1, size, hidden)
+        self.normaliser = Pixels() if spec.obs.image else Normaliser(spec.obs)
+        self.body = (FrameBody if spec.obs.image else VectorBody)(spec.obs, hidden)
+        self.gate = Gate(config.gate, CONTEXT + 1, self.body.glanced, hidden)
         self.trunk = MLP((hidden, hidden))
         self.streams = NoisyLinear(hidden, hidden, config.noise)
         self.value = NoisyLinear(hidden // 2, self.values.size, config.noise)
@@ -50,9 +51,9 @@ class ValueNetwork(nn.Module):
         to_streams, to_value, to_advantage = (
             (None, None, None) if noise is None else noise.split(sizes, -1)
         )
-        x = self.normaliser(history)  # (B, 4, O)
-        openness = self.gate(x)
-        features = activate(self.body(x.flatten(1))) * (0.7 + 0.3 * openness)
+        x = self.normaliser(history)  # (B, 4, O), of frames (B, 4, C, H, W)
+        openness = self.gate(self.body.glance(x))
+        features = activate(self.body(x)) * (0.7 + 0.3 * openness)
         features = activate(self.trunk(features))
         streams = F.silu(self.streams(features, to_streams)).chunk(2, -1)
         value = self.value(streams[0], to_value).unsqueeze(1)  # (B, 1, Z)
@@ -93,6 +94,43 @@ def kind_of_values(config: Config) -> Values:
 
 def activate(x: Tensor) -> Tensor:
     return F.silu(F.layer_norm(x, x.shape[-1:]))
+
+
+class VectorBody(nn.Linear):
+    """Normalised histories (B, 4, O) → (B, F)."""
+
+    def __init__(self, obs: Space, units: int) -> None:
+        size = math.prod(obs.shape)
+        super().__init__((CONTEXT + 1) * size, units)
+        self.glanced = size
+
+    def forward(self, history: Tensor) -> Tensor:
+        return super().forward(history.flatten(1))
+
+    def glance(self, history: Tensor) -> Tensor:
+        """What the gate reads: (B, 4, `glanced`)."""
+        return history
+
+
+class FrameBody(nn.Module):
+    """Histories of frames (B, 4, C, H, W) → (B, F), the four as channels of one image."""
+
+    def __init__(self, obs: Space, units: int) -> None:
+        super().__init__()
+        self.glanced = GLANCE**2 * obs.shape[-1]
+        self.convolutions = Convolutions(obs, CONTEXT + 1, NATURE)
+        self.features = nn.Linear(self.convolutions.size, units)
+
+    def forward(self, history: Tensor) -> Tensor:
+        return self.features(self.convolutions(history.flatten(1, 2)))
+
+    def glance(self, history: Tensor) -> Tensor:
+        """What the gate reads, each frame averaged to a few pixels: (B, 4, `glanced`).
+
+        A reading of its own, so that what opens a feature is not that feature.
+        """
+        small = F.adaptive_avg_pool2d(history.flatten(1, 2), GLANCE)
+        return small.unflatten(1, history.shape[1:3]).flatten(2)
 
 
 class Gate(nn.Module):

@@ -2,72 +2,55 @@
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.blocks.nets import MLP, Ensemble
-from agents.blocks.normaliser import Normaliser
+from agents.blocks.held_out import expected_error, take_in
+from agents.blocks.normaliser import Normaliser, Pixels
 from agents.blocks.training import masked_mean
 from core.types import Batch, Space
-
-MEMORY = 500.0  # held-out windows that the error is a moving average of
 
 
 class Step(NamedTuple):
     """An imagined step of every member, (M, B, …)."""
 
-    obs: Tensor  # (M, B, *O)
+    obs: Tensor  # (M, B, *O), of the real rows' dtype
     reward: Tensor  # (M, B)
     terminal: Tensor  # (M, B) bool
     disagreement: Tensor  # (M, B)
 
 
-class World(nn.Module):
-    """Changes of vector observations as Gaussians of an ensemble, then their outcome.
+class World(nn.Module, ABC):
+    """What worlds of vectors and of frames share; what differs is abstract, below.
 
-    The inputs of a transition are the last `context` + 1 observations and the action's code; its
-    output is in units of the typical change. The outcome of a step is its reward and its end,
-    given both observations, so that an imagined reward fits the observation that was imagined.
-    `horizon`: steps the held-out error is measured at.
+    An ensemble predicts the change from the last `context` + 1 observations and the action's code,
+    in units of the typical change. The outcome of a step is its reward and its end, given both
+    observations, so that an imagined reward fits the observation that was imagined. X stands for an
+    observation as the networks read it. `horizon`: steps the held-out error is measured at.
     """
 
-    change_rms: Tensor
+    normaliser: Normaliser | Pixels
+    change_rms: Tensor  # of each number, or of all
     low: Tensor
     high: Tensor
     usual_disagreement: Tensor
     error: Tensor
+    still: Tensor
     seen: Tensor
 
-    def __init__(
-        self,
-        obs: Space,
-        action_size: int,
-        *,
-        context: int,
-        members: int,
-        hidden: int,
-        horizon: int,
-    ) -> None:
+    def __init__(self, obs: Space, *, context: int, members: int, horizon: int) -> None:
         super().__init__()
-        size = math.prod(obs.shape)
         self.shape, self.context, self.members = obs.shape, context, members
-        self.normaliser = Normaliser(obs)
-        self.transition = Ensemble(
-            members,
-            ((context + 1) * size + action_size, hidden, hidden, 2 * size),
-            zero_last=True,
-        )
-        self.outcome = MLP((2 * size + action_size, hidden, hidden, 2), zero_last=True)
-        self.register_buffer("change_rms", torch.ones(size))  # in deviations of the observation
-        self.register_buffer("low", torch.full((size,), torch.inf))
-        self.register_buffer("high", torch.full((size,), -torch.inf))
+        self.register_buffer("low", torch.full(obs.shape, torch.inf))
+        self.register_buffer("high", torch.full(obs.shape, -torch.inf))
         self.register_buffer("usual_disagreement", torch.zeros(()))
         self.register_buffer("error", torch.ones(horizon))  # squared, by steps ahead
-        self.register_buffer("seen", torch.zeros(horizon))  # held-out windows behind it
+        self.register_buffer("still", torch.ones(horizon))  # that of predicting no change
+        self.register_buffer("seen", torch.zeros(horizon))  # held-out windows behind them
 
     # ------------------------------------------------------------------------------ learning
 
@@ -75,41 +58,40 @@ class World(nn.Module):
     def look(self, rows: Batch) -> None:
         """Take in real windows (B, C + T, …) for the running statistics."""
         self.normaliser.update(rows["obs"], rows["reward"])
-        flat = self.normaliser.flat(rows["obs"]).flatten(0, 1)
+        flat = rows["obs"].flatten(0, 1)
         self.low.copy_(torch.minimum(self.low, flat.amin(0)))
         self.high.copy_(torch.maximum(self.high, flat.amax(0)))
-        x = self.normaliser(rows["obs"])[:, self.context :]
-        inside = within(rows["last"][:, self.context :]).unsqueeze(-1)
-        square = (x.diff(dim=1).square() * inside).sum((0, 1)) / inside.sum().clamp(min=1)
-        rate = 1 / self.normaliser.updates.clamp(max=1000)
+        x = self.normaliser(rows["obs"])
+        inside = within(rows["last"][:, self.context :])
+        square = self.typical(x, x[:, self.context :].diff(dim=1).square(), inside)
+        rate = self.normaliser.rate
         self.change_rms.copy_(self.change_rms.square().lerp(square, rate).sqrt().clamp(min=1e-4))
 
     def loss(self, rows: Batch, code: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Each member predicts the steps of its share of the windows (B, C + T, …) → scalar."""
         x = self.normaliser(rows["obs"])
         codes = code[:, self.context : -1]  # (B, T-1, A)
-        histories = x.unfold(1, self.context + 1, 1).transpose(2, 3).flatten(2)  # (B, T, 4O)
+        histories = self._histories(x)[:, :-1]  # (B, T-1, C+1, *X)
         before, after = x[:, self.context : -1], x[:, self.context + 1 :]
         last, held_out = (rows[key][:, self.context :] for key in ("last", "held_out"))
         mask = within(last) * (~held_out[:, :1])  # (B, T-1)
-        asked = torch.cat([histories[:, :-1], codes], -1)
-        mean, log_std = self._predict(asked.flatten(0, 1).unflatten(0, (self.members, -1)))
-        mean, log_std = (out.flatten(0, 1).unflatten(0, mask.shape) for out in (mean, log_std))
-        square = (mean - (after - before) / self.change_rms).square()  # (B, T-1, O)
-        # The spread is fitted to the error, without pulling on the mean.
-        spread = 0.5 * square.detach() * (-2 * log_std).exp() + log_std
-        reward, end = self._outcome(before, codes, after)
+        shares = (self._share(part.flatten(0, 1)) for part in (histories, codes))
+        mean, log_std = self.predict(*shares)
+        mean = mean.flatten(0, 1).unflatten(0, mask.shape)
+        square = (mean - (after - before) / self.change_rms).square()  # (B, T-1, *X)
+        terms = {"loss/transition": masked_mean(self._each(square), mask)}
+        if log_std is not None:
+            # The spread is fitted to the error, without pulling on the mean.
+            log_std = log_std.flatten(0, 1).unflatten(0, mask.shape)
+            spread = 0.5 * square.detach() * (-2 * log_std).exp() + log_std
+            terms["loss/spread"] = 0.1 * masked_mean(self._each(spread), mask)
+        reward, end = self.follow(before, codes, after)
         real_reward = rows["reward"][:, self.context + 1 :] / self.normaliser.reward_rms
         ended = rows["terminal"][:, self.context + 1 :].float()
         reward_error = (reward - real_reward).square()
-        terms = {
-            "loss/transition": masked_mean(square.mean(-1), mask),
-            "loss/spread": 0.1 * masked_mean(spread.mean(-1), mask),
-            "loss/reward": masked_mean(reward_error, mask),
-            "loss/end": masked_mean(
-                F.binary_cross_entropy_with_logits(end, ended, reduction="none"), mask
-            ),
-        }
+        terms["loss/reward"] = masked_mean(reward_error, mask)
+        end_error = F.binary_cross_entropy_with_logits(end, ended, reduction="none")
+        terms["loss/end"] = masked_mean(end_error, mask)
         unseen = within(last) * held_out[:, :1]
         metrics = {name: term.detach() for name, term in terms.items()}
         metrics["model/held_out_reward"] = masked_mean(reward_error.detach(), unseen).sqrt()
@@ -119,46 +101,37 @@ class World(nn.Module):
     def measure(self, asked: World, rows: Batch, code: Tensor) -> dict[str, Tensor]:
         """Take in how far `asked`, predicting open-loop, is off on held-out windows (B, C + T, …).
 
-        Also by how much two members disagree on the first step of any window.
+        Also how far predicting no change is, and by how much two members disagree on the first step
+        of any window.
         """
-        obs = asked.normaliser.flat(rows["obs"])
         inside = (
             within(rows["last"][:, self.context :]) * rows["held_out"][:, self.context :][:, :1]
         )
-
-        def share(value: Tensor) -> Tensor:
-            return value.unflatten(0, (self.members, -1))  # (B, …) → (M, B/M, …)
-
-        history = share(asked.normaliser(rows["obs"])[:, : self.context + 1])
-        errors = []
+        history = self._share(asked.normaliser(rows["obs"][:, : self.context + 1]))
+        start = history[:, :, -1]
+        _, _, disagreement = asked.compare(history, self._share(code[:, self.context]))
+        rate = (1 / self.normaliser.updates).clamp(min=0.01)
+        self.usual_disagreement.lerp_(disagreement.mean(), rate)
+        errors, still = [], []
         for step in range(len(self.error)):
             at = self.context + step
-            mean, _, disagreement = asked.compare(history, share(code[:, at]))
-            if step == 0:
-                rate = (1 / self.normaliser.updates).clamp(min=0.01)
-                self.usual_disagreement.lerp_(disagreement.mean(), rate)
+            mean, _ = asked.predict(history, self._share(code[:, at]))
             following = history[:, :, -1] + mean * asked.change_rms
             history = torch.cat([history[:, :, 1:], following.unsqueeze(2)], 2)
-            real = (share(obs[:, at + 1]) - asked.normaliser.obs_mean) / asked.normaliser.deviation
-            errors.append((following - real).square().mean(-1).flatten())
-        count = inside.sum(0)  # (T-1,)
-        found = (torch.stack(errors, 1) * inside).sum(0) / count.clamp(min=1)
-        self.seen.copy_((self.seen + count).clamp(max=MEMORY))
-        self.error.lerp_(found, (count / self.seen.clamp(min=1)).clamp(max=1))
-        shown = sorted({0, len(self.error) // 2, len(self.error) - 1})
-        metrics = {f"model/error_{h + 1}": self.error[h].sqrt() for h in shown}
-        return {**metrics, "model/disagreement": self.usual_disagreement.clone()}
+            real = self._share(rows["obs"][:, at + 1])
+            errors.append(asked.distance(following, real).flatten())
+            still.append(asked.distance(start, real).flatten())
+        found = (self.error, torch.stack(errors, 1)), (self.still, torch.stack(still, 1))
+        take_in(self.seen, inside, *found)
+        metrics = {"model/disagreement": self.usual_disagreement.clone()}
+        for h in sorted({0, len(self.error) // 2, len(self.error) - 1}):
+            metrics[f"model/error_{h + 1}"] = self.error[h].sqrt() / self.unit
+            metrics[f"model/still_{h + 1}"] = self.still[h].sqrt() / self.unit
+        return metrics
 
     def expected_error(self, horizon: int) -> Tensor:
-        """The held-out error after 1 … `horizon` steps, in deviations of the observation (H,).
-
-        Beyond the steps that were measured it is taken to grow in proportion to them. Infinite
-        where nothing was held out yet.
-        """
-        measured = torch.where(self.seen > 0, self.error.sqrt(), torch.inf)
-        steps = torch.arange(1, horizon + 1, device=measured.device)
-        longest = len(measured)
-        return measured[steps.clamp(max=longest) - 1] * (steps / longest).clamp(min=1)
+        """The held-out error after 1 … `horizon` steps, in deviations of the observation (H,)."""
+        return expected_error(self.error / self.unit**2, self.seen, horizon)
 
     # ----------------------------------------------------------------------------- imagining
 
@@ -169,44 +142,83 @@ class World(nn.Module):
         """
         x = self.normaliser(history)
         mean, log_std, disagreement = self.compare(x, code)
-        drawn = torch.randn(mean.shape, generator=noise, device=mean.device)
-        change = (mean + log_std.exp() * drawn) * self.change_rms
-        now = self.normaliser.flat(history)[:, :, -1]
-        obs = (now + change * self.normaliser.deviation).clamp(self.low, self.high)
-        following = obs.unflatten(-1, self.shape)
-        reward, end = self._outcome(x[:, :, -1], code, self.normaliser(following))
+        following = self.draw(history[:, :, -1], mean, log_std, noise)
+        reward, end = self.follow(x[:, :, -1], code, self.normaliser(following))
         chance = torch.rand(end.shape, generator=noise, device=end.device)
         reward = reward * self.normaliser.reward_rms
         return Step(following, reward, chance < torch.sigmoid(end), disagreement)
 
-    def compare(self, x: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each member's change and its log std (M, B, O); how far the next is off (M, B).
+    def compare(self, x: Tensor, code: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Each member's change and its log std (M, B, *X); how far the next is off (M, B).
 
-        x: normalised histories (M, B, C + 1, O). Half the squared distance of two members, in
+        x: normalised histories (M, B, C + 1, *X). Half the squared distance of two members, in
         typical changes: over pairs its mean is the ensemble's variance.
         """
-        asked = torch.cat([x.flatten(2), code], -1)
-        mean, log_std = self._predict(torch.cat([asked, asked.roll(1, 0)], 1))
-        (mine, others), log_std = mean.chunk(2, 1), log_std.chunk(2, 1)[0]
-        return mine, log_std, 0.5 * (mine - others.roll(-1, 0)).square().mean(-1)
+        twice = (torch.cat([part, part.roll(1, 0)], 1) for part in (x, code))
+        mean, log_std = self.predict(*twice)
+        mine, others = mean.chunk(2, 1)
+        if log_std is not None:
+            log_std = log_std.chunk(2, 1)[0]
+        return mine, log_std, 0.5 * self._each((mine - others.roll(-1, 0)).square())
 
     @torch.no_grad()
     def disagreement(self, obs: Tensor, code: Tensor) -> Tensor:
         """The variance of all members on each step of windows (B, C + T, …) → (B, T-1)."""
-        x = self.normaliser(obs).unfold(1, self.context + 1, 1).transpose(2, 3).flatten(2)
-        asked = torch.cat([x[:, :-1], code[:, self.context : -1]], -1)
-        mean, _ = self._predict(asked.flatten(0, 1).expand(self.members, -1, -1))
-        return mean.var(0).mean(-1).unflatten(0, asked.shape[:2])
+        asked = self._histories(self.normaliser(obs))[:, :-1], code[:, self.context : -1]
+        shape = asked[1].shape[:2]
+        everybody = (
+            part.flatten(0, 1).expand(self.members, *[-1] * (part.dim() - 1)) for part in asked
+        )
+        mean, _ = self.predict(*everybody)
+        return self._each(mean.var(0)).unflatten(0, shape)
 
-    def _predict(self, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """(M, B, in) → mean and log standard deviation of the change (M, B, O)."""
-        mean, spread = self.transition(asked).chunk(2, -1)
-        return mean, -3 + 4 * torch.tanh(spread / 4)
+    def _histories(self, x: Tensor) -> Tensor:
+        """Rows (B, C + T, *X) → the history at each of the last T, (B, T, C + 1, *X)."""
+        return x.unfold(1, self.context + 1, 1).movedim(-1, 2)
 
-    def _outcome(self, before: Tensor, code: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-        """Rewards in units of the typical one, and logits of the end (…)."""
-        reward, end = self.outcome(torch.cat([before, code, after], -1)).unbind(-1)
-        return reward, end
+    def _share(self, x: Tensor) -> Tensor:
+        """(B, …) → (M, B/M, …)"""
+        return x.unflatten(0, (self.members, -1))
+
+    def _each(self, x: Tensor) -> Tensor:
+        """The mean over the numbers of each observation: (…, *X) → (…)."""
+        return x.flatten(-len(self.shape)).mean(-1)
+
+    # --------------------------------------------------------------------- what depends on X
+
+    @abstractmethod
+    def typical(self, x: Tensor, square: Tensor, inside: Tensor) -> Tensor:
+        """The mean squared change, as `change_rms` has it.
+
+        x: rows (B, C + T, *X), square: the changes of the last T (B, T-1, *X), inside: which of
+        them count (B, T-1).
+        """
+
+    @abstractmethod
+    def predict(self, history: Tensor, code: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Histories (M, B, C + 1, *X), codes (M, B, A) → each member's change, in typical ones.
+
+        Its mean and, where it has a spread, its log standard deviation; (M, B, *X) each.
+        """
+
+    @abstractmethod
+    def follow(self, before: Tensor, code: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """(…, *X), (…, A), (…, *X) → rewards in typical ones, logits of the end; (…) each."""
+
+    @abstractmethod
+    def draw(
+        self, now: Tensor, mean: Tensor, log_std: Tensor | None, noise: torch.Generator
+    ) -> Tensor:
+        """The observation after `now` (M, B, *O), given its change (M, B, *X) → (M, B, *O)."""
+
+    @abstractmethod
+    def distance(self, x: Tensor, obs: Tensor) -> Tensor:
+        """The mean squared difference in X: (…, *X), (…, *O) → (…)."""
+
+    @property
+    @abstractmethod
+    def unit(self) -> Tensor | float:
+        """A deviation of the observation, in X."""
 
 
 def within(last: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def test_an_agent_is_kept_out_of_other_spaces_and_told_who_can(entries):
         agents.check("dreamer-lite", EnvSpec("ALE/Pong-v5", IMAGE, DISCRETE))
     message = str(caught.value)
     assert "ALE/Pong-v5 has discrete actions and image observations of shape (64, 64, 3)" in message
-    assert "Agents that can: pixels." in message
+    assert "Agents that can: gated-rainbow, pixels." in message
 
 
 def test_nobody_can_is_said_too(entries):

@@ -19,9 +19,10 @@ def test_discrete_and_box_environments_are_described_as_the_agent_sees_them():
     assert pendulum.action == Space((1,), "float32")
 
 
-def test_atari_ids_resolve_and_keep_their_pixels():
+def test_atari_ids_resolve_to_small_grey_frames():
     pytest.importorskip("ale_py")
-    assert registry.describe("ALE/Pong-v5").obs == Space((210, 160, 3), "uint8")
+    assert registry.describe("ALE/Pong-v5").obs == Space((84, 84, 1), "uint8")
+    assert registry.describe("PongNoFrameskip-v4").obs == Space((210, 160, 3), "uint8")
 
 
 @pytest.mark.parametrize(

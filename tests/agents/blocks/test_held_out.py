@@ -12,7 +12,7 @@ def test_the_error_is_the_mean_over_the_windows_seen_that_count():
     kept: list[list[float]] = [[], [], []]
     for _ in range(5):
         found, counts = rng.random((4, 3)).astype(np.float32), rng.random((4, 3)) < 0.5
-        take_in(error, seen, torch.tensor(found), torch.tensor(counts))
+        take_in(seen, torch.tensor(counts), (error, torch.tensor(found)))
         for step in range(3):
             kept[step] += found[counts[:, step], step].tolist()
     assert seen.tolist() == [len(step) for step in kept]
@@ -22,7 +22,7 @@ def test_the_error_is_the_mean_over_the_windows_seen_that_count():
 def test_old_windows_are_forgotten():
     error, seen = torch.full((1,), 9.0), torch.full((1,), MEMORY)
     for _ in range(100):
-        take_in(error, seen, torch.ones(60, 1), torch.ones(60, 1))
+        take_in(seen, torch.ones(60, 1), (error, torch.ones(60, 1)))
     assert float(error) < 1.01
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from agents.blocks.training import to_tensors
-from agents.gated_rainbow.agent import COLUMNS
 from agents.gated_rainbow.config import CONTEXT, Config
+from agents.gated_rainbow.tables import COLUMNS
 from core.errors import UserError
 from core.types import Array
 from tests.agents.gated_rainbow.system import HEADS, SMALL, Swing, build, returns
@@ -26,7 +26,7 @@ def test_the_world_learns_a_linear_system(swinging):
     with torch.no_grad():
         mean, _, _ = world.compare(history.unflatten(0, share), code.unflatten(0, share))
         following = history[:, -1] + mean.flatten(0, 1) * world.change_rms
-        reward, _ = world._outcome(history[:, -1], code, x[:, CONTEXT + 1])
+        reward, _ = world.follow(history[:, -1], code, x[:, CONTEXT + 1])
     changed = x[:, CONTEXT + 1] - x[:, CONTEXT]
     wrong = (following - x[:, CONTEXT + 1]).square().mean().sqrt() / changed.square().mean().sqrt()
     assert wrong < 0.15
@@ -65,13 +65,14 @@ def test_the_held_out_error_is_that_of_an_open_loop_step_by_step(swinging):
             if rows["last"][b, CONTEXT : CONTEXT + step + 1].any():
                 break
             code = agent.actions.code(rows["action"][b, CONTEXT + step])
-            asked = torch.cat([history.flatten(), code]).expand(5, 1, -1)
+            asked = history.expand(5, 1, -1, -1), code.expand(5, 1, -1)
             with torch.no_grad():
-                mean = world._predict(asked)[0][member, 0]
+                mean = world.predict(*asked)[0][member, 0]
             history = torch.cat([history[1:], (history[-1] + mean * world.change_rms)[None]])
             errors[step].append(float((history[-1] - x[b, CONTEXT + step + 1]).square().mean()))
     expected = [np.mean(step) for step in errors]
     np.testing.assert_allclose(agent.world.error, expected, rtol=1e-3)
+    assert (agent.world.error < agent.world.still).all()
 
 
 def test_beyond_what_was_measured_the_error_grows_with_the_steps():
@@ -258,7 +259,7 @@ def test_each_part_can_be_left_out_or_exchanged(options):
 
 def test_options_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match=r"world_batch must be a multiple of agent.members \(7\)"):
-        Config(members=7)
+        Config(members=7, world_batch=60)
     with pytest.raises(UserError, match=r"share must be from 0 to below 1; found 1"):
         Config(share=1.0)
     with pytest.raises(UserError, match="n must be at least 1; found 0"):

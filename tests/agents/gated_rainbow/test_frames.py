@@ -1,0 +1,272 @@
+"""Gated Rainbow on frames: what it sees, what it dreams, and a run of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.blocks.conv import NATURE, Convolutions
+from agents.blocks.normaliser import Pixels
+from agents.blocks.training import to_tensors
+from agents.gated_rainbow.agent import GatedRainbow
+from agents.gated_rainbow.config import CONTEXT, Config
+from agents.gated_rainbow.frame_world import Motion
+from agents.gated_rainbow.network import ValueNetwork
+from core.config import TrainConfig
+from core.errors import UserError
+from core.types import EnvSpec, Sample, Space
+from replay_server.server import ReplayServer
+from tests.runs import train
+
+FRAME, CHOICE = Space((40, 40, 1), "uint8"), Space((), "int64", n=3)
+SPEC = EnvSpec("Slide-v0", FRAME, CHOICE)
+SMALL: dict[str, Any] = {
+    "hidden": 32,
+    "world_hidden": 64,
+    "members": 2,
+    "batch": 12,
+    "world_batch": 8,
+    "world_window": 4,
+    "lr_world": 1e-2,
+    "slow_world": 0.1,
+}
+
+
+class Slide:
+    """A bright block that slides on by 3 pixels a step, down or up as the action has it.
+
+    The reward of a step is 5 where action 2 led to it.
+    """
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def windows(self, B: int, T: int) -> Sample:
+        shape = (B, CONTEXT + T)
+        action = self.rng.integers(0, 3, shape)
+        moved = np.zeros((*shape, 2), np.int64)
+        moved[:, 1:, 1], moved[:, 1:, 0] = 3, 3 * (action[:, :-1] - 1)
+        place = self.rng.integers(0, 40, (B, 1, 2)) + moved.cumsum(1)
+        obs = np.zeros((*shape, 40, 40, 1), np.uint8)
+        for b, t in np.ndindex(*shape):
+            rows, columns = ((place[b, t, axis] + np.arange(8)) % 40 for axis in range(2))
+            obs[b, t, rows[:, None], columns, 0] = 200
+        reward = np.zeros(shape, np.float32)
+        reward[:, 1:] = 5.0 * (action[:, :-1] == 2)
+        flags = {key: np.zeros(shape, bool) for key in ("first", "last", "terminal")}
+        held_out = np.repeat(self.rng.random((B, 1)) < 0.3, shape[1], 1)
+        data = {"obs": obs, "action": action, "reward": reward, "trace": reward, **flags}
+        return Sample({**data, "held_out": held_out}, np.arange(B), np.full(B, 1 / B), B)
+
+
+def build(**options: Any) -> GatedRainbow:
+    return GatedRainbow(Config(**{**SMALL, **options}), SPEC, 0, "cpu")
+
+
+@pytest.fixture(scope="module")
+def sliding() -> GatedRainbow:
+    """An agent whose world has seen the block slide. Not to be trained."""
+    agent = build(dream_after=0, dream_horizon=3, tolerance=9.0, trust=1e9)
+    system = Slide()
+    for _ in range(120):
+        agent.learn_world(system.windows(8, 4))
+    return agent
+
+
+# ------------------------------------------------------------------------------ what it sees
+
+
+@pytest.mark.parametrize("gate", ["mlp", "transformer", "none"])
+@pytest.mark.parametrize("shape", [(84, 84, 1), (64, 48, 3)])
+def test_values_of_histories_of_frames(gate, shape):
+    spec = EnvSpec("Any-v0", Space(shape, "uint8"), CHOICE)
+    net = ValueNetwork(Config(hidden=32, quantiles=8, gate=gate), spec)
+    values, openness = net(torch.randint(0, 256, (5, 4, *shape), dtype=torch.uint8))
+    assert values.shape == (5, 3, 8)
+    assert openness.shape == (5, 32)
+
+
+def test_frames_become_numbers_within_one_and_back():
+    frame = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
+    x = Pixels()(frame)
+    assert x.shape == (1, 1, 16, 16)
+    assert (x.min(), x.max()) == (0, 1)
+    torch.testing.assert_close(Pixels().back(x), frame.float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "transformer"])
+def test_every_frame_of_a_history_moves_the_gate_and_the_features(kind):
+    net, weights = build(gate=kind).online, torch.linspace(-1, 1, 32)
+    history = torch.rand(3, 4, 1, 40, 40, requires_grad=True)
+    for out in (net.body(history), net.gate(net.body.glance(history))):
+        (gradient,) = torch.autograd.grad((out * weights).sum(), history)
+        assert (gradient.abs().sum((0, 2, 3, 4)) > 0).all()
+
+
+def test_the_gradient_reaches_every_parameter():
+    agent, system = build(dream_after=0, tolerance=9.0), Slide()
+    for _ in range(2):  # the world's last layers start at 0 and let nothing through
+        agent.learn_world(system.windows(8, 4))
+        agent.learn_policy(system.windows(8, 4), agent.dream(system.windows(10, 1)))
+    for net in (agent.online, agent.world):
+        for name, parameter in net.named_parameters():
+            assert parameter.grad is not None and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (Space((35, 84, 1), "uint8"), "at least 36 × 36; found uint8 35 × 84"),
+        (Space((84, 84, 1), "float32"), "must be uint8 .* found float32 84 × 84"),
+    ],
+)
+def test_frames_it_cannot_see_are_refused(space, message):
+    with pytest.raises(UserError, match=message):
+        Convolutions(space, 4, NATURE)
+
+
+def test_acting_stacks_the_single_frames_that_the_replay_holds():
+    """The history acted on, against that of the replay's windows."""
+    agent, n, steps = build(share=0.0, warmup=1, policy_per_step=1.0, batch=4), 2, 9
+    obs = np.random.default_rng(0).integers(0, 256, (n, steps, 40, 40, 1), np.uint8)
+    first = np.zeros((n, steps), bool)
+    first[:, 0] = first[1, 6] = True
+    last = np.roll(first, -1, 1)
+    last[:, -1] = False
+    memory, chunk, seen = agent.initial(n), [], {}
+    for t in range(steps):
+        rows = {"obs": obs[:, t], "first": first[:, t], "last": last[:, t]}
+        rows |= {"reward": np.zeros(n, np.float32), "terminal": last[:, t]}
+        action, memory, extras = agent.act(rows, memory, explore=True)
+        assert memory.history.dtype == np.uint8
+        for i in range(n):
+            seen[obs[i, t].tobytes()] = memory.history[i]
+        chunk.append({**rows, "action": action, **extras})
+    data = {key: np.stack([row[key] for row in chunk], 1) for key in chunk[0]}
+    replay = ReplayServer(agent.tables, 0)
+    assert replay.add("real", data, np.arange(n))
+    drawn = replay.sample("real", "policy")
+    assert isinstance(drawn, Sample)
+    assert drawn.data["obs"].dtype == np.uint8
+    for window in drawn.data["obs"]:
+        np.testing.assert_array_equal(window[: CONTEXT + 1], seen[window[CONTEXT].tobytes()])
+
+
+def test_values_learn_what_pays_where_it_is_seen():
+    """Action 0 pays while the block is on the left, action 1 on the right; then it is over."""
+    agent, system = build(share=0.0, noise=0.0, batch=32, n=1, lr=1e-3), Slide()
+
+    def side(obs: Any) -> Any:
+        return obs[..., 20:, :].sum((-3, -2, -1)) > obs[..., :20, :].sum((-3, -2, -1))
+
+    for _ in range(80):
+        sample = system.windows(32, 2)
+        rows = {key: value[:, CONTEXT:] for key, value in sample.data.items()}
+        rows["reward"][:, 1] = rows["trace"][:, 1] = rows["action"][:, 0] == side(rows["obs"][:, 0])
+        rows["last"][:, 1] = rows["terminal"][:, 1] = True
+        agent.learn_policy(sample, None)
+    obs = system.windows(200, 1).data["obs"]
+    action = agent.choose(torch.as_tensor(obs), None).numpy()
+    assert (action == side(obs[:, CONTEXT])).mean() > 0.9
+
+
+def test_frames_get_smaller_batches_unless_asked_otherwise():
+    frames, vectors = Config().sized(FRAME), Config().sized(Space((4,), "float32"))
+    assert (frames.batch, frames.world_batch, frames.world_window) == (32, 10, 6)
+    assert (vectors.batch, vectors.world_batch, vectors.world_window) == (256, 60, 9)
+    assert Config(batch=7, world_batch=20, world_window=3).sized(FRAME).batch == 7
+
+
+# ----------------------------------------------------------------------------- what it dreams
+
+
+def test_the_world_learns_how_a_block_slides_and_what_that_pays(sliding):
+    """On fresh windows, against the guess of no change."""
+    world, sample = sliding.slow_world, Slide().windows(40, 4)
+    rows = to_tensors(sample.data, "cpu")
+    code = sliding.actions.code(rows["action"])
+    history = rows["obs"][:, : CONTEXT + 1].unflatten(0, (2, -1))
+    step = world.imagine(history, code[:, CONTEXT].unflatten(0, (2, -1)), sliding.dream_noise)
+    dreamed, real = step.obs.flatten(0, 1).float(), rows["obs"][:, CONTEXT + 1].float()
+    wrong = (dreamed - real).square().mean().sqrt()
+    still = (rows["obs"][:, CONTEXT].float() - real).square().mean().sqrt()
+    assert wrong < 0.7 * still
+    paid = step.reward.flatten()
+    led = rows["reward"][:, CONTEXT + 1] > 0
+    assert paid[led].mean() > 4 and paid[~led].mean() < 1
+    assert (world.error < 0.8 * world.still).all()
+    assert sliding.world.expected_error(3).isfinite().all()
+
+
+def test_the_error_is_in_deviations_of_the_pixels(sliding):
+    world, x = sliding.world, Slide().windows(200, 1).data["obs"][:, 0] / 255
+    deviation = np.sqrt(((x - x.mean(0)) ** 2).mean())
+    assert float(world.unit) == pytest.approx(deviation, rel=0.05)
+    expected = float(world.error[0].sqrt()) / float(world.unit)
+    assert float(world.expected_error(1)) == pytest.approx(expected)
+
+
+def test_dreams_are_rows_of_frames(sliding):
+    starts = Slide().windows(6, 1)
+    dreams = sliding.dream(starts)
+    assert dreams["obs"].dtype == torch.uint8
+    assert dreams["obs"].shape == (6, CONTEXT + 3 + 1, 40, 40, 1)
+    np.testing.assert_array_equal(dreams["obs"][:, : CONTEXT + 1], starts.data["obs"])
+    assert int(dreams["obs"].max()) <= 200  # as bright as a real frame was, and no brighter
+    assert dreams["last"][:, -1].all()
+    assert not dreams["last"][:, : CONTEXT + 1].any()
+    assert dreams["weight"][:, CONTEXT:-1].eq(1).all()
+    assert dreams["terminal"].logical_not().all()  # nothing ever ended
+    metrics = build().learn_policy(Slide().windows(8, 4), dreams).metrics
+    assert float(metrics["dream/share"]) == pytest.approx(4 / 12)
+
+
+def test_members_disagree_more_on_frames_they_never_saw(sliding):
+    starts = Slide().windows(8, 2)
+    noise = np.random.default_rng(1).integers(0, 256, starts.data["obs"].shape, np.uint8)
+    code = sliding.actions.code(torch.as_tensor(starts.data["action"]))
+    found = [
+        float(sliding.slow_world.disagreement(torch.as_tensor(obs), code).mean())
+        for obs in (starts.data["obs"], noise)
+    ]
+    assert found[1] > 3 * found[0]
+
+
+@pytest.mark.parametrize("size", [(40, 40), (41, 39)])
+def test_motion_starts_with_no_change_of_frames_of_any_size(size):
+    change = Motion(8, 2, 3, 16)(torch.rand(5, 8, *size), torch.rand(5, 3))
+    assert change.shape == (5, 2, *size)
+    assert not change.any()
+
+
+# --------------------------------------------------------------------------------------- a run
+
+
+def test_it_plays_learns_and_dreams_of_space_invaders(tmp_path):
+    pytest.importorskip("ale_py")
+    options = {**SMALL, "warmup": 20, "policy_per_step": 0.25, "dream_after": 0, "tolerance": 9.0}
+    options |= {"dream_horizon": 2, "dreams_per_step": 1.0, "capacity": 500, "held_out": 0.5}
+    rhythm = TrainConfig(chunk=4, eval_every=0, log_every=5, env={"max_num_frames_per_episode": 40})
+    run = train(
+        tmp_path / "run",
+        "ALE/SpaceInvaders-v5",
+        120,
+        options=options,
+        agent="gated-rainbow",
+        envs_per_actor=2,
+        train=rhythm,
+    )
+    learned = [event for event in run.events if event["kind"] == "learn"]
+    assert learned[-1]["dream/share"] > 0
+    assert all(event["length"] == 10 for event in run.events if event["kind"] == "episode")
+    agent = run.agent()
+    rows = {
+        "obs": np.zeros((2, 84, 84, 1), np.uint8),
+        "reward": np.zeros(2, np.float32),
+        "first": np.ones(2, bool),
+    }
+    action, _, _ = agent.act(rows, agent.initial(2), explore=False)
+    assert action[0] == action[1]
