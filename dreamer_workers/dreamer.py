@@ -48,6 +48,8 @@ class Dreamer:
 
     def step(self) -> bool:
         """At most one update and one dream. False: neither was possible."""
+        if self._trains and self.updates and self.version == 0:
+            self._publish()  # resumed: there is a world to dream in before the next update
         pull(self._agent, self._weights, self.versions)
         waits = [work() for work in self._works]
         self.waiting_for = ", ".join(wait for wait in waits if wait)
@@ -69,7 +71,7 @@ class Dreamer:
         self.updates += 1
         # The first update is published at once: a version says that there is a world to dream in.
         if self.version == 0 or self.updates % self._publish_every == 0:
-            self.version = self._weights.publish("world", self._agent.weights("world"))
+            self._publish()
         if self.updates % self._log_every == 0:
             metrics = {name: float(value) for name, value in feedback.metrics.items()}
             self._events.append({"kind": "world", "updates": self.updates, **metrics})
@@ -93,3 +95,6 @@ class Dreamer:
             self._pending = None
             waits = ""
         return waits
+
+    def _publish(self) -> None:
+        self.version = self._weights.publish("world", self._agent.weights("world"))

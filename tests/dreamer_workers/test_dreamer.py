@@ -28,6 +28,13 @@ def test_no_dream_before_the_first_update_of_the_world():
     assert agent.seen == [] and replay.asked[START] == 0
 
 
+def test_a_resumed_dreamer_has_a_world_to_dream_in():
+    """Its next update may have to wait for rows that come only once the learner had a dream."""
+    dreamer, agent, _, weights = make({START: [sample(3)]}, updates=7)
+    assert dreamer.step()
+    assert called(agent) == ["dream"] and weights.latest("world", 0) is not None
+
+
 def test_it_trains_then_dreams_and_hands_the_dream_over():
     starts = sample(3)
     dreamer, agent, replay, _ = make({WORLD: [sample(1)], START: [starts]})
