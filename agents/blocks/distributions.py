@@ -67,17 +67,20 @@ class TanhNormal:
     LOG_STD = (-5.0, 1.0)  # the range a raw spread is squashed into
     EDGE = 7.0  # draws lie within ± this: of a tanh further out, 32 bits do not tell its argument
 
-    def __init__(self, stats: Tensor, generator: torch.Generator) -> None:
+    def __init__(self, stats: Tensor, noise: torch.Generator | Tensor) -> None:
+        """noise: what draws, or standard normal numbers (…, A) that were drawn already."""
         mean, raw = stats.chunk(2, -1)
         self.mean = self.MEAN * torch.tanh(mean / self.MEAN)
         low, high = self.LOG_STD
         self.log_std = low + (high - low) * torch.sigmoid(raw + 1)  # starts at a std of 0.5
-        self._generator = generator
+        self._noise = noise
 
     @cached_property
     def drawn(self) -> tuple[Tensor, Tensor]:
         """One reparameterised sample (…, A) and its log-probability (…)."""
-        noise = torch.randn(self.mean.shape, generator=self._generator, device=self.mean.device)
+        noise = self._noise
+        if isinstance(noise, torch.Generator):
+            noise = torch.randn(self.mean.shape, generator=noise, device=self.mean.device)
         raw = (self.mean + self.log_std.exp() * noise).clamp(-self.EDGE, self.EDGE)
         return torch.tanh(raw), self._log_prob(raw)
 

@@ -43,6 +43,7 @@ from agents.blocks.training import (
     Follower,
     Learning,
     Trainer,
+    compiled,
     generator,
     load_net,
     net_state,
@@ -99,6 +100,10 @@ class Dreamwalker:
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
 
+        self._criticise, self._improve = self.criticise, self.improve
+        if config.compile:
+            self._criticise = compiled(self.criticise, device)
+            self._improve = compiled(self.improve, device)
         self.actor_trainer = Trainer(self.actor, config.lr, config.clip)
         self.critic_trainer = Trainer(self.critics, config.lr, config.clip)
         self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
@@ -222,89 +227,116 @@ class Dreamwalker:
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
-        config, metrics = self.config, {}
+        config, metrics, imagined = self.config, {}, None
         lived = to_tensors(real.data, self.device)
-        self.normaliser.update(lived["obs"], lived["reward"])
-        rows = {key: lived[key] for key in COLUMNS}
-        weight = self.importance(real)
-        counts = torch.ones_like(weight)  # whether a window does, and how much
+        chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
         if dreams is not None:
             told = to_tensors(dreams, self.device)
-            imagined, believed = pick(told, COLUMNS, config.dreamed, 0, 1, self.policy_noise)
-            rows = {key: torch.cat([rows[key], imagined[key]]) for key in rows}
+            imagined = pick(told, COLUMNS, config.dreamed, 0, 1, self.policy_noise)
+            age = self.slow_world.normaliser.updates - told["version"].mean()
+            metrics["dream/age"] = age  # in updates of the model
+        shape = (
+            2,
+            len(chance) + config.dreamed * (imagined is not None),
+            self.spec.action.shape[0],
+        )
+        noise = torch.randn(shape, generator=self.policy_noise, device=self.device)
+
+        loss, error, before, counts, found = self._criticise(lived, chance, imagined, noise[0])
+        metrics |= found
+        metrics["grad_norm/critic"] = self.critic_trainer.step(loss)
+        loss, found = self._improve(before, counts, noise[1])
+        metrics |= found
+        metrics["grad_norm/policy"] = self.actor_trainer.step(loss)
+        if config.norm != "batch":
+            self.target_follower.step(config.slow)
+        if not config.prioritized:
+            return Feedback(metrics)
+        return Feedback(metrics, to_array(error[: len(chance)] + PRIORITY).astype(np.float64))
+
+    def criticise(
+        self, lived: Batch, chance: Tensor, imagined: tuple[Batch, Tensor] | None, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """The loss of the critics, each window's error (B,), normalised observations (B, O) and how
+        much each counts for the actor (B,), metrics.
+
+        From R real windows, how many times likelier than others they were to be drawn (R,), and
+        dreamed windows with their weights (D,). Only tensors come in and go out, so it compiles.
+        """
+        config, metrics = self.config, {}
+        self.normaliser.update(lived["obs"], lived["reward"])
+        weight = self.importance(chance)
+        rows, counts = {key: lived[key] for key in COLUMNS}, torch.ones_like(weight)
+        if imagined is not None:
+            dreamed, believed = imagined
+            rows = {key: torch.cat([rows[key], dreamed[key]]) for key in rows}
             weight = torch.cat([weight, believed * weight.mean()])
             counts = torch.cat([counts, believed])
             metrics["dream/share"] = believed.sum() / counts.sum()
-            age = self.slow_world.normaliser.updates - told["version"].mean()
-            metrics["dream/age"] = age  # in updates of the model
-
-        x = self.normaliser(rows["obs"])  # (B, 2, O)
-        before, after = x.unbind(1)
+        before, after = self.normaliser(rows["obs"]).unbind(1)  # (B, O) each
+        taken = torch.cat([before, rows["action"][:, 0]], -1)
         reward = config.reward_scale * rows["reward"][:, 1]
         discount = config.gamma * ~rows["terminal"][:, 1]
-        temperature = self.actor.log_temperature.detach().exp()
-
-        taken = torch.cat([before, rows["action"][:, 0]], -1)
-        quantiles, target = self.compare(taken, after, reward, discount, temperature)
-        loss = critic_loss(quantiles, target, weight)
-        metrics["grad_norm/critic"] = self.critic_trainer.step(loss)
-
-        policy = TanhNormal(self.actor(before), self.policy_noise)
-        action, log_prob = policy.drawn
-        value = self.critics(torch.cat([before, action], -1), held=True, noise=self.dropping)
-        improving = actor_loss(value.mean((0, 2)), log_prob, temperature)
-        heating = temperature_loss(self.actor.log_temperature, log_prob, self.target_entropy)
-        policy_loss, heat_loss = (
-            (counts * each).sum() / counts.sum() for each in (improving, heating)
-        )
-        metrics["grad_norm/policy"] = self.actor_trainer.step(policy_loss + heat_loss)
-        if config.norm != "batch":
-            self.target_follower.step(config.slow)
-
-        error = (target.mean(-1) - quantiles.detach().mean((0, 2))).abs()  # (B,)
+        quantiles, target = self.compare(taken, after, reward, discount, noise)
+        loss, said = critic_loss(quantiles, target, weight), quantiles.detach()
+        error = (target.mean(-1) - said.mean((0, 2))).abs()
         metrics |= {
-            "loss/critic": watched_loss(quantiles, target),
-            "loss/policy": policy_loss.detach(),
-            "policy/entropy": -log_prob.detach().mean(),
-            "policy/temperature": temperature,
-            "value/mean": quantiles.detach().mean() / config.reward_scale,
+            "loss/critic": watched_loss(said, target),
+            "value/mean": said.mean() / config.reward_scale,
             "value/td_error": error.mean() / config.reward_scale,
         }
-        if not config.prioritized:
-            return Feedback(metrics)
-        return Feedback(metrics, to_array(error[: len(real.keys)] + PRIORITY).astype(np.float64))
+        return loss, error, before, counts, metrics
 
     def compare(
-        self, taken: Tensor, after: Tensor, reward: Tensor, discount: Tensor, temperature: Tensor
+        self, taken: Tensor, after: Tensor, reward: Tensor, discount: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What critics say of (o, a) (B, O + A), and what they should: (K, B, Z), (B, Z').
 
         With batch statistics both are read in one batch, and no target network is needed (CrossQ).
         """
         with torch.no_grad():
-            action, log_prob = TanhNormal(self.actor(after), self.policy_noise).drawn
+            action, log_prob = TanhNormal(self.actor(after), noise).drawn
             following = torch.cat([after, action], -1)
+            entropy_bonus = -self.actor.log_temperature.exp() * log_prob
         if self.config.norm == "batch":
             both = self.critics(torch.cat([taken, following]), noise=self.dropping)
             quantiles, ahead = both.chunk(2, 1)
         else:
             quantiles = self.critics(taken, noise=self.dropping)
             ahead = self.target(following, noise=self.dropping)
-        soft = truncate(ahead.detach(), self.config.drop) - (temperature * log_prob).unsqueeze(-1)
+        soft = truncate(ahead.detach(), self.config.drop) + entropy_bonus.unsqueeze(-1)
         return quantiles, reward.unsqueeze(-1) + discount.unsqueeze(-1) * soft
+
+    def improve(
+        self, before: Tensor, counts: Tensor, noise: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the actor and its temperature at observations (B, O), and metrics."""
+        action, log_prob = TanhNormal(self.actor(before), noise).drawn
+        value = self.critics(torch.cat([before, action], -1), held=True, noise=self.dropping)
+        log_temperature = self.actor.log_temperature
+        temperature = log_temperature.detach().exp()
+        improving = actor_loss(value.mean((0, 2)), log_prob, temperature)
+        heating = temperature_loss(log_temperature, log_prob, self.target_entropy)
+        share = counts / counts.sum()
+        loss = (share * improving).sum()
+        metrics = {
+            "loss/policy": loss.detach(),
+            "policy/entropy": -(share * log_prob).sum().detach(),
+            "policy/temperature": temperature,
+        }
+        return loss + (share * heating).sum(), metrics
 
     @property
     def dropping(self) -> torch.Generator | None:
         """What draws the units to leave out."""
         return self.policy_noise if self.config.dropout else None
 
-    def importance(self, real: Sample) -> Tensor:
+    def importance(self, chance: Tensor) -> Tensor:
         """Weights (B,) that undo the drawing by priority as far as β goes, the largest 1."""
         if not self.config.prioritized:
-            return torch.ones(len(real.prob), device=self.device)
-        prob = torch.as_tensor(real.prob, dtype=torch.float32, device=self.device)
+            return torch.ones_like(chance)
         progress = (self.steps / self.config.anneal).clamp(max=1)
-        weight = (real.size * prob) ** -(self.config.beta + (1 - self.config.beta) * progress)
+        weight = chance ** -(self.config.beta + (1 - self.config.beta) * progress)
         return weight / weight.max()
 
     # ------------------------------------------------------------------- weights and state

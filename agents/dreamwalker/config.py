@@ -37,6 +37,7 @@ class Config:
     clip: float = 10.0  # gradient norm
     slow: float = 0.005  # rate at which the target critics follow; seed 002
     capacity: int = 1_000_000  # real rows; seed 002
+    compile: bool = False  # losses and their gradients, which takes some minutes at the start
 
     recent: bool = True  # emphasize recent rows
     eta: float = within(0.996, 0.0, 1.0)  # of emphasis at first; seed 002

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.blocks.distributions import TanhNormal
 from agents.blocks.training import to_tensors
 from agents.blocks.values import quantile_huber
 from agents.dreamwalker.config import PRIORITY, Config
@@ -53,7 +54,7 @@ def test_the_critic_loss_leads_where_the_mean_quantile_loss_does():
 
 def test_targets_bootstrap_unless_the_return_stops():
     """Window by window: truncation bootstraps, termination does not."""
-    agent = build(gamma=0.9)
+    agent = build(gamma=0.9, temperature=0.5)
     with torch.no_grad():
         for net, seed in ((agent.critics, 1), (agent.target, 2)):
             for parameter in net.parameters():
@@ -65,10 +66,9 @@ def test_targets_bootstrap_unless_the_return_stops():
     before, after = rows["obs"].unbind(1)
     reward, discount = rows["reward"][:, 1], 0.9 * ~terminal
     taken = torch.cat([before, rows["action"][:, 0]], -1)
-    noise = agent.policy_noise.get_state()
-    quantiles, target = agent.compare(taken, after, reward, discount, torch.tensor(0.5))
-    agent.policy_noise.set_state(noise)
-    action, log_prob = agent.policy_at(after, agent.policy_noise).drawn
+    noise = torch.randn(30, 1)
+    quantiles, target = agent.compare(taken, after, reward, discount, noise)
+    action, log_prob = TanhNormal(agent.actor(after), noise).drawn
     for b in range(30):
         at = torch.cat([after[b], action[b]])[None].detach()
         ahead = agent.target(at).flatten().sort().values[: 3 * 4]
@@ -156,14 +156,15 @@ def test_priorities_are_errors_and_weights_undo_them_as_far_as_beta_goes():
     x = before.normaliser(rows["obs"])
     taken = torch.cat([x[:, 0], rows["action"][:, 0]], -1)
     discount = before.config.gamma * ~rows["terminal"][:, 1]
-    found = before.compare(taken, x[:, 1], rows["reward"][:, 1], discount, torch.tensor(1.0))
+    noise = torch.randn((2, 40, 1), generator=before.policy_noise)[0]
+    found = before.compare(taken, x[:, 1], rows["reward"][:, 1], discount, noise)
     error = (found[1].mean(-1) - found[0].mean((0, 2))).abs().detach()
     np.testing.assert_allclose(feedback.priorities, error + PRIORITY, rtol=1e-4)
     prob = np.array([0.5, 0.25, 0.01, 0.1])
     for updates, beta in ((0, 0.4), (50, 0.7), (300, 1.0)):
         agent.normaliser.updates.fill_(updates)
         expected = (1 / (20 * prob)) ** beta
-        weight = agent.importance(Sample({}, np.arange(4), prob, 20))
+        weight = agent.importance(torch.tensor(20 * prob, dtype=torch.float32))
         np.testing.assert_allclose(weight, expected / expected.max(), rtol=1e-5)
 
 
