@@ -8,6 +8,7 @@ An update is a uniform sample and the gradient steps of critics, actor and tempe
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any, Final, cast
 
@@ -32,7 +33,7 @@ EQUAL: Final = Config(
     share=0.0,
     capacity=100_000,
 )
-OURS: Final = "dreamwalker"
+OURS: Final = ("dreamwalker", "dreamwalker, compiled")
 DEFAULTS: Final = "dreamwalker, its own networks"
 TQC: Final = "TQC of sb3-contrib"
 
@@ -46,12 +47,13 @@ def race(config: Config = EQUAL) -> Race:
 
     own = Config(recent=config.recent, share=0.0, capacity=config.capacity, batch=config.batch)
     sides = {
-        OURS: lambda: ours(config),
+        OURS[0]: lambda: ours(config),
+        OURS[1]: lambda: ours(replace(config, compile=True)),
         DEFAULTS: lambda: ours(own),
         TQC: lambda: training(peer(config, rows()), config.batch),
     }
     needs = {TQC: "sb3-contrib"}
-    return Race(config.batch, config.capacity, (OURS,), (DEFAULTS,), sides, needs)
+    return Race(config.batch, config.capacity, OURS, (DEFAULTS,), sides, needs)
 
 
 def episodes(spec: EnvSpec, steps: int) -> Batch:
