@@ -74,7 +74,7 @@ from core.types import (
 
 @dataclass(frozen=True)
 class Config:
-    """Units and sources beside each value; those without a source were measured here."""
+    """Units and sources beside each value; those without a source are choices of ours."""
 
     latent: int = 32  # seed 003
     hidden: int = 128  # units of every hidden layer; seed 003

@@ -76,7 +76,8 @@ class Dense(nn.Module):
         entering = torch.baddbmm(
             bias if several else biases[0], x.expand(self.members, *x.shape), read
         )
-        parts = [*entering.split(self.reading, -1), *biases[len(self.reading) :]]
+        split = entering.split(self.reading, -1) if several else [entering]
+        parts = [*split, *biases[len(self.reading) :]]
         h = self._activate(parts[0], 0, held, noise)
         for layer, (part, weight) in enumerate(zip(parts[1:], carry, strict=True), 1):
             h = self._activate(torch.baddbmm(part, h, weight), layer, held, noise)

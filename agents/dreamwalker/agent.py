@@ -43,7 +43,6 @@ from agents.blocks.training import (
     Follower,
     Learning,
     Trainer,
-    compiled,
     generator,
     load_net,
     net_state,
@@ -100,10 +99,6 @@ class Dreamwalker:
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
 
-        self._criticise, self._improve = self.criticise, self.improve
-        if config.compile:
-            self._criticise = compiled(self.criticise, device)
-            self._improve = compiled(self.improve, device)
         self.actor_trainer = Trainer(self.actor, config.lr, config.clip)
         self.critic_trainer = Trainer(self.critics, config.lr, config.clip)
         self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
@@ -242,10 +237,10 @@ class Dreamwalker:
         )
         noise = torch.randn(shape, generator=self.policy_noise, device=self.device)
 
-        loss, error, before, counts, found = self._criticise(lived, chance, imagined, noise[0])
+        loss, error, before, counts, found = self.criticise(lived, chance, imagined, noise[0])
         metrics |= found
         metrics["grad_norm/critic"] = self.critic_trainer.step(loss)
-        loss, found = self._improve(before, counts, noise[1])
+        loss, found = self.improve(before, counts, noise[1])
         metrics |= found
         metrics["grad_norm/policy"] = self.actor_trainer.step(loss)
         if config.norm != "batch":
@@ -261,7 +256,7 @@ class Dreamwalker:
         much each counts for the actor (B,), metrics.
 
         From R real windows, how many times likelier than others they were to be drawn (R,), and
-        dreamed windows with their weights (D,). Only tensors come in and go out, so it compiles.
+        dreamed windows with their weights (D,). Only tensors come in and go out.
         """
         config, metrics = self.config, {}
         self.normaliser.update(lived["obs"], lived["reward"])

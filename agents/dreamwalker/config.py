@@ -14,7 +14,7 @@ PRIORITY = 1e-3  # of a row whose error is 0
 
 @dataclass(frozen=True)
 class Config:
-    """Units and sources beside each value; those without a source were measured here.
+    """Units and sources beside each value; those without a source are choices of ours.
 
     "Agent steps" of a schedule are counted from the first update, as `policy_per_step` has them.
     """
@@ -37,7 +37,6 @@ class Config:
     clip: float = 10.0  # gradient norm
     slow: float = 0.005  # rate at which the target critics follow; seed 002
     capacity: int = 1_000_000  # real rows; seed 002
-    compile: bool = False  # losses and their gradients, which takes some minutes at the start
 
     recent: bool = True  # emphasize recent rows
     eta: float = within(0.996, 0.0, 1.0)  # of emphasis at first; seed 002

@@ -15,7 +15,7 @@ PRIORITY = 1e-3  # of a row whose error is 0, in the unit of values
 
 @dataclass(frozen=True)
 class Config:
-    """Units and sources beside each value; those without a source were measured here.
+    """Units and sources beside each value; those without a source are choices of ours.
 
     "Agent steps" of a schedule are counted from the first update, as `policy_per_step` has them.
     """

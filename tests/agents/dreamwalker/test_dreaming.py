@@ -128,7 +128,7 @@ def test_believed_dreams_are_their_share_of_the_update(swinging):
     dreams = swinging.dream(Swing().windows(60, 1))
     assert dreams["weight"].sum() > 10
     agent = build()
-    agent.slow_world.normaliser.updates.fill_(407)
+    agent.slow_world.normaliser.updates.fill_(257)
     metrics = agent.learn_policy(steps(30), dreams).metrics
     assert float(metrics["dream/share"]) == pytest.approx(0.25)
     assert float(metrics["dream/age"]) == 7
