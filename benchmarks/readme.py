@@ -50,7 +50,11 @@ def section(results: Path) -> str:
             *(ablation.table(json.loads(path.read_text())) for path in ablation.summaries(results)),
             startup.table(started) if started else f"Start-up: {MISSING}.",
             *replay_table(load(results / "replay.json")),
-            *updates_table(load(results / "updates.json")),
+            *(
+                part
+                for path in sorted(results.glob("updates/*.json"))
+                for part in updates_part(path)
+            ),
         )
     )
 
@@ -108,11 +112,11 @@ def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
     yield f"`python launch.py bench replay`: {replay.footing(found)}."
 
 
-def updates_table(found: dict[str, Any] | None) -> Iterator[str]:
-    """The learner against its peers, and how that was measured."""
-    if found is not None:
-        yield updates.table(found)
-        yield f"`python benchmarks/updates.py`: {updates.footing(found)}."
+def updates_part(path: Path) -> Iterator[str]:
+    """An agent's learner against its peers, and how that was measured."""
+    found = json.loads(path.read_text())
+    yield updates.table(found)
+    yield f"`python benchmarks/updates.py --agent {path.stem}`: {updates.footing(found)}."
 
 
 def kinds_table(env: str, finals: dict[str, dict[str, dict[str, list[float]]]]) -> str:

@@ -32,7 +32,12 @@ HOMES = {  # package → the paths that may import it
     "tyro": ("launch.py",),
     "yaml": ("runtime/", "launch.py"),
     "matplotlib": ("benchmarks/report.py",),
-    "stable_baselines3": ("benchmarks/peers.py", "benchmarks/replay_peers.py"),
+    "stable_baselines3": (
+        "benchmarks/peers.py",
+        "benchmarks/replay_peers.py",
+        "benchmarks/updates_dreamwalker.py",
+    ),
+    "sb3_contrib": ("benchmarks/updates_dreamwalker.py",),
     "cpprb": ("benchmarks/replay_peers.py",),
     "reverb": ("benchmarks/reverb_peer.py",),
     "tensorflow": ("benchmarks/reverb_peer.py",),

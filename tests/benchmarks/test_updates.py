@@ -12,7 +12,9 @@ from agents.blocks.values import project
 from agents.gated_rainbow.agent import GatedRainbow
 from benchmarks.rainbow_peer import OurReplay, Step, Tree, TreeReplay, of_n_steps
 from benchmarks.readme import section
-from benchmarks.updates import EQUAL, OURS, SIDES, Games, footing, measure, peer, table
+from benchmarks.updates import footing, measure, table, without
+from benchmarks.updates_race import Race
+from benchmarks.updates_rainbow import EQUAL, OURS, Games, peer, race
 
 SMALL = replace(EQUAL, capacity=2048, batch=32)
 
@@ -28,20 +30,36 @@ PEERS = pytest.mark.parametrize(
 
 
 def test_every_side_is_measured_in_every_round_and_told_in_the_readme(tmp_path):
-    names = [name for name in SIDES if name != OURS[1]]  # to compile takes a minute
-    found = json.loads(json.dumps(measure(SMALL, rounds=2, seconds=0.01, names=names)))
-    assert list(found["rates"]) == names
+    racing = without(race(SMALL), OURS[1:])  # to compile takes a minute
+    found = json.loads(json.dumps(measure(racing, rounds=2, seconds=0.01)))
+    assert list(found["rates"]) == list(racing.sides)
     assert all(len(rates) == 2 and min(rates) > 0 for rates in found["rates"].values())
     lines = table(found).splitlines()
-    assert len(lines) == 2 + len(names)
+    assert len(lines) == 2 + len(racing.sides)
     assert ["×" in line for line in lines[2:]] == [False, False, True, True]
-    (tmp_path / "updates.json").write_text(json.dumps(found))
-    assert section(tmp_path).endswith(f"`python benchmarks/updates.py`: {footing(found)}.")
+    (tmp_path / "updates").mkdir()
+    (tmp_path / "updates" / "some-agent.json").write_text(json.dumps(found))
+    command = "`python benchmarks/updates.py --agent some-agent`"
+    assert section(tmp_path).endswith(f"{table(found)}\n\n{command}: {footing(found)}.")
+
+
+def test_a_peer_that_is_not_installed_is_named_and_left_out():
+    def work(updates):
+        sum(range(1000 * updates))
+
+    def missing():
+        raise AssertionError("it cannot be built")
+
+    sides = {"ours": lambda: work, "theirs": missing}
+    racing = Race(256, 1000, ("ours",), (), sides, {"theirs": "no-such-distribution"})
+    found = measure(racing, rounds=2, seconds=0.001)
+    assert list(found["rates"]) == ["ours"]
+    assert found["skipped"] == {"theirs": "no-such-distribution"} and found["peers"] == {}
 
 
 def test_ratios_are_taken_round_by_round():
     rates = {OURS[0]: [10.0, 40.0, 30.0], OURS[1]: [30.0] * 3, "a peer": [10.0, 20.0, 10.0]}
-    lines = table({"batch": 256, "rates": rates}).splitlines()
+    lines = table({"batch": 256, "ours": OURS, "others": (), "rates": rates}).splitlines()
     assert lines[2:] == [
         f"| {OURS[0]} | 30 |  |  |",
         f"| {OURS[1]} | 30 |  |  |",
