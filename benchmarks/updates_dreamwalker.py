@@ -8,7 +8,6 @@ An update is a uniform sample and the gradient steps of critics, actor and tempe
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from typing import Any, Final, cast
 
@@ -33,7 +32,7 @@ EQUAL: Final = Config(
     share=0.0,
     capacity=100_000,
 )
-OURS: Final = ("dreamwalker", "dreamwalker, compiled")
+OURS: Final = ("dreamwalker",)
 DEFAULTS: Final = "dreamwalker, its own networks"
 TQC: Final = "TQC of sb3-contrib"
 
@@ -48,7 +47,6 @@ def race(config: Config = EQUAL) -> Race:
     own = Config(recent=config.recent, share=0.0, capacity=config.capacity, batch=config.batch)
     sides = {
         OURS[0]: lambda: ours(config),
-        OURS[1]: lambda: ours(replace(config, compile=True)),
         DEFAULTS: lambda: ours(own),
         TQC: lambda: training(peer(config, rows()), config.batch),
     }
