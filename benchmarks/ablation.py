@@ -1,6 +1,6 @@
 """What each part of an agent is worth: the same seeds with it and without.
 
-    python benchmarks/ablation.py --agent gated-rainbow --env NumberGame-v1 --steps 300000 --jobs 2
+    python benchmarks/ablation.py --agent gated-rainbow --env NumberGame-v1 --steps 120000 --jobs 2
 
 Seeds that are done are not run again, and an interrupted one is resumed. What is kept goes to
 `benchmarks/results/ENV/ablation/AGENT`, with the table.
@@ -36,7 +36,7 @@ WITHOUT: Final[dict[str, dict[str, str]]] = {  # agent → what is left out → 
 
 
 def main() -> None:
-    of = parser(__doc__, 3, 300_000, agent="gated-rainbow", env="NumberGame-v1", among=WITHOUT)
+    of = parser(__doc__, 3, 120_000, agent="gated-rainbow", env="NumberGame-v1", among=WITHOUT)
     args = of.parse_args()
     out = args.out or ROOT / "benchmarks" / "results" / args.env / "ablation" / args.agent
     whole = training(args)

@@ -1,7 +1,7 @@
 """How many steps an agent needs: several seeds, looked at as they learn and scored at the end.
 
     python benchmarks/learning.py --env CartPole-v1 --seeds 5 --steps 10000
-    python benchmarks/learning.py --env NumberGame-v1 --agent gated-rainbow --steps 1000000
+    python benchmarks/learning.py --env NumberGame-v1 --agent gated-rainbow --steps 600000
 
 Seeds that are done are not run again, and an interrupted one is resumed. Runs stay under
 `runs/benchmarks/`; what is kept of them goes to `--out`, with a table and a plot (needs the extra
