@@ -33,7 +33,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -44,14 +44,14 @@ from agents.blocks.distributions import Policy
 from agents.blocks.nets import MLP, Ensemble
 from agents.blocks.normaliser import Normaliser, ReturnRange
 from agents.blocks.returns import retrace
+from agents.blocks.rows import NUMBER, columns
 from agents.blocks.training import (
     Follower,
     Learning,
     Trainer,
+    WeightGroups,
     generator,
-    load_net,
     masked_mean,
-    net_state,
     resolve,
     to_array,
     to_tensors,
@@ -68,7 +68,6 @@ from core.types import (
     Space,
     State,
     TableSpec,
-    Weights,
 )
 
 
@@ -120,7 +119,7 @@ class Config:
         return self.trajectories - self.dreams
 
 
-class DreamerLite:
+class DreamerLite(WeightGroups):
     """See the module. Built from vector observations and discrete or continuous actions."""
 
     Config: TypeAlias = Config
@@ -149,21 +148,25 @@ class DreamerLite:
         self.act_noise = generator(seed, device)
         self.dream_noise = generator(seed + 1, device)
         self.policy_noise = generator(seed + 2, device)
-        self._world_learning = Learning(
-            nets={"world": self.world, "slow_world": self.slow_world},
-            trainers={"world": self.world_trainer},
-            noise={"dream": self.dream_noise},
-        )
-        self._policy_learning = Learning(
-            nets={
-                "policy": self.policy,
-                "critic": self.critic,
-                "slow_critic": self.slow_critic,
-                "return_range": self.return_range,
-            },
-            trainers={"policy": self.policy_trainer, "critic": self.critic_trainer},
-            noise={"act": self.act_noise, "policy": self.policy_noise},
-        )
+        self.learning = {
+            "world": Learning(
+                nets={"world": self.world, "slow_world": self.slow_world},
+                trainers={"world": self.world_trainer},
+                noise={"dream": self.dream_noise},
+                published="slow_world",
+            ),
+            "policy": Learning(
+                nets={
+                    "policy": self.policy,
+                    "critic": self.critic,
+                    "slow_critic": self.slow_critic,
+                    "return_range": self.return_range,
+                },
+                trainers={"policy": self.policy_trainer, "critic": self.critic_trainer},
+                noise={"act": self.act_noise, "policy": self.policy_noise},
+                published="policy",
+            ),
+        }
 
     # --------------------------------------------------------------------------------- acting
 
@@ -363,20 +366,6 @@ class DreamerLite:
         """What a return is measured in: the return of always getting the typical reward."""
         return self.slow_world.normaliser.reward_rms / (1 - self.config.gamma)
 
-    # ------------------------------------------------------------------- weights and state
-
-    def weights(self, group: str) -> Weights:
-        return net_state({"world": self.slow_world, "policy": self.policy}[group])
-
-    def load(self, group: str, weights: Weights) -> None:
-        load_net({"world": self.slow_world, "policy": self.policy}[group], weights)
-
-    def state(self, group: str) -> dict[str, Any]:
-        return {"world": self._world_learning, "policy": self._policy_learning}[group].state()
-
-    def restore(self, group: str, state: dict[str, Any]) -> None:
-        {"world": self._world_learning, "policy": self._policy_learning}[group].restore(state)
-
 
 # -------------------------------------------------------------------------------- the world
 
@@ -438,16 +427,8 @@ def continue_loss(logit: Tensor, stays: Tensor) -> Tensor:
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
     """Who samples what, how often: the replay ratios of this agent."""
-    flag, number = Space((), "bool"), Space((), "float32")
-    columns = {
-        "obs": spec.obs,
-        "action": spec.action,
-        "reward": number,
-        "first": flag,
-        "last": flag,
-        "terminal": flag,
-        "log_prob": number,  # of the action, under the policy that took it
-    }
+    # Of the action, under the policy that took it.
+    kept = columns(spec, log_prob=NUMBER)
     consumers = {
         "world": Consumer(
             config.world_batch, config.world_window, samples_per_step=config.world_per_step
@@ -463,5 +444,5 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
         consumers["start"] = replace(policy, batch=config.dreams, window=1)
     if config.real:
         consumers["policy"] = policy
-    real = TableSpec(config.capacity, columns, consumers)
+    real = TableSpec(config.capacity, kept, consumers)
     return {"real": real, "dream": QueueSpec(2)} if config.dreams else {"real": real}

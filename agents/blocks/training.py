@@ -142,11 +142,12 @@ def load_net(net: nn.Module, weights: Weights) -> None:
 
 @dataclass(frozen=True)
 class Learning:
-    """All of a weight group that learning continues from."""
+    """All of a weight group that learning continues from; of its nets, others pull `published`."""
 
     nets: Mapping[str, nn.Module]
     trainers: Mapping[str, Trainer]
     noise: Mapping[str, torch.Generator]
+    published: str
 
     def state(self) -> dict[str, Any]:
         return {
@@ -165,3 +166,23 @@ class Learning:
             saved = state["noise"][name]
             if saved.shape == noise.get_state().shape:  # else of another kind of device
                 noise.set_state(to_tensor(saved))
+
+
+class WeightGroups:
+    """What others ask of an agent's weight groups, answered from `learning`, by group."""
+
+    learning: Mapping[str, Learning]
+
+    def weights(self, group: str) -> Weights:
+        of = self.learning[group]
+        return net_state(of.nets[of.published])
+
+    def load(self, group: str, weights: Weights) -> None:
+        of = self.learning[group]
+        load_net(of.nets[of.published], weights)
+
+    def state(self, group: str) -> dict[str, Any]:
+        return self.learning[group].state()
+
+    def restore(self, group: str, state: dict[str, Any]) -> None:
+        self.learning[group].restore(state)

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -39,13 +39,13 @@ from torch import Tensor, nn
 from agents.blocks.distributions import TanhNormal
 from agents.blocks.dreams import pick
 from agents.blocks.normaliser import Normaliser
+from agents.blocks.rows import FLAG, columns
 from agents.blocks.training import (
     Follower,
     Learning,
     Trainer,
+    WeightGroups,
     generator,
-    load_net,
-    net_state,
     resolve,
     to_array,
     to_tensors,
@@ -69,16 +69,14 @@ from core.types import (
     Feedback,
     QueueSpec,
     Sample,
-    Space,
     State,
     TableSpec,
-    Weights,
 )
 
 COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to learn values from
 
 
-class Dreamwalker:
+class Dreamwalker(WeightGroups):
     """See the module. Built from vector observations and continuous actions."""
 
     Config: TypeAlias = Config
@@ -107,17 +105,19 @@ class Dreamwalker:
         self.act_noise = generator(seed, device)
         self.dream_noise = generator(seed + 1, device)
         self.policy_noise = generator(seed + 2, device)
-        self._acting = nn.ModuleDict({"actor": self.actor, "normaliser": self.normaliser})
-        self._learning = {
+        acting = nn.ModuleDict({"actor": self.actor, "normaliser": self.normaliser})
+        self.learning = {
             "world": Learning(
                 nets={"world": self.world, "slow_world": self.slow_world},
                 trainers={"world": self.world_trainer},
                 noise={"dream": self.dream_noise},
+                published="slow_world",
             ),
             "policy": Learning(
-                nets={"acting": self._acting, "critics": self.critics, "target": self.target},
+                nets={"acting": acting, "critics": self.critics, "target": self.target},
                 trainers={"actor": self.actor_trainer, "critics": self.critic_trainer},
                 noise={"act": self.act_noise, "policy": self.policy_noise},
+                published="acting",
             ),
         }
 
@@ -334,33 +334,11 @@ class Dreamwalker:
         weight = chance ** -(self.config.beta + (1 - self.config.beta) * progress)
         return weight / weight.max()
 
-    # ------------------------------------------------------------------- weights and state
-
-    def weights(self, group: str) -> Weights:
-        return net_state({"world": self.slow_world, "policy": self._acting}[group])
-
-    def load(self, group: str, weights: Weights) -> None:
-        load_net({"world": self.slow_world, "policy": self._acting}[group], weights)
-
-    def state(self, group: str) -> dict[str, Any]:
-        return self._learning[group].state()
-
-    def restore(self, group: str, state: dict[str, Any]) -> None:
-        self._learning[group].restore(state)
-
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
     """Who samples what, how often: the replay ratios of this agent."""
-    flag, number = Space((), "bool"), Space((), "float32")
-    columns = {
-        "obs": spec.obs,
-        "action": spec.action,
-        "reward": number,
-        "first": flag,
-        "last": flag,
-        "terminal": flag,
-        "held_out": flag,  # from the world model
-    }
+    # Whether the world model never learns from the episode.
+    kept = columns(spec, held_out=FLAG)
     consumers = {
         "policy": Consumer(
             config.batch - config.dreamed,
@@ -386,5 +364,5 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
             context=config.context,
             columns=("obs", "action", "reward", "first"),
         )
-    real = TableSpec(config.capacity, columns, consumers)
+    real = TableSpec(config.capacity, kept, consumers)
     return {"real": real, "dream": QueueSpec(2)} if config.dreamed else {"real": real}

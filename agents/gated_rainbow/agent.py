@@ -36,7 +36,7 @@ al. 2019) for dreams from real starts.
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -50,10 +50,9 @@ from agents.blocks.training import (
     Follower,
     Learning,
     Trainer,
+    WeightGroups,
     compiled,
     generator,
-    load_net,
-    net_state,
     resolve,
     to_array,
     to_tensors,
@@ -71,7 +70,6 @@ from core.types import (
     Feedback,
     Sample,
     State,
-    Weights,
 )
 
 PASSES = 3  # through a network an update: online twice, then target
@@ -86,7 +84,7 @@ class Memory(NamedTuple):
     held_out: Array  # (N,) bool, whether this episode is kept from the world model
 
 
-class GatedRainbow:
+class GatedRainbow(WeightGroups):
     """See the module. Observations are vectors or frames, actions discrete."""
 
     Config: TypeAlias = Config
@@ -121,17 +119,19 @@ class GatedRainbow:
         self.act_noise = generator(seed, device)
         self.dream_noise = generator(seed + 1, device)
         self.policy_noise = generator(seed + 2, device)
-        self._acting = nn.ModuleDict({"online": self.online, "progress": self.progress})
-        self._learning = {
+        acting = nn.ModuleDict({"online": self.online, "progress": self.progress})
+        self.learning = {
             "world": Learning(
                 nets={"world": self.world, "slow_world": self.slow_world},
                 trainers={"world": self.world_trainer},
                 noise={"dream": self.dream_noise},
+                published="slow_world",
             ),
             "policy": Learning(
-                nets={"acting": self._acting, "target": self.target},
+                nets={"acting": acting, "target": self.target},
                 trainers={"online": self.trainer},
                 noise={"act": self.act_noise, "policy": self.policy_noise},
+                published="acting",
             ),
         }
 
@@ -352,17 +352,3 @@ class GatedRainbow:
         for net in (self.online, self.target):
             net.rescale(factor)
             net.unit.copy_(unit)
-
-    # ------------------------------------------------------------------- weights and state
-
-    def weights(self, group: str) -> Weights:
-        return net_state({"world": self.slow_world, "policy": self._acting}[group])
-
-    def load(self, group: str, weights: Weights) -> None:
-        load_net({"world": self.slow_world, "policy": self._acting}[group], weights)
-
-    def state(self, group: str) -> dict[str, Any]:
-        return self._learning[group].state()
-
-    def restore(self, group: str, state: dict[str, Any]) -> None:
-        self._learning[group].restore(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from agents.blocks.rows import FLAG, NUMBER, columns
 from agents.gated_rainbow.config import CONTEXT, Config
 from core.errors import UserError
 from core.types import Consumer, EnvSpec, Prioritized, QueueSpec, Space, TableSpec, Uniform
@@ -24,17 +25,8 @@ def witnessed(spec: EnvSpec, clock: bool) -> EnvSpec:
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
     """Who samples what, how often: the replay ratios of this agent."""
-    flag, number = Space((), "bool"), Space((), "float32")
-    columns = {
-        "obs": spec.obs,
-        "action": spec.action,
-        "reward": number,
-        "first": flag,
-        "last": flag,
-        "terminal": flag,
-        "trace": number,  # the discounted reward so far
-        "held_out": flag,  # from the world model
-    }
+    # The discounted reward so far, and whether the world model never learns from the episode.
+    kept = columns(spec, trace=NUMBER, held_out=FLAG)
     consumers = {
         "policy": Consumer(
             config.batch - config.dreamed,
@@ -62,5 +54,5 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
             context=CONTEXT,
             columns=("obs",),
         )
-    real = TableSpec(config.capacity, columns, consumers)
+    real = TableSpec(config.capacity, kept, consumers)
     return {"real": real, "dream": QueueSpec(2)} if config.dreamed else {"real": real}

@@ -24,7 +24,8 @@ def learning(seed: int) -> tuple[Learning, MLP, Trainer, torch.Generator]:
     torch.manual_seed(seed)
     net, noise = MLP(SIZES), generator(seed, "cpu")
     trainer = Trainer(net, lr=1e-2, clip=1.0)
-    return Learning({"net": net}, {"net": trainer}, {"noise": noise}), net, trainer, noise
+    whole = Learning({"net": net}, {"net": trainer}, {"noise": noise}, published="net")
+    return whole, net, trainer, noise
 
 
 def test_a_step_is_adam_on_the_clipped_gradient():
