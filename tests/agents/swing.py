@@ -1,0 +1,56 @@
+"""A small known system for world models to learn."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from core.types import Array, Batch, Sample
+
+
+class Swing:
+    """A linear system with a push, x' = A x + b u, that ends beyond `edge`.
+
+    The reward of a step is x_0 where it leads to. u is what was acted, within [-1, 1], or one less
+    than which of `choices` was.
+    """
+
+    A = 0.98 * np.array([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]])
+    b = np.array([0.0, 0.5])
+
+    def __init__(self, context: int, choices: int = 0, edge: float = np.inf) -> None:
+        self.context, self.choices, self.edge = context, choices, edge
+        self.rng = np.random.default_rng(0)
+
+    def windows(self, B: int, T: int) -> Sample:
+        """Windows of random play (B, C + T, …), the rows of the context lived through."""
+        x, reward, last = self.rng.uniform(-1, 1, (B, 2)), np.zeros(B), np.zeros(B, bool)
+        first, held_out = np.zeros(B, bool), self.rng.random(B) < 0.2
+        rows: list[Batch] = []
+        for t in range(self.context + T):
+            last = (np.abs(x[:, 0]) > self.edge) & ~first & (t > self.context)
+            action, push = self.act(B)
+            rows.append(
+                {
+                    "obs": x.astype(np.float32),
+                    "action": action,
+                    "reward": reward.astype(np.float32),
+                    "first": first,
+                    "last": last,
+                    "terminal": last,
+                    "trace": (10 * reward).astype(np.float32),
+                    "held_out": held_out,
+                }
+            )
+            x = x @ self.A.T + push[:, None] * self.b
+            x = np.where(last[:, None], self.rng.uniform(-1, 1, (B, 2)), x)
+            reward, first = np.where(last, 0, x[:, 0]), last
+        data = {key: np.stack([row[key] for row in rows], 1) for key in rows[0]}
+        return Sample(data, np.arange(B), np.full(B, 1 / B), B)
+
+    def act(self, B: int) -> tuple[Array, Array]:
+        """Random actions and the pushes they are, (B, …) and (B,)."""
+        if self.choices:
+            action = self.rng.integers(0, self.choices, B)
+            return action, action - 1
+        action = self.rng.uniform(-1, 1, (B, 1))
+        return action.astype(np.float32), action[:, 0]
