@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -18,6 +20,8 @@ from core.types import Array, Batch, Weights
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+
 
 class Trainer:
     """A network and its AdamW: clips the gradient norm to `clip` and steps.
@@ -29,6 +33,7 @@ class Trainer:
 
     def __init__(self, net: nn.Module, lr: float, clip: float, decay: float = 0.0) -> None:
         parameters = list(net.parameters())
+        keep_freed_memory()
         flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
         self._flat, self._gradient = nn.Parameter(flat), torch.zeros_like(flat)
         self._flat.grad = self._gradient
@@ -65,6 +70,18 @@ class Trainer:
         self._adam.load_state_dict(
             {**self._adam.state_dict(), "state": {0: moments} if moments else {}}
         )
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the C library keep what an update frees: the next one needs as much.
+
+    glibc gives memory back to the system, and has to fetch it anew, page by page, in each update;
+    that took Dreamwalker 5 to 10 % of its time.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(_MMAP_THRESHOLD, 32 << 20)  # bytes; larger pieces are given back
+        mallopt(_TRIM_THRESHOLD, 256 << 20)  # bytes at the end of the heap
 
 
 class Follower:

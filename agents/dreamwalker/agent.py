@@ -307,7 +307,8 @@ class Dreamwalker(WeightGroups):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the actor and its temperature at observations (B, O), and metrics."""
         action, log_prob = TanhNormal(self.actor(before), noise).drawn
-        value = self.critics(torch.cat([before, action], -1), held=True, noise=self.dropping)
+        taken = torch.cat([before, action], -1)
+        value = self.critics(taken, held=True, mean=True, noise=self.dropping)
         log_temperature = self.actor.log_temperature
         temperature = log_temperature.detach().exp()
         improving = actor_loss(value.mean((0, 2)), log_prob, temperature)

@@ -11,7 +11,7 @@ from agents.blocks.dense import Dense
 from agents.blocks.values import quantile_huber, quantile_slopes
 from agents.dreamwalker.config import Config
 
-WATCHED = 16  # windows of an update
+WATCHED = 4  # windows of an update
 
 
 class Actor(nn.Module):

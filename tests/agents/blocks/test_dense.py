@@ -12,16 +12,13 @@ HIDDEN = (8, 6, 5)
 
 def alone(net: Dense, member: int, x: Tensor) -> Tensor:
     """One member, layer by layer, its inputs laid beside each other."""
-    read = net.read[member].split(net.reading, -1)
-    bias = net.bias[member].split(net.hidden, -1)
     h = torch.zeros(len(x), 0)
-    for layer in range(len(net.hidden)):
-        weights, inputs = [], []
+    for layer, read in enumerate(net.read):
+        *weights, bias = read[member]
+        inputs = [h, x] if weights else [h]
         if layer:
-            weights, inputs = [net.carry[layer - 1][member]], [h]
-        if layer < len(read):
-            weights, inputs = [*weights, read[layer]], [*inputs, x]
-        h = torch.cat(inputs, -1) @ torch.cat(weights) + bias[layer]
+            weights = [*net.carry[layer - 1][member], *weights]
+        h = torch.cat(inputs, -1) @ torch.stack(weights) + bias
         h = F.relu(F.layer_norm(h, h.shape[-1:]) if net.norm == "layer" else h)
     return h @ net.leave[member] + net.leave_bias[member]
 
@@ -39,7 +36,12 @@ def test_together_they_are_what_each_is_alone(dense, norm):
 def test_every_hidden_layer_reads_the_input_only_when_dense():
     for dense, layers in ((True, 3), (False, 1)):
         net = Dense(1, 3, HIDDEN, 4, dense=dense)
-        assert net.read.shape[-1] == sum(HIDDEN[:layers])
+        assert [len(read[0]) - 1 for read in net.read] == [3] * layers + [0] * (3 - layers)
+
+
+def test_the_mean_of_the_outputs_can_be_had_alone():
+    net, x = Dense(5, 3, HIDDEN, 4), torch.randn(7, 3)
+    torch.testing.assert_close(net(x, mean=True), net(x).mean(-1, keepdim=True))
 
 
 def test_members_start_apart_and_learn_apart():
