@@ -1,6 +1,8 @@
 """What each part of an agent is worth: the same seeds with it and without.
 
     python benchmarks/ablation.py --agent gated-rainbow --env NumberGame-v1 --steps 120000 --jobs 2
+    python benchmarks/ablation.py --agent dreamwalker --env BipedalWalker-v3 --steps 30000 \\
+        --set agent.share=0.25
 
 Seeds that are done are not run again, and an interrupted one is resumed. What is kept goes to
 `benchmarks/results/ENV/ablation/AGENT`, with the table.
@@ -31,6 +33,11 @@ WITHOUT: Final[dict[str, dict[str, str]]] = {  # agent → what is left out → 
         "priorities": "agent.prioritized=false",
         "n-step": "agent.n=1",
         "noise": "agent.noise=0",
+    },
+    "dreamwalker": {
+        "dreams": "agent.share=0",
+        "recent rows": "agent.recent=false",
+        "D2RL": "agent.dense=false",
     },
 }
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import ablation, replay, startup, updates
 from benchmarks.curves import DEFAULT_AGENT, TASKS
 from benchmarks.processes import ROOT
-from benchmarks.report import markdown, spread
+from benchmarks.report import markdown, spread, training_table
 
 BEGIN = "<!-- results: written by `python benchmarks/readme.py` -->"
 END = "<!-- end of results -->"
@@ -47,6 +47,7 @@ def section(results: Path) -> str:
             markdown(("agent", "env", "greedy return", "steps", "wall time", "command"), rows),
             " ".join(plots),
             *(kinds_table(it["env"], it["finals"]) for it in summaries if it.get("finals")),
+            *(training_table(it["env"], it["training"]) for it in summaries if it.get("training")),
             *(ablation.table(json.loads(path.read_text())) for path in ablation.summaries(results)),
             startup.table(started) if started else f"Start-up: {MISSING}.",
             *replay_table(load(results / "replay.json")),

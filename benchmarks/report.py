@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.curves import TASKS, Curve, by_kind, median, ratio, read_methods, summarise
+from benchmarks.curves import (
+    TASKS,
+    WINDOW,
+    Curve,
+    by_kind,
+    in_training,
+    median,
+    ratio,
+    read_methods,
+    summarise,
+)
 
 
 def report(env: str, out: Path) -> str:
@@ -31,9 +41,17 @@ def report(env: str, out: Path) -> str:
         row["times_ours"] = ratio(row["steps"], ours.get(row["threshold"], []))
     finals = {name: found for name, curves in methods.items() if (found := by_kind(curves))}
     summary = {"env": env, "figures": figures, **({"finals": finals} if finals else {})}
+    if task.training:
+        threshold = task.thresholds[0]
+        summary["training"] = {
+            name: in_training(curves, threshold) for name, curves in methods.items()
+        }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     plot(env, methods, out / "curves.png")
-    return table(figures)
+    said = [table(figures)]
+    if task.training:
+        said.append(training_table(env, summary["training"]))
+    return "\n\n".join(said)
 
 
 def table(figures: Sequence[Mapping[str, Any]]) -> str:
@@ -65,6 +83,32 @@ def table(figures: Sequence[Mapping[str, Any]]) -> str:
         "for good from",
     )
     heads += ("so at the end", "later looks so", "return at the end", "wall time", "without looks")
+    return markdown(heads, rows)
+
+
+def training_table(env: str, training: Mapping[str, Mapping[str, Any]]) -> str:
+    """What training episodes came to, exploration included, seeds as median (least to most)."""
+    rows = [
+        (
+            method,
+            f"≥ {found['threshold']:g}",
+            spread(found["first_episode"], beyond=max(found["episodes"])),
+            spread(found["first_episode_steps"], beyond=found["budget"]),
+            spread(found["mean_steps"], beyond=found["budget"]),
+            f"{sum(steps is not None for steps in found['mean_steps'])}/{len(found['mean_steps'])}",
+            "–" if None in found["best_mean"] else spread(found["best_mean"], ".1f"),
+        )
+        for method, found in training.items()
+    ]
+    heads = (
+        f"training episodes of {env}",
+        "return",
+        "first such episode",
+        "steps to it",
+        f"steps until {WINDOW} such on average",
+        "seeds there",
+        f"best mean of {WINDOW}",
+    )
     return markdown(heads, rows)
 
 

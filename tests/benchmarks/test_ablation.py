@@ -3,8 +3,11 @@
 import json
 from itertools import combinations
 
+import pytest
+
 import launch
-from agents.gated_rainbow.config import Config
+from agents.dreamwalker import config as dreamwalker
+from agents.gated_rainbow import config as gated_rainbow
 from benchmarks.ablation import FULL, WITHOUT, plan, summaries, summarise, table
 from benchmarks.learning import Training
 from benchmarks.readme import section
@@ -12,14 +15,20 @@ from core.config import apply
 from tests.benchmarks.test_report import method
 
 WHOLE = Training("gated-rainbow", "NumberGame-v1", 1000, 500, 100)
+WALKING = Training(
+    "dreamwalker", "BipedalWalker-v3", 1000, 500, 100, settings=("agent.share=0.25",)
+)
 
 
-def test_every_setting_is_understood_and_leaves_something_out(tmp_path):
+@pytest.mark.parametrize(
+    ("whole", "agent_config"), [(WHOLE, gated_rainbow.Config()), (WALKING, dreamwalker.Config())]
+)
+def test_every_setting_is_understood_and_leaves_something_out(whole, agent_config, tmp_path):
     built = []
-    for job in plan(WHOLE, 1, tmp_path):
+    for job in plan(whole, 1, tmp_path):
         config, _, _ = launch.configured(job.training.command(job.seed))
-        built.append(apply(Config(), config.agent_options))
-    assert len(built) == 1 + len(WITHOUT["gated-rainbow"])
+        built.append(apply(agent_config, config.agent_options))
+    assert len(built) == 1 + len(WITHOUT[whole.agent])
     assert all(one != other for one, other in combinations(built, 2))
 
 

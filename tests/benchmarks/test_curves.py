@@ -1,6 +1,7 @@
 """When a curve was good enough, on curves small enough to see."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from benchmarks.curves import (
     EPISODES_KEPT,
     Curve,
     by_kind,
+    in_training,
     keep,
     median,
     ratio,
@@ -62,6 +64,18 @@ def test_figures_are_over_all_seeds():
     assert found["final_returns"] == [500, 500, 30]
     assert found["budget"] == 2000
     assert found["wall_without_evaluations_s"] == [80, 80, 80]
+
+
+def test_training_episodes_are_averaged_a_hundred_at_a_time():
+    scores = np.array([0.0] * 50 + [300.0] + [0.0] * 9 + [320.0] * 140)
+    trained = replace(curve(500), ended=10 * np.arange(1, 201), scores=scores)
+    found = in_training([trained, curve(500)], 300)
+    assert found["first_episode"] == [51, None]
+    assert found["first_episode_steps"] == [510, None]
+    first = next(n for n in range(100, 201) if scores[n - 100 : n].mean() >= 300)
+    assert found["mean_steps"] == [10 * first, None]
+    assert found["best_mean"] == [320.0, None]
+    assert found["episodes"] == [200, 0]
 
 
 def test_a_seed_that_never_gets_there_is_later_than_any_other():

@@ -29,6 +29,17 @@ def test_methods_are_compared_with_ours_and_drawn(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_training_episodes_are_reported_where_they_matter(tmp_path):
+    pytest.importorskip("matplotlib")
+    ends = [{"kind": "episode", "env_steps": 900 * n, "return": 90.0 * n} for n in range(1, 6)]
+    keep(
+        {"agent": "dreamwalker"}, [look(5000, 305.0), *ends], tmp_path / "dreamwalker/seed-0.jsonl"
+    )
+    assert report("BipedalWalker-v3", tmp_path).splitlines()[-1] == (
+        "| dreamwalker | ≥ 300 | 4 | 3,600 | > 5,000 | 0/1 | – |"
+    )
+
+
 def test_peers_alone_are_not_compared(tmp_path):
     pytest.importorskip("matplotlib")
     method(tmp_path, "sb3-sac", [-1500.0, -190.0])
