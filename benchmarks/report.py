@@ -39,18 +39,16 @@ def report(env: str, out: Path) -> str:
     ours = {row["threshold"]: row["steps"] for row in figures if row["method"] == task.ours}
     for row in figures:
         row["times_ours"] = ratio(row["steps"], ours.get(row["threshold"], []))
-    finals = {name: found for name, curves in methods.items() if (found := by_kind(curves))}
-    summary = {"env": env, "figures": figures, **({"finals": finals} if finals else {})}
-    if task.training:
-        threshold = task.thresholds[0]
-        summary["training"] = {
-            name: in_training(curves, threshold) for name, curves in methods.items()
-        }
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    plot(env, methods, out / "curves.png")
+    summary: dict[str, Any] = {"env": env, "figures": figures}
+    if finals := {name: found for name, curves in methods.items() if (found := by_kind(curves))}:
+        summary["finals"] = finals
     said = [table(figures)]
     if task.training:
-        said.append(training_table(env, summary["training"]))
+        training = {name: in_training(of, task.thresholds[0]) for name, of in methods.items()}
+        summary["training"] = training
+        said.append(training_table(env, training))
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    plot(env, methods, out / "curves.png")
     return "\n\n".join(said)
 
 

@@ -33,7 +33,7 @@ def test_training_episodes_are_reported_where_they_matter(tmp_path):
     pytest.importorskip("matplotlib")
     ends = [{"kind": "episode", "env_steps": 900 * n, "return": 90.0 * n} for n in range(1, 6)]
     keep(
-        {"agent": "dreamwalker"}, [look(5000, 305.0), *ends], tmp_path / "dreamwalker/seed-0.jsonl"
+        {"agent": "dreamwalker"}, [*ends, look(5000, 305.0)], tmp_path / "dreamwalker/seed-0.jsonl"
     )
     assert report("BipedalWalker-v3", tmp_path).splitlines()[-1] == (
         "| dreamwalker | ≥ 300 | 4 | 3,600 | > 5,000 | 0/1 | – |"
