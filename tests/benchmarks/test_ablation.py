@@ -10,7 +10,7 @@ from agents.dreamwalker import config as dreamwalker
 from agents.gated_rainbow import config as gated_rainbow
 from benchmarks.ablation import FULL, WITHOUT, plan, summaries, summarise, table
 from benchmarks.learning import Training
-from benchmarks.readme import section
+from benchmarks.tables import details
 from core.config import apply
 from tests.benchmarks.test_report import method
 
@@ -57,4 +57,4 @@ def test_differences_are_between_runs_of_one_seed(tmp_path):
     )
     (out / "summary.json").write_text(json.dumps(found))
     assert summaries(tmp_path) == [out / "summary.json"]
-    assert table(found) in section(tmp_path)
+    assert table(found) in details(tmp_path)

@@ -11,7 +11,7 @@ import torch
 from agents.blocks.values import project
 from agents.gated_rainbow.agent import GatedRainbow
 from benchmarks.rainbow_peer import OurReplay, Step, Tree, TreeReplay, of_n_steps
-from benchmarks.readme import section
+from benchmarks.tables import details
 from benchmarks.updates import footing, measure, table, without
 from benchmarks.updates_race import Race
 from benchmarks.updates_rainbow import EQUAL, OURS, Games, peer, race
@@ -40,7 +40,7 @@ def test_every_side_is_measured_in_every_round_and_told_in_the_readme(tmp_path):
     (tmp_path / "updates").mkdir()
     (tmp_path / "updates" / "some-agent.json").write_text(json.dumps(found))
     command = "`python benchmarks/updates.py --agent some-agent`"
-    assert section(tmp_path).endswith(f"{table(found)}\n\n{command}: {footing(found)}.")
+    assert details(tmp_path).endswith(f"{table(found)}\n\n{command}: {footing(found)}.")
 
 
 def test_a_peer_that_is_not_installed_is_named_and_left_out():

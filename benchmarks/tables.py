@@ -1,13 +1,13 @@
-"""Write the results into the README, from the files that the other scripts leave.
+"""Write the results into the README and `docs/results.md`, from the files of the other scripts.
 
-python benchmarks/readme.py
+python benchmarks/tables.py
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +18,44 @@ from benchmarks.curves import DEFAULT_AGENT, TASKS
 from benchmarks.processes import ROOT
 from benchmarks.report import markdown, spread, training_table
 
-BEGIN = "<!-- results: written by `python benchmarks/readme.py` -->"
+BEGIN = "<!-- results: written by `python benchmarks/tables.py` -->"
 END = "<!-- end of results -->"
 MISSING = "not measured yet"
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    written = section(ROOT / "benchmarks" / "results")
-    readme.write_text(f"{before}{BEGIN}\n{written}\n{END}{after}", encoding="utf-8")
+    for path, written in pages(ROOT / "benchmarks" / "results").items():
+        text = path.read_text(encoding="utf-8")
+        before, rest = text.split(BEGIN)
+        _, after = rest.split(END)
+        path.write_text(f"{before}{BEGIN}\n{written}\n{END}{after}", encoding="utf-8")
 
 
-def section(results: Path) -> str:
-    """All that stands between the two marks, from a folder of results."""
-    summaries = [json.loads(path.read_text()) for path in sorted(results.glob("*/summary.json"))]
-    rows = [row for it in summaries for row in local_rows(it["env"], it["figures"])]
+def pages(results: Path) -> dict[Path, str]:
+    """What stands between the two marks of each page, from a folder of results."""
+    return {ROOT / "README.md": overview(results), ROOT / "docs" / "results.md": details(results)}
+
+
+def overview(results: Path) -> str:
+    """What each agent learns in how many steps."""
+    rows = [row for it in summaries(results) for row in local_rows(it["env"], it["figures"])]
     rows.append(distributed_row(load(results / "distributed.json")))
     plots = [
         f"![{path.parent.name}](benchmarks/results/{path.parent.name}/{path.name})"
         for path in sorted(results.glob("*/curves.png"))
     ]
+    heads = ("agent", "env", "greedy return", "steps", "wall time", "command")
+    return "\n\n".join((markdown(heads, rows), " ".join(plots)))
+
+
+def details(results: Path) -> str:
+    """All that is measured besides."""
+    learned = summaries(results)
     started = load(results / "startup.json")
     return "\n\n".join(
         (
-            markdown(("agent", "env", "greedy return", "steps", "wall time", "command"), rows),
-            " ".join(plots),
-            *(kinds_table(it["env"], it["finals"]) for it in summaries if it.get("finals")),
-            *(training_table(it["env"], it["training"]) for it in summaries if it.get("training")),
+            *(kinds_table(it["env"], it["finals"]) for it in learned if "finals" in it),
+            *(training_table(it["env"], it["training"]) for it in learned if "training" in it),
             *(ablation.table(json.loads(path.read_text())) for path in ablation.summaries(results)),
             startup.table(started) if started else f"Start-up: {MISSING}.",
             *replay_table(load(results / "replay.json")),
@@ -60,29 +68,41 @@ def section(results: Path) -> str:
     )
 
 
+def summaries(results: Path) -> list[dict[str, Any]]:
+    """Of all learning curves."""
+    return [json.loads(path.read_text()) for path in sorted(results.glob("*/summary.json"))]
+
+
 def local_rows(env: str, figures: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """A row for every method and threshold, and one where ours are still missing."""
-    for row in figures:
-        seeds = len(row["steps"])
-        there, settled = (
-            sum(steps is not None for steps in row[name]) for name in ("steps", "steps_for_good")
-        )
-        steps = f"{spread(row['steps'], beyond=row['budget'])} to ≥ {row['threshold']:g}"
-        steps += f" in {there}/{seeds} seeds, so at the end in {settled}/{seeds}"
-        peer = row["method"].startswith("sb3")
-        if peer and row["times_ours"]:
-            steps += f"; {row['times_ours']:g} × ours"
+    """A row for every method, and one where ours are still missing."""
+    methods = list(dict.fromkeys(row["method"] for row in figures))
+    for method in methods:
+        rows = [row for row in figures if row["method"] == method]
+        one, peer = rows[0], method.startswith("sb3")
         yield (
-            row["method"],
+            method,
             env,
-            spread(row["final_returns"], ".1f"),
-            steps,
-            f"{spread(row['wall_s'])} s for {row['budget']:,} steps",
-            command("peers", env) if peer else learning(env, row["method"], row.get("agent")),
+            spread(one["final_returns"], ".1f"),
+            "; ".join(steps_to(row) for row in rows),
+            f"{spread(one['wall_s'])} s for {one['budget']:,} steps",
+            command("peers", env) if peer else learning(env, method, one.get("agent")),
         )
     ours = TASKS[env].ours
-    if all(row["method"] != ours for row in figures):
+    if ours not in methods:
         yield ours, env, MISSING, "", "", learning(env, ours, ours)
+
+
+def steps_to(row: Mapping[str, Any]) -> str:
+    """How many steps were needed for a threshold, and whether it lasted."""
+    seeds = len(row["steps"])
+    there, settled = (
+        sum(steps is not None for steps in row[name]) for name in ("steps", "steps_for_good")
+    )
+    said = f"≥ {row['threshold']:g}: {spread(row['steps'], beyond=row['budget'])}"
+    said += f" in {there}/{seeds}, at the end in {settled}/{seeds}"
+    if row["method"].startswith("sb3") and row["times_ours"]:
+        said += f", {row['times_ours']:g} × ours"
+    return said
 
 
 def distributed_row(found: dict[str, Any] | None) -> tuple[str, ...]:
