@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks.processes import ROOT
-from benchmarks.tables import BEGIN, END, details, overview, pages
 from benchmarks.report import report
+from benchmarks.tables import BEGIN, END, details, overview, pages
 from tests.benchmarks.test_report import method
 
 
