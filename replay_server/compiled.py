@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from core.compiler import compiled
 from core.types import Array
 from replay_server import loops, vectorised
 
@@ -40,22 +41,9 @@ def fastest() -> Loops:
     if not find_spec("numba"):
         return IN_NUMPY
     return Loops(
-        write=_compiled(loops.write, "(f8[::1], i8[::1], i8[::1], f8[::1])"),
-        draw=_compiled(loops.draw, "(f8[::1], i8[::1], f8[:, ::1])"),
-        keys_at=_compiled(loops.keys_at, "(i8[:], i8, i8)"),
-        windows=_compiled(loops.windows, "(i8[::1], i8, i8, i8[::1], i8[::1], b1[::1])"),
-        sift=_compiled(loops.sift, "(i8[::1], f8[::1], i8, i8, i8)"),
+        write=compiled(loops.write, "(f8[::1], i8[::1], i8[::1], f8[::1])"),
+        draw=compiled(loops.draw, "(f8[::1], i8[::1], f8[:, ::1])"),
+        keys_at=compiled(loops.keys_at, "(i8[:], i8, i8)"),
+        windows=compiled(loops.windows, "(i8[::1], i8, i8, i8[::1], i8[::1], b1[::1])"),
+        sift=compiled(loops.sift, "(i8[::1], f8[::1], i8, i8, i8)"),
     )
-
-
-def _compiled(loop: Callable[..., Any], arguments: str) -> Callable[..., Any]:
-    """At once, for these types and no others: nobody who asks for a sample waits for a compiler.
-
-    What is compiled is kept beside the source, or in the user's cache where that is read-only.
-    """
-    from numba import njit
-
-    try:
-        return njit(arguments, cache=True)(loop)
-    except RuntimeError:  # neither can be written to
-        return njit(arguments)(loop)

@@ -37,12 +37,10 @@ class Trainer:
         flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
         self._flat, self._gradient = nn.Parameter(flat), torch.zeros_like(flat)
         self._flat.grad = self._gradient
-        begin = 0
-        for parameter in parameters:
-            piece = slice(begin, begin + parameter.numel())
-            parameter.data = flat[piece].view_as(parameter)
-            parameter.grad = self._gradient[piece].view_as(parameter)
-            begin = piece.stop
+        pieces = flat.split([parameter.numel() for parameter in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.data = piece.view_as(parameter)
+        self._parameters = parameters
         self._lr, self._clip, self._decay = lr, clip, decay
 
     @cached_property
@@ -54,8 +52,8 @@ class Trainer:
         """One step down `loss` → the gradient norm before clipping. `lr`: another rate, ()."""
         if lr is not None:
             self._adam.param_groups[0]["lr"] = lr
-        self._gradient.zero_()
-        loss.backward()
+        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        torch.cat([gradient.flatten() for gradient in gradients], out=self._gradient)
         norm = self._gradient.norm()
         self._gradient.mul_((self._clip / (norm + 1e-6)).clamp(max=1))
         self._adam.step()

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agents.blocks.quantiles import quantile_huber
+
 
 class Expected(nn.Module):
     """The mean of the return; Z = 1, Huber's loss."""
@@ -70,46 +72,6 @@ class Categorical51(nn.Module):
 
 
 Values = Expected | Quantiles | Categorical51
-
-
-CACHED_PAIRS = 250_000  # numbers that stay in a core's cache
-
-
-def quantile_huber(quantiles: Tensor, target: Tensor) -> Tensor:
-    """Sum over quantiles of the mean loss against every target (Dabney et al. 2018, eq. 10; κ = 1).
-
-    quantiles: (…, B, Z), target: (B, Z') → (…, B). The gradient is written down instead of
-    recorded: all pairs are many numbers, and autograd would walk back over each step that led to
-    them.
-    """
-    count = quantiles.shape[-1]
-    tau = ((torch.arange(count, device=quantiles.device) + 0.5) / count).unsqueeze(-1)
-    with torch.no_grad():
-        error = target.unsqueeze(-2) - quantiles.unsqueeze(-1)  # (B, Z, Z')
-        slope = error.clamp(-1, 1)  # of Huber's loss
-        weighted = torch.where(error < 0, 1 - tau, tau) * slope
-        loss = (weighted * (error - 0.5 * slope)).mean(-1).sum(-1)
-        gradient = -weighted.mean(-1)
-    return loss + (gradient * (quantiles - quantiles.detach())).sum(-1)
-
-
-def quantile_slopes(quantiles: Tensor, target: Tensor) -> Tensor:
-    """The gradient of `quantile_huber`, without the loss: (K, B, Z), (B, Z') → (K, B, Z).
-
-    The weight of a pair is tau, and 1 - 2 tau more below the quantile; so two sums over the targets
-    are enough. They are made for as many of the B as fit into a cache: all pairs at once are
-    megabytes, and to fetch those costs several times what is done with them.
-    """
-    count = quantiles.shape[-1]
-    tau = (torch.arange(count, device=quantiles.device) + 0.5) / count
-    with torch.no_grad():
-        size = max(1, CACHED_PAIRS * target.shape[0] // (quantiles.numel() * target.shape[-1]))
-        slopes = []
-        for some, aims in zip(quantiles.split(size, -2), target.split(size, -2), strict=True):
-            error = (aims.unsqueeze(-2) - some.unsqueeze(-1)).clamp_(-1, 1)  # (K, b, Z, Z')
-            slope = tau * error.mean(-1)
-            slopes.append(slope + (1 - 2 * tau) * error.clamp_(max=0).mean(-1))
-        return -torch.cat(slopes, -2)
 
 
 def project(prob: Tensor, reward: Tensor, discount: Tensor, support: Tensor) -> Tensor:

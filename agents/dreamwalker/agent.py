@@ -58,7 +58,6 @@ from agents.dreamwalker.network import (
     critics,
     temperature_loss,
     truncate,
-    watched_loss,
 )
 from agents.dreamwalker.world import World
 from core.types import (
@@ -276,7 +275,7 @@ class Dreamwalker(WeightGroups):
         loss, said = critic_loss(quantiles, target, weight), quantiles.detach()
         error = (target.mean(-1) - said.mean((0, 2))).abs()
         metrics |= {
-            "loss/critic": watched_loss(said, target),
+            "loss/critic": loss.detach(),
             "value/mean": said.mean() / config.reward_scale,
             "value/td_error": error.mean() / config.reward_scale,
         }

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.blocks.dense import Dense
-from agents.blocks.values import quantile_huber, quantile_slopes
+from agents.blocks.quantiles import quantile_huber
 from agents.dreamwalker.config import Config
-
-WATCHED = 4  # windows of an update
 
 
 class Actor(nn.Module):
@@ -52,20 +50,13 @@ def truncate(quantiles: Tensor, drop: int) -> Tensor:
 
 
 def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """What the gradient of `quantile_huber` leads down, the mean over critics and their quantiles.
+    """The mean of `quantile_huber` over critics, their quantiles, and windows of weight > 0.
 
-    quantiles: (K, B, Z), target: (B, Z'), weight: (B,) → scalar. Its value says nothing: losses of
-    all pairs take as long as the rest of an update, so that `watched_loss` measures it on a few.
+    quantiles: (K, B, Z), target: (B, Z'), weight: (B,) → scalar.
     """
-    slopes = quantile_slopes(quantiles, target) * weight.unsqueeze(-1)
-    assert slopes.shape == quantiles.shape
-    return (slopes * quantiles).sum() / (weight > 0).sum() / quantiles[:, 0].numel()
-
-
-def watched_loss(quantiles: Tensor, target: Tensor) -> Tensor:
-    """The mean loss of the first `WATCHED` windows: (K, B, Z), (B, Z') → scalar."""
-    loss = quantile_huber(quantiles[:, :WATCHED].detach(), target[:WATCHED])
-    return loss.mean() / quantiles.shape[-1]
+    loss = quantile_huber(quantiles, target) * weight
+    assert loss.shape == quantiles.shape[:2]
+    return loss.sum() / (weight > 0).sum() / quantiles[:, 0].numel()
 
 
 def actor_loss(value: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:

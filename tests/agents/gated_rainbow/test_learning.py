@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from agents.blocks.quantiles import quantile_huber
 from agents.blocks.returns import n_step
 from agents.blocks.training import to_tensors
-from agents.blocks.values import project, quantile_huber
+from agents.blocks.values import project
 from agents.gated_rainbow.agent import PASSES, GatedRainbow
 from agents.gated_rainbow.config import CONTEXT, PRIORITY
 from core.config import TrainConfig

@@ -1,0 +1,25 @@
+"""Quantiles against every target, pair by pair and at once."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from agents.blocks.quantiles import at_once, looped
+
+FORMS = [at_once, *([looped] if find_spec("numba") else [])]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+def test_loss_and_gradient_are_those_of_all_pairs(form, lead):
+    torch.manual_seed(0)
+    quantiles = (2 * torch.randn(*lead, 10, 5)).requires_grad_()
+    target = 2 * torch.randn(10, 7)
+    error = target[:, None, :] - quantiles[..., None]  # (…, B, Z, Z')
+    huber = torch.where(error.abs() <= 1, 0.5 * error**2, error.abs() - 0.5)
+    tau = (torch.arange(5) + 0.5)[:, None] / 5
+    expected = ((tau - (error < 0).float()).abs() * huber).mean(-1).sum(-1)
+    loss, gradient = form(quantiles.detach(), target)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, *torch.autograd.grad(expected.sum(), quantiles))
