@@ -46,11 +46,9 @@ def at_once(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def looped(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The same, pair by pair."""
-    flat = quantiles.flatten(0, -3) if quantiles.dim() > 2 else quantiles.unsqueeze(0)
-    loss = torch.empty(flat.shape[:2])
-    gradient = torch.empty(flat.shape)
-    arrays = (tensor.numpy() for tensor in (flat.contiguous(), target.contiguous(), loss, gradient))
-    _loop()(*arrays)
+    flat = quantiles.detach().reshape(-1, *quantiles.shape[-2:]).contiguous()
+    loss, gradient = torch.empty(flat.shape[:2]), torch.empty(flat.shape)
+    _loop()(flat.numpy(), target.detach().contiguous().numpy(), loss.numpy(), gradient.numpy())
     return loss.view(quantiles.shape[:-1]), gradient.view(quantiles.shape)
 
 
