@@ -37,7 +37,6 @@ WITHOUT: Final[dict[str, dict[str, str]]] = {  # agent → what is left out → 
     "dreamwalker": {
         "dreams": "agent.share=0",
         "recent rows": "agent.recent=false",
-        "priorities": "agent.prioritized=false",
         "D2RL": "agent.dense=false",
     },
 }
