@@ -41,7 +41,7 @@ TASKS: Final = {
     "Pendulum-v1": Task((-200.0, -160.0)),
     "NumberGame-v1": Task((350.0, 390.0, 420.0), "gated-rainbow", every=20_000, episodes=5_000),
     "BipedalWalker-v3": Task((300.0, 310.0), "dreamwalker", every=10_000, training=True),
-    "BipedalWalkerHardcore-v3": Task((100.0,), "dreamwalker", every=20_000, training=True),
+    "BipedalWalkerHardcore-v3": Task((100.0,), "dreamwalker", every=40_000, training=True),
 }
 
 
