@@ -39,7 +39,7 @@ class Dense(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.members, self.norm, self.keep = members, norm, 1 - dropout
+        self.members, self.dense, self.norm, self.keep = members, dense, norm, 1 - dropout
 
         def uniform(rows: int, columns: int, fan_in: int) -> Tensor:
             bound = 1 / math.sqrt(fan_in)
@@ -80,10 +80,11 @@ class Dense(nn.Module):
         if mean:
             leave, leave_bias = leave.mean(-1, keepdim=True), leave_bias.mean(-1, keepdim=True)
         reads, carries = weights[: len(self.read)], weights[len(self.read) :]
-        x = F.pad(x, (0, 1), value=1.0).expand(self.members, -1, -1)
+        one = x.new_ones(len(x), 1)
+        x, one = (of.expand(self.members, -1, -1) for of in (torch.cat([x, one], -1), one))
         h = self._activate(torch.bmm(x, reads[0]), 0, held, noise)
         for layer, (read, carry) in enumerate(zip(reads[1:], carries, strict=True), 1):
-            seen = torch.bmm(x[..., -read.shape[1] :], read)
+            seen = torch.bmm(x if self.dense else one, read)
             h = self._activate(seen.baddbmm_(h, carry), layer, held, noise)
         return torch.baddbmm(leave_bias, h, leave)
 

@@ -82,7 +82,7 @@ class TanhNormal:
         if isinstance(noise, torch.Generator):
             noise = torch.randn(self.mean.shape, generator=noise, device=self.mean.device)
         raw = (self.mean + self.log_std.exp() * noise).clamp(-self.EDGE, self.EDGE)
-        return torch.tanh(raw), self._log_prob(raw)
+        return torch.tanh(raw), self._log_prob(raw, noise)
 
     @property
     def mode(self) -> Tensor:
@@ -90,7 +90,8 @@ class TanhNormal:
 
     def log_prob(self, action: Tensor) -> Tensor:
         edge = math.tanh(self.EDGE)
-        return self._log_prob(torch.atanh(action.clamp(-edge, edge)))
+        raw = torch.atanh(action.clamp(-edge, edge))
+        return self._log_prob(raw, (raw - self.mean) / self.log_std.exp())
 
     def entropy(self) -> Tensor:
         """In nats (…), estimated by the draw."""
@@ -104,11 +105,11 @@ class TanhNormal:
         """Loss (…) whose minimum maximises the draw's value (…, 1) + `entropy` · entropy."""
         return -(options.squeeze(-1) + entropy * self.entropy())
 
-    def _log_prob(self, raw: Tensor) -> Tensor:
-        standard = (raw - self.mean) / self.log_std.exp()
-        gaussian = -0.5 * standard.square() - self.log_std - 0.5 * math.log(2 * math.pi)
-        squash = 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # log |d tanh / d raw|
-        return (gaussian - squash).sum(-1)
+    def _log_prob(self, raw: Tensor, noise: Tensor) -> Tensor:
+        """Of the action tanh(raw), which standard normal `noise` leads to."""
+        constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
+        gaussian = 0.5 * noise.square() + self.log_std  # and 1 / |d tanh / d raw|
+        return -(gaussian - 2 * (raw + F.softplus(-2 * raw)) + constant).sum(-1)
 
 
 Policy = Categorical | TanhNormal
