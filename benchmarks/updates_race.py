@@ -22,7 +22,10 @@ Work = Callable[[int], None]  # does so many updates
 
 @dataclass(frozen=True)
 class Race:
-    """An agent's learner and its peers. `sides` build what they need and return their work."""
+    """An agent's learner and its peers.
+
+    `sides` build what they need and return their work; each is pickled, to be called elsewhere.
+    """
 
     batch: int
     capacity: int  # rows to draw from

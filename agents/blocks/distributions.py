@@ -73,6 +73,7 @@ class TanhNormal:
         self.mean = self.MEAN * torch.tanh(mean / self.MEAN)
         low, high = self.LOG_STD
         self.log_std = low + (high - low) * torch.sigmoid(raw + 1)  # starts at a std of 0.5
+        self.std = self.log_std.exp()
         self._noise = noise
 
     @cached_property
@@ -81,8 +82,8 @@ class TanhNormal:
         noise = self._noise
         if isinstance(noise, torch.Generator):
             noise = torch.randn(self.mean.shape, generator=noise, device=self.mean.device)
-        raw = (self.mean + self.log_std.exp() * noise).clamp(-self.EDGE, self.EDGE)
-        return torch.tanh(raw), self._log_prob(raw, noise)
+        raw = (self.mean + self.std * noise).clamp(-self.EDGE, self.EDGE)
+        return torch.tanh(raw), self._log_prob(raw)
 
     @property
     def mode(self) -> Tensor:
@@ -90,8 +91,7 @@ class TanhNormal:
 
     def log_prob(self, action: Tensor) -> Tensor:
         edge = math.tanh(self.EDGE)
-        raw = torch.atanh(action.clamp(-edge, edge))
-        return self._log_prob(raw, (raw - self.mean) / self.log_std.exp())
+        return self._log_prob(torch.atanh(action.clamp(-edge, edge)))
 
     def entropy(self) -> Tensor:
         """In nats (…), estimated by the draw."""
@@ -105,10 +105,10 @@ class TanhNormal:
         """Loss (…) whose minimum maximises the draw's value (…, 1) + `entropy` · entropy."""
         return -(options.squeeze(-1) + entropy * self.entropy())
 
-    def _log_prob(self, raw: Tensor, noise: Tensor) -> Tensor:
-        """Of the action tanh(raw), which standard normal `noise` leads to."""
+    def _log_prob(self, raw: Tensor) -> Tensor:
+        """Of the action tanh(raw)."""
         constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
-        gaussian = 0.5 * noise.square() + self.log_std  # and 1 / |d tanh / d raw|
+        gaussian = 0.5 * ((raw - self.mean) / self.std).square() + self.log_std
         return -(gaussian - 2 * (raw + F.softplus(-2 * raw)) + constant).sum(-1)
 
 

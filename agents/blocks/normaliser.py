@@ -51,9 +51,9 @@ class Normaliser(RewardScale):
     def update(self, obs: Tensor, reward: Tensor) -> None:
         """Take in a batch of rows."""
         self.scale(reward)
-        x = self.flat(obs).flatten(0, -2)
-        self.obs_mean.lerp_(x.mean(0), self.rate)
-        self.obs_var.lerp_((x - self.obs_mean).square().mean(0), self.rate)
+        x, rate = self.flat(obs).flatten(0, -2), self.rate
+        self.obs_mean.lerp_(x.mean(0), rate)
+        self.obs_var.lerp_((x - self.obs_mean).square().mean(0), rate)
 
     def forward(self, obs: Tensor) -> Tensor:
         return ((self.flat(obs) - self.obs_mean) / self.deviation).clamp(-10, 10)

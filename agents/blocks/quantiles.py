@@ -1,4 +1,4 @@
-"""The loss of quantiles: each against every target.
+"""Quantiles: the smallest of them, and the loss of each against every target.
 
 All pairs are many numbers: the gradient is worked out with the loss instead of being recorded, and
 on a CPU a compiled loop holds a pair at a time, where PyTorch fetches megabytes.
@@ -17,6 +17,13 @@ from torch import Tensor
 
 from core.compiler import compiled
 from core.types import Array
+
+
+def smallest(values: Tensor, count: int) -> Tensor:
+    """So many of each row, in any order, without their gradient: (B, N) → (B, count)."""
+    if values.device.type == "cpu":  # numpy sorts short rows many times faster than PyTorch
+        return torch.from_numpy(np.sort(values.detach().numpy()))[:, :count]
+    return values.detach().topk(count, largest=False, sorted=False).values
 
 
 def quantile_huber(quantiles: Tensor, target: Tensor) -> Tensor:
@@ -69,14 +76,16 @@ def pairs(quantiles: Array, target: Array, loss: Array, gradient: Array) -> None
             summed = zero
             for z in range(count):
                 quantile, tau = quantiles[k, b, z], np.float32((z + 0.5) / count)
-                slope_above = slope_below = loss_above = loss_below = zero
+                slope = slope_above = huber = huber_above = zero  # summed over targets
                 for j in range(target.shape[1]):
                     error = target[b, j] - quantile
-                    above, below = min(max(error, zero), one), max(min(error, zero), -one)
+                    clipped = min(max(error, -one), one)
+                    above, mean = max(clipped, zero), error - half * clipped
+                    slope += clipped
                     slope_above += above
-                    slope_below += below
-                    loss_above += above * (error - half * above)
-                    loss_below += below * (error - half * below)
-                gradient[k, b, z] = -(tau * slope_above + (one - tau) * slope_below) / targets
-                summed += (tau * loss_above + (one - tau) * loss_below) / targets
+                    huber += clipped * mean
+                    huber_above += above * mean
+                below = one - tau
+                gradient[k, b, z] = -(tau * slope_above + below * (slope - slope_above)) / targets
+                summed += (tau * huber_above + below * (huber - huber_above)) / targets
             loss[k, b] = summed

@@ -54,7 +54,7 @@ class Trainer:
             self._adam.param_groups[0]["lr"] = lr
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
         torch.cat([gradient.flatten() for gradient in gradients], out=self._gradient)
-        norm = self._gradient.norm()
+        norm = (self._gradient @ self._gradient).sqrt()
         self._gradient.mul_((self._clip / (norm + 1e-6)).clamp(max=1))
         self._adam.step()
         return norm

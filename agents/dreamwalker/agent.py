@@ -298,7 +298,7 @@ class Dreamwalker(WeightGroups):
         else:
             quantiles = self.critics(taken, noise=self.dropping)
             ahead = self.target(following, noise=self.dropping)
-        soft = truncate(ahead.detach(), self.config.drop) + entropy_bonus.unsqueeze(-1)
+        soft = truncate(ahead, self.config.drop) + entropy_bonus.unsqueeze(-1)
         return quantiles, reward.unsqueeze(-1) + discount.unsqueeze(-1) * soft
 
     def improve(
@@ -313,13 +313,13 @@ class Dreamwalker(WeightGroups):
         improving = actor_loss(value.mean((0, 2)), log_prob, temperature)
         heating = temperature_loss(log_temperature, log_prob, self.target_entropy)
         share = counts / counts.sum()
-        loss = (share * improving).sum()
+        loss = share @ improving
         metrics = {
             "loss/policy": loss.detach(),
-            "policy/entropy": -(share * log_prob).sum().detach(),
+            "policy/entropy": -(share @ log_prob).detach(),
             "policy/temperature": temperature,
         }
-        return loss + (share * heating).sum(), metrics
+        return loss + share @ heating, metrics
 
     @property
     def dropping(self) -> torch.Generator | None:

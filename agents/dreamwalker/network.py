@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.blocks.dense import Dense
-from agents.blocks.quantiles import quantile_huber
+from agents.blocks.quantiles import quantile_huber, smallest
 from agents.dreamwalker.config import Config
 
 
@@ -43,10 +43,7 @@ def truncate(quantiles: Tensor, drop: int) -> Tensor:
     Source: Kuznetsov et al. 2020, section 3.
     """
     members, _, size = quantiles.shape
-    pooled = quantiles.transpose(0, 1).flatten(1)
-    if not drop:
-        return pooled
-    return pooled.topk(members * (size - drop), largest=False, sorted=False).values
+    return smallest(quantiles.transpose(0, 1).flatten(1), members * (size - drop))
 
 
 def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor) -> Tensor:
