@@ -134,7 +134,10 @@ def mean_and_range(values: Sequence[float], form: str) -> str:
 
 
 def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
-    """Mean and full range over seeds of the greedy return against env steps."""
+    """Mean and full range over seeds of the greedy return against env steps.
+
+    Where training episodes are reported, their running mean in each seed too.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -146,9 +149,15 @@ def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
         looks = min(len(curve.steps) for curve in curves)
         steps = np.mean([curve.steps[:looks] for curve in curves], axis=0)
         returns = np.stack([curve.returns[:looks] for curve in curves])  # (seeds, looks)
-        (line,) = axes.plot(steps, returns.mean(0), label=f"{name} ({len(curves)} seeds)")
+        seeds = f"{len(curves)} seed{'s' * (len(curves) > 1)}"
+        (line,) = axes.plot(steps, returns.mean(0), label=f"{name} ({seeds})")
         shade = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
         axes.fill_between(steps, returns.min(0), returns.max(0), **shade)
+        if TASKS[env].training:
+            said = f"each seed's last {WINDOW} training episodes"
+            for curve in curves:
+                axes.plot(*curve.trained, color=line.get_color(), lw=0.8, ls=":", label=said)
+                said = ""
     for threshold in TASKS[env].thresholds:
         axes.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
     axes.set_xscale("log")  # methods differ by multiples
