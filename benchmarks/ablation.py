@@ -1,8 +1,7 @@
 """What each part of an agent is worth: the same seeds with it and without.
 
     python benchmarks/ablation.py --agent gated-rainbow --env NumberGame-v1 --steps 120000 --jobs 2
-    python benchmarks/ablation.py --agent dreamwalker --env BipedalWalker-v3 --steps 30000 \\
-        --set agent.share=0.25
+    python benchmarks/ablation.py --agent dreamwalker --env BipedalWalker-v3 --steps 30000
 
 Seeds that are done are not run again, and an interrupted one is resumed. What is kept goes to
 `benchmarks/results/ENV/ablation/AGENT`, with the table.
@@ -24,89 +23,93 @@ from benchmarks.learning import Seed, Training, finish, parser, seeds, training
 from benchmarks.processes import ROOT
 from benchmarks.report import markdown, mean_and_range
 
-FULL: Final = "full"
-WITHOUT: Final[dict[str, dict[str, str]]] = {  # agent → what is left out → the setting that does so
+PRESET: Final = "the preset"
+VARIANTS: Final[
+    dict[str, dict[str, str]]
+] = {  # agent → what is different → the setting that does so
     "gated-rainbow": {
-        "dreams": "agent.share=0",
-        "clock": "agent.clock=false",
-        "gate": "agent.gate=none",
-        "priorities": "agent.prioritized=false",
-        "n-step": "agent.n=1",
-        "noise": "agent.noise=0",
+        "without dreams": "agent.share=0",
+        "without clock": "agent.clock=false",
+        "without gate": "agent.gate=none",
+        "without priorities": "agent.prioritized=false",
+        "without n-step": "agent.n=1",
+        "without noise": "agent.noise=0",
     },
     "dreamwalker": {
-        "dreams": "agent.share=0",
-        "recent rows": "agent.recent=false",
-        "D2RL": "agent.dense=false",
+        "with dreams": "agent.share=0.25",
+        "without recent rows": "agent.recent=false",
+        "without D2RL": "agent.dense=false",
     },
 }
 
 
 def main() -> None:
-    of = parser(__doc__, 3, 120_000, agent="gated-rainbow", env="NumberGame-v1", among=WITHOUT)
+    of = parser(__doc__, 3, 120_000, agent="gated-rainbow", env="NumberGame-v1", among=VARIANTS)
     args = of.parse_args()
     out = args.out or ROOT / "benchmarks" / "results" / args.env / "ablation" / args.agent
-    whole = training(args)
-    finish(plan(whole, args.seeds, out), args.jobs)
-    found = summarise(whole, args.seeds, out)
+    preset = training(args)
+    finish(plan(preset, args.seeds, out), args.jobs)
+    found = summarise(preset, args.seeds, out)
     (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))
 
 
-def plan(whole: Training, count: int, out: Path) -> list[Seed]:
+def plan(preset: Training, count: int, out: Path) -> list[Seed]:
     """Every variant of every seed; those of one seed follow each other, as they are compared."""
-    variants = {FULL: whole}
-    for part, setting in WITHOUT[whole.agent].items():
-        variants[part] = replace(whole, settings=(*whole.settings, setting))
-    group = f"{whole.agent}-ablation"
-    curves = [seeds(of, name, count, out, group) for name, of in variants.items()]
+    variants = {PRESET: preset}
+    for name, setting in VARIANTS[preset.agent].items():
+        variants[name] = replace(preset, settings=(*preset.settings, setting))
+    group = f"{preset.agent}-ablation"
+    curves = [seeds(of, folder(name), count, out, group) for name, of in variants.items()]
     return [seed for same in zip(*curves, strict=True) for seed in same]
 
 
-def summarise(whole: Training, count: int, out: Path) -> dict[str, Any]:
+def folder(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def summarise(preset: Training, count: int, out: Path) -> dict[str, Any]:
     """What is kept in `out`, a value a seed."""
-    parts: dict[str, Any] = {}
-    for part, setting in {FULL: "", **WITHOUT[whole.agent]}.items():
-        curves = [read_curve(out / part / f"seed-{seed}.jsonl") for seed in range(count)]
-        parts[part] = {
+    variants: dict[str, Any] = {}
+    for name, setting in {PRESET: "", **VARIANTS[preset.agent]}.items():
+        curves = [read_curve(out / folder(name) / f"seed-{seed}.jsonl") for seed in range(count)]
+        variants[name] = {
             "setting": setting,
             "final": [round(curve.final_return, 1) for curve in curves],
             "area": [round(curve.area, 1) for curve in curves],
             "wall_s": [round(curve.wall_s, 1) for curve in curves],
         }
-    made = {"agent": whole.agent, "env": whole.env, "steps": whole.steps}
-    return {**made, "episodes": whole.episodes, "settings": whole.settings, "parts": parts}
+    made = {"agent": preset.agent, "env": preset.env, "steps": preset.steps}
+    return {**made, "episodes": preset.episodes, "settings": preset.settings, "variants": variants}
 
 
 def table(found: Mapping[str, Any]) -> str:
     """Means over seeds (least to most); differences are between runs of one seed."""
-    whole = found["parts"][FULL]
+    preset = found["variants"][PRESET]
     rows = []
-    for part, of in found["parts"].items():
-        name = "all of it" if part == FULL else f"without {part}"
+    for name, of in found["variants"].items():
         setting = f"`{of['setting']}`" if of["setting"] else ""
-        lost = (
-            ("", "") if part == FULL else [less(of[key], whole[key]) for key in ("final", "area")]
-        )
-        said = [mean_and_range(of[key], ".1f") for key in ("final", "area")]
+        keys = ("final", "area")
+        gained = ["" if of is preset else more(of[key], preset[key]) for key in keys]
+        said = [mean_and_range(of[key], ".1f") for key in keys]
         wall = mean_and_range(of["wall_s"], ",.0f") + " s"
-        rows.append((name, setting, said[0], lost[0], said[1], lost[1], wall))
-    seeds = len(whole["final"])
+        rows.append((name, setting, said[0], gained[0], said[1], gained[1], wall))
+    seeds = len(preset["final"])
     heads = (
         f"{found['agent']}, {found['steps']:,} steps of {found['env']}, {seeds} seeds",
         "setting",
         f"mean of {found['episodes']:,} episodes at the end",
-        "against all of it",
+        "against the preset",
         "mean over training",
-        "against all of it",
+        "against the preset",
         "wall time",
     )
     return markdown(heads, rows)
 
 
-def less(ours: Sequence[float], whole: Sequence[float]) -> str:
+def more(ours: Sequence[float], others: Sequence[float]) -> str:
     """Differences seed by seed."""
-    pairs = zip(ours, whole, strict=True)
+    pairs = zip(ours, others, strict=True)
     return mean_and_range([one - other for one, other in pairs], "+.1f")
 
 

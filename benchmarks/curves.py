@@ -21,7 +21,7 @@ KEPT: Final = {
     "eval": ("return_mean", "return_std", "return_min", "wall_s", "took_s"),
     "episode": ("return",),
 }
-EPISODES_KEPT: Final = 1_000  # of a seed; of more, every second, third, …
+EPISODES_KEPT: Final = 1_000  # of a seed; of more, every second, third, … unless they are reported
 WINDOW: Final = 100  # training episodes that are averaged
 
 
@@ -55,6 +55,7 @@ class Curve:
     looking_s: float  # of it, spent on evaluations
     final: Event = field(default_factory=dict)  # of the end, on fixed episodes; empty: unknown
     agent: str = DEFAULT_AGENT
+    command: str = ""  # that made it
     ended: Array = field(default_factory=lambda: np.zeros(0, int))  # env steps, by episode
     scores: Array = field(default_factory=lambda: np.zeros(0))  # returns of training episodes
 
@@ -123,8 +124,11 @@ def keep(about: Event, events: Sequence[Event], path: Path, final: Event | None 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(".part")
-    ended = sum(event["kind"] == "episode" for event in events)
-    every, seen = max(1, -(-ended // EPISODES_KEPT)), 0
+    ended, task = (
+        sum(event["kind"] == "episode" for event in events),
+        TASKS.get(about.get("env", "")),
+    )
+    every, seen = 1 if task and task.training else max(1, -(-ended // EPISODES_KEPT)), 0
     with open(staging, "w", encoding="utf-8") as file:
         file.write(_line({"kind": "about", "env_steps": 0, **about}))
         for event in events:
@@ -146,6 +150,7 @@ def read_curve(path: Path) -> Curve:
     return Curve(
         final=next((event for event in events if event["kind"] == "final"), {}),
         agent=events[0].get("agent", DEFAULT_AGENT),
+        command=events[0].get("command", ""),
         steps=np.array([look["env_steps"] for look in looks]),
         returns=np.array([look["return_mean"] for look in looks]),
         wall_s=looks[-1]["wall_s"],

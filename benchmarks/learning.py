@@ -110,7 +110,12 @@ def finish(jobs: Sequence[Seed], at_once: int) -> None:
 
 def train(args: Sequence[str], run: Path, steps: int) -> bool:
     """Bring one seed to its end, from wherever its folder says it is. False: it was there."""
-    newest = checkpoint.newest(run / "checkpoints")
+    newest, said = checkpoint.newest(run / "checkpoints"), run.with_suffix(".command")
+    if run.exists() and said.is_file() and said.read_text() != but_steps(args):
+        raise SystemExit(
+            f"{run} was made with {said.read_text()!r}, and {but_steps(args)!r} is asked for; "
+            "remove it to start again"
+        )
     if newest is not None:
         if checkpoint.manifest(newest)["env_steps"] >= steps:
             return False
@@ -118,9 +123,17 @@ def train(args: Sequence[str], run: Path, steps: int) -> bool:
     elif run.exists():
         raise SystemExit(f"{run} has no checkpoint to go on from; remove it to start again")
     else:
+        said.parent.mkdir(parents=True, exist_ok=True)
+        said.write_text(but_steps(args))
         args = [*args, "--run-dir", str(run)]
     Launched(args, run.with_suffix(".log")).finish()
     return True
+
+
+def but_steps(args: Sequence[str]) -> str:
+    """All that must not change when a seed goes on."""
+    at = args.index("--steps")
+    return " ".join([*args[:at], *args[at + 2 :]])
 
 
 def about(args: Sequence[str], run: Path) -> Event:

@@ -30,6 +30,7 @@ def report(env: str, out: Path) -> str:
         {
             "method": name,
             "agent": curves[0].agent,
+            "command": curves[0].command,
             "threshold": threshold,
             **summarise(curves, threshold),
         }

@@ -78,18 +78,25 @@ def local_rows(env: str, figures: list[dict[str, Any]]) -> Iterator[tuple[str, .
     methods = list(dict.fromkeys(row["method"] for row in figures))
     for method in methods:
         rows = [row for row in figures if row["method"] == method]
-        one, peer = rows[0], method.startswith("sb3")
+        one = rows[0]
         yield (
             method,
             env,
             spread(one["final_returns"], ".1f"),
             "; ".join(steps_to(row) for row in rows),
             f"{spread(one['wall_s'])} s for {one['budget']:,} steps",
-            command("peers", env) if peer else learning(env, method, one.get("agent")),
+            f"`{command(one, env)}`",
         )
     ours = TASKS[env].ours
     if ours not in methods:
-        yield ours, env, MISSING, "", "", learning(env, ours, ours)
+        yield (
+            ours,
+            env,
+            MISSING,
+            "",
+            "",
+            f"`python benchmarks/learning.py --env {env} --agent {ours}`",
+        )
 
 
 def steps_to(row: Mapping[str, Any]) -> str:
@@ -156,15 +163,15 @@ def _form(fact: str) -> str:
     return ".1f" if fact == "return" else ".3g"
 
 
-def learning(env: str, name: str, agent: str | None = None) -> str:
-    """The command for a curve; older results are named by their agent."""
-    agent = agent or DEFAULT_AGENT
-    of = "" if agent == DEFAULT_AGENT else f" --agent {agent}"
-    return command("learning", env, of + ("" if name == agent else f" --name {name}"))
-
-
-def command(script: str, env: str, more: str = "") -> str:
-    return f"`python benchmarks/{script}.py --env {env}{more}`"
+def command(row: Mapping[str, Any], env: str) -> str:
+    """What makes all seeds of a row, from what made the first one."""
+    said, task = row["command"].replace("launch.py", "benchmarks/learning.py"), TASKS[env]
+    usual = f" --set train.eval_every={task.every} --set train.eval_episodes={task.episodes}"
+    for alone in (" --local --num-actors 1", " --seed 0", usual):
+        said = said.replace(alone, "")
+    said += f" --seeds {len(row['final_returns'])}"
+    named = row["method"] == row["agent"] or "peers.py" in said
+    return said if named else f"{said} --name {row['method']}"
 
 
 def load(path: Path) -> Any:

@@ -33,7 +33,6 @@ class Trainer:
 
     def __init__(self, net: nn.Module, lr: float, clip: float, decay: float = 0.0) -> None:
         parameters = list(net.parameters())
-        keep_freed_memory()
         flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
         self._flat, self._gradient = nn.Parameter(flat), torch.zeros_like(flat)
         self._flat.grad = self._gradient
@@ -46,6 +45,7 @@ class Trainer:
     @cached_property
     def _adam(self) -> torch.optim.AdamW:
         """Made when first needed: it imports torch's compiler, which acting can do without."""
+        keep_freed_memory()
         return torch.optim.AdamW([self._flat], self._lr, weight_decay=self._decay, fused=True)
 
     def step(self, loss: Tensor, lr: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ Policy and values (`learn_policy`), from one batch of windows of two rows:
     α         keeps the entropy at -dim(a)
 
 Truncation bootstraps, as only `terminal` stops a return. Rows are drawn uniformly from the newest,
-of which fewer and fewer count within a cycle, and by error.
+of which fewer and fewer count within a cycle; by error too, where that is asked for.
 
 World model (`learn_world`): a transformer reads the last rows and says how the next one differs,
 what it pays and whether it ends (`world.py`). Episodes held out from it tell how far it is off.
@@ -72,7 +72,7 @@ from core.types import (
     TableSpec,
 )
 
-COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to learn values from
+COLUMNS = ("obs", "action", "reward", "terminal")  # of a window to learn values from
 
 
 class Dreamwalker(WeightGroups):
@@ -214,7 +214,7 @@ class Dreamwalker(WeightGroups):
             "last": F.pad(real == 0, (0, 1), value=True),
             "terminal": F.pad(terminal & (real > 0), (1, 0)),
             "weight": F.pad(real.float(), (0, 1)),
-            "version": world.normaliser.updates.expand(len(obs), horizon + 1),
+            "version": world.normaliser.updates.expand(len(obs), horizon + 1).clone(),
         }
 
     # -------------------------------------------------------------------------------- policy
@@ -252,10 +252,10 @@ class Dreamwalker(WeightGroups):
         self, lived: Batch, chance: Tensor, imagined: tuple[Batch, Tensor] | None, noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """The loss of the critics, each window's error (B,), normalised observations (B, O) and how
-        much each counts for the actor (B,), metrics.
+        much each counts (B,), metrics.
 
         From R real windows, how many times likelier than others they were to be drawn (R,), and
-        dreamed windows with their weights (D,). Only tensors come in and go out.
+        dreamed windows with their weights (D,).
         """
         config, metrics = self.config, {}
         self.normaliser.update(lived["obs"], lived["reward"])
@@ -272,7 +272,7 @@ class Dreamwalker(WeightGroups):
         reward = config.reward_scale * rows["reward"][:, 1]
         discount = config.gamma * ~rows["terminal"][:, 1]
         quantiles, target = self.compare(taken, after, reward, discount, noise)
-        loss, said = critic_loss(quantiles, target, weight), quantiles.detach()
+        loss, said = critic_loss(quantiles, target, weight, counts), quantiles.detach()
         error = (target.mean(-1) - said.mean((0, 2))).abs()
         metrics |= {
             "loss/critic": loss.detach(),
@@ -355,7 +355,7 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
             config.dream_horizon + 1,
             samples_per_step=config.world_per_step,
             context=config.context,
-            columns=(*COLUMNS, "first", "held_out"),
+            columns=(*COLUMNS, "first", "last", "held_out"),
         )
         consumers["start"] = Consumer(
             config.dreams,

@@ -28,10 +28,10 @@ class Config:
     norm: Literal["none", "layer", "batch"] = "none"  # of critics: DroQ's layer, CrossQ's batch
     dropout: float = within(0.0, 0.0, 0.9)  # chance of a critic's unit to be left out; DroQ 0.01
     gamma: float = within(0.99, 0.0, 1.0)  # seed 002: 0.98
-    temperature: float = 1.0  # of the policy at first; Haarnoja et al. 2018
+    temperature: float = within(1.0, 1e-6)  # of the policy at first; Haarnoja et al. 2018
     reward_scale: float = 1.0  # what rewards are multiplied by before they are learned
-    batch: int = 256  # windows an update, dreamed ones included; seed 002
-    policy_per_step: float = 1.0  # updates per agent step; seed 002
+    batch: int = within(256, 1)  # windows an update, dreamed ones included; seed 002
+    policy_per_step: float = within(1.0, 1e-3)  # updates per agent step; seed 002
     warmup: int = 1_000  # agent steps at random before the first update
     lr: float = 3e-4  # of actor, critics and temperature; seed 002
     clip: float = 10.0  # gradient norm
@@ -41,14 +41,14 @@ class Config:
     recent: bool = True  # emphasize recent rows
     eta: float = within(0.996, 0.0, 1.0)  # of emphasis at first; seed 002
     floor: int = 5_000  # newest rows that are always drawn from; seed 002
-    cycle: int = 1_000  # updates over which the emphasis grows: an episode's
-    anneal: int = 100_000  # agent steps over which eta and beta rise to 1: all of the training
+    cycle: int = within(1_000, 1)  # updates over which the emphasis grows: an episode's
+    anneal: int = within(100_000, 1)  # agent steps over which eta and beta rise to 1: all there are
     prioritized: bool = False  # draw by error; with `recent`, a half of the rows
     alpha: float = 0.6  # exponent of priorities; Schaul et al. 2016
     beta: float = 0.4  # exponent of importance weights at first; the same
 
     share: float = 0.25  # of an update that is dreamed; 0: no dreams
-    dreams: int = 20  # begun per update
+    dreams: int = within(20, 1)  # begun per update
     dream_horizon: int = within(5, 1)  # steps of a dream at most; MBPO
     dream_after: int = 5_000  # agent steps
     tolerance: float = 0.3  # held-out error a dream may have, in deviations of the observation
@@ -73,6 +73,16 @@ class Config:
             )
         if not 0 <= self.share < 1:
             raise UserError(f"agent.share must be from 0 to below 1; found {self.share}.")
+        if self.share and not 0 < self.dreamed < self.batch:
+            raise UserError(
+                f"agent.share of {self.share} leaves {self.dreamed} dreamed windows and "
+                f"{self.batch - self.dreamed} real ones of agent.batch ({self.batch}); "
+                "each must be 1 at the least."
+            )
+        if self.share and self.norm == "batch":
+            raise UserError(
+                "agent.norm=batch takes its statistics from real rows alone; set agent.share=0."
+            )
         if self.drop >= self.quantiles:
             raise UserError(
                 f"agent.drop must be below agent.quantiles ({self.quantiles}); found {self.drop}."

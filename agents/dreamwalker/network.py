@@ -46,14 +46,14 @@ def truncate(quantiles: Tensor, drop: int) -> Tensor:
     return smallest(quantiles.transpose(0, 1).flatten(1), members * (size - drop))
 
 
-def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """The mean of `quantile_huber` over critics, their quantiles, and windows of weight > 0.
+def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """The mean of `quantile_huber` over critics, their quantiles, and windows as far as they count.
 
-    quantiles: (K, B, Z), target: (B, Z'), weight: (B,) → scalar.
+    quantiles: (K, B, Z), target: (B, Z'), weight and counts: (B,) → scalar.
     """
     loss = quantile_huber(quantiles, target) * weight
     assert loss.shape == quantiles.shape[:2]
-    return loss.sum() / (weight > 0).sum() / quantiles[:, 0].numel()
+    return loss.sum() / counts.sum() / quantiles[:, 0].numel()
 
 
 def actor_loss(value: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:

@@ -56,6 +56,18 @@ def test_a_seed_is_trained_scored_kept_and_then_left_alone(tmp_path):
     assert job.kept.stat().st_mtime_ns == kept
 
 
+def test_a_seed_made_otherwise_is_not_taken_for_the_one_asked_for(tmp_path):
+    run = tmp_path / "seed-0"
+    run.mkdir()
+    made = learning.Training("dreamer-lite", "CartPole-v1", 100, 50, 8).command(0)
+    run.with_suffix(".command").write_text(learning.but_steps(made))
+    longer = learning.Training("dreamer-lite", "CartPole-v1", 200, 50, 8).command(0)
+    assert learning.but_steps(longer) == learning.but_steps(made)
+    other = learning.Training("dreamer-lite", "CartPole-v1", 100, 50, 8, settings=("agent.lr=1",))
+    with pytest.raises(SystemExit, match=r"seed-0 was made with .*agent.lr=1.* is asked for"):
+        learning.train(other.command(0), run, 100)
+
+
 def test_a_peers_actions_become_ours():
     pytest.importorskip("stable_baselines3")
     from gymnasium.spaces import Box

@@ -12,7 +12,12 @@ from tests.benchmarks.test_curves import look
 def method(out, name, *seeds, agent="dreamer-lite", final=None):
     for seed, returns in enumerate(seeds):
         looks = [look(500 * (i + 1), mean, 10.0 * (i + 1)) for i, mean in enumerate(returns)]
-        keep({"seed": seed, "agent": agent}, looks, out / name / f"seed-{seed}.jsonl", final)
+        about = {
+            "seed": seed,
+            "agent": agent,
+            "command": f"python launch.py --agent {agent} --seed 0",
+        }
+        keep(about, looks, out / name / f"seed-{seed}.jsonl", final)
 
 
 def test_methods_are_compared_with_ours_and_drawn(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.processes import ROOT
 from benchmarks.report import report
-from benchmarks.tables import BEGIN, END, details, overview, pages
+from benchmarks.tables import BEGIN, END, command, details, overview, pages
 from tests.benchmarks.test_report import method
 
 
@@ -34,11 +34,26 @@ def test_every_result_is_a_row(tmp_path):
     lines = overview(tmp_path).splitlines()
     assert lines[2] == (
         "| dreamer-lite | CartPole-v1 | 500.0 | ≥ 475: 500 in 1/1, at the end in 1/1 "
-        "| 20 s for 1,000 steps | `python benchmarks/learning.py --env CartPole-v1` |"
+        "| 20 s for 1,000 steps | `python benchmarks/learning.py --agent dreamer-lite --seeds 1` |"
     )
     assert "≥ 475: 5,000 in 1/1, at the end in 1/1, 10 × ours" in lines[3]
     assert "16 actors | CartPole-v1 | 500.0 in 1 seeds | 6,000 | 170 s" in lines[4]
     assert "![CartPole-v1](benchmarks/results/CartPole-v1/curves.png)" in lines
+
+
+def test_a_command_makes_all_seeds_of_its_row():
+    looks = "--set train.eval_every=10000 --set train.eval_episodes=100"
+    env = "BipedalWalker-v3"
+    row = {"agent": "dreamwalker", "method": "dreamwalker", "final_returns": [1.0, 2.0]}
+    said = f"python launch.py --env {env} --local --num-actors 1 --seed 0 --steps 9 {looks}"
+    made = f"python benchmarks/learning.py --env {env} --steps 9 --seeds 2"
+    assert command({**row, "command": said}, env) == made
+    said = f"python launch.py --env {env} --num-actors 4 --seed 0 --steps 9 {looks} --set agent.n=1"
+    made = f"python benchmarks/learning.py --env {env} --num-actors 4 --steps 9 --set agent.n=1"
+    found = command({**row, "command": said, "method": "on-ray"}, env)
+    assert found == f"{made} --seeds 2 --name on-ray"
+    said = "python benchmarks/peers.py --env CartPole-v1"
+    assert command({**row, "command": said, "method": "sb3"}, "CartPole-v1") == f"{said} --seeds 2"
 
 
 def test_kinds_of_episodes_are_told_apart(tmp_path):
@@ -51,8 +66,7 @@ def test_kinds_of_episodes_are_told_apart(tmp_path):
     assert overview(tmp_path).splitlines()[2] == (
         "| gated-rainbow | NumberGame-v1 | 390.0 | ≥ 350: 1,000 in 2/2, at the end in 2/2; "
         "≥ 390: > 1,000 in 0/2, at the end in 0/2; ≥ 420: > 1,000 in 0/2, at the end in 0/2 "
-        "| 20 s for 1,000 steps | `python benchmarks/learning.py --env NumberGame-v1 --agent "
-        "gated-rainbow` |"
+        "| 20 s for 1,000 steps | `python benchmarks/learning.py --agent gated-rainbow --seeds 2` |"
     )
     lines = details(tmp_path).splitlines()
     begin = lines.index("| agent | 5,000 episodes of NumberGame-v1 | return | won |")

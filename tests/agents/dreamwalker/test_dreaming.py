@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from agents.blocks.training import to_tensors
-from core.types import Sample
 from tests.agents.dreamwalker.system import CONTEXT, HORIZON, Swing, build, steps
 
 
@@ -134,6 +133,15 @@ def test_believed_dreams_are_their_share_of_the_update(swinging):
     assert float(metrics["dream/age"]) == 7
 
 
+def test_a_dream_keeps_the_version_it_was_made_with(swinging):
+    agent = copy.deepcopy(swinging)
+    dreams = agent.dream(Swing().windows(10, 1))
+    version = float(agent.slow_world.normaliser.updates)
+    agent.learn_world(Swing().windows(60, HORIZON + 1))
+    assert float(agent.slow_world.normaliser.updates) > version
+    assert (dreams["version"] == version).all()
+
+
 def test_without_dreams_there_is_no_world():
     with_dreams, without = build().tables, build(share=0.0).tables
     assert with_dreams["real"].consumers.keys() == {"policy", "world", "start"}
@@ -141,4 +149,3 @@ def test_without_dreams_there_is_no_world():
     assert without["real"].consumers.keys() == {"policy"}
     assert without["real"].consumers["policy"].batch == 40
     assert with_dreams["real"].consumers["policy"].batch == 30
-    assert isinstance(Swing().windows(1, 1), Sample)

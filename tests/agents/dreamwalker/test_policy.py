@@ -39,10 +39,11 @@ def test_the_largest_of_all_critics_quantiles_are_dropped(drop):
 
 def test_the_critic_loss_is_the_weighted_mean_over_all_quantiles():
     quantiles, target, weight = torch.randn(3, 20, 5), 2 * torch.randn(20, 12), torch.rand(20)
-    weight[:4] = 0
+    counts = torch.ones(20)
+    weight[:4], counts[:4], counts[4:8] = 0, 0, 0.25
     alone = quantile_huber(quantiles, target) / 5  # (K, B), each the mean over its quantiles
-    expected = (alone.mean(0) * weight).sum() / 16
-    torch.testing.assert_close(critic_loss(quantiles, target, weight), expected)
+    expected = (alone.mean(0) * weight).sum() / 13
+    torch.testing.assert_close(critic_loss(quantiles, target, weight, counts), expected)
 
 
 def test_targets_bootstrap_unless_the_return_stops():
@@ -80,16 +81,37 @@ def test_the_actor_and_its_temperature_descend_what_the_paper_says():
         assert math.copysign(1, gradient) == sign
 
 
-def test_an_update_of_the_actor_leaves_the_critics_alone():
+def test_the_actor_descends_through_the_critics_and_leaves_them_alone():
     agent = build(share=0.0)
-    agent.learn_policy(steps(40), None)
-    before = copy.deepcopy(agent.critics.state_dict())
-    agent.critic_trainer = type("Still", (), {"step": lambda self, loss: torch.zeros(())})()
-    actor = copy.deepcopy(agent.actor.state_dict())
-    agent.learn_policy(steps(40), None)
-    for name, value in agent.critics.state_dict().items():
-        torch.testing.assert_close(value, before[name])
-    assert any((agent.actor.state_dict()[name] != actor[name]).any() for name in actor)
+    loss, _ = agent.improve(torch.randn(40, 2), torch.ones(40), torch.randn(40, 1))
+    nets = (agent.actor, agent.critics)
+    actor, critics = (
+        torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True)
+        for net in nets
+    )
+    assert all(gradient is not None and gradient.any() for gradient in actor)
+    assert all(gradient is None for gradient in critics)
+
+
+def test_the_actor_learns_from_windows_as_far_as_they_count():
+    agent, obs, noise = build(share=0.0), torch.randn(40, 2), torch.randn(40, 1)
+    counts = (torch.arange(40) < 10).float()
+    some, _ = agent.improve(obs, counts, noise)
+    alone, _ = agent.improve(obs[:10], torch.ones(10), noise[:10])
+    torch.testing.assert_close(some, alone)
+
+
+def test_rewards_are_scaled_before_they_are_learned_and_told_as_they_are():
+    rows, found = steps(40), []
+    for scale in (1.0, 0.1):
+        agent = build(share=0.0, gamma=0.0, reward_scale=scale)
+        with torch.no_grad():
+            for parameter in agent.critics.parameters():
+                parameter.zero_()
+        found.append(agent.learn_policy(rows, None).metrics)
+    assert found[0]["value/td_error"] == pytest.approx(float(found[1]["value/td_error"]))
+    paid = np.abs(rows.data["reward"][:, 1]).mean()
+    assert float(found[1]["value/td_error"]) == pytest.approx(paid, rel=1e-5)
 
 
 def test_batch_statistics_are_of_both_halves_and_there_is_no_target():
@@ -101,6 +123,19 @@ def test_batch_statistics_are_of_both_halves_and_there_is_no_target():
     assert float(renorm.batches) == 3
     for name, value in agent.target.state_dict().items():
         torch.testing.assert_close(value, target[name])
+
+
+@pytest.mark.parametrize(("column", "matters"), [("last", False), ("terminal", True)])
+def test_only_terminal_takes_the_next_value_away(column, matters):
+    agent, rows = build(share=0.0, norm="none"), to_tensors(steps(40).data, "cpu")
+    with torch.no_grad():
+        agent.target.leave_bias.fill_(5.0)  # of the next row's value
+    errors = []
+    for value in (False, True):
+        rows[column] = torch.full_like(rows[column], value)
+        errors.append(agent.criticise(rows, torch.ones(40), None, torch.zeros(40, 1))[1])
+        agent.normaliser = build().normaliser
+    assert (not torch.equal(*errors)) == matters
 
 
 # ----------------------------------------------------------------------------- which rows
@@ -189,7 +224,7 @@ def test_who_is_held_out_is_drawn_when_an_episode_starts_and_stays():
     "options",
     [
         {"norm": "layer", "dropout": 0.1},
-        {"norm": "batch"},
+        {"norm": "batch", "share": 0.0},
         {"dense": False},
         {"critics": 1, "drop": 0},
         {"reward_scale": 0.1},
@@ -209,6 +244,11 @@ def test_each_part_can_be_left_out_or_exchanged(options):
     [
         ({"members": 7}, r"world_batch must be a multiple of agent.members \(7\)"),
         ({"share": 1.0}, "share must be from 0 to below 1; found 1"),
+        ({"share": 0.001}, r"leaves 0 dreamed windows and 256 real ones of agent.batch \(256\)"),
+        ({"share": 0.99, "batch": 40}, "leaves 40 dreamed windows and 0 real ones"),
+        ({"norm": "batch"}, "from real rows alone; set agent.share=0"),
+        ({"temperature": 0.0}, "temperature must be"),
+        ({"policy_per_step": 0.0}, "policy_per_step must be"),
         ({"drop": 25}, r"drop must be below agent.quantiles \(25\); found 25"),
         ({"world_heads": 5}, r"world_size must be a multiple of agent.world_heads \(5\)"),
         ({"held_out": 2.0}, "held_out must be from"),
