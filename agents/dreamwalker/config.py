@@ -73,16 +73,6 @@ class Config:
             )
         if not 0 <= self.share < 1:
             raise UserError(f"agent.share must be from 0 to below 1; found {self.share}.")
-        if self.share and not 0 < self.dreamed < self.batch:
-            raise UserError(
-                f"agent.share of {self.share} leaves {self.dreamed} dreamed windows and "
-                f"{self.batch - self.dreamed} real ones of agent.batch ({self.batch}); "
-                "each must be 1 at the least."
-            )
-        if self.share and self.norm == "batch":
-            raise UserError(
-                "agent.norm=batch takes its statistics from real rows alone; set agent.share=0."
-            )
         if self.drop >= self.quantiles:
             raise UserError(
                 f"agent.drop must be below agent.quantiles ({self.quantiles}); found {self.drop}."

@@ -244,9 +244,6 @@ def test_each_part_can_be_left_out_or_exchanged(options):
     [
         ({"members": 7}, r"world_batch must be a multiple of agent.members \(7\)"),
         ({"share": 1.0}, "share must be from 0 to below 1; found 1"),
-        ({"share": 0.001}, r"leaves 0 dreamed windows and 256 real ones of agent.batch \(256\)"),
-        ({"share": 0.99, "batch": 40}, "leaves 40 dreamed windows and 0 real ones"),
-        ({"norm": "batch"}, "from real rows alone; set agent.share=0"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"policy_per_step": 0.0}, "policy_per_step must be"),
         ({"drop": 25}, r"drop must be below agent.quantiles \(25\); found 25"),
