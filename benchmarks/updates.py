@@ -2,9 +2,9 @@
 
     python benchmarks/updates.py [--agent dreamwalker]
 
-Ours is what `Learner` does in a run: sample, learn, tell the priorities, publish the weights. Each
-side has a process of its own with one thread. They take turns, and their time on the processor
-counts: what else the machine does matters less. Who races and on what: `updates_rainbow.py`,
+Ours is what `Learner` does in a run: sample, learn, tell the priorities, publish the weights. All
+sides live in one process, take turns and have one thread, whose time on the processor counts: what
+else the machine does matters less. Who races and on what: `updates_rainbow.py`,
 `updates_dreamwalker.py`.
 """
 
@@ -15,8 +15,8 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -25,11 +25,12 @@ from typing import Any, Final
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, as in our own runs
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import torch
+
 from benchmarks import updates_dreamwalker, updates_rainbow
-from benchmarks.apart import apart
 from benchmarks.processes import ROOT
 from benchmarks.report import markdown
-from benchmarks.rounds import interleaved
+from benchmarks.rounds import Side, interleaved
 from benchmarks.updates_race import Race
 from runtime.run_folder import versions
 
@@ -66,9 +67,9 @@ def measure(race: Race, rounds: int, seconds: float) -> dict[str, Any]:
     found = {package: installed(package) for package in race.needs.values()}
     skipped = {name: package for name, package in race.needs.items() if not found[package]}
     race = without(race, skipped)
-    with ExitStack() as stack:
-        racing = [stack.enter_context(apart(*side)) for side in race.sides.items()]
-        by_round = list(interleaved(racing, rounds, seconds))
+    torch.set_num_threads(1)
+    racing = [Side(name, build(), 1, time.process_time) for name, build in race.sides.items()]
+    rates = zip(*interleaved(racing, rounds, seconds), strict=True)
     mine = versions()
     return {
         "rounds": rounds,
@@ -80,7 +81,7 @@ def measure(race: Race, rounds: int, seconds: float) -> dict[str, Any]:
         "capacity": race.capacity,
         "ours": race.ours,
         "others": race.others,
-        "rates": dict(zip(race.sides, map(list, zip(*by_round, strict=True)), strict=True)),
+        "rates": {side.name: list(of) for side, of in zip(racing, rates, strict=True)},
     }
 
 
@@ -123,8 +124,7 @@ def footing(found: Mapping[str, Any]) -> str:
     """How it was measured."""
     peers = "".join(f", {package} {version}" for package, version in found["peers"].items())
     return (
-        f"{found['rounds']} interleaved rounds after a warm-up, each side in a process of its own, "
-        f"processor seconds of one thread, "
+        f"{found['rounds']} interleaved rounds after a warm-up, processor seconds of one thread, "
         f"{found['capacity']:,} rows to draw from; {found['cpus']} CPUs, torch {found['torch']}, "
         f"Python {found['python']}{peers}"
     )

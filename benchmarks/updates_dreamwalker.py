@@ -8,7 +8,7 @@ An update is a uniform sample and the gradient steps of critics, actor and tempe
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache
 from typing import Any, Final, cast
 
 import numpy as np
@@ -38,27 +38,20 @@ TQC: Final = "TQC of sb3-contrib"
 
 
 def race(config: Config = EQUAL) -> Race:
+    spec = cache(lambda: GymVector(ENV, 1, seed=0).spec)
+    rows = cache(lambda: episodes(spec(), config.capacity))
+
+    def ours(config: Config) -> Work:
+        return learning(cast(Agent, Dreamwalker(config, spec(), 0, "cpu")), rows())
+
     own = Config(recent=config.recent, share=0.0, capacity=config.capacity, batch=config.batch)
     sides = {
-        OURS[0]: partial(ours, config),
-        DEFAULTS: partial(ours, own),
-        TQC: partial(tqc, config),
+        OURS[0]: lambda: ours(config),
+        DEFAULTS: lambda: ours(own),
+        TQC: lambda: training(peer(config, rows()), config.batch),
     }
     needs = {TQC: "sb3-contrib"}
     return Race(config.batch, config.capacity, OURS, (DEFAULTS,), sides, needs)
-
-
-def spec() -> EnvSpec:
-    return GymVector(ENV, 1, seed=0).spec
-
-
-def ours(config: Config) -> Work:
-    agent = Dreamwalker(config, spec(), 0, "cpu")
-    return learning(cast(Agent, agent), episodes(spec(), config.capacity))
-
-
-def tqc(config: Config) -> Work:
-    return training(peer(config, episodes(spec(), config.capacity)), config.batch)
 
 
 def episodes(spec: EnvSpec, steps: int) -> Batch:

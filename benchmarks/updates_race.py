@@ -22,10 +22,7 @@ Work = Callable[[int], None]  # does so many updates
 
 @dataclass(frozen=True)
 class Race:
-    """An agent's learner and its peers.
-
-    `sides` build what they need and return their work; each is pickled, to be called elsewhere.
-    """
+    """An agent's learner and its peers. `sides` build what they need and return their work."""
 
     batch: int
     capacity: int  # rows to draw from

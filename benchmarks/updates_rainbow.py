@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from typing import Final, cast
+from functools import cache, partial
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -30,28 +30,28 @@ GATED: Final = "gated-rainbow with its gate"
 
 
 def race(config: Config = EQUAL) -> Race:
+    played = cache(lambda: Games(config.capacity, config.gamma))
+
+    def ours(**options: Any) -> Work:
+        agent = GatedRainbow(replace(config, **options), played().spec, 0, "cpu")
+        return learning(cast(Agent, agent), played().rows)
+
+    def theirs(replay: type[TreeReplay] | type[OurReplay], tidy: bool) -> Work:
+        return each(peer(config, played(), replay, tidy))
+
     return Race(
         config.batch,
         config.capacity,
         OURS,
         (GATED,),
         {
-            OURS[0]: partial(ours, config),
-            OURS[1]: partial(ours, replace(config, compile=True)),
-            GATED: partial(ours, replace(config, gate="mlp")),
-            "eager, as CleanRL writes it": partial(theirs, config, TreeReplay, tidy=False),
-            "eager, tidied up, on our replay": partial(theirs, config, OurReplay, tidy=True),
+            OURS[0]: ours,
+            OURS[1]: partial(ours, compile=True),
+            GATED: partial(ours, gate="mlp"),
+            "eager, as CleanRL writes it": partial(theirs, TreeReplay, tidy=False),
+            "eager, tidied up, on our replay": partial(theirs, OurReplay, tidy=True),
         },
     )
-
-
-def ours(config: Config) -> Work:
-    played = Games(config.capacity, config.gamma)
-    return learning(cast(Agent, GatedRainbow(config, played.spec, 0, "cpu")), played.rows)
-
-
-def theirs(config: Config, replay: type[TreeReplay] | type[OurReplay], tidy: bool) -> Work:
-    return each(peer(config, Games(config.capacity, config.gamma), replay, tidy))
 
 
 class Games:

