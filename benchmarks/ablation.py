@@ -24,9 +24,8 @@ from benchmarks.processes import ROOT
 from benchmarks.report import markdown, mean_and_range
 
 PRESET: Final = "the preset"
-VARIANTS: Final[
-    dict[str, dict[str, str]]
-] = {  # agent → what is different → the setting that does so
+# Of an agent: what is different → the setting that does so.
+VARIANTS: Final[dict[str, dict[str, str]]] = {
     "gated-rainbow": {
         "without dreams": "agent.share=0",
         "without clock": "agent.clock=false",

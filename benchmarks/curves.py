@@ -124,11 +124,10 @@ def keep(about: Event, events: Sequence[Event], path: Path, final: Event | None 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(".part")
-    ended, task = (
-        sum(event["kind"] == "episode" for event in events),
-        TASKS.get(about.get("env", "")),
-    )
-    every, seen = 1 if task and task.training else max(1, -(-ended // EPISODES_KEPT)), 0
+    ended = sum(event["kind"] == "episode" for event in events)
+    task = TASKS.get(about.get("env", ""))
+    every = 1 if task and task.training else max(1, -(-ended // EPISODES_KEPT))
+    seen = 0
     with open(staging, "w", encoding="utf-8") as file:
         file.write(_line({"kind": "about", "env_steps": 0, **about}))
         for event in events:

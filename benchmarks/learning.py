@@ -111,10 +111,10 @@ def finish(jobs: Sequence[Seed], at_once: int) -> None:
 def train(args: Sequence[str], run: Path, steps: int) -> bool:
     """Bring one seed to its end, from wherever its folder says it is. False: it was there."""
     newest, said = checkpoint.newest(run / "checkpoints"), run.with_suffix(".command")
-    if run.exists() and said.is_file() and said.read_text() != but_steps(args):
+    asked = but_steps(args)
+    if run.exists() and said.is_file() and (made := said.read_text()) != asked:
         raise SystemExit(
-            f"{run} was made with {said.read_text()!r}, and {but_steps(args)!r} is asked for; "
-            "remove it to start again"
+            f"{run} was made with {made!r}, and {asked!r} is asked for; remove it to start again"
         )
     if newest is not None:
         if checkpoint.manifest(newest)["env_steps"] >= steps:
@@ -124,7 +124,7 @@ def train(args: Sequence[str], run: Path, steps: int) -> bool:
         raise SystemExit(f"{run} has no checkpoint to go on from; remove it to start again")
     else:
         said.parent.mkdir(parents=True, exist_ok=True)
-        said.write_text(but_steps(args))
+        said.write_text(asked)
         args = [*args, "--run-dir", str(run)]
     Launched(args, run.with_suffix(".log")).finish()
     return True

@@ -146,6 +146,7 @@ def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    said = f"each seed's last {WINDOW} training episodes"  # once
     for name, curves in reversed(list(methods.items())):  # ours last, hence on top
         looks = min(len(curve.steps) for curve in curves)
         steps = np.mean([curve.steps[:looks] for curve in curves], axis=0)
@@ -155,7 +156,6 @@ def plot(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
         shade = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
         axes.fill_between(steps, returns.min(0), returns.max(0), **shade)
         if TASKS[env].training:
-            said = f"each seed's last {WINDOW} training episodes"
             for curve in curves:
                 axes.plot(*curve.trained, color=line.get_color(), lw=0.8, ls=":", label=said)
                 said = ""

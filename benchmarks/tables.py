@@ -89,14 +89,8 @@ def local_rows(env: str, figures: list[dict[str, Any]]) -> Iterator[tuple[str, .
         )
     ours = TASKS[env].ours
     if ours not in methods:
-        yield (
-            ours,
-            env,
-            MISSING,
-            "",
-            "",
-            f"`python benchmarks/learning.py --env {env} --agent {ours}`",
-        )
+        make = f"`python benchmarks/learning.py --env {env} --agent {ours}`"
+        yield ours, env, MISSING, "", "", make
 
 
 def steps_to(row: Mapping[str, Any]) -> str:

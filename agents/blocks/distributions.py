@@ -106,7 +106,10 @@ class TanhNormal:
         return -(options.squeeze(-1) + entropy * self.entropy())
 
     def _log_prob(self, raw: Tensor) -> Tensor:
-        """Of the action tanh(raw)."""
+        """Of the action tanh(raw): that of the Gaussian, less log |d tanh / d raw|.
+
+        The latter is 2 (log 2 - raw - softplus(-2 raw)); what is constant is added once.
+        """
         constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
         gaussian = 0.5 * ((raw - self.mean) / self.std).square() + self.log_std
         return -(gaussian - 2 * (raw + F.softplus(-2 * raw)) + constant).sum(-1)

@@ -20,7 +20,7 @@ from core.types import Array
 
 
 def smallest(values: Tensor, count: int) -> Tensor:
-    """So many of each row, in any order, without their gradient: (B, N) → (B, count)."""
+    """The `count` smallest of each row, in any order, detached: (B, N) → (B, count)."""
     if values.device.type == "cpu":  # numpy sorts short rows many times faster than PyTorch
         return torch.from_numpy(np.sort(values.detach().numpy()))[:, :count]
     return values.detach().topk(count, largest=False, sorted=False).values

@@ -42,7 +42,7 @@ class Config:
     eta: float = within(0.996, 0.0, 1.0)  # of emphasis at first; seed 002
     floor: int = 5_000  # newest rows that are always drawn from; seed 002
     cycle: int = within(1_000, 1)  # updates over which the emphasis grows: an episode's
-    anneal: int = within(100_000, 1)  # agent steps over which eta and beta rise to 1: all there are
+    anneal: int = within(100_000, 1)  # agent steps over which eta and beta rise to 1: the run's
     prioritized: bool = False  # draw by error; with `recent`, a half of the rows
     alpha: float = 0.6  # exponent of priorities; Schaul et al. 2016
     beta: float = 0.4  # exponent of importance weights at first; the same
