@@ -46,6 +46,19 @@ def test_a_step_is_adam_on_the_clipped_gradient():
             torch.testing.assert_close(mine, other)
 
 
+def test_moments_fade_to_zero_and_never_to_subnormal_numbers_which_are_slow():
+    tiny = torch.finfo(torch.float32).tiny
+    weight = nn.Linear(1, 1)
+    trainer = Trainer(weight, lr=1e-2, clip=1.0)
+    trainer.step(weight(torch.ones(1, 1)).sum())
+    for _ in range(1000):
+        trainer.step(0 * weight(torch.ones(1, 1)).sum())
+        momentum = torch.as_tensor(trainer.state()["exp_avg"])
+        assert torch.all((momentum == 0) | (momentum >= tiny))
+    assert torch.all(momentum == 0)  # it has been through them
+    assert torch.tensor([tiny]) / 2 > 0  # elsewhere they are what they were
+
+
 def test_parameters_lie_in_one_piece_and_are_loaded_into_it():
     _, net, trainer, _ = learning(0)
     _, other, _, _ = learning(1)
