@@ -156,9 +156,9 @@ class Dreamwalker(WeightGroups):
         self.world.look(rows)
         loss, metrics = self.world.loss(rows, rows["action"])
         metrics["grad_norm/world"] = self.world_trainer.step(loss)
-        metrics |= self.world.measure(self.slow_world, rows, rows["action"])
         updates = self.world.normaliser.updates
         self.world_follower.step((1 / updates).clamp(min=self.config.slow_world))
+        metrics |= self.world.measure(self.slow_world, rows, rows["action"], self.dream_noise)
         metrics["model/believed"] = self.believed().sum()
         return Feedback(metrics)
 

@@ -110,31 +110,31 @@ class World(nn.Module):
         return torch.stack(list(terms.values())).sum(), metrics
 
     @torch.no_grad()
-    def measure(self, asked: World, rows: Batch, code: Tensor) -> dict[str, Tensor]:
-        """Take in how far `asked`, predicting open-loop, is off on held-out windows (B, L, …).
+    def measure(
+        self, asked: World, rows: Batch, code: Tensor, noise: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Take in how far dreams of `asked` are off on held-out windows (B, L, …), actions given.
 
         Also by how much its heads disagree on the first step of any window.
         """
-        real = asked.normaliser(rows["obs"])
+        real, obs = asked.normaliser(rows["obs"]), rows["obs"][:, self.context].float()
         alive = (~rows["last"][:, self.context : -1]).cumprod(1)
         alive = alive * rows["held_out"][:, self.context].unsqueeze(1)  # (B, H)
         tokens = asked.tokens(real, code, rows["reward"], rows["first"])
         read, past = asked.transformer(tokens[:, : self.context + 1])
-        x, errors = real[:, self.context], []
+        errors = []
         for step in range(len(self.error)):
-            means, _ = asked.heads(read[:, -1].expand(self.members, -1, -1))
+            imagined = asked.imagine(read[:, -1], obs, noise)
             if step == 0:
                 rate = (1 / self.normaliser.updates).clamp(min=0.01)
-                self.usual_disagreement.lerp_(means.var(0).mean(), rate)
-            change = means.mean(0) * asked.change_rms
-            reward, _ = asked.outcomes(read[:, -1], change)
-            x, at = x + change, self.context + 1 + step
+                self.usual_disagreement.lerp_(imagined.disagreement.mean(), rate)
+            obs, at = imagined.obs, self.context + 1 + step
+            x = asked.normaliser(obs)
             errors.append((x - real[:, at]).square().mean(-1))
             if step + 1 < len(self.error):
                 first = torch.zeros_like(rows["first"][:, :1])
-                reward = reward * asked.normaliser.reward_rms
-                token = asked.tokens(x[:, None], code[:, at : at + 1], reward[:, None], first)
-                read, past = asked.transformer(token, past)
+                told = (x[:, None], code[:, at : at + 1], imagined.reward[:, None], first)
+                read, past = asked.transformer(asked.tokens(*told), past)
         take_in(self.seen, alive, (self.error, torch.stack(errors, 1)))
         shown = sorted({0, len(self.error) // 2, len(self.error) - 1})
         metrics = {f"model/error_{h + 1}": self.error[h].sqrt() for h in shown}

@@ -46,37 +46,34 @@ def test_held_out_windows_are_measured_and_never_learned():
     measured = []
     for each in rows:
         clean = build()
-        clean.world.measure(clean.slow_world, each, each["action"])
+        clean.world.look(each)
+        clean.world.measure(clean.world, each, each["action"], clean.dream_noise)
         measured.append(clean.world.error)
     assert (measured[1] > measured[0] + 1).all()
 
 
-def test_the_held_out_error_is_that_of_an_open_loop_read_anew_at_each_step(swinging):
+def test_the_held_out_error_is_that_of_dreams_whose_every_step_is_read_anew(swinging):
     """Without what the transformer remembers: every step reads all tokens so far again."""
     agent, sample = copy.deepcopy(swinging), Swing(edge=0.7).windows(60, HORIZON + 1)
-    rows = to_tensors(sample.data, "cpu")
+    rows, noise = to_tensors(sample.data, "cpu"), copy.deepcopy(agent.dream_noise.get_state())
     agent.world.seen.zero_()
-    agent.world.measure(agent.slow_world, rows, rows["action"])
+    agent.world.measure(agent.slow_world, rows, rows["action"], agent.dream_noise)
+    agent.dream_noise.set_state(noise)
     world = agent.slow_world
-    real = world.normaliser(rows["obs"])
-    errors: list[list[float]] = [[] for _ in range(HORIZON)]
-    for b in np.flatnonzero(sample.data["held_out"][:, 0]):
-        x, reward = real[b, : CONTEXT + 1].clone(), rows["reward"][b, : CONTEXT + 1].clone()
-        for step in range(HORIZON):
-            at = CONTEXT + step
-            if rows["last"][b, CONTEXT : at + 1].any():
-                break
-            first = rows["first"][b, : at + 1]
-            with torch.no_grad():
-                code = rows["action"][b, : at + 1]
-                tokens = world.tokens(x[None], code[None], reward[None], first[None])
-                read = world.transformer(tokens)[0][:, -1]
-                means, _ = world.heads(read.expand(world.members, -1, -1))
-                change = means.mean(0) * world.change_rms
-                paid = world.outcomes(read, change)[0] * world.normaliser.reward_rms
-            x, reward = torch.cat([x, x[-1:] + change]), torch.cat([reward, paid])
-            errors[step].append(float((x[-1] - real[b, at + 1]).square().mean()))
-    np.testing.assert_allclose(agent.world.error, [np.mean(step) for step in errors], rtol=1e-3)
+    obs, reward = rows["obs"][:, : CONTEXT + 1], rows["reward"][:, : CONTEXT + 1]
+    for at in range(CONTEXT + 1, CONTEXT + 1 + HORIZON):
+        with torch.no_grad():
+            x, told = world.normaliser(obs), (rows["action"][:, :at], reward, rows["first"][:, :at])
+            read = world.transformer(world.tokens(x, *told))[0][:, -1]
+            step = world.imagine(read, obs[:, -1], agent.dream_noise)
+        obs = torch.cat([obs, step.obs[:, None]], 1)
+        reward = torch.cat([reward, step.reward[:, None]], 1)
+    wrong = (world.normaliser(obs) - world.normaliser(rows["obs"])).square().mean(-1)
+    last, held_out = sample.data["last"], sample.data["held_out"][:, 0]
+    for step in range(HORIZON):
+        going_on = held_out & ~last[:, CONTEXT : CONTEXT + 1 + step].any(1)
+        expected = wrong[torch.as_tensor(going_on), CONTEXT + 1 + step].mean()
+        assert agent.world.error[step] == pytest.approx(float(expected), rel=1e-3)
 
 
 @settings(deadline=None, max_examples=40)
