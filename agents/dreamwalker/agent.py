@@ -178,8 +178,8 @@ class Dreamwalker(WeightGroups):
         least.
         """
         world, noise = self.slow_world, self.dream_noise
-        believed = self.believed() * (self.steps >= self.config.dream_after)
-        horizon = max(1, int(believed.sum()))  # the one wait for the device, before a long loop
+        allowed = self.believed() * (self.steps >= self.config.dream_after)
+        horizon = max(1, int(allowed.sum()))  # the one wait for the device, before a long loop
         rows = to_tensors(starts.data, self.device)
         obs, reward, first = rows["obs"][:, -1].float(), rows["reward"], rows["first"]
         past = None
@@ -205,7 +205,7 @@ class Dreamwalker(WeightGroups):
         agreement = torch.stack(agreed, 1) <= self.config.trust * world.usual_disagreement
         terminal = torch.stack(ends, 1)  # (B, H)
         going_on = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
-        real = agreement.cumprod(1) * believed[:horizon] * going_on  # is the step to row h + 1?
+        real = agreement.cumprod(1) * allowed[:horizon] * going_on  # is the step to row h + 1?
         return {
             "obs": torch.stack(lived, 1),
             "action": F.pad(torch.stack(actions, 1), (0, 0, 0, 1)),
@@ -262,11 +262,11 @@ class Dreamwalker(WeightGroups):
         weight = self.importance(chance)
         rows, counts = {key: lived[key] for key in COLUMNS}, torch.ones_like(weight)
         if imagined is not None:
-            dreamed, believed = imagined
+            dreamed, counting = imagined
             rows = {key: torch.cat([rows[key], dreamed[key]]) for key in rows}
-            weight = torch.cat([weight, believed * weight.mean()])
-            counts = torch.cat([counts, believed])
-            metrics["dream/share"] = believed.sum() / counts.sum()
+            weight = torch.cat([weight, counting * weight.mean()])
+            counts = torch.cat([counts, counting])
+            metrics["dream/share"] = counting.sum() / counts.sum()
         before, after = self.normaliser(rows["obs"]).unbind(1)  # (B, O) each
         taken = torch.cat([before, rows["action"][:, 0]], -1)
         reward = config.reward_scale * rows["reward"][:, 1]
