@@ -165,6 +165,7 @@ class QueueSpec:
     """Consume-once: hands over each batch it was given, once, in order, without copying."""
 
     capacity: int  # batches
+    updates: int = 1  # of the learner that use each batch
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from core.pull import pull
-from core.types import Agent, Batch, Event, Replay, Sample, TableSpec, WeightStore
+from core.types import Agent, Batch, Event, QueueSpec, Replay, Sample, TableSpec, WeightStore
 
 
 class Learner:
@@ -31,10 +31,13 @@ class Learner:
         table = agent.tables["real"]
         assert isinstance(table, TableSpec)
         self._wants_real = "policy" in table.consumers
-        self._wants_dreams = "dream" in agent.tables
+        dream = agent.tables.get("dream")
+        self._wants_dreams = dream is not None
+        self._updates_per_dream = dream.updates if isinstance(dream, QueueSpec) else 0
         assert self._wants_real or self._wants_dreams, "nothing to learn from"
         self._real: Sample | None = None
         self._dreams: Batch | None = None
+        self._dream_uses = 0  # updates that learned from it
         self._events: list[Event] = []
         self.updates = updates
         self.version = 0  # of "policy", as published
@@ -51,7 +54,10 @@ class Learner:
         feedback = self._agent.learn_policy(self._real, self._dreams)
         if self._real is not None and feedback.priorities is not None:
             self._replay.update("real", self._real.keys, feedback.priorities)
-        self._real = self._dreams = None
+        self._real = None
+        self._dream_uses += 1
+        if self._dream_uses >= self._updates_per_dream:
+            self._dreams, self._dream_uses = None, 0
         self.updates += 1
         if self.updates % self._publish_every == 0:
             self._publish()

@@ -358,11 +358,11 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
             columns=(*COLUMNS, "first", "last", "held_out"),
         )
         consumers["start"] = Consumer(
-            config.dreams,
-            samples_per_step=config.policy_per_step,
+            config.dreams * config.dream_every,
             min_steps=config.warmup,
             context=config.context,
             columns=("obs", "action", "reward", "first"),
         )
     real = TableSpec(config.capacity, kept, consumers)
-    return {"real": real, "dream": QueueSpec(2)} if config.dreamed else {"real": real}
+    dreamed = {"dream": QueueSpec(1, config.dream_every)} if config.dreamed else {}
+    return {"real": real, **dreamed}

@@ -49,6 +49,7 @@ class Config:
 
     share: float = 0.25  # of an update that is dreamed; 0: no dreams
     dreams: int = within(20, 1)  # begun per update
+    dream_every: int = within(8, 1)  # updates; all dreams for them are begun together
     dream_horizon: int = within(5, 1)  # steps of a dream at most; MBPO
     dream_after: int = 5_000  # agent steps
     tolerance: float = 0.3  # held-out error a dream may have, in deviations of the observation

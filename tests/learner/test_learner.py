@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from core.types import QueueSpec
 from learner.learner import Learner
 from learner.weight_store import LocalWeights
 from tests.fakes import FakeAgent, FakeReplay, sample
@@ -44,6 +45,15 @@ def test_a_batch_is_learned_from_once():
     learner, agent, _, _ = make({POLICY: [sample(1)], DREAM: [{}]})
     assert [learner.step(), learner.step()] == [True, False]
     assert agent.count["policy"] == 1
+
+
+def test_a_dream_serves_as_many_updates_as_its_queue_says():
+    agent, reals = FakeAgent(), [sample(i) for i in range(5)]
+    agent.tables["dream"] = QueueSpec(capacity=1, updates=2)
+    learner, _, replay, _ = make({POLICY: reals, DREAM: [{"x": 1}, {"x": 2}]}, agent)
+    assert [learner.step() for _ in range(5)] == [True] * 4 + [False]
+    assert [dreams for _, (_, dreams) in agent.seen] == [{"x": 1}] * 2 + [{"x": 2}] * 2
+    assert replay.asked[DREAM] == 3
 
 
 def test_priorities_go_back_under_the_keys_of_their_sample():
