@@ -228,7 +228,7 @@ class Dreamwalker(WeightGroups):
             told = to_tensors(dreams, self.device)
             imagined = pick(told, COLUMNS, config.dreamed, 0, 1, self.policy_noise)
             age = self.slow_world.normaliser.updates - told["version"].mean()
-            metrics["dream/age"] = age  # in updates of the model
+            metrics["dream/age"] = age.clamp(min=0)  # in updates of the model, those heard of
         shape = (
             2,
             len(chance) + config.dreamed * (imagined is not None),
