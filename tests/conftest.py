@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, as in our own runs
 
 
 @pytest.fixture(scope="session")
