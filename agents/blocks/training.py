@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from core.errors import UserError
 from core.types import Array, Batch, Weights
@@ -35,41 +36,55 @@ class Trainer:
     def __init__(self, net: nn.Module, lr: float, clip: float, decay: float = 0.0) -> None:
         parameters = list(net.parameters())
         flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
-        self._flat, self._gradient = nn.Parameter(flat), torch.zeros_like(flat)
-        self._flat.grad = self._gradient
+        self._flat, self._gradient = flat, torch.zeros_like(flat)
         pieces = flat.split([parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.data = piece.view_as(parameter)
         self._parameters = parameters
         self._lr, self._clip, self._decay = lr, clip, decay
-
-    @cached_property
-    def _adam(self) -> torch.optim.AdamW:
-        """Made when first needed: it imports torch's compiler, which acting can do without."""
-        keep_freed_memory()
-        return torch.optim.AdamW([self._flat], self._lr, weight_decay=self._decay, fused=True)
+        self._moments = {
+            "step": flat.new_zeros(()),
+            "exp_avg": torch.zeros_like(flat),
+            "exp_avg_sq": torch.zeros_like(flat),
+        }
 
     def step(self, loss: Tensor, lr: Tensor | None = None) -> Tensor:
         """One step down `loss` → the gradient norm before clipping. `lr`: another rate, ()."""
-        if lr is not None:
-            self._adam.param_groups[0]["lr"] = lr
+        keep_freed_memory()
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
         torch.cat([gradient.flatten() for gradient in gradients], out=self._gradient)
         norm = (self._gradient @ self._gradient).sqrt()
         self._gradient.mul_((self._clip / (norm + 1e-6)).clamp(max=1))
-        with no_subnormals():
-            self._adam.step()
+        self._descend(self._lr if lr is None else lr)
         return norm
 
+    @torch.no_grad()
+    def _descend(self, lr: float | Tensor) -> None:
+        """As `torch.optim.AdamW` does, which imports torch's compiler: a second of a start."""
+        with no_subnormals():
+            adamw(
+                [self._flat],
+                [self._gradient],
+                [self._moments["exp_avg"]],
+                [self._moments["exp_avg_sq"]],
+                [],
+                [self._moments["step"]],
+                lr=lr,
+                beta1=0.9,
+                beta2=0.999,
+                eps=1e-8,
+                weight_decay=self._decay,
+                amsgrad=False,
+                maximize=False,
+                fused=True,
+            )
+
     def state(self) -> dict[str, Any]:
-        moments = self._adam.state.get(self._flat, {})
-        return {name: to_array(value) for name, value in moments.items()}
+        return {name: to_array(value) for name, value in self._moments.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        moments = {name: to_tensor(value) for name, value in state.items()}
-        self._adam.load_state_dict(
-            {**self._adam.state_dict(), "state": {0: moments} if moments else {}}
-        )
+        for name, moment in self._moments.items():
+            moment.copy_(to_tensor(state.get(name, 0)))  # none yet, in an older checkpoint
 
 
 @cache
