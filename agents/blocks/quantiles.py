@@ -67,25 +67,26 @@ def _loop() -> Callable[..., Any]:
 
 
 def pairs(quantiles: Array, target: Array, loss: Array, gradient: Array) -> None:
-    """(K, B, Z), (B, Z') → `loss` (K, B) and `gradient` (K, B, Z)."""
+    """(K, B, Z), (B, Z') → `loss` (K, B) and `gradient` (K, B, Z).
+
+    The innermost loop is over the batch, so that a processor sums for many returns at once.
+    """
     members, batch, count = quantiles.shape
     zero, half, one = np.float32(0), np.float32(0.5), np.float32(1)
     targets = np.float32(target.shape[1])
+    across = target.T.copy()
+    quantile, slope, huber = np.empty((3, batch), np.float32)
     for k in range(members):
-        for b in range(batch):
-            summed = zero
-            for z in range(count):
-                quantile, tau = quantiles[k, b, z], np.float32((z + 0.5) / count)
-                slope = slope_above = huber = huber_above = zero  # summed over targets
-                for j in range(target.shape[1]):
-                    error = target[b, j] - quantile
+        huber[:] = zero
+        for z in range(count):
+            tau = np.float32((z + 0.5) / count)
+            quantile[:], slope[:] = quantiles[k, :, z], zero
+            for j in range(target.shape[1]):
+                for b in range(batch):
+                    error = across[j, b] - quantile[b]
                     clipped = min(max(error, -one), one)
-                    above, mean = max(clipped, zero), error - half * clipped
-                    slope += clipped
-                    slope_above += above
-                    huber += clipped * mean
-                    huber_above += above * mean
-                below = one - tau
-                gradient[k, b, z] = -(tau * slope_above + below * (slope - slope_above)) / targets
-                summed += (tau * huber_above + below * (huber - huber_above)) / targets
-            loss[k, b] = summed
+                    weighted = (one - tau if error < zero else tau) * clipped
+                    slope[b] += weighted
+                    huber[b] += weighted * (error - half * clipped)
+            gradient[k, :, z] = -slope / targets
+        loss[k] = huber / targets
