@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 Norm = Literal["none", "layer", "batch"]
 
+VECTOR = 16  # numbers a processor multiplies at a time
+
 
 class Dense(nn.Module):
     """K independent networks that read the same input: (B, in) → (K, B, out), ReLU in between.
@@ -45,20 +47,25 @@ class Dense(nn.Module):
             bound = 1 / math.sqrt(fan_in)
             return torch.empty(members, rows, columns).uniform_(-bound, bound)
 
+        def spare(units: int) -> int:
+            """Units that fill up a processor's vectors: with weights of 0 they stay 0."""
+            return 0 if norm == "layer" else -units % VECTOR
+
         sees = [inputs, *(inputs * dense for _ in hidden[1:])]  # of the input, each hidden layer
         fans = [sees[0], *(seen + before for seen, before in zip(sees[1:], hidden, strict=False))]
         self.read = nn.ParameterList(
-            uniform(seen + 1, units, fan_in)
+            F.pad(uniform(seen + 1, units, fan_in), (0, spare(units)))
             for seen, units, fan_in in zip(sees, hidden, fans, strict=True)
         )
         self.carry = nn.ParameterList(
-            uniform(before, units, fan_in)
+            F.pad(uniform(before, units, fan_in), (0, spare(units), 0, spare(before)))
             for (before, units), fan_in in zip(pairwise(hidden), fans[1:], strict=True)
         )
-        self.leave = nn.Parameter(uniform(hidden[-1], outputs, hidden[-1]))
+        leave = uniform(hidden[-1], outputs, hidden[-1])
+        self.leave = nn.Parameter(F.pad(leave, (0, 0, 0, spare(hidden[-1]))))
         self.leave_bias = nn.Parameter(uniform(1, outputs, hidden[-1]))
         norms = hidden if norm == "batch" else []
-        self.renorm = nn.ModuleList(BatchRenorm(members, units) for units in norms)
+        self.renorm = nn.ModuleList(BatchRenorm(members, units + spare(units)) for units in norms)
 
     def forward(
         self,

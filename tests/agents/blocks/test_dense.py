@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.blocks.dense import BatchRenorm, Dense
+from agents.blocks.dense import VECTOR, BatchRenorm, Dense
 
 HIDDEN = (8, 6, 5)
 
@@ -37,6 +37,23 @@ def test_every_hidden_layer_reads_the_input_only_when_dense():
     for dense, layers in ((True, 3), (False, 1)):
         net = Dense(1, 3, HIDDEN, 4, dense=dense)
         assert [len(read[0]) - 1 for read in net.read] == [3] * layers + [0] * (3 - layers)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_units_that_fill_up_a_vector_are_never_learned(norm):
+    net = Dense(2, 3, HIDDEN, 4, norm=norm)
+    adam = torch.optim.Adam(net.parameters(), lr=0.1)
+    for _ in range(5):
+        adam.zero_grad()
+        net(torch.randn(7, 3)).square().sum().backward()
+        adam.step()
+    for layer, units in enumerate(HIDDEN):
+        into = [net.read[layer], *([net.carry[layer - 1]] if layer else [])]
+        out_of = [*net.carry, net.leave][layer]
+        assert all(weight.shape[-1] % VECTOR == 0 for weight in into)
+        assert all(weight[..., :units].any() for weight in into)
+        assert not any(weight[..., units:].any() for weight in into)
+        assert out_of[:, :units].any() and not out_of[:, units:].any()
 
 
 def test_the_mean_of_the_outputs_can_be_had_alone():
