@@ -33,13 +33,14 @@ class World(nn.Module):
     """Rows as tokens → the change to the next row, what it pays, and whether it ends.
 
     A token is (observation, action, reward, first): the end that lies behind a row is told by
-    `first`. The change is a Gaussian of each of M heads, in units of the typical change; reward and
-    end follow from it and what was read, so that they fit the observation that was imagined.
+    `first`. Each of M heads says the change, in units of the typical one; reward and end follow
+    from the change that is imagined and what was read, so that they fit.
     """
 
     change_rms: Tensor
     low: Tensor
     high: Tensor
+    two_valued: Tensor
     usual_disagreement: Tensor
     error: Tensor
     seen: Tensor
@@ -54,13 +55,14 @@ class World(nn.Module):
         self.transformer = Transformer(
             config.world_size, config.world_layers, config.world_heads, length
         )
-        self.change = Ensemble(
-            config.members, (config.world_size, config.world_size, 2 * size), zero_last=True
+        self.heads = Ensemble(
+            config.members, (config.world_size, config.world_size, size), zero_last=True
         )
         self.outcome = MLP((config.world_size + size, OUTCOME_HIDDEN, 2), zero_last=True)
         self.register_buffer("change_rms", torch.ones(size))  # in deviations of the observation
         self.register_buffer("low", torch.full((size,), torch.inf))
         self.register_buffer("high", torch.full((size,), -torch.inf))
+        self.register_buffer("two_valued", torch.ones(size, dtype=torch.bool))
         self.register_buffer("usual_disagreement", torch.zeros(()))
         self.register_buffer("error", torch.ones(config.dream_horizon))  # squared, by steps ahead
         self.register_buffer("seen", torch.zeros(config.dream_horizon))  # held-out windows
@@ -74,6 +76,7 @@ class World(nn.Module):
         flat = self.normaliser.flat(rows["obs"]).flatten(0, 1)
         self.low.copy_(torch.minimum(self.low, flat.amin(0)))
         self.high.copy_(torch.maximum(self.high, flat.amax(0)))
+        self.two_valued &= ((flat == self.low) | (flat == self.high)).all(0)
         mask = inside(rows["first"], rows["last"], self.context).unsqueeze(-1)
         square = (self.normaliser(rows["obs"]).diff(dim=1).square() * mask).sum((0, 1))
         rate = 1 / self.normaliser.updates.clamp(max=1000)
@@ -87,18 +90,14 @@ class World(nn.Module):
         held_out = rows["held_out"][:, self.context].unsqueeze(1)
         steps = inside(rows["first"], rows["last"], self.context)
         mask = steps * ~held_out  # (B, L-1)
-        mean, log_std = self.heads(read.unflatten(0, (self.members, -1)).flatten(1, 2))
-        mean, log_std = (out.flatten(0, 1).unflatten(0, mask.shape) for out in (mean, log_std))
+        said = self.heads(read.unflatten(0, (self.members, -1)).flatten(1, 2))
         change = x.diff(dim=1)  # (B, L-1, O)
-        square = (mean - change / self.change_rms).square()
-        # The spread is fitted to the error, without pulling on the mean.
-        spread = 0.5 * square.detach() * (-2 * log_std).exp() + log_std
+        square = (said.view_as(change) - change / self.change_rms).square()
         reward, end = self.outcomes(read, change)
         reward_error = (reward - rows["reward"][:, 1:] / self.normaliser.reward_rms).square()
         ended = rows["terminal"][:, 1:].float()
         terms = {
             "loss/transition": masked_mean(square.mean(-1), mask),
-            "loss/spread": 0.1 * masked_mean(spread.mean(-1), mask),
             "loss/reward": masked_mean(reward_error, mask),
             "loss/end": masked_mean(
                 F.binary_cross_entropy_with_logits(end, ended, reduction="none"), mask
@@ -147,25 +146,26 @@ class World(nn.Module):
     # ----------------------------------------------------------------------------- imagining
 
     def imagine(self, read: Tensor, obs: Tensor, noise: torch.Generator) -> Step:
-        """A step from observations (B, *O), after reading (B, E); B / M of them by each head.
+        """A step from observations (B, *O), after reading (B, E): the mean of what the heads say.
 
-        Numbers stay in the range they had in real rows, as nobody else is asked about others.
+        What is imagined keeps to what was ever real, as critics judge anything else at random:
+        numbers keep their range, and those that had two values, as flags have, are drawn from them.
         """
-        means, log_stds = self.heads(read.expand(self.members, -1, -1))
-        member = torch.arange(len(read), device=read.device) * self.members // len(read)
-        item = torch.arange(len(read), device=read.device)
-        mean, log_std = means[member, item], log_stds[member, item]
-        drawn = torch.randn(mean.shape, generator=noise, device=mean.device)
-        change = (mean + log_std.exp() * drawn) * self.change_rms
+        heads = self.heads(read.expand(self.members, -1, -1))
         now = self.normaliser.flat(obs)
-        following = (now + change * self.normaliser.deviation).clamp(self.low, self.high)
+        change = heads.mean(0) * self.change_rms * self.normaliser.deviation
+        following = (now + change).clamp(self.low, self.high)
+        chance = (following - self.low) / (self.high - self.low).clamp(min=1e-6)
+        drawn = torch.rand(chance.shape, generator=noise, device=chance.device) < chance
+        flags = torch.where(drawn, self.high, self.low)
+        following = torch.where(self.two_valued, flags, following)
         reward, end = self.outcomes(read, (following - now) / self.normaliser.deviation)
         chance = torch.rand(end.shape, generator=noise, device=end.device)
         return Step(
             following.unflatten(-1, self.shape),
             reward * self.normaliser.reward_rms,
             chance < torch.sigmoid(end),
-            means.var(0).mean(-1),
+            heads.var(0).mean(-1),
         )
 
     def tokens(self, x: Tensor, code: Tensor, reward: Tensor, first: Tensor) -> Tensor:
@@ -173,11 +173,6 @@ class World(nn.Module):
         told = torch.stack([reward / self.normaliser.reward_rms, first.float()], -1)
         embedded: Tensor = self.embed(torch.cat([x, code, told], -1))
         return embedded
-
-    def heads(self, read: Tensor) -> tuple[Tensor, Tensor]:
-        """(M, B, E) → mean and log standard deviation of the change (M, B, O)."""
-        mean, spread = self.change(read).chunk(2, -1)
-        return mean, -3 + 4 * torch.tanh(spread / 4)
 
     def outcomes(self, read: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards in units of the typical one, and logits of the end: (…, E), (…, O) → (…)."""

@@ -24,7 +24,7 @@ def test_it_learns_a_linear_system(swinging):
     with torch.no_grad():
         tokens = world.tokens(x, rows["action"], rows["reward"], rows["first"])
         read, _ = world.transformer(tokens[:, :-1])
-        means, _ = world.heads(read.flatten(0, 1).expand(world.members, -1, -1))
+        means = world.heads(read.flatten(0, 1).expand(world.members, -1, -1))
         change = means.mean(0).unflatten(0, read.shape[:2]) * world.change_rms
         reward, end = world.outcomes(read, change)
     real = x.diff(dim=1)
@@ -104,6 +104,6 @@ def test_any_context_will_do(context):
     sample = Swing().windows(60, HORIZON + 1)
     sample.data = {key: value[:, CONTEXT - context :] for key, value in sample.data.items()}
     agent.learn_world(sample)
-    assert (agent.world.change.weight[-1] != 0).any()  # it began at zero
+    assert (agent.world.heads.weight[-1] != 0).any()  # it began at zero
     starts = {key: value[:, : context + 1] for key, value in sample.data.items()}
     assert agent.dream(Sample(starts, sample.keys, sample.prob, sample.size))["obs"].shape[1] == 2
