@@ -273,7 +273,12 @@ class Dreamwalker(WeightGroups):
         discount = config.gamma * ~rows["terminal"][:, 1]
         quantiles, target = self.compare(taken, after, reward, discount, noise)
         loss, said = critic_loss(quantiles, target, weight, counts), quantiles.detach()
-        error = (target.mean(-1) - said.mean((0, 2))).abs()
+        surprise = target.mean(-1) - said.mean((0, 2))
+        error = surprise.abs()
+        if imagined is not None:  # how much more dreams promise than real rows do
+            real, dreamt = surprise.split([len(chance), len(counting)])
+            optimism = counting @ (dreamt - real.mean()) / counting.sum().clamp(min=1)
+            metrics["dream/optimism"] = optimism / config.reward_scale
         metrics |= {
             "loss/critic": loss.detach(),
             "value/mean": said.mean() / config.reward_scale,

@@ -117,6 +117,7 @@ def test_dreams_nobody_believes_leave_an_update_to_the_real_rows(swinging):
             agent.actor.log_temperature.fill_(-20)
         found.append(agent.learn_policy(real, beside))
     assert float(found[1].metrics["dream/share"]) == 0
+    assert float(found[1].metrics["dream/optimism"]) == 0
     for name in ("loss/policy", "grad_norm/critic"):
         one, other = (float(each.metrics[name]) for each in found)
         assert one == pytest.approx(other, rel=0.02)
@@ -131,6 +132,16 @@ def test_believed_dreams_are_their_share_of_the_update(swinging):
     metrics = agent.learn_policy(steps(30), dreams).metrics
     assert float(metrics["dream/share"]) == pytest.approx(0.25)
     assert float(metrics["dream/age"]) == 7
+
+
+def test_what_dreams_promise_more_than_real_rows_is_told(swinging):
+    dreams = swinging.dream(Swing().windows(60, 1))
+    told = []
+    for bonus in (0, 3):
+        agent = build(reward_scale=0.5)
+        richer = {**dreams, "reward": dreams["reward"] + bonus}
+        told.append(float(agent.learn_policy(steps(30), richer).metrics["dream/optimism"]))
+    assert told[1] - told[0] == pytest.approx(3, rel=1e-3)
 
 
 def test_a_dream_keeps_the_version_it_was_made_with(swinging):

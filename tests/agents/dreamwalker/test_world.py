@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.blocks.training import to_tensors
+from agents.blocks.training import generator, to_tensors
 from agents.dreamwalker.world import inside
 from core.types import Consumer, Sample
 from replay_server.table import Table
@@ -74,6 +74,23 @@ def test_the_held_out_error_is_that_of_dreams_whose_every_step_is_read_anew(swin
         going_on = held_out & ~last[:, CONTEXT : CONTEXT + 1 + step].any(1)
         expected = wrong[torch.as_tensor(going_on), CONTEXT + 1 + step].mean()
         assert agent.world.error[step] == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_flags_stay_flags_and_nothing_else_is_drawn():
+    """A number that has two values in real rows is as often high as its mean says."""
+    world = build().world
+    rows = to_tensors(Swing().windows(60, HORIZON + 1).data, "cpu")
+    rows["obs"][..., 1] = torch.where(rows["obs"][..., 1] > 0, 3.0, -1.0)
+    world.look(rows)
+    assert world.two_valued.tolist() == [False, True]
+    obs = torch.tensor([[0.1, 0.0]]).expand(4000, 2)  # the second: a quarter of the way up
+    read = torch.zeros(len(obs), world.embed.out_features)
+    with torch.no_grad():
+        step = world.imagine(read, obs, generator(0, "cpu"))  # untrained: no change
+    numbers, flags = step.obs.unbind(-1)
+    assert (numbers == numbers[0]).all()
+    assert set(flags.tolist()) == {-1.0, 3.0}
+    assert (flags == 3).float().mean() == pytest.approx(0.25, abs=0.03)
 
 
 @settings(deadline=None, max_examples=40)
