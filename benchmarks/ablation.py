@@ -35,7 +35,7 @@ VARIANTS: Final[dict[str, dict[str, str]]] = {
         "without noise": "agent.noise=0",
     },
     "dreamwalker": {
-        "with dreams": "agent.share=0.25",
+        "without dreams": "agent.share=0",
         "without recent rows": "agent.recent=false",
         "without D2RL": "agent.dense=false",
     },
