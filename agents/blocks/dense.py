@@ -48,7 +48,10 @@ class Dense(nn.Module):
             return torch.empty(members, rows, columns).uniform_(-bound, bound)
 
         def spare(units: int) -> int:
-            """Units that fill up a processor's vectors: with weights of 0 they stay 0."""
+            """Units that fill up a processor's vectors: with weights of 0 they stay 0.
+
+            None where LayerNorm would count them.
+            """
             return 0 if norm == "layer" else -units % VECTOR
 
         sees = [inputs, *(inputs * dense for _ in hidden[1:])]  # of the input, each hidden layer

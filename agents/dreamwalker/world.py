@@ -156,15 +156,15 @@ class World(nn.Module):
         change = heads.mean(0) * self.change_rms * self.normaliser.deviation
         following = (now + change).clamp(self.low, self.high)
         chance = (following - self.low) / (self.high - self.low).clamp(min=1e-6)
-        drawn = torch.rand(chance.shape, generator=noise, device=chance.device) < chance
-        flags = torch.where(drawn, self.high, self.low)
+        high = torch.rand(chance.shape, generator=noise, device=chance.device) < chance
+        flags = torch.where(high, self.high, self.low)
         following = torch.where(self.two_valued, flags, following)
         reward, end = self.outcomes(read, (following - now) / self.normaliser.deviation)
-        chance = torch.rand(end.shape, generator=noise, device=end.device)
+        terminal = torch.rand(end.shape, generator=noise, device=end.device) < torch.sigmoid(end)
         return Step(
             following.unflatten(-1, self.shape),
             reward * self.normaliser.reward_rms,
-            chance < torch.sigmoid(end),
+            terminal,
             heads.var(0).mean(-1),
         )
 
