@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.episodes import Episodes
-from core.pull import pull
-from core.types import Agent, Array, Batch, Event, Origin, Replay, VectorEnv, WeightStore
+from dreamfleet.actors.episodes import Episodes
+from dreamfleet.core.pull import pull
+from dreamfleet.core.types import Agent, Array, Batch, Event, Origin, Replay, VectorEnv, WeightStore
 
 
 class Actor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from core.types import Batch
+from dreamfleet.core.types import Batch
 
 
 @dataclass(frozen=True)

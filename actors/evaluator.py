@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from actors.episodes import Episode, Episodes, summary
-from core.pull import pull
-from core.types import Agent, Event, Replay, VectorEnv, WeightStore
+from dreamfleet.actors.episodes import Episode, Episodes, summary
+from dreamfleet.core.pull import pull
+from dreamfleet.core.types import Agent, Event, Replay, VectorEnv, WeightStore
 
 
 class Evaluator:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from core.types import Array, Event
+from dreamfleet.core.types import Array, Event
 
 DEFAULT_AGENT: Final = "dreamer-lite"
 KEPT: Final = {

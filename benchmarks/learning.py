@@ -21,12 +21,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import agents
 from benchmarks.curves import DEFAULT_AGENT, TASKS, keep, read_curve, read_events
 from benchmarks.processes import ROOT, RUNS, Launched, score
 from benchmarks.report import report
-from core import checkpoint
-from core.types import Event
+from dreamfleet import agents
+from dreamfleet.core import checkpoint
+from dreamfleet.core.types import Event
 
 
 @dataclass(frozen=True)

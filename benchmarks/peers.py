@@ -24,14 +24,14 @@ import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from actors.episodes import summary
-from actors.evaluator import play
 from benchmarks.curves import keep
 from benchmarks.processes import ROOT
 from benchmarks.report import report
-from core.types import Agent, Array, Batch, Event, State
-from envs.vector import GymVector
-from runtime.run_folder import versions
+from dreamfleet.actors.episodes import summary
+from dreamfleet.actors.evaluator import play
+from dreamfleet.core.types import Agent, Array, Batch, Event, State
+from dreamfleet.envs.vector import GymVector
+from dreamfleet.runtime.run_folder import versions
 
 LOOK_EVERY = 500  # env steps
 EPISODES = 100  # a look

@@ -27,8 +27,8 @@ from benchmarks.replay_alone import memory_drift, snapshot_stalls, sum_drift
 from benchmarks.replay_sides import QUICK, Scale
 from benchmarks.report import markdown
 from benchmarks.rounds import CopyBandwidth, Side, interleaved
-from core.errors import UserError, nearest
-from runtime.run_folder import versions
+from dreamfleet.core.errors import UserError, nearest
+from dreamfleet.runtime.run_folder import versions
 
 Sides = Callable[[Scale], AbstractContextManager[Side]]
 ITSELF: Final = "itself"

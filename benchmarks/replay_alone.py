@@ -26,11 +26,11 @@ from benchmarks.replay_rows import (
     episodes,
     filled,
 )
-from core.errors import WorkerFailed
-from core.types import TableSpec
-from replay_server.sum_tree import SumTree
-from runtime.hosts import ReplayHost
-from runtime.packed import Packed
+from dreamfleet.core.errors import WorkerFailed
+from dreamfleet.core.types import TableSpec
+from dreamfleet.replay_server.sum_tree import SumTree
+from dreamfleet.runtime.hosts import ReplayHost
+from dreamfleet.runtime.packed import Packed
 
 
 def sum_drift(size: int, updates: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.replay_rows import BATCH, BETA, CHUNK, EPISODE, STREAMS
-from core.types import Array, Batch
+from dreamfleet.core.types import Array, Batch
 
 N = STREAMS.size
 

@@ -31,11 +31,11 @@ from benchmarks.replay_rows import (
 )
 from benchmarks.replay_sides import FRAMES, SEQUENCES, Scale
 from benchmarks.rounds import Side
-from core.config import RunConfig
-from core.errors import UserError, WorkerFailed
-from core.types import Consumer, Origin, Space, TableSpec
-from runtime.hosts import AwaitableReplay
-from runtime.proxies import ReplayProxy
+from dreamfleet.core.config import RunConfig
+from dreamfleet.core.errors import UserError, WorkerFailed
+from dreamfleet.core.types import Consumer, Origin, Space, TableSpec
+from dreamfleet.runtime.hosts import AwaitableReplay
+from dreamfleet.runtime.proxies import ReplayProxy
 
 WAIT_S: Final = 0.2  # between two looks for an answer that is late
 PATIENCE_S: Final = 120.0  # with a process of Reverb's
@@ -75,7 +75,7 @@ def sequences_on_ray(scale: Scale) -> Iterator[Side]:
 @contextmanager
 def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], None]]:
     """→ what has so many chunks added and so many samples taken, at the same time."""
-    from runtime.cluster import answer, joined, start, start_replay
+    from dreamfleet.runtime.cluster import answer, joined, start, start_replay
 
     jobs, tables = (partial(adding, obs), sampling), {"real": spec}
     with (

@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from core.types import Array, Batch, Consumer, Prioritized, Space, TableSpec
-from replay_server import ReplayServer
+from dreamfleet.core.types import Array, Batch, Consumer, Prioritized, Space, TableSpec
+from dreamfleet.replay_server import ReplayServer
 
 STREAMS: Final = np.arange(16)
 CHUNK: Final = 64  # rows of a stream in one add

@@ -28,7 +28,7 @@ from benchmarks.replay_rows import (
     filled,
 )
 from benchmarks.rounds import Side, each
-from core.types import Consumer
+from dreamfleet.core.types import Consumer
 
 STEPS_ADDED: Final = (
     ADDED * (EPISODE - 1) / EPISODE

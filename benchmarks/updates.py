@@ -32,7 +32,7 @@ from benchmarks.processes import ROOT
 from benchmarks.report import markdown
 from benchmarks.rounds import Side, interleaved
 from benchmarks.updates_race import Race
-from runtime.run_folder import versions
+from dreamfleet.runtime.run_folder import versions
 
 RACES: Final[dict[str, Callable[[], Race]]] = {
     "gated-rainbow": updates_rainbow.race,

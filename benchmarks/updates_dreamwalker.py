@@ -13,11 +13,11 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from agents.dreamwalker.agent import Dreamwalker
-from agents.dreamwalker.config import Config
 from benchmarks.updates_race import Race, Work, learning
-from core.types import Agent, Batch, EnvSpec
-from envs.vector import GymVector
+from dreamfleet.agents.dreamwalker.agent import Dreamwalker
+from dreamfleet.agents.dreamwalker.config import Config
+from dreamfleet.core.types import Agent, Batch, EnvSpec
+from dreamfleet.envs.vector import GymVector
 
 ENV: Final = "BipedalWalker-v3"
 STREAMS: Final = 16

@@ -9,11 +9,11 @@ from typing import Final
 import numpy as np
 
 from benchmarks.rounds import each
-from core.config import TrainConfig
-from core.types import Agent, Batch, TableSpec
-from learner.learner import Learner
-from learner.weight_store import LocalWeights
-from replay_server import ReplayServer
+from dreamfleet.core.config import TrainConfig
+from dreamfleet.core.types import Agent, Batch, TableSpec
+from dreamfleet.learner.learner import Learner
+from dreamfleet.learner.weight_store import LocalWeights
+from dreamfleet.replay_server import ReplayServer
 
 CHUNK: Final = 8  # rows of each stream that are added at once
 

@@ -13,14 +13,14 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from agents.gated_rainbow.agent import GatedRainbow
-from agents.gated_rainbow.config import CONTEXT, RANGE, Config
 from benchmarks.rainbow_peer import Learner as Peer
 from benchmarks.rainbow_peer import OurReplay, Sizes, Step, TreeReplay, of_n_steps
 from benchmarks.rounds import each
 from benchmarks.updates_race import Race, Work, learning
-from core.types import Agent, Array, Batch, EnvSpec
-from envs.vector import GymVector
+from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
+from dreamfleet.agents.gated_rainbow.config import CONTEXT, RANGE, Config
+from dreamfleet.core.types import Agent, Array, Batch, EnvSpec
+from dreamfleet.envs.vector import GymVector
 
 ENV: Final = "NumberGame-v1"
 GAMES: Final = 64  # played together to fill the replays

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from core.pull import pull
-from core.types import Agent, Batch, Event, Replay, Sample, TableSpec, WeightStore
+from dreamfleet.core.pull import pull
+from dreamfleet.core.types import Agent, Batch, Event, Replay, Sample, TableSpec, WeightStore
 
 
 class Dreamer:

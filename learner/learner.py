@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import cast
 
-from core.pull import pull
-from core.types import Agent, Batch, Event, QueueSpec, Replay, Sample, TableSpec, WeightStore
+from dreamfleet.core.pull import pull
+from dreamfleet.core.types import (
+    Agent,
+    Batch,
+    Event,
+    QueueSpec,
+    Replay,
+    Sample,
+    TableSpec,
+    WeightStore,
+)
 
 
 class Learner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.types import Weights
+from dreamfleet.core.types import Weights
 
 
 class LocalWeights:

@@ -1,5 +1,8 @@
 """The replay service: tables of rows, and who may draw which windows from them, how often."""
 
-from replay_server.server import ReplayServer
+if __name__ != "dreamfleet.replay_server":
+    raise ImportError("this folder is imported as dreamfleet.replay_server")
+
+from dreamfleet.replay_server.server import ReplayServer
 
 __all__ = ["ReplayServer"]

@@ -10,8 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from core.types import Deviation, Mixture, Prioritized, QueueSpec, Recency, Selector, TableSpec
-from replay_server.sum_tree import level_sizes
+from dreamfleet.core.types import (
+    Deviation,
+    Mixture,
+    Prioritized,
+    QueueSpec,
+    Recency,
+    Selector,
+    TableSpec,
+)
+from dreamfleet.replay_server.sum_tree import level_sizes
 
 LINK_BYTES = 16  # the rows before and after, an i64 each
 FLAG_BYTES = 1  # of a start, for each consumer

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from core.errors import UserError
-from core.types import (
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import (
     Array,
     Batch,
     Deviation,
@@ -23,7 +23,7 @@ from core.types import (
     Space,
     TableSpec,
 )
-from replay_server import budget
+from dreamfleet.replay_server import budget
 
 REASONS = ("columns", "shape", "dtype", "nan", "streams", "reset")  # why a chunk is refused
 

@@ -7,9 +7,9 @@ from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from core.compiler import compiled
-from core.types import Array
-from replay_server import loops, vectorised
+from dreamfleet.core.compiler import compiled
+from dreamfleet.core.types import Array
+from dreamfleet.replay_server import loops, vectorised
 
 
 class Loops(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from core.errors import UserError
-from core.types import Batch, QueueSpec
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import Batch, QueueSpec
 
 
 class ConsumeOnce:

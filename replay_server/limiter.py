@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from core.types import Consumer
+from dreamfleet.core.types import Consumer
 
 PACE_S = 0.25  # over how long the pace of consumers is measured, at least
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.types import Array
+from dreamfleet.core.types import Array
 
 FAN_OUT = 8  # children a node of a sum tree: a cache line of them
 SHIFT = FAN_OUT.bit_length() - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.types import Array
+from dreamfleet.core.types import Array
 
 LINE = 64  # bytes of a cache line
 

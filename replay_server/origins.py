@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from core.types import Origin
+from dreamfleet.core.types import Origin
 
 
 class Origins:

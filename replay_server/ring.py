@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.types import Array
-from replay_server.compiled import fastest
+from dreamfleet.core.types import Array
+from dreamfleet.replay_server.compiled import fastest
 
 
 @dataclass

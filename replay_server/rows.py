@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from core.types import Array, Batch, Space
-from replay_server.compiled import fastest
-from replay_server.ring import Ring
+from dreamfleet.core.types import Array, Batch, Space
+from dreamfleet.replay_server.compiled import fastest
+from dreamfleet.replay_server.ring import Ring
 
 
 class Rows:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from core.types import (
+from dreamfleet.core.types import (
     Array,
     Deviation,
     EmphasizeRecent,
@@ -20,9 +20,9 @@ from core.types import (
     Selector,
     Uniform,
 )
-from replay_server.ring import Starts
-from replay_server.rows import Rows
-from replay_server.sum_tree import SumTree
+from dreamfleet.replay_server.ring import Starts
+from dreamfleet.replay_server.rows import Rows
+from dreamfleet.replay_server.sum_tree import SumTree
 
 REJECTION_ROUNDS = 4
 PRIORITY_RANGE = (1e-6, 1e12)  # nothing starves, and sums stay finite

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.errors import UserError
-from core.types import Array, Batch, Origin, QueueSpec, Sample, TableSpec
-from replay_server.consume_once import ConsumeOnce
-from replay_server.origins import Origins
-from replay_server.table import Table
-from replay_server.view import Draw
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import Array, Batch, Origin, QueueSpec, Sample, TableSpec
+from dreamfleet.replay_server.consume_once import ConsumeOnce
+from dreamfleet.replay_server.origins import Origins
+from dreamfleet.replay_server.table import Table
+from dreamfleet.replay_server.view import Draw
 
 
 class ReplayServer:

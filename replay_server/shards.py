@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from core.errors import UserError
-from core.types import (
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import (
     Array,
     Batch,
     Consumer,
@@ -24,7 +24,7 @@ from core.types import (
     Selector,
     TableSpec,
 )
-from replay_server.server import ReplayServer
+from dreamfleet.replay_server.server import ReplayServer
 
 
 class Part(NamedTuple):

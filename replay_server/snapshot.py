@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from core.types import Array
-from replay_server.rows import Rows
+from dreamfleet.core.types import Array
+from dreamfleet.replay_server.rows import Rows
 
 PIECE_BYTES = 1 << 20  # half a millisecond; several where the memory copied to is new
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.types import Array
-from replay_server.compiled import fastest
-from replay_server.loops import FAN_OUT
-from replay_server.memory import from_line
+from dreamfleet.core.types import Array
+from dreamfleet.replay_server.compiled import fastest
+from dreamfleet.replay_server.loops import FAN_OUT
+from dreamfleet.replay_server.memory import from_line
 
 TOP = 256  # nodes without a parent at most; scanning so many costs less than one more level
 

@@ -10,17 +10,23 @@ from weakref import WeakSet
 
 import numpy as np
 
-from core.errors import EnvironmentFault, UserError
-from core.types import Array, Batch, Sample, TableSpec
-from replay_server import budget
-from replay_server.checks import REASONS, check_memory, check_spec, find_fault, find_reset_fault
-from replay_server.compiled import fastest
-from replay_server.limiter import Limiter
-from replay_server.ring import Ring
-from replay_server.rows import Rows
-from replay_server.snapshot import Snapshot
-from replay_server.streams import Streams
-from replay_server.view import Draw, View
+from dreamfleet.core.errors import EnvironmentFault, UserError
+from dreamfleet.core.types import Array, Batch, Sample, TableSpec
+from dreamfleet.replay_server import budget
+from dreamfleet.replay_server.checks import (
+    REASONS,
+    check_memory,
+    check_spec,
+    find_fault,
+    find_reset_fault,
+)
+from dreamfleet.replay_server.compiled import fastest
+from dreamfleet.replay_server.limiter import Limiter
+from dreamfleet.replay_server.ring import Ring
+from dreamfleet.replay_server.rows import Rows
+from dreamfleet.replay_server.snapshot import Snapshot
+from dreamfleet.replay_server.streams import Streams
+from dreamfleet.replay_server.view import Draw, View
 
 
 class Table:

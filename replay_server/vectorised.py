@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from core.types import Array
-from replay_server.loops import FAN_OUT, SHIFT
+from dreamfleet.core.types import Array
+from dreamfleet.replay_server.loops import FAN_OUT, SHIFT
 
 
 def write(nodes: Array, begins: Array, slots: Array, mass: Array) -> float:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from core.types import Array, Batch, Consumer
-from replay_server.memory import LINE, from_line
-from replay_server.ring import Starts
-from replay_server.rows import Rows
-from replay_server.selectors import build
+from dreamfleet.core.types import Array, Batch, Consumer
+from dreamfleet.replay_server.memory import LINE, from_line
+from dreamfleet.replay_server.ring import Starts
+from dreamfleet.replay_server.rows import Rows
+from dreamfleet.replay_server.selectors import build
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from core.types import (
+from dreamfleet.core.types import (
     Array,
     Batch,
     Consumer,

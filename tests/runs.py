@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from core import checkpoint
-from core.config import RunConfig, TrainConfig
-from core.types import Agent, Event
-from runtime import local
-from runtime.blueprint import Blueprint, weight_groups
-from runtime.display import Display
-from runtime.run_folder import RunFolder
+from dreamfleet.core import checkpoint
+from dreamfleet.core.config import RunConfig, TrainConfig
+from dreamfleet.core.types import Agent, Event
+from dreamfleet.runtime import local
+from dreamfleet.runtime.blueprint import Blueprint, weight_groups
+from dreamfleet.runtime.display import Display
+from dreamfleet.runtime.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

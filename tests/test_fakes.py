@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 
-from core.types import Agent, Replay, VectorEnv
+from dreamfleet.core.types import Agent, Replay, VectorEnv
 from tests.fakes import FakeAgent, FakeEnv, FakeReplay, sample
 
 

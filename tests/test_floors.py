@@ -12,25 +12,27 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOOR_1 = ("agents", "envs", "actors", "replay_server", "learner", "dreamer_workers")
+SERVICES = ("actors", "replay_server", "learner", "dreamer_workers")  # folders at the top
 PACKAGES = ("core", *FLOOR_1, "runtime")
+TOP = ("__init__", "__main__", "cli")  # modules of the top floor
 MAY_IMPORT = {
     "core": {"core"},
     **{name: {"core", name} for name in FLOOR_1},
     "runtime": set(PACKAGES),
     "benchmarks": {*PACKAGES, "benchmarks"},
-    "launch": {*PACKAGES, "benchmarks"},
+    **{name: {*PACKAGES, *TOP, "benchmarks"} for name in (*TOP, "launch")},
 }
-OURS = {*PACKAGES, "launch", "tests", "benchmarks"}
+OURS = {"launch", "tests", "benchmarks"}  # what is imported by these names, beside dreamfleet
 HOMES = {  # package → the paths that may import it
-    "torch": ("agents/", "benchmarks/rainbow_peer.py", "benchmarks/updates.py"),
-    "gymnasium": ("envs/", "benchmarks/replay_peers.py"),  # SB3 wants spaces
-    "ale_py": ("envs/",),
-    "ray": ("runtime/cluster.py",),
-    "numba": ("core/compiler.py",),
-    "rich": ("runtime/display.py", "benchmarks/replay.py"),
-    "tensorboardX": ("runtime/tensorboard.py",),
-    "tyro": ("launch.py",),
-    "yaml": ("runtime/", "launch.py"),
+    "torch": ("dreamfleet/agents/", "benchmarks/rainbow_peer.py", "benchmarks/updates.py"),
+    "gymnasium": ("dreamfleet/envs/", "benchmarks/replay_peers.py"),  # SB3 wants spaces
+    "ale_py": ("dreamfleet/envs/",),
+    "ray": ("dreamfleet/runtime/cluster.py",),
+    "numba": ("dreamfleet/core/compiler.py",),
+    "rich": ("dreamfleet/runtime/display.py", "benchmarks/replay.py"),
+    "tensorboardX": ("dreamfleet/runtime/tensorboard.py",),
+    "tyro": ("dreamfleet/cli.py",),
+    "yaml": ("dreamfleet/runtime/", "dreamfleet/cli.py"),
     "matplotlib": ("benchmarks/report.py",),
     "stable_baselines3": (
         "benchmarks/peers.py",
@@ -43,11 +45,35 @@ HOMES = {  # package → the paths that may import it
     "tensorflow": ("benchmarks/reverb_peer.py",),
 }
 SOURCES = sorted(
-    [
-        ROOT / "launch.py",
-        *(path for name in (*PACKAGES, "benchmarks") for path in (ROOT / name).rglob("*.py")),
-    ]
+    path
+    for name in ("launch.py", "dreamfleet", *SERVICES, "benchmarks")
+    for path in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))
 )
+
+
+def module_of(path: Path) -> str:
+    """The name by which the file at `path` is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = ("dreamfleet", *parts) if parts[0] in SERVICES else parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def part_of(module: str) -> str:
+    """What floor a module of ours is on: `core`, `agents`, …, `cli`; `__init__` of dreamfleet."""
+    parts = module.split(".")
+    if parts[0] != "dreamfleet":
+        return parts[0]
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module of ours that `tree` imports; `from dreamfleet import x` is `dreamfleet.x`."""
+    for module in imports(tree):
+        if module.partition(".")[0] in ("dreamfleet", *OURS) and module != "dreamfleet":
+            yield module
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "dreamfleet":
+            yield from (f"dreamfleet.{alias.name}" for alias in node.names)
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -84,14 +110,15 @@ def dangers(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_keeps_to_its_floor(path):
     where = path.relative_to(ROOT).as_posix()
-    floor = where.partition("/")[0].removesuffix(".py")
+    floor = part_of(module_of(path))
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    for module in imported(tree):
+        assert part_of(module) in MAY_IMPORT[floor], f"{where} may not import {module}"
     for module in imports(tree):
         package = module.partition(".")[0]
-        if package in OURS:
-            assert package in MAY_IMPORT[floor], f"{where} may not import {module}"
         if floor == "core":
-            allowed = package in sys.stdlib_module_names or package in ("core", "numpy", "numba")
+            known = ("dreamfleet", "numpy", "numba")
+            allowed = package in sys.stdlib_module_names or package in known
             assert allowed, f"core stands on numpy and its compiler, but {where} imports {module}"
         assert where.startswith(HOMES.get(package, "")), (
             f"{where} imports {module}, whose home is {HOMES[package]}"
@@ -141,12 +168,8 @@ def test_its_safe_form_is_let_through(code):
 
 
 def test_importing_a_part_brings_neither_ray_nor_numba():
-    names = ["runtime.hosts", "runtime.local", "runtime.proxies"]
-    names += [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for path in SOURCES
-        if path.relative_to(ROOT).parts[0] in ("core", *FLOOR_1)
-    ]
+    names = [f"dreamfleet.runtime.{name}" for name in ("hosts", "local", "proxies")]
+    names += [module_of(path) for path in SOURCES if part_of(module_of(path)) in ("core", *FLOOR_1)]
     code = (
         "import importlib, sys\n"
         f"for name in {names!r}: importlib.import_module(name)\n"

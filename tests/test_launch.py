@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-import launch
-from core import checkpoint
-from core.errors import WorkerFailed
-from replay_server import budget
-from runtime.run_folder import RunFolder, read_config
+from dreamfleet import cli
+from dreamfleet.core import checkpoint
+from dreamfleet.core.errors import WorkerFailed
+from dreamfleet.replay_server import budget
+from dreamfleet.runtime.run_folder import RunFolder, read_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +32,7 @@ def started(monkeypatch, tmp_path):
         return SimpleNamespace(train=train)
 
     for place in ("local", "cluster"):
-        monkeypatch.setitem(sys.modules, f"runtime.{place}", wiring(place))
+        monkeypatch.setitem(sys.modules, f"dreamfleet.runtime.{place}", wiring(place))
     monkeypatch.chdir(tmp_path)
     return runs
 
@@ -40,7 +40,7 @@ def started(monkeypatch, tmp_path):
 @pytest.fixture
 def run(started, tmp_path):
     """A run of CartPole that stopped at step 500."""
-    assert launch.main(["--run-dir", "first", "--seed", "5", "--set", "train.chunk=8"]) == 0
+    assert cli.main(["--run-dir", "first", "--seed", "5", "--set", "train.chunk=8"]) == 0
     started.clear()
     path = tmp_path / "first"
     checkpoint.save(path / "checkpoints", 500, {"n": 1}, agent="dreamer-lite", env="CartPole-v1")
@@ -49,7 +49,7 @@ def run(started, tmp_path):
 
 def refused(args: list[str], capsys) -> str:
     begun = time.perf_counter()
-    assert launch.main(args) == 2
+    assert cli.main(args) == 2
     took = time.perf_counter() - begun
     said = capsys.readouterr()
     assert said.out == ""
@@ -60,15 +60,15 @@ def refused(args: list[str], capsys) -> str:
 
 
 def test_train_is_what_happens_when_no_command_is_named(started):
-    assert launch.main(["--num-actors", "16"]) == 0
-    assert launch.main(["train", "--local"]) == 0
+    assert cli.main(["--num-actors", "16"]) == 0
+    assert cli.main(["train", "--local"]) == 0
     assert [run.place for run in started] == ["cluster", "local"]
     assert started[0].config.num_actors == 16
 
 
 def test_flags_win_over_the_preset_and_set_over_flags(started):
-    assert launch.main(["--local"]) == 0
-    assert launch.main(["--local", "--steps", "77", "--set", "train.chunk=3"]) == 0
+    assert cli.main(["--local"]) == 0
+    assert cli.main(["--local", "--steps", "77", "--set", "train.chunk=3"]) == 0
     preset, given = started
     assert preset.config.steps == 5000
     assert given.config.steps == 77
@@ -76,12 +76,12 @@ def test_flags_win_over_the_preset_and_set_over_flags(started):
 
 
 def test_a_preset_of_another_env_can_be_named(started):
-    assert launch.main(["--local", "--env", "Acrobot-v1", "--preset", "Pendulum-v1"]) == 0
+    assert cli.main(["--local", "--env", "Acrobot-v1", "--preset", "Pendulum-v1"]) == 0
     assert started[0].config.steps == 3000
 
 
 def test_the_folder_is_written_before_the_first_step(started):
-    assert launch.main(["--local", "--set", "train.env_timeout_s=5"]) == 0
+    assert cli.main(["--local", "--set", "train.env_timeout_s=5"]) == 0
     folder = started[0].folder
     assert read_config(folder.path) == started[0].config
     assert set(json.loads((folder.path / "versions.json").read_text())) >= {"python", "numpy"}
@@ -163,7 +163,7 @@ def test_shards_are_weighed_together(started, monkeypatch, capsys):
     monkeypatch.setattr(budget, "available_memory", lambda: 3e6)
     given = ["--num-actors", "4", "--set", "train.replay_shards=4", "--set"]
     assert "200,000 rows of 'real' take" in refused([*given, "agent.capacity=2e5"], capsys)
-    assert launch.main([*given, "agent.capacity=2e4"]) == 0
+    assert cli.main([*given, "agent.capacity=2e4"]) == 0
 
 
 def test_an_address_where_nobody_answers_is_refused(started, capsys):
@@ -175,7 +175,7 @@ def test_an_address_where_nobody_answers_is_refused(started, capsys):
 
 def test_an_address_that_answers_is_taken(started):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert launch.main(["--address", f"127.0.0.1:{server.getsockname()[1]}"]) == 0
+        assert cli.main(["--address", f"127.0.0.1:{server.getsockname()[1]}"]) == 0
     assert started[0].place == "cluster"
 
 
@@ -199,7 +199,7 @@ def test_an_env_the_agent_cannot_act_in_is_refused(started, capsys):
 
 
 def test_resume_goes_on_with_the_saved_config_and_state(started, run):
-    assert launch.main(["--resume", str(run), "--steps", "9000", "--set", "train.log_every=7"]) == 0
+    assert cli.main(["--resume", str(run), "--steps", "9000", "--set", "train.log_every=7"]) == 0
     (again,) = started
     assert again.state == {"n": 1}
     assert (again.config.seed, again.config.steps, again.config.train.chunk) == (5, 9000, 8)
@@ -209,14 +209,14 @@ def test_resume_goes_on_with_the_saved_config_and_state(started, run):
 
 def test_resume_latest_takes_the_run_last_written_to(started):
     for seed in ("1", "2"):
-        assert launch.main(["--local", "--seed", seed]) == 0
+        assert cli.main(["--local", "--seed", seed]) == 0
     first, second = (it.folder for it in started)
     for folder in (first, second):
         checkpoint.save(folder.checkpoints, 3, {"n": 1}, agent="dreamer-lite", env="CartPole-v1")
     time.sleep(0.01)
     first.metrics.write_text("")
     started.clear()
-    assert launch.main(["--resume", "latest"]) == 0
+    assert cli.main(["--resume", "latest"]) == 0
     assert started[0].folder.path == first.path
 
 
@@ -249,7 +249,7 @@ def test_a_foreign_checkpoint_is_refused(started, run, capsys):
     (path,) = (run / "checkpoints").iterdir()
     manifest = path / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"dreamer-lite"', '"other"'))
-    assert launch.main(["--resume", str(run)]) == 2
+    assert cli.main(["--resume", str(run)]) == 2
     assert "is of agent 'other', expected 'dreamer-lite'" in capsys.readouterr().err
     assert started == []
 
@@ -257,11 +257,11 @@ def test_a_foreign_checkpoint_is_refused(started, run, capsys):
 def test_a_live_run_cannot_be_resumed(started, run, capsys):
     with RunFolder.reopen(run, read_config(run)):
         assert "is live: process" in refused(["--resume", str(run)], capsys)
-    assert launch.main(["--resume", str(run)]) == 0
+    assert cli.main(["--resume", str(run)]) == 0
 
 
 def test_list_names_agents_presets_and_envs(capsys):
-    assert launch.main(["list"]) == 0
+    assert cli.main(["list"]) == 0
     said = capsys.readouterr().out
     assert "dreamer-lite" in said
     assert "CartPole-v1" in said
@@ -281,10 +281,10 @@ def test_list_may_be_read_in_part():
 
 def test_help_opens_with_examples_and_imports_nothing_heavy():
     code = (
-        "import sys, launch\n"
-        "try: launch.main(['--help'])\n"
+        "import sys; from dreamfleet import cli\n"
+        "try: cli.main(['--help'])\n"
         "except SystemExit as end: assert not end.code\n"
-        "assert launch.main(['--stepz', '3']) == 2\n"
+        "assert cli.main(['--stepz', '3']) == 2\n"
         "heavy = {'torch', 'ray', 'gymnasium', 'rich', 'tensorboardX', 'benchmarks'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -299,14 +299,14 @@ def test_ctrl_c_before_the_start_exits_130(monkeypatch, started):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "runtime.local", SimpleNamespace(train=interrupted))
-    assert launch.main(["--local"]) == 130
+    monkeypatch.setitem(sys.modules, "dreamfleet.runtime.local", SimpleNamespace(train=interrupted))
+    assert cli.main(["--local"]) == 130
 
 
 def test_a_part_that_broke_is_shown_as_it_is_and_is_exit_code_1(started, monkeypatch, capsys):
     def train(config, folder, state, display):
         raise WorkerFailed("Traceback (most recent call last):\nOSError: no\n\nlearner broke")
 
-    monkeypatch.setitem(sys.modules, "runtime.local", SimpleNamespace(train=train))
-    assert launch.main(["--local"]) == 1
+    monkeypatch.setitem(sys.modules, "dreamfleet.runtime.local", SimpleNamespace(train=train))
+    assert cli.main(["--local"]) == 1
     assert capsys.readouterr().err.endswith("OSError: no\n\nlearner broke\n")

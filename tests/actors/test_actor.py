@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from actors.actor import Actor
-from core.types import Origin
-from learner.weight_store import LocalWeights
+from dreamfleet.actors.actor import Actor
+from dreamfleet.core.types import Origin
+from dreamfleet.learner.weight_store import LocalWeights
 from tests.fakes import FakeAgent, FakeEnv, FakeReplay
 
 

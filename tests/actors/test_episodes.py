@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from actors.episodes import Episode, Episodes, summary
+from dreamfleet.actors.episodes import Episode, Episodes, summary
 
 
 def test_returns_and_lengths_start_anew_and_come_with_what_is_told():

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from actors.evaluator import Evaluator, play
-from envs.vector import GymVector
-from learner.weight_store import LocalWeights
+from dreamfleet.actors.evaluator import Evaluator, play
+from dreamfleet.envs.vector import GymVector
+from dreamfleet.learner.weight_store import LocalWeights
 from tests.fakes import FakeAgent, FakeEnv, FakeReplay
 
 

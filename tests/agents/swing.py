@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.types import Array, Batch, Sample
+from dreamfleet.core.types import Array, Batch, Sample
 
 
 class Swing:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import agents
-from core import checkpoint
-from core.types import (
+from dreamfleet import agents
+from dreamfleet.core import checkpoint
+from dreamfleet.core.types import (
     ENV_COLUMNS,
     Array,
     Batch,
@@ -24,7 +24,7 @@ from core.types import (
     Space,
     TableSpec,
 )
-from replay_server.server import ReplayServer
+from dreamfleet.replay_server.server import ReplayServer
 
 OBSERVATIONS = {"vector": Space((4,), "float32"), "image": Space((64, 64, 3), "uint8")}
 ACTIONS = {"discrete": Space((), "int64", n=3), "continuous": Space((2,), "float32")}

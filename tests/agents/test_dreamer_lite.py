@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from agents.blocks.training import to_tensors
-from agents.dreamer_lite import Config, DreamerLite
-from core.errors import UserError
-from core.types import Array, Batch, EnvSpec, Sample, Space
-from replay_server.server import ReplayServer
+from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.dreamer_lite import Config, DreamerLite
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import Array, Batch, EnvSpec, Sample, Space
+from dreamfleet.replay_server.server import ReplayServer
 from tests.runs import train
 
 VECTOR = Space((2,), "float32")
@@ -312,7 +312,9 @@ def greedy(agent: DreamerLite, obs: list[float]) -> Array:
     ],
 )
 def test_the_critic_learns_the_discounted_value(tmp_path, env, obs, expected):
-    run = train(tmp_path / "run", f"envs.probe:{env}-v0", 200, options={**PROBE, "gamma": 0.5})
+    run = train(
+        tmp_path / "run", f"dreamfleet.envs.probe:{env}-v0", 200, options={**PROBE, "gamma": 0.5}
+    )
     assert values(run.agent(), obs) == pytest.approx(expected, abs=0.2)
 
 
@@ -320,11 +322,11 @@ def test_the_critic_learns_the_discounted_value(tmp_path, env, obs, expected):
 def test_the_policy_learns_which_action_pays_where(tmp_path, share):
     """From dreams alone, from both, and from real rows alone."""
     options = {**PROBE, "gamma": 0.5, "lr_policy": 1e-3, "real_share": share}
-    run = train(tmp_path / "run", "envs.probe:ObsActionReward-v0", 240, options=options)
+    run = train(tmp_path / "run", "dreamfleet.envs.probe:ObsActionReward-v0", 240, options=options)
     assert greedy(run.agent(), [-1.0, 1.0]).tolist() == [0, 1]
 
 
 def test_the_policy_learns_how_much_to_act(tmp_path):
     """The best actions are 1 and 3 in [0, 4]: -1/2 and 1/2 in [-1, 1]."""
-    run = train(tmp_path / "run", "envs.probe:Continuous-v0", 400, options=PROBE)
+    run = train(tmp_path / "run", "dreamfleet.envs.probe:Continuous-v0", 400, options=PROBE)
     assert greedy(run.agent(), [-1.0, 1.0]).ravel() == pytest.approx([-0.5, 0.5], abs=0.3)

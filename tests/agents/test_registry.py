@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-import agents
-from core.errors import UserError
-from core.types import EnvSpec, Space
+from dreamfleet import agents
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import EnvSpec, Space
 
 VECTOR = Space((4,), "float32")
 IMAGE = Space((64, 64, 3), "uint8")
@@ -46,5 +46,8 @@ def test_an_unknown_agent_names_the_nearest():
 
 
 def test_the_registry_answers_without_importing_torch():
-    code = "import agents, sys; agents.find('dreamer-lite'); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from dreamfleet import agents; agents.find('dreamer-lite');"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

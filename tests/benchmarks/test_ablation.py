@@ -5,13 +5,13 @@ from itertools import combinations
 
 import pytest
 
-import launch
-from agents.dreamwalker import config as dreamwalker
-from agents.gated_rainbow import config as gated_rainbow
 from benchmarks.ablation import PRESET, VARIANTS, folder, plan, summaries, summarise, table
 from benchmarks.learning import Training
 from benchmarks.tables import details
-from core.config import apply
+from dreamfleet import cli
+from dreamfleet.agents.dreamwalker import config as dreamwalker
+from dreamfleet.agents.gated_rainbow import config as gated_rainbow
+from dreamfleet.core.config import apply
 from tests.benchmarks.test_report import method
 
 PLAYING = Training("gated-rainbow", "NumberGame-v1", 1000, 500, 100)
@@ -24,7 +24,7 @@ WALKING = Training("dreamwalker", "BipedalWalker-v3", 1000, 500, 100)
 def test_every_setting_is_understood_and_changes_something(preset, agent_config, tmp_path):
     built = []
     for job in plan(preset, 1, tmp_path):
-        config, _, _ = launch.configured(job.training.command(job.seed))
+        config, _, _ = cli.configured(job.training.command(job.seed))
         built.append(apply(agent_config, config.agent_options))
     assert len(built) == 1 + len(VARIANTS[preset.agent])
     assert all(one != other for one, other in combinations(built, 2))

@@ -6,10 +6,10 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-import launch
 from benchmarks.replay import table
 from benchmarks.replay_peers import bare_gather, transitions, vector_steps
 from benchmarks.replay_rows import ATARI, EPISODE, LOW, STREAMS, chunks, endless, episodes
+from dreamfleet import cli
 
 APART = ("processes", "processes-pixels")
 
@@ -17,7 +17,7 @@ APART = ("processes", "processes-pixels")
 def measured(tmp_path, capsys, names):
     file = tmp_path / "replay.json"
     args = ["bench", "replay", "--quick", "--rounds", "2", "--json", str(file), "--rows", *names]
-    assert launch.main(args) == 0
+    assert cli.main(args) == 0
     return json.loads(file.read_text()), capsys.readouterr()
 
 

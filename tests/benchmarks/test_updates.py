@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from agents.blocks.values import project
-from agents.gated_rainbow.agent import GatedRainbow
 from benchmarks.rainbow_peer import OurReplay, Step, Tree, TreeReplay, of_n_steps
 from benchmarks.tables import details
 from benchmarks.updates import footing, measure, table, without
 from benchmarks.updates_race import Race
 from benchmarks.updates_rainbow import EQUAL, OURS, Games, peer, race
+from dreamfleet.agents.blocks.values import project
+from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 
 SMALL = replace(EQUAL, capacity=2048, batch=32)
 

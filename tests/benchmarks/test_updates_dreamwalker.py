@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents.dreamwalker.agent import Dreamwalker
 from benchmarks.updates import measure, without
 from benchmarks.updates_dreamwalker import (
     DEFAULTS,
@@ -20,7 +19,8 @@ from benchmarks.updates_dreamwalker import (
     race,
     training,
 )
-from envs.vector import GymVector
+from dreamfleet.agents.dreamwalker.agent import Dreamwalker
+from dreamfleet.envs.vector import GymVector
 
 SMALL = replace(EQUAL, capacity=2048, batch=32)
 

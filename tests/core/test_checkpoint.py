@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from core import checkpoint
-from core.errors import UserError
+from dreamfleet.core import checkpoint
+from dreamfleet.core.errors import UserError
 
 DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64", "uint32", "uint64")
 arrays = st.sampled_from(DTYPES).flatmap(

@@ -5,8 +5,8 @@ from typing import Literal
 
 import pytest
 
-from core.config import Flags, RunConfig, TrainConfig, apply, configure, flatten, within
-from core.errors import UserError
+from dreamfleet.core.config import Flags, RunConfig, TrainConfig, apply, configure, flatten, within
+from dreamfleet.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from core.metrics import MetricsWriter
+from dreamfleet.core.metrics import MetricsWriter
 
 
 def lines(path):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dreamer_workers.dreamer import Dreamer
-from learner.weight_store import LocalWeights
+from dreamfleet.dreamer_workers.dreamer import Dreamer
+from dreamfleet.learner.weight_store import LocalWeights
 from tests.fakes import FakeAgent, FakeReplay, sample
 
 WORLD, START = ("real", "world"), ("real", "start")

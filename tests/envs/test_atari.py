@@ -9,10 +9,10 @@ import pytest
 
 ale_py = pytest.importorskip("ale_py")
 
-from core.errors import UserError  # noqa: E402
-from core.types import Array, Batch, Space  # noqa: E402
-from envs import registry  # noqa: E402
-from envs.vector import GymVector  # noqa: E402
+from dreamfleet.core.errors import UserError  # noqa: E402
+from dreamfleet.core.types import Array, Batch, Space  # noqa: E402
+from dreamfleet.envs import registry  # noqa: E402
+from dreamfleet.envs.vector import GymVector  # noqa: E402
 
 ENV = "ALE/SpaceInvaders-v5"
 STILL = {"repeat_action_probability": 0.0, "noop_max": 0}  # nothing is left to chance

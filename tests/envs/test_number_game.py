@@ -13,9 +13,9 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import UserError
-from envs import registry
-from envs.number_game import BETA, DRAW, LUCK, Games, NumberGame, bounds
+from dreamfleet.core.errors import UserError
+from dreamfleet.envs import registry
+from dreamfleet.envs.number_game import BETA, DRAW, LUCK, Games, NumberGame, bounds
 
 SPACE = bounds()
 
@@ -353,7 +353,7 @@ def test_the_id_resolves_in_every_process_and_is_listed():
     assert registry.describe("NumberGame-v1").action.n == 4
     with pytest.raises(UserError, match="Nearest: NumberGame-v1"):
         registry.describe("NumbrGame-v1")
-    code = "import gymnasium; gymnasium.make('envs.number_game:NumberGame-v1').reset()"
+    code = "import gymnasium; gymnasium.make('dreamfleet.envs.number_game:NumberGame-v1').reset()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

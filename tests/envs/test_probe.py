@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from envs.vector import GymVector
+from dreamfleet.envs.vector import GymVector
 
 
 def one_step(name, action):
-    env = GymVector(f"envs.probe:{name}-v0", 64, seed=0)
+    env = GymVector(f"dreamfleet.envs.probe:{name}-v0", 64, seed=0)
     rows = env.reset()
     return rows["obs"][:, 0], env.step(action(rows["obs"][:, 0]))
 
@@ -31,7 +31,7 @@ def test_one_step_probes_end_at_once_and_pay_what_they_promise(name, action, rew
 
 
 def test_the_delayed_probe_pays_on_its_second_step():
-    env = GymVector("envs.probe:Delayed-v0", 1, seed=0)
+    env = GymVector("dreamfleet.envs.probe:Delayed-v0", 1, seed=0)
     rows = [env.reset(), *(env.step(np.zeros(1, int)) for _ in range(2))]
     assert [row["obs"].item() for row in rows] == [0, 1, 1]
     assert [row["reward"].item() for row in rows] == [0, 0, 1]

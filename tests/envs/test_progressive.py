@@ -6,8 +6,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from core.errors import UserError
-from envs.progressive import Progressive
+from dreamfleet.core.errors import UserError
+from dreamfleet.envs.progressive import Progressive
 from tests.envs.test_number_game import sensible, uniform
 
 
@@ -95,7 +95,7 @@ def test_a_difficulty_asked_for_is_refused():
 def test_the_number_game_gets_harder_for_whoever_plays_well():
     reached = {}
     for policy in (sensible, uniform):
-        env = gym.make_vec("envs.number_game:NumberGame-v1", 50, progressive=True)
+        env = gym.make_vec("dreamfleet.envs.number_game:NumberGame-v1", 50, progressive=True)
         obs, _ = env.reset(seed=0)
         highest, random = [], np.random.default_rng(0)
         for _ in range(600):
@@ -109,7 +109,7 @@ def test_the_number_game_gets_harder_for_whoever_plays_well():
 
 
 def test_one_progressive_game_passes_gymnasiums_checker_and_tells_its_level():
-    env = gym.make("envs.number_game:NumberGame-v1", progressive=True)
+    env = gym.make("dreamfleet.envs.number_game:NumberGame-v1", progressive=True)
     check_env(env.unwrapped)
     _, info = env.reset(seed=0)
     assert info["level"] == 0

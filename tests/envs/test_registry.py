@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from core.errors import UserError
-from core.types import Space
-from envs import registry
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import Space
+from dreamfleet.envs import registry
 
 
 def test_discrete_and_box_environments_are_described_as_the_agent_sees_them():
@@ -32,7 +32,7 @@ def test_atari_ids_resolve_to_small_grey_frames():
         ("cartpole-v1", "CartPole-v1"),
         ("CartPole", "CartPole-v1"),
         ("LunarLander-v2", "LunarLander-v3"),
-        ("envs.probe:Delaid-v0", "envs.probe:Delayed-v0"),
+        ("dreamfleet.envs.probe:Delaid-v0", "dreamfleet.envs.probe:Delayed-v0"),
     ],
 )
 def test_a_mistyped_id_names_the_nearest(typed, meant):
@@ -112,5 +112,5 @@ def test_a_package_that_an_environment_misses_comes_with_its_pip_line(in_folder)
 
 
 def test_importing_the_package_does_not_import_gymnasium():
-    code = "import envs, sys; sys.exit('gymnasium' in sys.modules)"
+    code = "import dreamfleet.envs, sys; sys.exit('gymnasium' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

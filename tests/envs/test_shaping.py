@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.errors import UserError
-from envs import registry
-from envs.vector import GymVector
+from dreamfleet.core.errors import UserError
+from dreamfleet.envs import registry
+from dreamfleet.envs.vector import GymVector
 
-COUNT = "envs.probe:Count-v0"  # pays 1, 2, 3, 4, 5
+COUNT = "dreamfleet.envs.probe:Count-v0"  # pays 1, 2, 3, 4, 5
 
 
 def test_no_reward_is_below_the_floor_and_the_return_is_told_without_it():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 
-from core.errors import UserError
-from core.types import Space
-from envs import spaces
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import Space
+from dreamfleet.envs import spaces
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from core.errors import EnvironmentFault, UserError
-from envs.vector import AT_ONCE, BATCHED_AT_ONCE, GymVector
+from dreamfleet.core.errors import EnvironmentFault, UserError
+from dreamfleet.envs.vector import AT_ONCE, BATCHED_AT_ONCE, GymVector
 
 
 def unroll(env, steps, action=None):
@@ -19,7 +19,7 @@ def unroll(env, steps, action=None):
 @pytest.mark.parametrize("truncates", [False, True])
 def test_every_row_of_an_episode_is_there_once_and_truncation_is_no_termination(truncates):
     name = "CountTruncated" if truncates else "Count"
-    rows = unroll(GymVector(f"envs.probe:{name}-v0", 2, seed=0), 11)
+    rows = unroll(GymVector(f"dreamfleet.envs.probe:{name}-v0", 2, seed=0), 11)
     expected = [[episode, t] for episode in range(2) for t in range(6)]  # five steps, six rows
     for i in range(2):
         assert rows["obs"][:, i].tolist() == expected
@@ -105,7 +105,7 @@ def test_as_many_play_together_as_is_worth_it(env_id, most):
 
 
 def test_an_environment_without_a_state_has_none_and_takes_options():
-    env = GymVector("envs.probe:Count-v0", 2, seed=0, options={"length": 2})
+    env = GymVector("dreamfleet.envs.probe:Count-v0", 2, seed=0, options={"length": 2})
     assert env.reset()["obs"].shape == (2, 2) and env.info == {} and env.state() == {}
     env.restore({})
     rows = unroll(env, 2)
@@ -139,7 +139,7 @@ def test_later_episodes_are_new_ones():
 
 
 def test_a_continuous_action_reaches_the_environment_in_its_own_units():
-    env = GymVector("envs.probe:Continuous-v0", 4, seed=1)
+    env = GymVector("dreamfleet.envs.probe:Continuous-v0", 4, seed=1)
     seen = env.reset()["obs"]
     paid = env.step(seen / 2)["reward"]  # the best of [0, 4] is 2 + seen
     np.testing.assert_allclose(paid, 0.0, atol=1e-6)
@@ -148,13 +148,20 @@ def test_a_continuous_action_reaches_the_environment_in_its_own_units():
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
-        ("FaultyNaN", r"envs.probe:FaultyNaN-v0\[0\] returned a observation of nan after action 1"),
+        (
+            "FaultyNaN",
+            r"dreamfleet.envs.probe:FaultyNaN-v0\[0\] returned a observation of nan after action 1",
+        ),
         ("FaultyShape", r"float32 \(3,\) where float32 \(2,\) was declared, after action 1"),
     ],
 )
 def test_an_environment_that_breaks_its_contract_is_named_with_its_last_action(probe, message):
     with pytest.raises(EnvironmentFault, match=message):
-        unroll(GymVector(f"envs.probe:{probe}-v0", 2, seed=0), 10, action=np.ones(2, np.int64))
+        unroll(
+            GymVector(f"dreamfleet.envs.probe:{probe}-v0", 2, seed=0),
+            10,
+            action=np.ones(2, np.int64),
+        )
 
 
 class Returns(gym.Env):
@@ -234,9 +241,9 @@ def test_numbers_of_any_kind_become_float32():
 
 def test_what_the_environment_itself_raises_passes_through():
     with pytest.raises(RuntimeError, match="never starts"):
-        GymVector("envs.probe:FaultyReset-v0", 1, seed=0).reset()
+        GymVector("dreamfleet.envs.probe:FaultyReset-v0", 1, seed=0).reset()
     with pytest.raises(RuntimeError, match="now and then"):
-        unroll(GymVector("envs.probe:FaultyStep-v0", 4, seed=0), 1_000)
+        unroll(GymVector("dreamfleet.envs.probe:FaultyStep-v0", 4, seed=0), 1_000)
 
 
 def test_each_episode_is_filmed(tmp_path):
@@ -257,4 +264,4 @@ def test_each_episode_is_filmed(tmp_path):
 
 def test_an_environment_that_draws_nothing_cannot_be_filmed(tmp_path):
     with pytest.raises(UserError, match="cannot be filmed: it lacks render mode rgb_array"):
-        GymVector("envs.probe:Count-v0", 1, seed=0, video_dir=tmp_path)
+        GymVector("dreamfleet.envs.probe:Count-v0", 1, seed=0, video_dir=tmp_path)

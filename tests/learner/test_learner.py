@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from core.types import QueueSpec
-from learner.learner import Learner
-from learner.weight_store import LocalWeights
+from dreamfleet.core.types import QueueSpec
+from dreamfleet.learner.learner import Learner
+from dreamfleet.learner.weight_store import LocalWeights
 from tests.fakes import FakeAgent, FakeReplay, sample
 
 POLICY, DREAM = ("real", "policy"), ("dream", "policy")

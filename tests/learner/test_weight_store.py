@@ -1,6 +1,6 @@
 """Versions only rise, and only what is newer is handed out."""
 
-from learner.weight_store import LocalWeights
+from dreamfleet.learner.weight_store import LocalWeights
 
 
 def test_versions_rise_per_group_from_one():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from core.types import (
+from dreamfleet.core.types import (
     Array,
     Batch,
     Consumer,
@@ -17,7 +17,7 @@ from core.types import (
     TableSpec,
     Uniform,
 )
-from replay_server.table import Table
+from dreamfleet.replay_server.table import Table
 
 COLUMNS = {
     "obs": Space((2,), "float32"),  # (stream, how manieth row of the stream)

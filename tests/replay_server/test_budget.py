@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.errors import UserError
-from core.types import (
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import (
     Consumer,
     Deviation,
     Mixture,
@@ -18,8 +18,8 @@ from core.types import (
     TableSpec,
     Uniform,
 )
-from replay_server import budget
-from replay_server.table import Table
+from dreamfleet.replay_server import budget
+from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import COLUMNS, Episodes, spec
 
 CONSUMERS = {

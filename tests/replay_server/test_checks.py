@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.errors import EnvironmentFault, UserError
-from core.types import (
+from dreamfleet.core.errors import EnvironmentFault, UserError
+from dreamfleet.core.types import (
     Array,
     Batch,
     Consumer,
@@ -16,7 +16,7 @@ from core.types import (
     TableSpec,
     Uniform,
 )
-from replay_server.table import Table
+from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import Episodes, filled, spec
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.types import Consumer
-from replay_server.limiter import Limiter, Pace
+from dreamfleet.core.types import Consumer
+from dreamfleet.replay_server.limiter import Limiter, Pace
 
 
 @given(

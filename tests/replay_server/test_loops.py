@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.types import Array
-from replay_server import loops
-from replay_server.compiled import IN_NUMPY, Loops, fastest
-from replay_server.sum_tree import TOP, level_sizes
+from dreamfleet.core.types import Array
+from dreamfleet.replay_server import loops
+from dreamfleet.replay_server.compiled import IN_NUMPY, Loops, fastest
+from dreamfleet.replay_server.sum_tree import TOP, level_sizes
 
 ROOT = Path(__file__).parent.parent.parent
 AS_THEY_STAND = Loops(*(getattr(loops, name) for name in Loops._fields))
@@ -118,7 +118,7 @@ LIFE = """
 import hashlib, sys
 if {blocked}: sys.modules["numba"] = None
 import numpy as np
-from core.types import Consumer, Prioritized
+from dreamfleet.core.types import Consumer, Prioritized
 from tests.replay_server.model import filled, spec
 consumers = dict(a=Consumer(5, 3, Prioritized(), context=2), b=Consumer(4, 2, Prioritized(0.6)))
 table, _ = filled(spec(1500, 1e9, **consumers), rows=1200)
@@ -160,7 +160,7 @@ def test_nothing_is_compiled_but_what_the_signatures_name() -> None:
 def test_where_nothing_can_be_kept_it_is_compiled_all_the_same() -> None:
     code = (
         "import numpy as np\n"
-        "from replay_server.compiled import fastest\n"
+        "from dreamfleet.replay_server.compiled import fastest\n"
         "print(fastest().keys_at(np.array([1]), 5, 2).tolist(), fastest().keys_at.stats.cache_path)"
     )
     nowhere = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}  # we are no archive

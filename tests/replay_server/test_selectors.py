@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.types import (
+from dreamfleet.core.types import (
     Consumer,
     Deviation,
     EmphasizeRecent,
@@ -15,7 +15,7 @@ from core.types import (
     TableSpec,
     Uniform,
 )
-from replay_server.table import Table
+from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import COLUMNS, Episodes, Model, chi_square_bound, spec
 
 SELECTORS: dict[str, Selector] = {

@@ -3,9 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.errors import EnvironmentFault, UserError
-from core.types import Consumer, Origin, Prioritized, QueueSpec, Replay, Sample, TableSpec
-from replay_server import ReplayServer
+from dreamfleet.core.errors import EnvironmentFault, UserError
+from dreamfleet.core.types import (
+    Consumer,
+    Origin,
+    Prioritized,
+    QueueSpec,
+    Replay,
+    Sample,
+    TableSpec,
+)
+from dreamfleet.replay_server import ReplayServer
 from tests.replay_server.model import Episodes, spec
 
 

@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from core.config import RunConfig, TrainConfig
-from core.errors import UserError
-from core.types import (
+from dreamfleet.core.config import RunConfig, TrainConfig
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import (
     Array,
     Consumer,
     EmphasizeRecent,
@@ -23,8 +23,8 @@ from core.types import (
     TableSpec,
     Uniform,
 )
-from replay_server.server import ReplayServer
-from replay_server.shards import (
+from dreamfleet.replay_server.server import ReplayServer
+from dreamfleet.replay_server.shards import (
     NearShard,
     ShardedReplay,
     join_states,

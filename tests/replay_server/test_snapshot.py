@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.types import Consumer, Deviation, Mixture, Prioritized, Recency
-from replay_server import snapshot
-from replay_server.table import Table
+from dreamfleet.core.types import Consumer, Deviation, Mixture, Prioritized, Recency
+from dreamfleet.replay_server import snapshot
+from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import Episodes, spec
 
 OF = spec(

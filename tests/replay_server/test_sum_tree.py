@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_server.sum_tree import FAN_OUT, TOP, SumTree
+from dreamfleet.replay_server.sum_tree import FAN_OUT, TOP, SumTree
 from tests.replay_server.model import chi_square_bound
 
 # Trees of one level, of two, and of three.

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import UserError
-from core.types import (
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import (
     Consumer,
     Deviation,
     EmphasizeRecent,
@@ -22,7 +22,7 @@ from core.types import (
     TableSpec,
     Uniform,
 )
-from replay_server.table import Table
+from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import COLUMNS, Episodes, Model, filled, spec
 
 CONSUMERS = {

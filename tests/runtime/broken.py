@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from envs.probe import Count
+from dreamfleet.envs.probe import Count
 
 
 class Hanging(Count):

@@ -13,8 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util import list_named_actors
 
-import agents
-import launch
+from dreamfleet import agents, cli
 from tests.runtime.runs import FAKE
 
 
@@ -43,8 +42,15 @@ if __name__ == "__main__":
         ray.init(**join)
         ray.remote(Theirs).options(name="theirs", lifetime="detached", num_cpus=0.5).remote()
         ray.shutdown()
-        run = ("--agent", "fake", "--env", "envs.probe:Count-v0", "--run-dir", sys.argv[1])
-        code = launch.main([*run, "--address", cluster.address, "--steps", "100"])
+        run = (
+            "--agent",
+            "fake",
+            "--env",
+            "dreamfleet.envs.probe:Count-v0",
+            "--run-dir",
+            sys.argv[1],
+        )
+        code = cli.main([*run, "--address", cluster.address, "--steps", "100"])
         ray.init(**join)
         nodes = sum(node["Alive"] for node in ray.nodes())
         actors = [actor["name"] for actor in list_named_actors(all_namespaces=True)]

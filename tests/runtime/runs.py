@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from agents import AgentEntry
-from core import checkpoint
-from core.config import RunConfig, TrainConfig
-from runtime.display import Display
-from runtime.run_folder import RunFolder
+from dreamfleet.agents import AgentEntry
+from dreamfleet.core import checkpoint
+from dreamfleet.core.config import RunConfig, TrainConfig
+from dreamfleet.runtime.display import Display
+from dreamfleet.runtime.run_folder import RunFolder
 
 FAKE = AgentEntry("tests.fakes:FakeAgent", ("discrete",), ("vector",))
 RHYTHM = TrainConfig(
@@ -33,7 +33,7 @@ RHYTHM = TrainConfig(
 
 def config(path: Path, train: TrainConfig = RHYTHM, **flags: Any) -> RunConfig:
     """300 steps of the fake agent in the counting environment, which one chunk of 4 divides."""
-    given = {"env": "envs.probe:Count-v0", "steps": 300, "num_actors": 1, **flags}
+    given = {"env": "dreamfleet.envs.probe:Count-v0", "steps": 300, "num_actors": 1, **flags}
     return RunConfig(
         agent="fake",
         run_dir=str(path),
@@ -63,7 +63,7 @@ class Left:
 
 def train(wiring: str, config: RunConfig, resume: bool = False) -> Left:
     """Train through `local` or `cluster`; to resume, from the folder's newest checkpoint."""
-    start = importlib.import_module(f"runtime.{wiring}").train
+    start = importlib.import_module(f"dreamfleet.runtime.{wiring}").train
     path = Path(config.run_dir or "")
     said = io.StringIO()
     state = state_in(path) if resume else None
@@ -101,7 +101,7 @@ def streams(state: dict[str, Any]) -> list[dict[str, np.ndarray]]:
 
 
 def assert_counted(rows: dict[str, np.ndarray], length: int = 5) -> None:
-    """These are the first rows of `envs.probe:Count`, as the fake agent acts in it."""
+    """These are the first rows of `dreamfleet.envs.probe:Count`, as the fake agent acts in it."""
     n = len(rows["reward"])
     episode, t = np.divmod(np.arange(n), length + 1)
     np.testing.assert_array_equal(rows["obs"], np.stack([episode, t], 1))

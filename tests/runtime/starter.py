@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import agents
-import launch
+from dreamfleet import agents, cli
 from tests.runtime.runs import FAKE
 
 if __name__ == "__main__":
     agents.REGISTRY["fake"] = FAKE
-    sys.exit(launch.main())
+    sys.exit(cli.main())

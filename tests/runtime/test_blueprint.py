@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import agents
-from core.config import RunConfig
-from core.errors import UserError
-from learner.weight_store import LocalWeights
-from runtime.blueprint import Blueprint, Progress, Site, weight_groups
+from dreamfleet import agents
+from dreamfleet.core.config import RunConfig
+from dreamfleet.core.errors import UserError
+from dreamfleet.learner.weight_store import LocalWeights
+from dreamfleet.runtime.blueprint import Blueprint, Progress, Site, weight_groups
 from tests.fakes import SPEC, FakeAgent, FakeConfig, FakeReplay
 from tests.runtime.runs import FAKE, config
 

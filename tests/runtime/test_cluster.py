@@ -8,13 +8,13 @@ import time
 import numpy as np
 import pytest
 
-import agents
-from core.config import RunConfig
-from core.errors import EnvironmentFault, UserError, WorkerFailed
-from core.types import Origin
-from learner.weight_store import LocalWeights
-from runtime.cluster import shares, start, start_replay
-from runtime.proxies import ASK_EVERY_S, ReplayProxy, WeightsProxy
+from dreamfleet import agents
+from dreamfleet.core.config import RunConfig
+from dreamfleet.core.errors import EnvironmentFault, UserError, WorkerFailed
+from dreamfleet.core.types import Origin
+from dreamfleet.learner.weight_store import LocalWeights
+from dreamfleet.runtime.cluster import shares, start, start_replay
+from dreamfleet.runtime.proxies import ASK_EVERY_S, ReplayProxy, WeightsProxy
 from tests.fakes import FakeAgent
 from tests.runtime.runs import FAKE, config, state_in, streams, train
 from tests.runtime.test_hosts import STREAM, rows
@@ -179,7 +179,7 @@ def test_weights_are_looked_for_a_few_times_a_second(ray_here):
 
 @pytest.mark.slow
 def test_a_dead_replay_ends_the_run_and_is_named(tmp_path, ray_here, monkeypatch):
-    from runtime import cluster
+    from dreamfleet.runtime import cluster
 
     monkeypatch.setitem(agents.REGISTRY, "fake", FAKE)
     stage = cluster.Fleet._stage
@@ -211,7 +211,7 @@ def test_a_cluster_that_runs_is_joined_and_left_as_it_was(tmp_path):
 
 @pytest.mark.slow
 def test_what_answers_and_is_no_ray_is_told_from_it(monkeypatch):
-    from runtime import cluster
+    from dreamfleet.runtime import cluster
 
     monkeypatch.setattr(cluster, "HEALTH_S", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as server:

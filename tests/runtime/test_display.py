@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from runtime.display import Display, Status, clock_time, panel, plain
+from dreamfleet.runtime.display import Display, Status, clock_time, panel, plain
 
 STATUS = Status(
     env_steps=2480,

@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 
-import agents
-import launch
-from core import checkpoint
-from core.config import RunConfig
-from core.errors import UserError
-from runtime.evaluate import evaluate
-from runtime.run_folder import RunFolder, read_config
+from dreamfleet import agents, cli
+from dreamfleet.core import checkpoint
+from dreamfleet.core.config import RunConfig
+from dreamfleet.core.errors import UserError
+from dreamfleet.runtime.evaluate import evaluate
+from dreamfleet.runtime.run_folder import RunFolder, read_config
 from tests.fakes import FakeAgent
 
 
@@ -62,7 +61,7 @@ def test_a_seed_names_the_episodes(run):
 
 
 def test_json_is_one_object_and_nothing_else(run, capsys):
-    assert launch.main(["eval", str(run.path), "--episodes", "2", "--json"]) == 0
+    assert cli.main(["eval", str(run.path), "--episodes", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     figures = {"return_mean", "return_std", "return_min", "episodes", "length_mean"}
     assert figures <= found.keys()
@@ -81,7 +80,7 @@ def game(tmp_path, monkeypatch):
 
 
 def test_what_an_environment_tells_of_its_episodes_is_told_by_kind(game, capsys):
-    assert launch.main(["eval", str(game), "--episodes", "1200", "--json"]) == 0
+    assert cli.main(["eval", str(game), "--episodes", "1200", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     kinds = [f"tier_{kind}" for kind in range(4)]
     episodes = [found[f"{kind}/episodes"] for kind in kinds]
@@ -92,14 +91,14 @@ def test_what_an_environment_tells_of_its_episodes_is_told_by_kind(game, capsys)
 
 
 def test_people_see_kinds_of_episodes_apart(game, capsys):
-    assert launch.main(["eval", str(game), "--episodes", "40"]) == 0
+    assert cli.main(["eval", str(game), "--episodes", "40"]) == 0
     first, *kinds = capsys.readouterr().out.splitlines()
     assert ", won 0" in first
     assert [line.split(":")[0] for line in kinds] == [f"  tier_{kind}" for kind in range(4)]
 
 
 def test_people_get_a_sentence(run, capsys):
-    assert launch.main(["eval", str(run.path), "--episodes", "2"]) == 0
+    assert cli.main(["eval", str(run.path), "--episodes", "2"]) == 0
     assert "pusher on CartPole-v1 after 700 steps: return" in capsys.readouterr().out
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import agents
-from core.types import Origin
-from learner.weight_store import LocalWeights
-from replay_server.server import ReplayServer
-from runtime.blueprint import Blueprint, Progress
-from runtime.hosts import AGAIN_S, Reader, Receipt, ReplayHost, WorkerHost, pulled
-from runtime.packed import Packed
+from dreamfleet import agents
+from dreamfleet.core.types import Origin
+from dreamfleet.learner.weight_store import LocalWeights
+from dreamfleet.replay_server.server import ReplayServer
+from dreamfleet.runtime.blueprint import Blueprint, Progress
+from dreamfleet.runtime.hosts import AGAIN_S, Reader, Receipt, ReplayHost, WorkerHost, pulled
+from dreamfleet.runtime.packed import Packed
 from tests.fakes import FakeAgent, FakeConfig, FakeReplay, sample
 from tests.runtime.runs import FAKE, config
 
@@ -310,7 +310,7 @@ def test_workers_of_one_process_share_an_agent(tmp_path, monkeypatch):
 
 
 def test_a_broken_worker_ends_the_turn_and_moves_again_when_restarted(tmp_path, monkeypatch):
-    it = host(("actor-0",), tmp_path, monkeypatch, env="envs.probe:FaultyNaN-v0")
+    it = host(("actor-0",), tmp_path, monkeypatch, env="dreamfleet.envs.probe:FaultyNaN-v0")
     began = time.monotonic()
     (report,) = it.turn(10.0, {})
     assert time.monotonic() - began < 5.0
@@ -341,7 +341,10 @@ def test_what_others_write_is_pulled(names, groups):
     assert pulled(FakeAgent(), names) == groups
 
 
-@pytest.mark.parametrize("module", ["runtime.hosts", "learner.weight_store", "runtime.cluster"])
+@pytest.mark.parametrize(
+    "module",
+    ["dreamfleet.runtime.hosts", "dreamfleet.learner.weight_store", "dreamfleet.runtime.cluster"],
+)
 def test_a_process_imports_no_more_than_it_needs(module):
     """The replay's and the weights' processes, and the proxies of all the others."""
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'gymnasium'}} & set(sys.modules)))"

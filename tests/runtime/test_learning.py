@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from core.config import TrainConfig
-from core.types import Event
-from runtime.evaluate import evaluate
+from dreamfleet.core.config import TrainConfig
+from dreamfleet.core.types import Event
+from dreamfleet.runtime.evaluate import evaluate
 from tests.runs import Run, train
 
 SMALL = {"hidden": 64, "latent": 16, "horizon": 8, "warmup": 100}

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from replay_server.server import ReplayServer
-from runtime.packed import ALIGNMENT, Packed
+from dreamfleet.replay_server.server import ReplayServer
+from dreamfleet.runtime.packed import ALIGNMENT, Packed
 from tests.fakes import FakeAgent
 from tests.runtime.test_hosts import rows
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-import agents
-from core.config import RunConfig, apply, configure
-from core.errors import UserError
-from runtime import presets
+from dreamfleet import agents
+from dreamfleet.core.config import RunConfig, apply, configure
+from dreamfleet.core.errors import UserError
+from dreamfleet.runtime import presets
 
 EVERY = [(agent, env) for agent, by_env in presets.every().items() for env in by_env]
 

@@ -9,12 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import EnvironmentFault
-from core.types import Origin
-from runtime import proxies
-from runtime.hosts import AGAIN_S, Receipt
-from runtime.packed import Drawn, Packed
-from runtime.proxies import AHEAD, ASK_EVERY_S, TOGETHER, ReplayProxy, Unreachable, WeightsProxy
+from dreamfleet.core.errors import EnvironmentFault
+from dreamfleet.core.types import Origin
+from dreamfleet.runtime import proxies
+from dreamfleet.runtime.hosts import AGAIN_S, Receipt
+from dreamfleet.runtime.packed import Drawn, Packed
+from dreamfleet.runtime.proxies import (
+    AHEAD,
+    ASK_EVERY_S,
+    TOGETHER,
+    ReplayProxy,
+    Unreachable,
+    WeightsProxy,
+)
 from tests.fakes import FakeAgent, FakeClock, FakeLine
 from tests.runtime.test_hosts import STREAM, rows
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from core.config import RunConfig, TrainConfig
-from core.errors import UserError
-from runtime.run_folder import RunFolder, check_new, latest, read_config, versions
+from dreamfleet.core.config import RunConfig, TrainConfig
+from dreamfleet.core.errors import UserError
+from dreamfleet.runtime.run_folder import RunFolder, check_new, latest, read_config, versions
 
 CONFIG = RunConfig(
     env="pkg.mod:My/Env-v0", train=TrainConfig(chunk=3), agent_options={"net.units": (8, 8)}
@@ -41,7 +41,7 @@ def test_the_config_reads_back_as_it_was_written(tmp_path):
 
 def test_versions_are_those_installed_and_nothing_is_imported():
     code = (
-        "import json, sys; from runtime.run_folder import versions; found = versions()\n"
+        "import json, sys; from dreamfleet.runtime.run_folder import versions; found = versions()\n"
         "assert not {'torch', 'ray', 'gymnasium'} & set(sys.modules)\n"
         "print(json.dumps(found))"
     )
@@ -97,8 +97,8 @@ def test_a_broken_config_is_named_with_its_file(tmp_path, text, said):
 def test_a_live_run_is_held_even_against_another_process(tmp_path):
     path = tmp_path / "run"
     code = (
-        "import sys; from pathlib import Path; from core.errors import UserError\n"
-        "from runtime.run_folder import RunFolder, read_config\n"
+        "import sys; from pathlib import Path; from dreamfleet.core.errors import UserError\n"
+        "from dreamfleet.runtime.run_folder import RunFolder, read_config\n"
         "path = Path(sys.argv[1])\n"
         "try: RunFolder.reopen(path, read_config(path))\n"
         "except UserError as error: print(error)"

@@ -10,14 +10,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-import runtime.session
-from core import checkpoint
-from core.config import RunConfig, TrainConfig
-from core.errors import WorkerFailed
-from runtime.display import Display
-from runtime.run_folder import RunFolder
-from runtime.session import FRUITLESS_STARTS, Session
-from runtime.turns import Fault, Report
+from dreamfleet.core import checkpoint
+from dreamfleet.core.config import RunConfig, TrainConfig
+from dreamfleet.core.errors import WorkerFailed
+from dreamfleet.runtime.display import Display
+from dreamfleet.runtime.run_folder import RunFolder
+from dreamfleet.runtime.session import FRUITLESS_STARTS, Session
+from dreamfleet.runtime.turns import Fault, Report
 
 STATS = {"env_steps": 40, "real/ratio_policy": 0.5}
 QUIET = Report("learner", [], 0.0, {}, 0, 0, {}, 0, None)
@@ -129,7 +128,7 @@ def test_lag_is_the_published_version_less_the_one_in_use(opened):
 
 
 def test_waits_are_shares_of_the_time_of_a_role(opened, monkeypatch):
-    monkeypatch.setattr(runtime.session, "PERIOD_S", 0.0)
+    monkeypatch.setattr("dreamfleet.runtime.session.PERIOD_S", 0.0)
     with opened() as session:
         session._period_ends = 0.0
         spent = {"busy_s": 6.0, "waits_s": {"replay": 3.0, "replay + dreamer": 1.0}}

@@ -72,7 +72,9 @@ def launched(tmp_path) -> Iterator:
     """Start runs of the fake agent; what a failed test leaves is killed."""
     runs: list[Launched] = []
 
-    def start(*args: str, env: str = "envs.probe:Count-v0", name: str = "run") -> Launched:
+    def start(
+        *args: str, env: str = "dreamfleet.envs.probe:Count-v0", name: str = "run"
+    ) -> Launched:
         path = tmp_path / name
         new = () if "--resume" in args else ("--run-dir", str(path))
         given = ("--agent", "fake", "--env", env, *new, "--set", "train.chunk=4")
@@ -150,7 +152,7 @@ def test_the_second_signal_leaves_at_once(launched, place):
 
 @pytest.mark.slow
 def test_an_environment_that_never_works_is_shown_first(launched):
-    run = launched(*LOCAL, env="envs.probe:FaultyReset-v0")
+    run = launched(*LOCAL, env="dreamfleet.envs.probe:FaultyReset-v0")
     assert run.code() == 1, run.said
     shown = run.said[run.said.index("Traceback") :]
     assert shown.count("Traceback") == 1

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from runtime.tensorboard import TensorBoard, scalars
+from dreamfleet.runtime.tensorboard import TensorBoard, scalars
 
 
 def test_numbers_are_grouped_and_the_rest_is_left_out():

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from core.errors import EnvironmentFault
-from runtime.blueprint import Progress
-from runtime.turns import Turns
+from dreamfleet.core.errors import EnvironmentFault
+from dreamfleet.runtime.blueprint import Progress
+from dreamfleet.runtime.turns import Turns
 
 
 class Scripted:

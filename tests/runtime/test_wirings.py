@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import agents
-from core.errors import WorkerFailed
+from dreamfleet import agents
+from dreamfleet.core.errors import WorkerFailed
 from tests.runtime.runs import FAKE, RHYTHM, assert_counted, config, state_in, streams, train
 
 CLUSTER = pytest.param("cluster", marks=pytest.mark.slow)
@@ -24,7 +24,7 @@ def wiring(request, monkeypatch):
     """`local` or `cluster`; the latter on the Ray of all tests, with short turns."""
     if request.param == "cluster":
         request.getfixturevalue("ray_here")
-        from runtime import cluster
+        from dreamfleet.runtime import cluster
 
         monkeypatch.setattr(cluster, "TURN_S", 0.2)
     return request.param
@@ -122,7 +122,7 @@ def test_a_run_with_shards_keeps_every_row_and_the_ratio(tmp_path, wiring):
 @both
 def test_an_environment_that_breaks_now_and_then_is_started_again(tmp_path, wiring):
     rhythm = replace(RHYTHM, eval_every=50)
-    left = train(wiring, config(tmp_path, rhythm, env="envs.probe:FaultyStep-v0"))
+    left = train(wiring, config(tmp_path, rhythm, env="dreamfleet.envs.probe:FaultyStep-v0"))
     assert left.code == 0
     assert left.state["session"]["env_steps"] >= 300
     faults = left.of("fault")
@@ -144,9 +144,9 @@ def test_an_environment_that_breaks_now_and_then_is_started_again(tmp_path, wiri
 @pytest.mark.parametrize(
     ("env", "error"),
     [
-        ("envs.probe:FaultyNaN-v0", "EnvironmentFault"),
-        ("envs.probe:FaultyShape-v0", "EnvironmentFault"),
-        ("envs.probe:FaultyReset-v0", "RuntimeError: the probe never starts"),
+        ("dreamfleet.envs.probe:FaultyNaN-v0", "EnvironmentFault"),
+        ("dreamfleet.envs.probe:FaultyShape-v0", "EnvironmentFault"),
+        ("dreamfleet.envs.probe:FaultyReset-v0", "RuntimeError: the probe never starts"),
     ],
 )
 def test_an_environment_that_never_works_ends_the_run(tmp_path, wiring, env, error):
@@ -210,7 +210,7 @@ def test_a_resumed_run_goes_on_in_either_wiring(tmp_path, request, wirings):
 def test_two_local_runs_with_one_seed_write_the_same(tmp_path):
     def run(name, seed):
         rhythm = replace(RHYTHM, eval_every=50)
-        env = "envs.probe:FaultyStep-v0"
+        env = "dreamfleet.envs.probe:FaultyStep-v0"
         left = train("local", config(tmp_path / name, rhythm, env=env, num_actors=2, seed=seed))
         timed = ("wall_s", "took_s", "wait/")
         return [

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agents.blocks.actions import kind_of
-from agents.blocks.training import generator
-from core.types import Space
+from dreamfleet.agents.blocks.actions import kind_of
+from dreamfleet.agents.blocks.training import generator
+from dreamfleet.core.types import Space
 
 DISCRETE = Space((), "int64", n=3)
 CONTINUOUS = Space((2,), "float32")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.blocks.dense import VECTOR, BatchRenorm, Dense
+from dreamfleet.agents.blocks.dense import VECTOR, BatchRenorm, Dense
 
 HIDDEN = (8, 6, 5)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import distributions as oracle
 
-from agents.blocks.distributions import Categorical, TanhNormal
-from agents.blocks.training import generator
+from dreamfleet.agents.blocks.distributions import Categorical, TanhNormal
+from dreamfleet.agents.blocks.training import generator
 
 
 def categorical(logits: torch.Tensor, seed: int = 0) -> Categorical:

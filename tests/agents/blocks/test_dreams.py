@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.blocks.dreams import pick
+from dreamfleet.agents.blocks.dreams import pick
 
 
 def dreams(context: int) -> dict[str, torch.Tensor]:

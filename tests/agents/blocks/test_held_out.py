@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from agents.blocks.held_out import MEMORY, expected_error, take_in
+from dreamfleet.agents.blocks.held_out import MEMORY, expected_error, take_in
 
 
 def test_the_error_is_the_mean_over_the_windows_seen_that_count():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from agents.blocks.nets import MLP, Ensemble
+from dreamfleet.agents.blocks.nets import MLP, Ensemble
 
 SIZES = (3, 16, 8, 2)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents.blocks.normaliser import Normaliser, ReturnRange
-from core.types import Space
+from dreamfleet.agents.blocks.normaliser import Normaliser, ReturnRange
+from dreamfleet.core.types import Space
 
 
 def test_observations_come_to_zero_mean_and_unit_variance():

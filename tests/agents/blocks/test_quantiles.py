@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from agents.blocks.quantiles import at_once, looped
+from dreamfleet.agents.blocks.quantiles import at_once, looped
 
 FORMS = [at_once, *([looped] if find_spec("numba") else [])]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.blocks.returns import retrace
-from core.types import Array, Consumer, Space, TableSpec
-from replay_server.table import Table
+from dreamfleet.agents.blocks.returns import retrace
+from dreamfleet.core.types import Array, Consumer, Space, TableSpec
+from dreamfleet.replay_server.table import Table
 
 GAMMA = 0.9
 

@@ -9,8 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.blocks.nets import MLP
-from agents.blocks.training import Follower, Learning, Trainer, generator, load_net, net_state
+from dreamfleet.agents.blocks.nets import MLP
+from dreamfleet.agents.blocks.training import (
+    Follower,
+    Learning,
+    Trainer,
+    generator,
+    load_net,
+    net_state,
+)
 
 SIZES = (3, 8, 1)
 
@@ -150,7 +157,7 @@ def test_the_slow_net_moves_by_the_rate_and_takes_the_buffers(rate):
 def test_a_step_does_without_the_compiler_that_torch_optim_brings():
     """It takes a process a second and 70 MB."""
     code = (
-        "import sys, torch; from agents.blocks.training import Trainer;"
+        "import sys, torch; from dreamfleet.agents.blocks.training import Trainer;"
         "net = torch.nn.Linear(1, 1);"
         "Trainer(net, 1e-3, 1.0).step(net(torch.ones(1, 1)).sum());"
         "assert 'torch._dynamo' not in sys.modules"

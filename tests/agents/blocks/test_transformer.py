@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from agents.blocks.transformer import Transformer
+from dreamfleet.agents.blocks.transformer import Transformer
 
 
 def build() -> Transformer:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from agents.dreamwalker.agent import Dreamwalker
+from dreamfleet.agents.dreamwalker.agent import Dreamwalker
 from tests.agents.dreamwalker.system import CONTEXT, HORIZON, Swing, build
 
 

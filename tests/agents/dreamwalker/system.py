@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from agents.dreamwalker.agent import Dreamwalker
-from agents.dreamwalker.config import Config
-from core.types import EnvSpec, Sample, Space
+from dreamfleet.agents.dreamwalker.agent import Dreamwalker
+from dreamfleet.agents.dreamwalker.config import Config
+from dreamfleet.core.types import EnvSpec, Sample, Space
 from tests.agents import swing
 
 CONTEXT, HORIZON = 3, 4

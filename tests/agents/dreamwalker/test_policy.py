@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from agents.blocks.distributions import TanhNormal
-from agents.blocks.quantiles import quantile_huber
-from agents.blocks.training import to_tensors
-from agents.dreamwalker.config import PRIORITY, Config
-from agents.dreamwalker.network import (
+from dreamfleet.agents.blocks.distributions import TanhNormal
+from dreamfleet.agents.blocks.quantiles import quantile_huber
+from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.dreamwalker.config import PRIORITY, Config
+from dreamfleet.agents.dreamwalker.network import (
     actor_loss,
     critic_loss,
     temperature_loss,
     truncate,
 )
-from core.errors import UserError
-from core.types import Consumer, EmphasizeRecent, Mixture, Prioritized, Sample, Uniform
-from replay_server.table import Table
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import Consumer, EmphasizeRecent, Mixture, Prioritized, Sample, Uniform
+from dreamfleet.replay_server.table import Table
 from tests.agents.dreamwalker.system import build, steps
 from tests.replay_server.model import Episodes, spec
 from tests.runs import train
@@ -263,7 +263,9 @@ def test_it_learns_which_action_pays_where(tmp_path):
     hidden = {"critic_hidden": [32, 32], "actor_hidden": [32, 32], "critics": 2, "quantiles": 5}
     rates = {"lr": 5e-3, "slow": 0.1, "gamma": 0.5, "temperature": 0.1}
     options = {**hidden, **rates, "drop": 0, "batch": 64, "warmup": 64, "share": 0.0}
-    run = train(tmp_path, "envs.probe:Continuous-v0", 300, options=options, agent="dreamwalker")
+    run = train(
+        tmp_path, "dreamfleet.envs.probe:Continuous-v0", 300, options=options, agent="dreamwalker"
+    )
     agent = run.agent()
     rows = {"obs": np.array([[-1.0], [1.0]], np.float32), "first": np.ones(2, bool)}
     action, _, _ = agent.act(rows, agent.initial(2), explore=False)

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.blocks.training import generator, to_tensors
-from agents.dreamwalker.world import inside
-from core.types import Consumer, Sample
-from replay_server.table import Table
+from dreamfleet.agents.blocks.training import generator, to_tensors
+from dreamfleet.agents.dreamwalker.world import inside
+from dreamfleet.core.types import Consumer, Sample
+from dreamfleet.replay_server.table import Table
 from tests.agents.dreamwalker.system import CONTEXT, HORIZON, Swing, build
 from tests.replay_server.model import Episodes, spec
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from agents.gated_rainbow.agent import GatedRainbow
+from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 from tests.agents.gated_rainbow.system import Swing, build
 
 

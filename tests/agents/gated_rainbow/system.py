@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from agents.gated_rainbow.agent import GatedRainbow
-from agents.gated_rainbow.config import CONTEXT, Config
-from core.types import Array, EnvSpec, Space
+from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
+from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
+from dreamfleet.core.types import Array, EnvSpec, Space
 from tests.agents import swing
 
 VECTOR, CHOICE = Space((2,), "float32"), Space((), "int64", n=3)

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from agents.blocks.noisy import NoisyLinear
-from agents.blocks.training import generator, to_tensors
-from agents.gated_rainbow.agent import PASSES, GatedRainbow
-from agents.gated_rainbow.config import CONTEXT, Config
-from agents.gated_rainbow.network import collapse
-from core.errors import UserError
-from core.types import EnvSpec, Space
-from replay_server.server import ReplayServer
+from dreamfleet.agents.blocks.noisy import NoisyLinear
+from dreamfleet.agents.blocks.training import generator, to_tensors
+from dreamfleet.agents.gated_rainbow.agent import PASSES, GatedRainbow
+from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
+from dreamfleet.agents.gated_rainbow.network import collapse
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import EnvSpec, Space
+from dreamfleet.replay_server.server import ReplayServer
 from tests.agents.gated_rainbow.system import CHOICE, Swing, build
 
 

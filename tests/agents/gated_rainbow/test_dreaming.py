@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from agents.blocks.training import to_tensors
-from agents.gated_rainbow.config import CONTEXT, Config
-from agents.gated_rainbow.tables import COLUMNS
-from core.errors import UserError
-from core.types import Array
+from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
+from dreamfleet.agents.gated_rainbow.tables import COLUMNS
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import Array
 from tests.agents.gated_rainbow.system import HEADS, SMALL, Swing, build, returns
 
 # ---------------------------------------------------------------------------- world model

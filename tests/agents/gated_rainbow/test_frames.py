@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from agents.blocks.conv import NATURE, Convolutions
-from agents.blocks.normaliser import Pixels
-from agents.blocks.training import to_tensors
-from agents.gated_rainbow.agent import GatedRainbow
-from agents.gated_rainbow.config import CONTEXT, Config
-from agents.gated_rainbow.frame_world import Motion
-from agents.gated_rainbow.network import ValueNetwork
-from core.config import TrainConfig
-from core.errors import UserError
-from core.types import EnvSpec, Sample, Space
-from replay_server.server import ReplayServer
+from dreamfleet.agents.blocks.conv import NATURE, Convolutions
+from dreamfleet.agents.blocks.normaliser import Pixels
+from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
+from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
+from dreamfleet.agents.gated_rainbow.frame_world import Motion
+from dreamfleet.agents.gated_rainbow.network import ValueNetwork
+from dreamfleet.core.config import TrainConfig
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import EnvSpec, Sample, Space
+from dreamfleet.replay_server.server import ReplayServer
 from tests.runs import train
 
 FRAME, CHOICE = Space((40, 40, 1), "uint8"), Space((), "int64", n=3)

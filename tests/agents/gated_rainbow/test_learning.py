@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from agents.blocks.quantiles import quantile_huber
-from agents.blocks.returns import n_step
-from agents.blocks.training import to_tensors
-from agents.blocks.values import project
-from agents.gated_rainbow.agent import PASSES, GatedRainbow
-from agents.gated_rainbow.config import CONTEXT, PRIORITY
-from core.config import TrainConfig
-from core.errors import UserError
-from core.types import Array, Sample
-from replay_server.server import ReplayServer
+from dreamfleet.agents.blocks.quantiles import quantile_huber
+from dreamfleet.agents.blocks.returns import n_step
+from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.blocks.values import project
+from dreamfleet.agents.gated_rainbow.agent import PASSES, GatedRainbow
+from dreamfleet.agents.gated_rainbow.config import CONTEXT, PRIORITY
+from dreamfleet.core.config import TrainConfig
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import Array, Sample
+from dreamfleet.replay_server.server import ReplayServer
 from tests.agents.gated_rainbow.system import HEADS, SMALL, Swing, build, returns
 from tests.runs import train
 
@@ -244,7 +244,11 @@ def values_of(agent: GatedRainbow, obs: list[float]) -> list[float]:
 def test_it_learns_the_discounted_value(tmp_path, env, obs, expected):
     options = {**PROBE, "gamma": 0.5, "slow": 0.05, "share": 0.0}
     run = train(
-        tmp_path / "run", f"envs.probe:{env}-v0", 300, options=options, agent="gated-rainbow"
+        tmp_path / "run",
+        f"dreamfleet.envs.probe:{env}-v0",
+        300,
+        options=options,
+        agent="gated-rainbow",
     )
     assert values_of(run.agent(), obs) == pytest.approx(expected, abs=0.15)
 
@@ -252,7 +256,7 @@ def test_it_learns_the_discounted_value(tmp_path, env, obs, expected):
 @pytest.mark.parametrize(("values", "share"), [("expected", 0.3), ("c51", 0.3), ("quantile", 0.0)])
 def test_it_learns_which_action_pays_where(tmp_path, values, share):
     options = {**PROBE, "values": values, "share": share, "slow": 0.05}
-    env = "envs.probe:ObsActionReward-v0"
+    env = "dreamfleet.envs.probe:ObsActionReward-v0"
     rhythm = TrainConfig(chunk=4, eval_every=0, log_every=50)
     run = train(tmp_path / "run", env, 240, options=options, agent="gated-rainbow", train=rhythm)
     agent = run.agent()

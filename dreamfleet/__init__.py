@@ -1,0 +1,1 @@
+"""World-model reinforcement learning: actors, dreamers and a learner around one replay."""

@@ -1,0 +1,448 @@
+"""Dreamer-Lite: a latent world model, and a policy and value that learn inside its dreams.
+
+World model (`learn_world`), from windows of real rows:
+
+    encoder      z_t      = f(o_t)                        scaled to unit variance
+    transition   z_{t+1} ~ N(mean_m(z_t, a_t), std_m)     an ensemble, m = 1 … M
+    heads        reward(z_t, a_t), continue(z_{t+1}), decoder(z_t)
+    grounding    z_t     <- f(decoder(z_t)), after each imagined transition
+
+What keeps the latent informative: it cannot shrink, having unit variance by construction, and the
+decoder must recover the observation from each encoded latent and from each one predicted open-loop.
+What keeps dreams where policy and value know their way: each imagined latent is encoded anew from
+what it decodes to. Without that dreams leave the encoder's image, and values sink step by step.
+Everyone but the world model's own loss sees a slow copy of it, whose dreams are several times as
+accurate and whose latents hold still for the policy.
+
+Dreams (`dream`), H steps from real starts, each under a member of its own. Where two members
+disagree by more than they do on real data, a dream is not trusted any further: returns bootstrap
+at that step and later ones do not count.
+
+Policy and value (`learn_policy`), from dreams and from a share of real windows. The critic learns
+Retrace(lambda) returns: on dreams of the policy itself these are Dreamer's lambda-returns, on real
+rows they are the sound off-policy targets, so one loss serves both. The policy follows the critic:
+fitted to the softmax of its values for discrete actions, by reparameterised samples for continuous
+ones. No gradient passes through a dream, so a dream is plain data that another process can make.
+
+Sources: seed project 003; Dreamer (Hafner et al. 2020; 2023); MBPO (Janner et al. 2019); Retrace
+(Munos et al. 2016); clipped double Q (Fujimoto et al. 2018).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamfleet.agents.blocks.actions import kind_of
+from dreamfleet.agents.blocks.distributions import Policy
+from dreamfleet.agents.blocks.nets import MLP, Ensemble
+from dreamfleet.agents.blocks.normaliser import Normaliser, ReturnRange
+from dreamfleet.agents.blocks.returns import retrace
+from dreamfleet.agents.blocks.rows import NUMBER, columns
+from dreamfleet.agents.blocks.training import (
+    Follower,
+    Learning,
+    Trainer,
+    WeightGroups,
+    generator,
+    masked_mean,
+    resolve,
+    to_array,
+    to_tensors,
+)
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import (
+    Array,
+    Batch,
+    Consumer,
+    EnvSpec,
+    Feedback,
+    QueueSpec,
+    Sample,
+    Space,
+    State,
+    TableSpec,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Units and sources beside each value; those without a source are choices of ours."""
+
+    latent: int = 32  # seed 003
+    hidden: int = 128  # units of every hidden layer; seed 003
+    members: int = 5  # transitions in the ensemble; MBPO 7
+    lr_world: float = 1e-3
+    lr_policy: float = 3e-4  # seed 003
+    lr_critic: float = 1e-3
+    clip: float = 10.0  # gradient norm
+    slow_world: float = 0.01  # rate at which the slow world follows
+    world_batch: int = 120  # windows, shared out among the members
+    world_window: int = 5  # rows: open-loop over 4 steps
+    world_per_step: float = 1.0  # world-model updates per agent step
+    horizon: int = 15  # imagined steps; seed 003
+    trust: float = 3.0  # disagreement tolerated in dreams, in multiples of that on real data
+    gamma: float = 0.997  # DreamerV3; at seed 003's 0.99 CartPole's slow drift goes unpunished
+    lam: float = 0.95  # Dreamer
+    trajectories: int = 80  # dreams and real windows that one policy update learns from
+    real_share: float = 0.5  # of them; MBPO 0.05 to 0.25, see docs/adr/0006; 1: no dreams
+    policy_per_step: float = 1.0  # policy and value updates per agent step
+    warmup: int = 250  # agent steps before the first policy update
+    entropy: float = 3e-3  # weight in units of the return range; DreamerV3 3e-4
+    slow_critic: float = 0.02  # rate at which the slow critic follows; DreamerV3
+    return_rate: float = 0.01  # of the moving average of the return range; DreamerV3
+    capacity: int = 100_000  # real rows; seed 003
+
+    def __post_init__(self) -> None:
+        if self.world_batch % self.members:
+            raise UserError(
+                f"agent.world_batch must be a multiple of agent.members ({self.members}); "
+                f"found {self.world_batch}."
+            )
+        if not 0 <= self.real_share <= 1:
+            raise UserError(f"agent.real_share must be from 0 to 1; found {self.real_share}.")
+
+    @property
+    def dreams(self) -> int:
+        """Dreams a policy update, a multiple of the members."""
+        return round(self.trajectories * (1 - self.real_share)) // self.members * self.members
+
+    @property
+    def real(self) -> int:
+        """Real windows a policy update."""
+        return self.trajectories - self.dreams
+
+
+class DreamerLite(WeightGroups):
+    """See the module. Built from vector observations and discrete or continuous actions."""
+
+    Config: TypeAlias = Config
+    act_groups = ("world", "policy")
+
+    def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
+        device = resolve(device)
+        self.config, self.spec, self.device = config, spec, device
+        self.tables = tables(config, spec)
+        self.actions = kind_of(spec.action)
+        sizes = (config.latent, config.hidden, config.hidden, self.actions.policy_outputs)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # initial weights
+            self.world = World(config, spec.obs, self.actions.size).to(device)
+            self.policy = MLP(sizes, zero_last=True).to(device)
+            self.critic = self.actions.critic(config.latent, config.hidden).to(device)
+        self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.return_range = ReturnRange(config.return_rate).to(device)
+
+        self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
+        self.policy_trainer = Trainer(self.policy, config.lr_policy, config.clip)
+        self.critic_trainer = Trainer(self.critic, config.lr_critic, config.clip)
+        self.world_follower = Follower(self.slow_world, self.world)
+        self.critic_follower = Follower(self.slow_critic, self.critic)
+        self.act_noise = generator(seed, device)
+        self.dream_noise = generator(seed + 1, device)
+        self.policy_noise = generator(seed + 2, device)
+        self.learning = {
+            "world": Learning(
+                nets={"world": self.world, "slow_world": self.slow_world},
+                trainers={"world": self.world_trainer},
+                noise={"dream": self.dream_noise},
+                published="slow_world",
+            ),
+            "policy": Learning(
+                nets={
+                    "policy": self.policy,
+                    "critic": self.critic,
+                    "slow_critic": self.slow_critic,
+                    "return_range": self.return_range,
+                },
+                trainers={"policy": self.policy_trainer, "critic": self.critic_trainer},
+                noise={"act": self.act_noise, "policy": self.policy_noise},
+                published="policy",
+            ),
+        }
+
+    # --------------------------------------------------------------------------------- acting
+
+    def initial(self, n: int) -> State:
+        return None
+
+    @torch.no_grad()
+    def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
+        obs = torch.as_tensor(rows["obs"], device=self.device)
+        policy = self.policy_at(self.slow_world.encode(obs), self.act_noise)
+        if not explore:
+            return to_array(policy.mode), state, {}
+        action, log_prob = policy.drawn
+        return to_array(action), state, {"log_prob": to_array(log_prob)}
+
+    def policy_at(self, z: Tensor, noise: torch.Generator) -> Policy:
+        return self.actions.policy(self.policy(z), noise)
+
+    # ---------------------------------------------------------------------------- world model
+
+    def learn_world(self, real: Sample) -> Feedback:
+        rows = to_tensors(real.data, self.device)
+        self.world.normaliser.update(rows["obs"], rows["reward"])
+        loss, metrics = self.world_loss(rows)
+        metrics["grad_norm/world"] = self.world_trainer.step(loss)
+        self.world_follower.step(self.rate(self.config.slow_world))
+        metrics["model/disagreement"] = self.measure_disagreement(rows)
+        return Feedback(metrics)
+
+    def world_loss(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Each member predicts its share of the windows open-loop; rows (B, T, …) → scalar."""
+        world, members = self.world, self.config.members
+        x = world.normaliser(rows["obs"])
+        z = world.encode_normalised(x)  # (B, T, L)
+        alive = (~rows["last"]).float().cumprod(1)[:, :-1]  # is the step from row t still inside?
+
+        def share(value: Tensor) -> Tensor:
+            return value.unflatten(0, (members, -1))  # (B, …) → (M, B/M, …)
+
+        action = share(self.actions.code(rows["action"]))
+        predicted, means, log_stds = [share(z)[:, :, 0]], [], []
+        for t in range(z.shape[1] - 1):
+            mean, log_std = world.predict(predicted[-1], action[:, :, t])
+            predicted.append(mean)
+            means.append(mean)
+            log_stds.append(log_std)
+        before = torch.stack(predicted[:-1], 2).flatten(0, 1)  # (B, T-1, L)
+        after = torch.stack(means, 2).flatten(0, 1)
+        log_std = log_stds[0].flatten(0, 1)  # (B, L), of one step
+
+        error = (after - z[:, 1:].detach()).square().mean(-1)  # (B, T-1)
+        # The spread is fitted to the one-step error, without pulling on the mean.
+        variance = (2 * log_stds[0].flatten(0, 1)).exp()
+        squared = (means[0].flatten(0, 1) - z[:, 1]).detach().square()
+        decoded = (world.decoder(after) - x[:, 1:]).square().mean(-1)  # (B, T-1)
+        reward = world.reward(torch.cat([before, action.flatten(0, 1)[:, :-1]], -1)).squeeze(-1)
+        reward_error = (reward - rows["reward"][:, 1:] / world.normaliser.reward_rms).square()
+        stays = (~rows["terminal"]).float()
+        terms = {
+            "loss/transition": masked_mean(error, alive),
+            "loss/spread": 0.1 * (0.5 * squared / variance + 0.5 * variance.log()).mean(),
+            "loss/reconstruction": (world.decoder(z) - x).square().mean(),
+            "loss/prediction": masked_mean(decoded, alive),
+            "loss/reward": masked_mean(reward_error, alive),
+            "loss/continue": continue_loss(world.cont(z), stays).mean()
+            + masked_mean(continue_loss(world.cont(after), stays[:, 1:]), alive),
+        }
+        horizon = decoded.shape[1]
+        errors = {
+            f"model/error_{t + 1}": masked_mean(decoded[:, t], alive[:, t]).sqrt()
+            for t in sorted({0, horizon - 1})  # RMS in standard deviations of the observation
+        }
+        loss = torch.stack(list(terms.values())).sum()
+        return loss, {name: term.detach() for name, term in (terms | errors).items()}
+
+    def rate(self, moving: float) -> Tensor:
+        """Of averages over world updates: plain at first, `moving` later."""
+        return (1 / self.world.normaliser.updates).clamp(min=moving)
+
+    @torch.no_grad()
+    def measure_disagreement(self, rows: Batch) -> Tensor:
+        """How far two members differ on the first step of real windows; dreams compare to it."""
+        z = self.slow_world.encode(rows["obs"][:, 0]).unflatten(0, (self.config.members, -1))
+        code = self.actions.code(rows["action"][:, 0]).unflatten(0, (self.config.members, -1))
+        found = self.slow_world.compare(z, code)[2].mean()
+        return self.world.usual_disagreement.lerp_(found, self.rate(0.01)).clone()
+
+    # --------------------------------------------------------------------------------- dreams
+
+    @torch.no_grad()
+    def dream(self, starts: Sample) -> Batch:
+        """Rows of latents (B, H+1, …): `latent`, `action`, `log_prob`, `reward`, `cont`, `trust`.
+
+        `cont` is the probability that the episode goes on at a row; `trust` is 1 while the members
+        still agree on it.
+        """
+        world, noise = self.slow_world, self.dream_noise
+        obs = torch.as_tensor(starts.data["obs"], device=self.device)[:, -1]
+        z = world.encode(obs).unflatten(0, (self.config.members, -1))  # (M, B/M, L)
+        latents, actions, log_probs, disagreements = [], [], [], [torch.zeros_like(z[..., 0])]
+        for step in range(self.config.horizon + 1):
+            action, log_prob = self.policy_at(z, noise).drawn
+            latents.append(z)
+            actions.append(action)
+            log_probs.append(log_prob)
+            if step < self.config.horizon:
+                mean, log_std, disagreement = world.compare(z, self.actions.code(action))
+                disagreements.append(disagreement)
+                drawn = torch.randn(mean.shape, generator=noise, device=z.device)
+                z = world.ground(mean + log_std.exp() * drawn)
+
+        def trajectories(steps: list[Tensor]) -> Tensor:
+            return torch.stack(steps, 2).flatten(0, 1)  # (M, B/M, …) each → (B, H+1, …)
+
+        latent, action = trajectories(latents), trajectories(actions)
+        agreed = trajectories(disagreements) <= self.config.trust * world.usual_disagreement
+        reward = world.reward(torch.cat([latent, self.actions.code(action)], -1)).squeeze(-1)
+        cont = torch.sigmoid(world.cont(latent)).squeeze(-1)
+        cont[:, 0] = 1  # a start is never an end
+        return {
+            "latent": latent,
+            "action": action,
+            "log_prob": trajectories(log_probs),
+            "reward": F.pad(reward[:, :-1] * world.normaliser.reward_rms, (1, 0)),
+            "cont": cont,
+            "trust": agreed.float().cumprod(1),
+        }
+
+    # -------------------------------------------------------------------- policy and value
+
+    def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
+        parts = []
+        if dreams is not None:
+            parts.append(self.dreamed(to_tensors(dreams, self.device)))
+        if real is not None:
+            parts.append(self.lived(to_tensors(real.data, self.device)))
+        rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        policy = self.policy_at(rows["latent"], self.policy_noise)
+        taken, options = self.critic(rows["latent"], rows["action"], policy)
+        with torch.no_grad():
+            returns = self.returns(rows, policy)
+            scale = self.return_range.update(returns)
+        weight = rows["weight"][:, :-1]
+
+        critic_loss = masked_mean((taken[:, :, :-1] - returns).square().sum(0), weight)
+        policy_loss = masked_mean(
+            policy.improve(options / scale, self.config.entropy)[:, :-1], weight
+        )
+        metrics = {
+            "loss/critic": critic_loss.detach(),
+            "loss/policy": policy_loss.detach(),
+            "grad_norm/critic": self.critic_trainer.step(critic_loss),
+            "grad_norm/policy": self.policy_trainer.step(policy_loss),
+            "policy/entropy": masked_mean(policy.entropy().detach()[:, :-1], weight),
+            "value/mean": returns.mean() * self.value_unit,
+            "value/range": scale * self.value_unit,
+            "dream/share": torch.tensor(1 - self.config.real / self.config.trajectories),
+            "dream/trust": rows["trust"].mean(),
+        }
+        self.critic_follower.step(self.config.slow_critic)
+        return Feedback(metrics)
+
+    def dreamed(self, dreams: Batch) -> Batch:
+        """Dreams as trajectories to learn from, each row weighted by how likely it is reached."""
+        reached = dreams["cont"].cumprod(1) * dreams["trust"]
+        return {**dreams, "weight": reached, "inside": torch.ones_like(reached)}
+
+    @torch.no_grad()
+    def lived(self, rows: Batch) -> Batch:
+        """Real windows as trajectories to learn from. A `last` row only bootstraps."""
+        inside = (~rows["last"]).float()
+        return {
+            "latent": self.slow_world.encode(rows["obs"]),
+            "action": rows["action"],
+            "log_prob": rows["log_prob"],
+            "reward": rows["reward"],
+            "cont": (~rows["terminal"]).float(),
+            "trust": torch.ones_like(inside),
+            "weight": inside,
+            "inside": inside,
+        }
+
+    def returns(self, rows: Batch, policy: Policy) -> Tensor:
+        """Targets of the critic in units of `value_unit`: trajectories (B, T, …) → (B, T-1)."""
+        taken, options = self.slow_critic(rows["latent"], rows["action"], policy)
+        ratio = (policy.log_prob(rows["action"]) - rows["log_prob"]).exp().clamp(max=1)
+        return retrace(
+            reward=rows["reward"] / self.value_unit,
+            discount=self.config.gamma * rows["cont"],
+            value=policy.expect(options),
+            q_taken=taken.min(0).values,
+            trace=self.config.lam * ratio * rows["inside"] * rows["trust"],
+        )
+
+    @property
+    def value_unit(self) -> Tensor:
+        """What a return is measured in: the return of always getting the typical reward."""
+        return self.slow_world.normaliser.reward_rms / (1 - self.config.gamma)
+
+
+# -------------------------------------------------------------------------------- the world
+
+
+class World(nn.Module):
+    """Encoder, transition ensemble, reward, continue and decoder."""
+
+    usual_disagreement: Tensor
+
+    def __init__(self, config: Config, obs: Space, action_size: int) -> None:
+        super().__init__()
+        size, latent, hidden = math.prod(obs.shape), config.latent, config.hidden
+        self.normaliser = Normaliser(obs)
+        self.encoder = MLP((size, hidden, hidden, latent))  # seed 003
+        self.transition = Ensemble(
+            config.members, (latent + action_size, hidden, hidden, 2 * latent), zero_last=True
+        )
+        self.reward = MLP((latent + action_size, hidden, 1), zero_last=True)
+        self.cont = MLP((latent, hidden, 1), zero_last=True)
+        self.decoder = MLP((latent, hidden, size))
+        self.register_buffer("usual_disagreement", torch.zeros(()))
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """Observations (…, *O) → latents (…, L)."""
+        return self.encode_normalised(self.normaliser(obs))
+
+    def encode_normalised(self, x: Tensor) -> Tensor:
+        return unit_variance(self.encoder(x))
+
+    def ground(self, z: Tensor) -> Tensor:
+        """Latents (…, L) → those of the observations they stand for, (…, L)."""
+        return self.encode_normalised(self.decoder(z))
+
+    def predict(self, z: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Each member's next latent: (M, B, L), (M, B, A) → mean and log std, (M, B, L)."""
+        change, spread = self.transition(torch.cat([z, code], -1)).chunk(2, -1)
+        return unit_variance(z + change), -4 + 3 * torch.tanh(spread / 3)
+
+    def compare(self, z: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `predict`, and by how much the next member disagrees: (M, B).
+
+        Half the squared distance between two members: over pairs its mean is the ensemble's
+        variance, at the price of two members instead of all.
+        """
+        other = z.roll(1, 0), code.roll(1, 0)  # what member m-1 was asked, put to member m
+        mean, log_std = self.predict(torch.cat([z, other[0]], 1), torch.cat([code, other[1]], 1))
+        (mine, others), log_std = mean.chunk(2, 1), log_std.chunk(2, 1)[0]
+        return mine, log_std, 0.5 * (mine - others.roll(-1, 0)).square().mean(-1)
+
+
+def unit_variance(z: Tensor) -> Tensor:
+    return F.layer_norm(z, z.shape[-1:])
+
+
+def continue_loss(logit: Tensor, stays: Tensor) -> Tensor:
+    """Cross-entropy of going on: (…, 1), (…) → (…)."""
+    return F.binary_cross_entropy_with_logits(logit.squeeze(-1), stays, reduction="none")
+
+
+def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
+    """Who samples what, how often: the replay ratios of this agent."""
+    # Of the action, under the policy that took it.
+    kept = columns(spec, log_prob=NUMBER)
+    consumers = {
+        "world": Consumer(
+            config.world_batch, config.world_window, samples_per_step=config.world_per_step
+        )
+    }
+    policy = Consumer(
+        config.real,
+        config.horizon + 1,
+        samples_per_step=config.policy_per_step,
+        min_steps=config.warmup,
+    )
+    if config.dreams:
+        consumers["start"] = replace(policy, batch=config.dreams, window=1)
+    if config.real:
+        consumers["policy"] = policy
+    real = TableSpec(config.capacity, kept, consumers)
+    return {"real": real, "dream": QueueSpec(2)} if config.dreams else {"real": real}

@@ -1,0 +1,105 @@
+"""What there is to choose in Gated Rainbow, and why it is what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import Space
+
+CONTEXT = 3  # rows before the present one: SEQ_LENGTH of seed 000 is 4
+RANGE = 3.0  # values are kept within ± this: the largest return seen is so many units
+PRIORITY = 1e-3  # of a row whose error is 0, in the unit of values
+
+
+@dataclass(frozen=True)
+class Config:
+    """Units and sources beside each value; those without a source are choices of ours.
+
+    "Agent steps" of a schedule are counted from the first update, as `policy_per_step` has them.
+    """
+
+    clock: bool = False  # see how long an episode has lasted; Pardo et al. 2018
+    hidden: int = 128  # features of the body; seed 000
+    gate: Literal["mlp", "transformer", "none"] = "mlp"
+    gate_weight: float = 0.01  # of the gate's regulariser; seed 000
+    values: Literal["expected", "c51", "quantile"] = "quantile"
+    atoms: int = 51  # of c51; Bellemare et al. 2017
+    quantiles: int = 32  # of quantile; QR-DQN has 200 for Atari
+    noise: float = 0.5  # σ0 of noisy layers, Rainbow and seed 000; 0: plain layers
+    epsilon: float = 0.01  # chance of a random action in the end; seed 000
+    epsilon_half_life: float = 1_000.0  # agent steps, from 1 down; seed 000: 138 episodes
+    gamma: float = 0.99  # seed 000: 0.999
+    n: int = 3  # steps of a return; Rainbow and seed 000
+    batch: int = 0  # windows an update, dreamed ones included; 0: 256 (seed 000), of frames 32
+    policy_per_step: float = 1.0  # updates per agent step; seed 000
+    warmup: int = 500  # agent steps before the first update
+    prioritized: bool = True  # else every row is as likely as any other
+    alpha: tuple[float, float, float] = (0.5, 0.7, 0.4)  # of priorities, by turns; seed 000
+    alpha_steps: tuple[float, float] = (60_000.0, 180_000.0)  # agent steps each; seed: episodes
+    beta: float = 0.4  # of importance weights, rising to 1; seed 000
+    beta_steps: float = 126_000.0  # agent steps; seed 000: 4,200 episodes
+    lr: float = 5e-4
+    lr_floor: float = 1e-6  # where the plateau schedule stops; seed 000
+    patience: int = 20_000  # updates without a better mean return, after which lr is halved
+    decay: float = 1e-4  # of weights, in units of lr; seed 000
+    clip: float = 10.0  # gradient norm; seed 000
+    slow: float = 0.005  # rate at which the target network follows
+    capacity: int = 100_000  # real rows; seed 000
+    compile: bool = False  # the loss and its gradient, which takes up to a minute at the start
+
+    share: float = 0.3  # of an update that is dreamed; seed 000. 0: no dreams
+    dreams_per_step: float = 5.0  # dreams begun per agent step; seed 000
+    dream_horizon: int = 50  # steps of a dream at most; seed 000
+    dream_after: int = 2_000  # agent steps; seed 000: 800 episodes
+    tolerance: float = 0.3  # held-out error a dream may have, in deviations of the observation
+    trust: float = 3.0  # disagreement tolerated in dreams, in multiples of that on real rows
+    curiosity: float = 0.0  # reward for the usual disagreement, in units of the typical reward
+    members: int = 5  # transitions in the ensemble; MBPO 7
+    world_hidden: int = 128  # units of its hidden layers; seed 000
+    world_batch: int = 0  # windows, shared out among the members; 0: 12 for each, of frames 2
+    world_window: int = 0  # rows, one more than the error is measured at; 0: 9, of frames 6
+    world_per_step: float = 0.25  # world-model updates per agent step; seed 000
+    lr_world: float = 1e-3  # seed 000
+    slow_world: float = 0.01  # rate at which the slow world follows
+    held_out: float = (
+        0.1  # share of episodes the world never learns from; none: no dream is believed
+    )
+
+    def __post_init__(self) -> None:
+        if self.world_batch % self.members:
+            raise UserError(
+                f"agent.world_batch must be a multiple of agent.members ({self.members}); "
+                f"found {self.world_batch}."
+            )
+        if not 0 <= self.share < 1:
+            raise UserError(f"agent.share must be from 0 to below 1; found {self.share}.")
+        if self.n < 1:
+            raise UserError(f"agent.n must be at least 1; found {self.n}.")
+
+    def sized(self, obs: Space) -> Config:
+        """With sizes that were left at 0 as these observations want them: frames are heavy."""
+        batch, windows, rows = (32, 2, 6) if obs.image else (256, 12, 9)
+        return replace(
+            self,
+            batch=self.batch or batch,
+            world_batch=self.world_batch or windows * self.members,
+            world_window=self.world_window or rows,
+        )
+
+    @property
+    def dreamed(self) -> int:
+        """Dreamed windows an update."""
+        return round(self.batch * self.share)
+
+    @property
+    def dreams(self) -> int:
+        """Dreams an update, a multiple of the members."""
+        wanted = self.dreams_per_step / self.policy_per_step
+        return max(1, round(wanted / self.members)) * self.members
+
+    @property
+    def models(self) -> bool:
+        """Whether there is a world model: for dreams or out of curiosity."""
+        return self.dreamed > 0 or self.curiosity > 0

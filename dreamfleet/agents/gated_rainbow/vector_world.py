@@ -1,0 +1,70 @@
+"""The world of vector observations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dreamfleet.agents.blocks.nets import MLP, Ensemble
+from dreamfleet.agents.blocks.normaliser import Normaliser
+from dreamfleet.agents.gated_rainbow.world import World
+from dreamfleet.core.types import Space
+
+
+class VectorWorld(World):
+    """Changes as Gaussians, each number in units of its own typical change. X = (O,)."""
+
+    normaliser: Normaliser
+
+    def __init__(
+        self,
+        obs: Space,
+        action_size: int,
+        *,
+        context: int,
+        members: int,
+        hidden: int,
+        horizon: int,
+    ) -> None:
+        super().__init__(obs, context=context, members=members, horizon=horizon)
+        size = math.prod(obs.shape)
+        self.normaliser = Normaliser(obs)
+        self.transition = Ensemble(
+            members,
+            ((context + 1) * size + action_size, hidden, hidden, 2 * size),
+            zero_last=True,
+        )
+        self.outcome = MLP((2 * size + action_size, hidden, hidden, 2), zero_last=True)
+        self.register_buffer("change_rms", torch.ones(size))  # in deviations of the observation
+
+    def typical(self, x: Tensor, square: Tensor, inside: Tensor) -> Tensor:
+        return (square * inside.unsqueeze(-1)).sum((0, 1)) / inside.sum().clamp(min=1)
+
+    def predict(self, history: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        asked = torch.cat([history.flatten(2), code], -1)
+        mean, spread = self.transition(asked).chunk(2, -1)
+        return mean, -3 + 4 * torch.tanh(spread / 4)
+
+    def follow(self, before: Tensor, code: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        reward, end = self.outcome(torch.cat([before, code, after], -1)).unbind(-1)
+        return reward, end
+
+    def draw(
+        self, now: Tensor, mean: Tensor, log_std: Tensor | None, noise: torch.Generator
+    ) -> Tensor:
+        assert log_std is not None
+        drawn = torch.randn(mean.shape, generator=noise, device=mean.device)
+        change = (mean + log_std.exp() * drawn) * self.change_rms
+        obs = self.normaliser.flat(now) + change * self.normaliser.deviation
+        return obs.unflatten(-1, self.shape).clamp(self.low, self.high)
+
+    def distance(self, x: Tensor, obs: Tensor) -> Tensor:
+        normaliser = self.normaliser  # itself it would clip
+        real = (normaliser.flat(obs) - normaliser.obs_mean) / normaliser.deviation
+        return (x - real).square().mean(-1)
+
+    @property
+    def unit(self) -> float:
+        return 1.0

@@ -1,0 +1,390 @@
+"""The command line: train (the default) · eval · list · bench. Checks what a person gave.
+
+Nothing heavy is imported before the arguments are known to be good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from dreamfleet import agents
+from dreamfleet.core import checkpoint
+from dreamfleet.core.config import Flags, RunConfig, configure
+from dreamfleet.core.errors import UserError, WorkerFailed, nearest
+
+EXAMPLES = """examples:
+  python launch.py --num-actors 16                               train on CartPole, on Ray
+  python launch.py --env Pendulum-v1 --local --seed 3            in one thread, deterministic
+  python launch.py eval latest --episodes 100 --video films/     how good is it?
+
+commands: train (when none is named) · eval RUN · list [agents|envs|presets] · bench replay
+`python launch.py COMMAND --help` describes each.
+"""
+
+# What a resumed run may do differently; the rest is what the run is.
+MAY_CHANGE = ("steps", "num_actors", "num_dreamers", "address", "local", "dashboard", "device")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command → its exit code: 0 done, 1 a bug, 2 the person's mistake, 130/143 stopped."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose by more threads
+    args = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": train, "eval": evaluate, "list": show, "bench": measure}
+    try:
+        if not args or args[0].startswith("-"):
+            args.insert(0, "train")
+        if args[0] not in commands:
+            raise UserError(f"unknown command {args[0]!r}.{nearest(args[0], commands)}")
+        return commands[args[0]](args[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except WorkerFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+# --------------------------------------------------------------------------------- commands
+
+
+def train(args: Sequence[str]) -> int:
+    """Check everything a person can get wrong, then hand over to a wiring."""
+    config, overrides, resumed = configured(args)
+
+    from dreamfleet.runtime import preflight
+    from dreamfleet.runtime.run_folder import RunFolder, check_new
+
+    if resumed is None and config.run_dir:
+        check_new(Path(config.run_dir))
+    if config.address:
+        preflight.check_address(config.address)
+    else:  # a cluster's devices are its own
+        preflight.check_device(config.device)
+
+    from dreamfleet.envs import registry
+
+    agents.check(config.agent, registry.describe(config.env, **config.train.env))
+    if any(key.startswith(("agent.", "train.replay_")) for key in overrides):
+        preflight.check_agent(config)  # imports torch: the last of the checks
+
+    from dreamfleet.runtime.display import Display
+
+    with RunFolder.reopen(resumed, config) if resumed else RunFolder.create(config) as folder:
+        state = None
+        if resumed:
+            state = restored(folder.checkpoints, config)
+            folder.record()
+        if config.local:
+            from dreamfleet.runtime.local import train as start
+        else:
+            from dreamfleet.runtime.cluster import train as start
+        with Display(f"{config.agent} · {config.env} · {folder.path}") as display:
+            return start(folder.config, folder, state, display)
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """Play the newest checkpoint of a run greedily."""
+
+    def command(
+        run: Annotated[Positional[str], arg(metavar="RUN")],
+        episodes: int = 100,
+        seed: int = 0,
+        device: str = "auto",
+        video: Path | None = None,
+        json: FlagCreatePairsOff[bool] = False,
+    ) -> dict[str, Any]:
+        """Play a trained policy greedily and say how well it does.
+
+        Args:
+            run: a run's folder, or latest
+            episodes: episodes to play
+            seed: of the environments; the same seed plays the same episodes
+            device: where networks live: auto, cpu or cuda
+            video: a folder for films
+            json: print one JSON object and nothing else
+        """
+        return dict(locals())
+
+    given = parse(command, args, "eval")
+    if given["episodes"] < 1:
+        raise UserError(f"--episodes must be at least 1; found {given['episodes']}.")
+    if given["seed"] < 0:
+        raise UserError(f"--seed must be at least 0; found {given['seed']}.")
+    Flags(device=given["device"])
+
+    from dreamfleet.runtime import preflight
+    from dreamfleet.runtime.evaluate import evaluate as play
+
+    preflight.check_device(given["device"])
+    run = run_path(given["run"])
+    found = play(run, given["episodes"], given["seed"], given["device"], given["video"])
+    if given["json"]:
+        print(json.dumps(found))
+    else:
+        whose = f"{found['agent']} on {found['env']} after {found['env_steps']:,} steps"
+        print(f"{whose}: {in_words(found)}")
+        for kind in dict.fromkeys(key.partition("/")[0] for key in found if "/" in key):
+            prefix = f"{kind}/"
+            those = {key.removeprefix(prefix): found[key] for key in found if prefix in key}
+            print(f"  {kind}: {in_words(those)}")
+    return 0
+
+
+def in_words(figures: Mapping[str, Any]) -> str:
+    """The figures of an evaluation, or of one kind of its episodes, in words."""
+    facts = [key for key in figures if key.endswith("_mean") and "/" not in key]
+    others = [key for key in facts if key not in ("return_mean", "length_mean")]
+    return ", ".join(
+        (
+            f"return {figures['return_mean']:.1f} ± {figures['return_std']:.1f} "
+            f"(lowest {figures['return_min']:.1f}) over {figures['episodes']} episodes "
+            f"of {figures['length_mean']:.0f} steps",
+            *(f"{key.removesuffix('_mean')} {figures[key]:.3g}" for key in others),
+        )
+    )
+
+
+def show(args: Sequence[str]) -> int:
+    """Print the agents, environments or presets there are."""
+
+    def command(
+        what: Positional[Literal["agents", "envs", "presets", "all"]] = "all",
+    ) -> str:
+        """List what can be trained: the agents, the environments, the presets."""
+        return what
+
+    what = parse(command, args, "list")
+    lines: list[str] = []
+    if what in ("agents", "all"):
+        lines.append("agents")
+        for name, entry in agents.REGISTRY.items():
+            acts, sees = ", ".join(entry.actions), ", ".join(entry.observations)
+            lines.append(f"  {name}: {acts} actions, {sees}")
+    if what in ("presets", "all"):
+        from dreamfleet.runtime import presets
+
+        lines.append("presets")
+        for agent, by_env in presets.every().items():
+            for env, values in by_env.items():
+                lines.append(f"  {agent} {env}: {json.dumps(values)[1:-1]}")
+    if what in ("envs", "all"):
+        from dreamfleet.envs import registry
+
+        lines.append("envs, and your own as pkg.module:EnvId-v0")
+        lines += [f"  {env}" for env in registry.known()]
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def measure(args: Sequence[str]) -> int:
+    """Measure a part against what others would use in its place."""
+
+    def command(
+        what: Positional[Literal["replay"]],
+        rows: tuple[str, ...] = (),
+        rounds: int = 5,
+        quick: FlagCreatePairsOff[bool] = False,
+        reverb_python: Path | None = None,
+        json: Path | None = None,
+    ) -> dict[str, Any]:
+        """Measure the replay side by side with its peers, and print a table of ratios.
+
+        Args:
+            what: what to measure
+            rows: rows of the table, by name; all when none is named
+            rounds: how often each side has its turn
+            quick: everything tiny: to see that it runs, not how fast
+            reverb_python: an interpreter that has dm-reverb and TensorFlow
+            json: a file for the figures
+        """
+        return dict(locals())
+
+    given = parse(command, args, "bench")
+
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "benchmarks" / "replay.py").is_file():
+        raise UserError("bench needs a checkout: the benchmarks are not part of the package.")
+    sys.path.insert(0, str(checkout))
+    from benchmarks import replay
+
+    return replay.bench(
+        given["rows"], given["rounds"], given["quick"], given["reverb_python"], given["json"]
+    )
+
+
+# ------------------------------------------------------------------------------- arguments
+
+
+def configured(args: Sequence[str]) -> tuple[RunConfig, dict[str, Any], Path | None]:
+    """Arguments of `train` → the whole config, what --set gave of it, the folder to resume."""
+    flags, resume, overrides = train_flags(args, Flags())
+    if resume is None:
+        from dreamfleet.runtime import presets
+
+        agents.find(flags.agent)
+        known = presets.find(flags.agent, flags.env, flags.preset)
+        base, path = configure(RunConfig(), known, source="preset"), None
+    else:
+        from dreamfleet.runtime.run_folder import read_config
+
+        path = run_path(resume)
+        base = read_config(path)
+        agents.find(base.agent)
+    flags, _, _ = train_flags(args, pick_flags(base))
+    config = RunConfig(**vars(flags), train=base.train, agent_options=base.agent_options)
+    values = parse_overrides(overrides)
+    if path is not None:
+        check_resumable(base, config, values, path)
+    return configure(config, values), values, path
+
+
+def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tuple[str, ...]]:
+    """(flags, --resume, every --set); what is not given stays as in `base`."""
+
+    def command(
+        run: OmitArgPrefixes[Flags] = base,
+        resume: Annotated[str | None, arg(metavar="RUN")] = None,
+        set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = (),
+    ) -> tuple[Flags, str | None, tuple[str, ...]]:
+        """Train an agent.
+
+        Args:
+            resume: go on with an earlier run: its folder, or latest
+            set: any other setting: train.chunk=32, agent.horizon=10
+        """
+        return run, resume, set
+
+    given: tuple[Flags, str | None, tuple[str, ...]] = parse(command, args, "train", EXAMPLES)
+    return given
+
+
+def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
+    """`train.chunk=16`, `agent.horizon=10` → dotted values, each read as YAML."""
+    import yaml
+
+    values = {}
+    for item in given:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"--set takes KEY=VALUE; found {item!r}.")
+        if not key.startswith(("train.", "agent.")):
+            flags = {f.name: "--" + f.name.replace("_", "-") for f in fields(Flags)}
+            use = f"; for this there is {flags[key]}" if key in flags else ""
+            raise UserError(f"--set takes train.… and agent.… settings{use}; found {key!r}.")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: {text!r} is not a YAML value.") from None
+    return values
+
+
+def check_resumable(
+    saved: RunConfig, config: RunConfig, overrides: Mapping[str, Any], path: Path
+) -> None:
+    """UserError where a resumed run is asked to be another run."""
+    for field in fields(Flags):
+        was, now = getattr(saved, field.name), getattr(config, field.name)
+        if was != now and field.name not in MAY_CHANGE:
+            flag = "--" + field.name.replace("_", "-")
+            raise UserError(
+                f"{flag} {now} contradicts the run to resume: {path} has {was}. "
+                f"Leave {flag} out, or start a new run."
+            )
+    for key in overrides:
+        if key.startswith("agent."):
+            raise UserError(
+                f"--set {key} cannot change in a resumed run: its networks and optimisers were "
+                "built without it. Leave it out, or start a new run."
+            )
+
+
+def run_path(given: str) -> Path:
+    """A run's folder as a person names it."""
+    if given != "latest":
+        return Path(given)
+    from dreamfleet.runtime.run_folder import latest
+
+    return latest()
+
+
+def restored(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
+    """The state to resume from. UserError when there is none, or nothing is left to do."""
+    path = checkpoint.newest(checkpoints, agent=config.agent, env=config.env)
+    if path is None:
+        raise UserError(f"no checkpoint in {checkpoints}: nothing to resume. Start a new run.")
+    taken = checkpoint.manifest(path)["env_steps"]
+    if taken >= config.steps:
+        raise UserError(f"{path} has taken {taken} of {config.steps} steps. Ask for more: --steps.")
+    return checkpoint.load(path)
+
+
+def pick_flags(config: RunConfig) -> Flags:
+    return Flags(**{field.name: getattr(config, field.name) for field in fields(Flags)})
+
+
+def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str = "") -> Any:
+    """Call `command` with what `args` say. UserError, in one line, for a flag or value that fails.
+
+    tyro prints its mistakes as boxes of many lines; the first one of them says what was wrong.
+    """
+    description = f"{more}\n{(command.__doc__ or '').partition('Args:')[0].strip()}".strip()
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            result, unknown = tyro.cli(
+                command,
+                prog=f"launch.py {name}",
+                description=description,
+                args=args,
+                return_unknown_args=True,
+            )
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UserError(f"{first_sentence(said.getvalue())} See: launch.py {name} --help") from None
+    if unknown:
+        kind = "flag" if unknown[0].startswith("-") else "argument"
+        word = unknown[0].partition("=")[0]
+        raise UserError(f"unknown {kind} {word}.{nearest(word, flag_names(command))}")
+    return result
+
+
+def flag_names(command: Callable[..., Any]) -> list[str]:
+    """Every flag of a command, as typed."""
+    names: list[str] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        inner = parameter.default
+        names += [field.name for field in fields(inner)] if is_dataclass(inner) else [name]
+    flags = ["--" + name.replace("_", "-") for name in names]
+    return flags + ["--no-" + flag[2:] for flag in flags]
+
+
+def first_sentence(box: str) -> str:
+    """What tyro says below the title of its box, up to the next rule."""
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
+    said = itertools.dropwhile(_is_rule, lines)
+    text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), said))
+    text = text.removeprefix("Error parsing ").rstrip(".") + "."
+    return text.replace("invalid literal for int() with base 10:", "must be a whole number; found")
+
+
+def _is_rule(line: str) -> bool:
+    return set(line) <= {"─", "-"}

@@ -1,0 +1,226 @@
+"""What a run is: its configuration, and typed overrides for any configuration dataclass.
+
+Values come from the defaults here, then a preset, then the command line's flags, then its
+`--set a.b=v`; each later one wins. All of them pass through `apply`, so a value read from a file
+is checked just as one typed by a person.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from dreamfleet.core.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def within(default: T, low: float, high: float = float("inf")) -> T:
+    """A dataclass field whose value must lie in [low, high]; `check_ranges` enforces it."""
+    declared: T = field(default=default, metadata={"range": (low, high)})
+    return declared
+
+
+# ---------------------------------------------------------------------------------- the run
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The rhythm of a run: who hands over what, how often."""
+
+    chunk: int = within(8, 1, 4096)  # vector steps an actor sends to the replay at a time
+    pull_every: int = within(16, 1)  # vector steps between an actor's looks for newer weights
+    publish_every: int = within(10, 1)  # gradient steps between two versions of the weights
+    log_every: int = within(200, 1)  # gradient steps between two lines of training metrics
+    eval_every: int = within(1000, 0)  # env steps between evaluations; 0: never
+    eval_episodes: int = within(10, 1)  # episodes an evaluation plays
+    checkpoint_every: int = within(2000, 1)  # env steps between checkpoints
+    replay_shards: int = within(1, 1, 64)  # replay processes, each with its part of the actors
+    replay_gb: float | None = None  # of memory for the replay; none: as much as its capacity takes
+    env_timeout_s: float = within(60.0, 0.1)  # seconds an env step may take before a restart
+    # Arguments of the environments that actors step; an evaluation's are plain.
+    env: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "train.")
+        if self.replay_gb is not None and not self.replay_gb > 0:
+            raise UserError(f"train.replay_gb must be more than 0; found {self.replay_gb:g}.")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a run is, as far as a flag says it."""
+
+    agent: str = "dreamer-lite"  # who learns; `launch.py list agents` names them
+    env: str = "CartPole-v1"  # any Gymnasium id, or pkg.module:EnvId-v0 for your own
+    preset: str | None = None  # the settings of another env of this agent; none: this env's own
+    num_actors: int = within(4, 1, 1024)  # processes that step environments
+    envs_per_actor: int = within(1, 1, 1024)  # environments each actor steps together
+    num_dreamers: int = within(1, 0, 64)  # processes that dream; 0: the learner's own does
+    steps: int = within(10_000, 1)  # env steps to train for, counted over all actors
+    seed: int = within(0, 0, 2**31 - 1)  # every generator of the run derives from it
+    device: str = "auto"  # where networks live: auto, cpu or cuda
+    run_dir: str | None = None  # an empty or new folder; none: runs/<time>_<agent>_<env>_s<seed>
+    address: str | None = None  # HOST:PORT of a running Ray cluster, or auto; none: start one here
+    local: bool = False  # all parts in one thread, without Ray: deterministic
+    dashboard: bool = True  # serve Ray's dashboard
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"--device must be auto, cpu or cuda; found {self.device!r}.")
+        if self.local and self.address is not None:
+            raise UserError(f"--local runs without Ray, so --address {self.address} cannot apply.")
+        check_ranges(self, "--")
+
+
+@dataclass(frozen=True)
+class RunConfig(Flags):
+    """Everything a run is; `config.yaml` of its folder holds exactly this."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    agent_options: Mapping[str, Any] = field(default_factory=dict)  # overrides of agent.Config
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train.replay_shards > self.num_actors:
+            raise UserError(
+                f"train.replay_shards must be at most --num-actors ({self.num_actors}), as each "
+                f"shard is fed by actors of its own; found {self.train.replay_shards}."
+            )
+
+
+def configure(config: RunConfig, values: Mapping[str, Any], source: str = "") -> RunConfig:
+    """`config` with dotted `values`: run fields, `train.…`, and `agent.…` for the agent's own.
+
+    The agent's options are kept as they are: only its own Config can check them (`apply`).
+    `source`, a file's name, opens the message of the UserError that a bad key or value raises.
+    """
+    options = {key[6:]: value for key, value in values.items() if key.startswith("agent.")}
+    own = {key: value for key, value in values.items() if not key.startswith("agent.")}
+    try:
+        config = apply(config, own)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") if source else error from None
+    return replace(config, agent_options={**config.agent_options, **options})
+
+
+# --------------------------------------------------------------------------- typed overrides
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings → one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def apply(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
+    """`config`, a dataclass, with the fields that dotted `values` name replaced.
+
+    Whole numbers stand for floats, and `3e4` for an int; nothing else is converted.
+    Raises UserError for an unknown key (naming the nearest) or a value of the wrong type;
+    `prefix` is what people write before these keys.
+    """
+    for key, value in values.items():
+        config = _assign(config, key.split("."), value, prefix)
+    return config
+
+
+def _assign(config: Any, path: list[str], value: Any, prefix: str) -> Any:
+    name, rest = path[0], path[1:]
+    key = prefix + name
+    known = [item.name for item in fields(config)]
+    if name not in known:
+        raise UserError(f"unknown setting {key}.{nearest(key, [prefix + k for k in known])}")
+    current = getattr(config, name)
+    if rest and is_dataclass(current):
+        return replace(config, **{name: _assign(current, rest, value, f"{key}.")})
+    if rest and isinstance(current, Mapping):
+        return replace(config, **{name: {**current, ".".join(rest): value}})
+    if rest:
+        raise UserError(f"unknown setting {key}.{'.'.join(rest)}: {key} has no parts.")
+    hint = get_type_hints(type(config))[name]
+    fitted = _fit(value, hint)
+    if fitted is _MISFIT:
+        raise UserError(f"{key} must be {_describe(hint)}; found {value!r}.")
+    return replace(config, **{name: fitted})
+
+
+_MISFIT: Any = object()
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """`value` as `hint` says, or _MISFIT."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        fits = (_fit(value, option) for option in args)
+        return next((fit for fit in fits if fit is not _MISFIT), _MISFIT)
+    if origin is Literal:
+        return value if value in args else _MISFIT
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            return _MISFIT
+        kinds = [args[0]] * len(value) if args[1:] == (...,) else list(args)
+        items = [_fit(item, kind) for item, kind in zip(value, kinds, strict=False)]
+        whole = len(items) == len(value) == len(kinds) and _MISFIT not in items
+        return tuple(items) if whole else _MISFIT
+    if hint is type(None):
+        return None if value is None else _MISFIT
+    if hint in (int, float):
+        number = _number(value)
+        if number is None or (hint is int and number != int(number)):
+            return _MISFIT
+        return hint(number)
+    if origin is not None:  # a mapping
+        return value if isinstance(value, origin) else _MISFIT
+    return value if hint is Any or isinstance(value, hint) else _MISFIT
+
+
+def _number(value: Any) -> float | int | None:
+    """A finite number; YAML 1.1 reads `3e-4`, without a point, as text."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if abs(value) < float("inf") else None
+
+
+def _describe(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if hint in words:
+        return words[hint]
+    origin, args = get_origin(hint), get_args(hint)
+    if is_dataclass(hint) or origin is Mapping:
+        return "a group of settings"
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin is tuple:
+        return f"a list, each item {_describe(args[0])}"
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else _describe(a) for a in args)
+    return f"a {getattr(origin or hint, '__name__', hint)}"
+
+
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """UserError for a field of the dataclass `config` outside the range `within` gave it.
+
+    `prefix` is how people spell the field: `--` for a flag, `train.` for a setting.
+    """
+    for item in fields(config):
+        if "range" not in item.metadata:
+            continue
+        low, high = item.metadata["range"]
+        value = getattr(config, item.name)
+        if not low <= value <= high:
+            name = item.name.replace("_", "-") if prefix == "--" else item.name
+            limit = f"from {low} to {high}" if high < float("inf") else f"at least {low}"
+            raise UserError(f"{prefix}{name} must be {limit}; found {value}.")

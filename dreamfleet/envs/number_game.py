@@ -1,0 +1,334 @@
+"""NumberGame: outlive an enemy whose strength is hidden. The rules: docs/number-game.md.
+
+They are those of skjazz/Model-based-DQN, written once, for N games at a time; a single game is
+N = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from dreamfleet.core.errors import UserError, nearest
+from dreamfleet.core.types import Array
+from dreamfleet.envs.progressive import Progressive
+
+ENEMIES: Final = (0, 1, 2, "beta")  # the kinds of enemy: three tiers, and one from anywhere
+BETA: Final = ENEMIES.index("beta")
+ACTIONS: Final = ("light, light, heavy", "light, heavy", "delayed", "draw")
+DELAYED, DRAW = 2, 3
+
+DAMAGE: Final = (1.7, 3.8)  # of an enemy's blow
+CAP, START_HP, OVERFULL = 10.0, 11.0, 10.5  # hit points
+MAX_MANA, LIGHT_COST = 220.0, 96.0
+LIGHT_HEAL, HEAVY_HEAL = 1.89, 1.84
+GOAL: Final = 65.0  # progress; every step makes at least 1, so no game is longer than 65 steps
+
+LIGHTS: Final = np.array([2, 1, 0, 0])  # light heals of each action
+HEAL_PAYS: Final = np.array([0.0, 0.0, 10.0, 0.0])  # reward of its heavy or delayed heal
+OVERHEAL_PAYS: Final = np.array([-2.0, -2.0, 5.0, 0.0])  # the same at full health
+# What a draw costs by the share of hit points or mana that is left, linear in between.
+DRAW_SHARE: Final = (0.0, 0.001, 0.01, 0.1, 0.4, 0.5, 1.0)
+DRAW_COSTS: Final = (0.0, -5.0, -5.0, -10.0, -65.0, -95.0, -100.0)
+
+# Mean scores that make the damage range wider: three quarters of what a policy of two rules gets
+# on the narrow ones, 1.7 to 2.4 and 1.7 to 3.1.
+THRESHOLDS: Final = (1_100.0, 450.0)
+
+LUCK: Final = 7  # uniform numbers that a start takes; a step takes the first five
+
+
+class Games:
+    """The state of N games and the rules that move it. Draws nothing: its luck, uniform in [0, 1),
+    is handed in.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.hp = np.full(n, START_HP)
+        self.old_hp = np.full(n, CAP)  # before the last tick
+        self.mana = np.full(n, MAX_MANA)
+        self.progress = np.zeros(n)
+        self.resist = np.zeros(n)  # ticks of better regeneration left
+        self.last = np.full(n, -1)  # action
+        self.kind = np.zeros(n, np.int64)  # of enemy: its tier, or BETA
+        self.damage = np.zeros((n, 4))  # what the enemy draws from: the first three, BETA all four
+        self.arcane = np.zeros(n)  # mana regained in a tick
+        self.won = np.zeros(n, bool)  # by the last step
+        self._everyone = np.arange(n)
+
+    def start(self, rows: Array, luck: Array, tier: int | None, difficulty: float) -> None:
+        """Begin the games `rows` (k,), against enemies of one kind or of any.
+
+        luck (7, k): mana regained, an enemy of no tier or not, its tier, its four blows.
+        """
+        self.hp[rows], self.old_hp[rows], self.mana[rows] = START_HP, CAP, MAX_MANA
+        self.progress[rows], self.resist[rows], self.last[rows] = 0.0, 0.0, -1
+        self.won[rows] = False
+        self.arcane[rows] = 15 + np.floor(3 * luck[0])
+        kind = np.where(luck[1] < 0.25, BETA, (3 * luck[2]).astype(np.int64))
+        if tier is not None:
+            kind[:] = tier
+        u = luck[3:]
+        arcsine = np.sin(np.pi / 2 * u) ** 2  # Beta(1/2, 1/2)
+        share = np.where(kind == BETA, arcsine, (kind + u) / 3)  # (4, k)
+        low, high = DAMAGE
+        self.damage[rows] = low + (high - low) * difficulty * share.T
+        self.kind[rows] = kind
+
+    def play(self, action: Array, luck: Array) -> tuple[Array, Array]:
+        """One step of every game: action (N,) → reward (N,) f64, is it over (N,).
+
+        luck (7, N): blow and regeneration of the tick; length, blow and regeneration of the early
+        tick of a delayed heal; two are left over.
+        """
+        before = self.hp.copy()
+        reward = 4 * np.minimum(before - 5, 0)
+        reward += self._light(LIGHTS[action] >= 1)
+        reward += self._light(LIGHTS[action] >= 2)
+
+        delayed = np.flatnonzero(action == DELAYED)
+        self._tick(delayed, 0.1 + 0.2 * luck[2, delayed], luck[3:5, delayed])
+        reward += self._heal(action)
+
+        draw = action == DRAW
+        reward[draw] += _draw_cost(self.hp[draw] / self.old_hp[draw])
+        reward[draw] += 1.35 * _draw_cost(self.mana[draw] / MAX_MANA)
+        self.resist[draw] = 2
+        self._tick(self._everyone, 1.0, luck[:2])
+        self.resist[delayed] = 2
+        reward += 3 * (action >= DELAYED)
+
+        reward += 5 * np.maximum(self.hp - before, 0) + 0.3 * self.progress
+        lost = self.hp <= 0
+        won = (self.progress >= GOAL) & ~lost & ~draw
+        reward = np.where(lost, -500 + 8 * self.progress, reward)
+        reward = np.where(won, 750 + 12 * self.hp, reward)
+        self.last, self.won = action.copy(), won
+        return np.clip(reward, -600, 400), lost | draw | won
+
+    def observe(self) -> Array:
+        """→ (N, 7) f32, in the order of `bounds`."""
+        obs = np.empty((len(self.hp), 7), np.float32)
+        obs[:, 0] = self.hp / 10
+        obs[:, 1] = self.mana / MAX_MANA
+        obs[:, 2:6] = self.last[:, None] == np.arange(4)
+        obs[:, 6] = (self.hp - self.old_hp) / 10
+        return obs
+
+    def _tick(self, rows: Array, time: Any, luck: Array) -> None:
+        """Let time pass in the games `rows` (k,): the enemy strikes, then all regenerates."""
+        hp = self.hp[rows]
+        self.progress[rows] += time
+        self.old_hp[rows] = hp
+        draws_from = np.where(self.kind[rows] == BETA, 4, 3)
+        blow = self.damage[rows, (luck[0] * draws_from).astype(np.int64)]
+        rage = np.maximum(1 + 0.025 * (5 - hp), 1)
+        resist = self.resist[rows]
+        regain = np.where(resist > 0, 1.5 * (0.145 + 0.055 * luck[1]), 0.06 + 0.02 * luck[1])
+        self.hp[rows] = np.minimum(hp - blow * rage * time + regain * time, CAP)
+        self.resist[rows] = np.maximum(resist - time, 0)
+        self.mana[rows] = np.minimum(self.mana[rows] + self.arcane[rows] * time, MAX_MANA)
+
+    def _light(self, on: Array) -> Array:
+        """A light heal where `on`; without the mana it hurts. → reward."""
+        paid = on & (self.mana > LIGHT_COST)
+        broke = on ^ paid
+        self.hp = np.where(paid, np.minimum(self.hp + LIGHT_HEAL, CAP), self.hp - broke)
+        self.mana -= LIGHT_COST * paid
+        return -60.0 * broke
+
+    def _heal(self, action: Array) -> Array:
+        """The heavy or delayed heal, which every action but a draw ends with. → reward."""
+        full = self.hp >= CAP
+        healed = np.where(full, OVERFULL, np.minimum(self.hp + HEAVY_HEAL, CAP))
+        self.hp = np.where(action == DRAW, self.hp, healed)
+        return np.where(full, OVERHEAL_PAYS[action], HEAL_PAYS[action])
+
+
+def _draw_cost(share: Array) -> Array:
+    return np.interp(share, DRAW_SHARE, DRAW_COSTS)  # clips to [0, 1]
+
+
+# ------------------------------------------------------------------------------ the environments
+
+
+class NumberGameVector(VectorEnv[Array, Array, Array]):
+    """N games with one generator; a game that is over starts anew on its next step, which the
+    action does not matter for.
+
+    Game i's luck is a column of its own, so what it meets depends on the seed, N and its own
+    actions; with a seed of its own, on that and its actions alone, and it is the game that a single
+    environment plays. Options of a reset hold until the next one. infos: "tier" (N,), the kind of
+    enemy; "won" (N,), by the last step.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own
+        "render_modes": ["ansi"],
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(self, num_envs: int = 1, render_mode: str | None = None) -> None:
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.single_observation_space = bounds()
+        self.single_action_space = gym.spaces.Discrete(len(ACTIONS))
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.difficulty = 1.0  # of the games that start from now on
+        self._over = np.ones(num_envs, bool)
+        self._tier: int | None = None
+        self._games = Games(num_envs)
+        self._own: list[
+            np.random.Generator
+        ] = []  # of each game, where they have seeds of their own
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start all games. options: "tier", 0, 1, 2 or "beta"; "difficulty", from 0 to 1.
+
+        seed: one of all games, or one of each; None goes on. Raises UserError for any other option.
+        """
+        if isinstance(seed, Sequence):
+            assert len(seed) == self.num_envs, f"{len(seed)} seeds for {self.num_envs} games"
+            self._own = [seeding.np_random(of)[0] for of in seed]
+        elif seed is not None:
+            super().reset(seed=seed)
+            self._own = []
+        self._tier, self.difficulty = _chosen(options or {})
+        self._over = np.ones(self.num_envs, bool)
+        self._start(self._luck())
+        self._over = np.zeros(self.num_envs, bool)
+        return self._games.observe(), self._info()
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        assert self.action_space.contains(actions), f"no such actions: {actions!r}"
+        starts, luck = self._over, self._luck()
+        reward, over = self._games.play(np.where(starts, 0, actions), luck)
+        reward[starts], over[starts] = 0.0, False
+        self._start(luck)
+        self._over = over
+        return self._games.observe(), reward, over, np.zeros_like(over), self._info()
+
+    def render(self) -> tuple[Any, ...] | None:
+        """A line for each game, in render mode "ansi"."""
+        if self.render_mode is None:
+            return None
+        return tuple(_line(self._games, i) for i in range(self.num_envs))
+
+    def _luck(self) -> Array:
+        if self._own:
+            return np.stack([own.random(LUCK) for own in self._own], 1)
+        return self.np_random.random((LUCK, self.num_envs))
+
+    def _start(self, luck: Array) -> None:
+        rows = np.flatnonzero(self._over)
+        if len(rows):
+            self._games.start(rows, luck[:, rows], self._tier, self.difficulty)
+
+    def _info(self) -> dict[str, Any]:
+        return {"tier": self._games.kind.copy(), "won": self._games.won.copy()}
+
+
+class NumberGame(gym.Env[Array, int]):
+    """One game: a batch of one, without its axis. Parameters: those of `batched`."""
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own
+        "render_modes": ["ansi"],
+        "render_fps": 4,
+        "batched": True,
+    }
+
+    def __init__(self, render_mode: str | None = None, progressive: bool = False) -> None:
+        self.render_mode = render_mode
+        self._batch = batched(1, render_mode, progressive)
+        self._over = True
+        self.observation_space = self._batch.single_observation_space
+        self.action_space = self._batch.single_action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start a game; the options are those of `NumberGameVector.reset`."""
+        super().reset(seed=seed)
+        self._batch.np_random = self.np_random
+        obs, info = self._batch.reset(options=dict(options or {}))
+        self._over = False
+        return obs[0], _alone(info)
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        if self._over:
+            raise gym.error.ResetNeeded("this game is over: reset() starts another")
+        obs, reward, over, _, info = self._batch.step(np.array([action]))
+        self._over = bool(over[0])
+        return obs[0], float(reward[0]), self._over, False, _alone(info)
+
+    def render(self) -> Any:
+        """One line on the game, in render mode "ansi"."""
+        lines: tuple[str, ...] | None = self._batch.render()
+        return lines[0] if lines else None
+
+
+def batched(
+    num_envs: int = 1, render_mode: str | None = None, progressive: bool = False
+) -> VectorEnv[Any, Any, Any]:
+    """N games; `progressive`: the range of the enemies' damage widens with the score."""
+    games = NumberGameVector(num_envs, render_mode)
+    return Progressive(games, THRESHOLDS) if progressive else games
+
+
+def bounds() -> gym.spaces.Box:
+    """What can be seen: hit points / 10, mana / 220, the last action, the last tick's change / 10.
+
+    Hit points end lowest where two light heals are not paid for and the strongest blow follows on
+    the heavy one; the change of a tick ends up above zero only at the start.
+    """
+    weakest = -2 + HEAVY_HEAL
+    change = -DAMAGE[1] * (1 + 0.025 * (5 - weakest)) + 0.06
+    low = [(weakest + change) / 10, 15 / MAX_MANA, *[0] * 4, change / 10]
+    high = [START_HP / 10, 1, *[1] * 4, (START_HP - CAP) / 10]
+    return gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
+
+
+def _alone(info: Mapping[str, Array]) -> dict[str, int | bool]:
+    return {name: values[0].item() for name, values in info.items()}
+
+
+def _chosen(options: Mapping[str, Any]) -> tuple[int | None, float]:
+    """The kind of enemy, None for any, and the difficulty."""
+    for key in options:
+        if key not in ("tier", "difficulty"):
+            hint = nearest(str(key), ("tier", "difficulty"))
+            raise UserError(f'option "{key}" of NumberGame unknown.{hint}')
+    tier, difficulty = options.get("tier"), options.get("difficulty", 1.0)
+    if tier is not None and tier not in ENEMIES:
+        raise UserError(f'option "tier" must be 0, 1, 2 or "beta"; found {tier!r}')
+    if not isinstance(difficulty, (int, float)) or not 0 <= difficulty <= 1:
+        raise UserError(f'option "difficulty" must be a number from 0 to 1; found {difficulty!r}')
+    return None if tier is None else ENEMIES.index(tier), float(difficulty)
+
+
+def _line(games: Games, i: int) -> str:
+    hp, mana, progress = games.hp[i], games.mana[i], games.progress[i]
+    last = ACTIONS[games.last[i]] if games.last[i] >= 0 else "-"
+    return (
+        f"progress {progress:4.1f}/{GOAL:.0f}   hp {hp:4.1f} {_bar(hp / CAP)}"
+        f"   mana {mana:3.0f} {_bar(mana / MAX_MANA)}   last: {last}"
+    )
+
+
+def _bar(share: float) -> str:
+    filled = round(10 * min(max(share, 0), 1))
+    return "█" * filled + "░" * (10 - filled)
+
+
+gym.register("NumberGame-v1", f"{__name__}:NumberGame", vector_entry_point=f"{__name__}:batched")

@@ -1,0 +1,87 @@
+"""Difficulty that follows the score."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+from dreamfleet.core.errors import UserError
+
+
+class Progressive(VectorWrapper):
+    """Makes a batched environment harder, level by level, and never easier again.
+
+    thresholds: level l is left once the last `window` episodes that were begun at it score
+    thresholds[l] on average. Level l of L is difficulty (l + 1) / L, so that the last one is the
+    whole game. env: it resets an environment on the step after its end, takes the option
+    "difficulty" and gives the episodes it starts its attribute of that name. infos["level"]: (N,),
+    of the episodes being played.
+    """
+
+    def __init__(self, env: VectorEnv, thresholds: Sequence[float], window: int = 100) -> None:
+        super().__init__(env)
+        self._thresholds = tuple(thresholds)
+        self._scores: deque[float] = deque(maxlen=window)  # of episodes begun at this level
+        self._level = 0
+        self._begun_at = np.zeros(self.num_envs, np.int64)
+        self._return = np.zeros(self.num_envs)
+        self._over = np.zeros(self.num_envs, bool)
+
+    @property
+    def level(self) -> int:
+        """Of the episodes that start from now on."""
+        return self._level
+
+    @property
+    def difficulty(self) -> float:
+        return (self._level + 1) / (len(self._thresholds) + 1)
+
+    def reset(
+        self, *, seed: Any = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start all episodes at the present level, which a reset does not change."""
+        if options and "difficulty" in options:
+            raise UserError('option "difficulty" follows the score here: leave it out')
+        options = {**(options or {}), "difficulty": self.difficulty}
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._over[:] = True
+        self._begin()
+        return obs, {**info, "level": self._begun_at.copy()}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        self._begin()  # those that were over
+        self._return += reward
+        self._over = terminated | truncated
+        self._scores.extend(self._return[self._over & (self._begun_at == self._level)].tolist())
+        if self._passed():
+            self._climb_to(self._level + 1)
+        return obs, reward, terminated, truncated, {**info, "level": self._begun_at.copy()}
+
+    def state(self) -> dict[str, Any]:
+        """The level and the scores that count towards the next one."""
+        return {"level": self._level, "scores": list(self._scores)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; episodes being played stay as they are."""
+        self._climb_to(int(state["level"]))
+        self._scores.extend(state["scores"])
+
+    def _begin(self) -> None:
+        self._return[self._over] = 0.0
+        self._begun_at[self._over] = self._level
+        self._over = np.zeros_like(self._over)
+
+    def _passed(self) -> bool:
+        if self._level == len(self._thresholds) or len(self._scores) < (self._scores.maxlen or 0):
+            return False
+        return float(np.mean(self._scores)) >= self._thresholds[self._level]
+
+    def _climb_to(self, level: int) -> None:
+        self._level = level
+        self._scores.clear()
+        self.env.unwrapped.difficulty = self.difficulty

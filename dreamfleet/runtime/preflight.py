@@ -1,0 +1,75 @@
+"""What can be found out about a run's surroundings before anything heavy starts."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from dreamfleet.core.config import RunConfig
+from dreamfleet.core.errors import UserError
+
+CONNECT_S: Final = 1.0
+_CURRENT_CLUSTER: Final = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves it
+
+
+def check_address(address: str) -> None:
+    """UserError unless something answers at `address`: HOST:PORT, or `auto` for a cluster here."""
+    target = address
+    if address == "auto":
+        target = os.environ.get("RAY_ADDRESS", "")
+        if not target and _CURRENT_CLUSTER.is_file():
+            target = _CURRENT_CLUSTER.read_text().strip()
+        if not target:
+            raise UserError(
+                "--address auto found no Ray cluster: RAY_ADDRESS is not set and none runs here. "
+                "Start one (ray start --head), or leave --address out."
+            )
+    host, _, port = target.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"--address must be HOST:PORT or auto; found {target!r}.")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"--address {address}: nobody answers at {target} ({error.strerror or error}). "
+            "Start a cluster there (ray start --head --port PORT), or leave --address out."
+        ) from None
+
+
+def check_device(device: str) -> None:
+    """UserError for `cuda` where torch could not use it; asks the driver, as torch would."""
+    if device != "cuda":
+        return
+    if metadata.version("torch").endswith("+cpu"):
+        found = f"torch {metadata.version('torch')} is built without CUDA"
+    else:
+        found = _driver_fault()
+    if found:
+        raise UserError(f"--device cuda: {found}. Use --device cpu, or auto.")
+
+
+def check_agent(config: RunConfig) -> None:
+    """UserError for options the agent does not take, or tables no replay could serve.
+
+    Builds an agent, which imports torch.
+    """
+    from dreamfleet.runtime.blueprint import Blueprint
+
+    blueprint = Blueprint.of(config)
+    blueprint.tables(blueprint.agent("driver", "cpu"))
+
+
+def _driver_fault() -> str:
+    """Why the CUDA driver offers no device, or the empty string when it does."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no CUDA driver found on this machine"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return "the CUDA driver does not start"
+    return "" if count.value > 0 else "the CUDA driver finds no device"

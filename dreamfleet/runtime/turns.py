@@ -1,0 +1,116 @@
+"""Turns: a worker's steps, timed, and what is told of them afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dreamfleet.core.errors import EnvironmentFault
+from dreamfleet.core.types import Event, Worker
+from dreamfleet.runtime.blueprint import Progress
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a worker died of, in words, since an exception may not survive the way to the driver."""
+
+    error: str  # its last line
+    text: str  # its whole traceback
+    environment: bool = False  # an environment broke its contract: a row was refused
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker did since its last report."""
+
+    worker: str  # actor-3, learner, dreamer-0, evaluator
+    events: list[Event]
+    busy_s: float
+    waits_s: dict[str, float]  # whom it waited for → for how long
+    updates: int  # gradient steps, since the run began
+    published: int  # version of the weights it writes; 0: none
+    versions: dict[str, int]  # weights it uses → their version
+    chunks: int  # taken from it by the replay, since it was started
+    fault: Fault | None  # it broke, and takes no step until it is restarted
+    env: dict[str, Any] = field(default_factory=dict)  # the state of its environments
+
+
+class Turns:
+    """Gives one worker its steps and keeps the times.
+
+    The worker is built at its first step, so that what its environment raises there is a fault like
+    any other.
+    """
+
+    def __init__(self, name: str, build: Callable[[Progress], Worker], progress: Progress) -> None:
+        self.name = name
+        self._build, self._progress = build, progress
+        self._worker: Worker | None = None
+        self._busy_s = 0.0
+        self._waits_s: dict[str, float] = defaultdict(float)
+        self._fault: Fault | None = None
+
+    @property
+    def broken(self) -> bool:
+        return self._fault is not None
+
+    @property
+    def waiting_for(self) -> str:
+        """Whom it waits for, in a word or two; the worker itself says why, after a colon."""
+        reasons = self._worker.waiting_for.split(", ") if self._worker else []
+        return " + ".join(dict.fromkeys(reason.partition(":")[0] for reason in reasons))
+
+    def step(self) -> bool:
+        """One step of the worker. False: it waited, or broke."""
+        began = time.perf_counter()
+        try:
+            if self._worker is None:
+                self._worker = self._build(self._progress)
+            moved = self._worker.step()
+        except Exception as error:  # told to the session, which has it restarted or gives up
+            last_line = traceback.format_exception_only(error)[-1].strip()
+            environment = isinstance(error, EnvironmentFault)
+            self._fault = Fault(last_line, traceback.format_exc(), environment)
+            return False
+        elapsed = time.perf_counter() - began
+        if moved:
+            self._busy_s += elapsed
+        else:
+            self.waited(elapsed)
+        return moved
+
+    def waited(self, seconds: float) -> None:
+        """Add to the time this worker waited for whom it waits for now."""
+        self._waits_s[self.waiting_for] += seconds
+
+    def restart(self, progress: Progress) -> None:
+        """Leave the worker that broke and its environment; the next step builds another."""
+        close = getattr(self._worker, "close", None)
+        if close is not None:
+            with contextlib.suppress(Exception):  # what broke may be unable to close, too
+                close()
+        self._worker, self._fault, self._progress = None, None, progress
+
+    def report(self) -> Report:
+        """What happened since the last report."""
+        worker = self._worker
+        report = Report(
+            worker=self.name,
+            events=worker.drain() if worker else [],
+            busy_s=self._busy_s,
+            waits_s=dict(self._waits_s),
+            updates=getattr(worker, "updates", 0),
+            published=getattr(worker, "version", 0),
+            versions=dict(getattr(worker, "versions", {})),
+            chunks=getattr(worker, "chunks", 0),
+            fault=self._fault,
+            env=getattr(worker, "env_state", {}),
+        )
+        self._busy_s = 0.0
+        self._waits_s.clear()
+        return report
