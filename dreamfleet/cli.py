@@ -1,4 +1,4 @@
-"""The command line: train (the default) · eval · list · bench. Checks what a person gave.
+"""The command line: train (the default) · eval · list · check · bench. Checks what was given.
 
 Nothing heavy is imported before the arguments are known to be good.
 """
@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ EXAMPLES = """examples:
   python launch.py --env Pendulum-v1 --local --seed 3            in one thread, deterministic
   python launch.py eval latest --episodes 100 --video films/     how good is it?
 
-commands: train (when none is named) · eval RUN · list [agents|envs|presets] · bench replay
+commands: train (the default) · eval RUN · list [agents|envs|presets] · check AGENT · bench replay
 `python launch.py COMMAND --help` describes each.
 """
 
@@ -42,7 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command → its exit code: 0 done, 1 a bug, 2 the person's mistake, 130/143 stopped."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose by more threads
     args = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": train, "eval": evaluate, "list": show, "bench": measure}
+    commands = {
+        "train": train,
+        "eval": evaluate,
+        "list": show,
+        "check": check,
+        "bench": measure,
+    }
     try:
         if not args or args[0].startswith("-"):
             args.insert(0, "train")
@@ -172,9 +179,8 @@ def show(args: Sequence[str]) -> int:
     lines: list[str] = []
     if what in ("agents", "all"):
         lines.append("agents")
-        for name, entry in agents.REGISTRY.items():
-            acts, sees = ", ".join(entry.actions), ", ".join(entry.observations)
-            lines.append(f"  {name}: {acts} actions, {sees}")
+        lines[0] += ", and your own as pkg.module:Class"
+        lines += [f"  {name}: {what}" for name, what in agents.known().items()]
     if what in ("presets", "all"):
         from dreamfleet.runtime import presets
 
@@ -192,6 +198,37 @@ def show(args: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def check(args: Sequence[str]) -> int:
+    """Test whether an agent keeps what every agent promises."""
+
+    def command(
+        agent: Annotated[Positional[str], arg(metavar="AGENT")],
+    ) -> str:
+        """Run the contract tests on an agent, in every kind of space that it declares.
+
+        Args:
+            agent: a name of `list agents`, or pkg.module:Class for your own
+        """
+        return agent
+
+    agent = parse(command, args, "check")
+    agents.find(agent)
+    if find_spec("pytest") is None:
+        raise UserError("check needs pytest. Run: pip install pytest")
+    import pytest
+
+    from dreamfleet import contracts
+
+    class Chosen:
+        def pytest_configure(self, config: pytest.Config) -> None:
+            config.stash[contracts.AGENTS] = (agent,)
+
+    own = ["-c", os.devnull, "--rootdir", str(Path(contracts.__file__).parent), "--noconftest"]
+    quiet = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    found = pytest.main([*own, *quiet, contracts.__file__], plugins=[Chosen()])
+    return int(found != 0)
 
 
 def measure(args: Sequence[str]) -> int:

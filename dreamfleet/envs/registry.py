@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
 from dreamfleet.core.errors import UserError, nearest
+from dreamfleet.core.own_code import import_module, pip_line
 from dreamfleet.core.types import EnvSpec
 from dreamfleet.envs import (
     number_game,  # noqa: F401 - registers NumberGame-v1
@@ -53,7 +51,7 @@ def make(env_id: str, *, reward_floor: float | None = None, **kwargs: Any) -> gy
         given = ", ".join(kwargs)
         raise UserError(f'env "{env_id}" was given {given}, but: {error}') from error
     except ModuleNotFoundError as missing:
-        raise UserError(f'env "{env_id}" needs {_pip_line(missing)}') from missing
+        raise UserError(f'env "{env_id}" needs {pip_line(missing)}') from missing
     except (gym.error.DependencyNotInstalled, ImportError) as missing:  # these say what to install
         reason = " ".join(str(missing).split())
         raise UserError(f'env "{env_id}" needs a package that is missing: {reason}') from missing
@@ -68,7 +66,7 @@ def find(env_id: str) -> None:
     """Import what `env_id` names, so that gymnasium can make it; UserError when nothing can."""
     module, _, name = env_id.rpartition(":")
     if module:
-        _import(module)
+        import_module(module, "env")
     if name.startswith("ALE/") or name not in gym.registry:
         _register_atari(required=name.startswith("ALE/"))
     if name not in gym.registry:
@@ -89,23 +87,6 @@ def known() -> list[str]:
     return sorted(spec.id for spec in newest.values() if spec.entry_point is not None)
 
 
-def _import(module: str) -> None:
-    if str(Path.cwd()) not in sys.path:  # `python launch.py` puts the script's folder there instead
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as missing:
-        if missing.name and f"{module}.".startswith(f"{missing.name}."):
-            where = f"neither in {Path.cwd()} nor among the installed packages"
-            raise UserError(
-                f'env module "{module}" not found: "{missing.name}" is {where}'
-            ) from missing
-        raise UserError(f'env module "{module}" needs {_pip_line(missing)}') from missing
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f'env module "{module}" failed to import. {reason}') from error
-
-
 def _register_atari(required: bool) -> None:
     try:
         from dreamfleet.envs import atari
@@ -114,8 +95,3 @@ def _register_atari(required: bool) -> None:
             raise UserError("Atari environments need ale-py. Run: pip install ale-py") from missing
     else:
         atari.register()
-
-
-def _pip_line(missing: ModuleNotFoundError) -> str:
-    package = (missing.name or str(missing)).partition(".")[0]
-    return f'"{package}", which is not installed. Run: pip install {package}'

@@ -1,10 +1,14 @@
-"""What every registered agent promises, whatever it learns and however."""
+"""Tests of what every agent promises, whatever it learns and however.
+
+`launch.py check AGENT` runs them on one agent, and our own tests run them on every registered one.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +32,7 @@ from dreamfleet.replay_server.server import ReplayServer
 
 OBSERVATIONS = {"vector": Space((4,), "float32"), "image": Space((64, 64, 3), "uint8")}
 ACTIONS = {"discrete": Space((), "int64", n=3), "continuous": Space((2,), "float32")}
-CASES = [
-    (name, observation, action)
-    for name, entry in agents.REGISTRY.items()
-    for observation in entry.observations
-    for action in entry.actions
-]
+AGENTS = pytest.StashKey[Iterable[str]]()  # names of the agents to test; none: all registered ones
 STREAMS = 8
 
 
@@ -49,10 +48,20 @@ class Case:
         return agent_class(agent_class.Config(), self.spec, seed, "cpu")
 
 
-@pytest.fixture(params=CASES, ids=["-".join(case) for case in CASES])
-def case(request) -> Case:
-    name, observation, action = request.param
-    return Case(name, EnvSpec("Synthetic-v0", OBSERVATIONS[observation], ACTIONS[action]))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrises `case` with every agent, in every kind of space it declares."""
+    if "case" not in metafunc.fixturenames:
+        return
+    cases = [
+        pytest.param(
+            Case(name, EnvSpec("Synthetic-v0", OBSERVATIONS[observation], ACTIONS[action])),
+            id=f"{name}-{observation}-{action}",
+        )
+        for name in metafunc.config.stash.get(AGENTS, agents.REGISTRY)
+        for observation in agents.find(name).observations
+        for action in agents.find(name).actions
+    ]
+    metafunc.parametrize("case", cases)
 
 
 class Synthetic:
@@ -179,7 +188,7 @@ def everything(agent: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------- tables
 
 
-def test_its_tables_are_ones_a_replay_can_keep(case):
+def test_its_tables_are_ones_a_replay_can_keep(case: Case) -> None:
     agent = case.build()
     ReplayServer(agent.tables, 0)
     real = agent.tables["real"]
@@ -198,7 +207,7 @@ def test_its_tables_are_ones_a_replay_can_keep(case):
 
 @pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("explore", [True, False])
-def test_actions_lie_in_the_space(case, n, explore):
+def test_actions_lie_in_the_space(case: Case, n: int, explore: bool) -> None:
     agent, env = case.build(), Synthetic(case.spec, n)
     space, state = case.spec.action, agent.initial(n)
     for _ in range(20):
@@ -210,7 +219,7 @@ def test_actions_lie_in_the_space(case, n, explore):
         env.act(action)
 
 
-def test_exploring_tries_every_action(case):
+def test_exploring_tries_every_action(case: Case) -> None:
     rows = live(case.build(), Synthetic(case.spec, STREAMS), steps=30)
     action = rows["action"]
     if case.spec.action.discrete:
@@ -219,14 +228,14 @@ def test_exploring_tries_every_action(case):
         assert (action.std((0, 1)) > 0.05).all()
 
 
-def test_rows_with_what_act_adds_are_what_the_table_takes(case):
+def test_rows_with_what_act_adds_are_what_the_table_takes(case: Case) -> None:
     agent = case.build()
     rows = live(agent, Synthetic(case.spec, STREAMS), steps=10)
     assert rows.keys() == agent.tables["real"].columns.keys()
     assert ReplayServer(agent.tables, 0).add("real", rows, np.arange(STREAMS))
 
 
-def test_the_greedy_action_is_always_the_same_and_draws_nothing(case):
+def test_the_greedy_action_is_always_the_same_and_draws_nothing(case: Case) -> None:
     agent = case.build()
     learned(agent)
     rows = Synthetic(case.spec, 5).rows()
@@ -237,7 +246,7 @@ def test_the_greedy_action_is_always_the_same_and_draws_nothing(case):
     assert_same(before, everything(agent))
 
 
-def test_a_seed_names_the_agent(case):
+def test_a_seed_names_the_agent(case: Case) -> None:
     one, same, other = case.build(3), case.build(3), case.build(4)
     assert_same(everything(one), everything(same))
     rows = [live(agent, Synthetic(case.spec, STREAMS), 10) for agent in (one, same, other)]
@@ -261,7 +270,7 @@ def assert_reported(feedback: Feedback, real: Sample | None, prioritized: bool) 
         assert np.isfinite(priorities).all() and (priorities >= 0).all()
 
 
-def test_a_gradient_step_reports_numbers_and_priorities(case):
+def test_a_gradient_step_reports_numbers_and_priorities(case: Case) -> None:
     agent = case.build()
     experience, consumers = Experience(agent), agent.tables["real"].consumers
 
@@ -276,7 +285,7 @@ def test_a_gradient_step_reports_numbers_and_priorities(case):
         assert_reported(agent.learn_policy(policy, dreams), policy, prioritized("policy"))
 
 
-def test_dreams_are_trajectories(case):
+def test_dreams_are_trajectories(case: Case) -> None:
     agent = case.build()
     starts = learned(agent).sample("start")
     if starts is None:
@@ -289,7 +298,7 @@ def test_dreams_are_trajectories(case):
         assert np.isfinite(np.asarray(value)).all(), name
 
 
-def test_each_gradient_step_changes_its_own_group_and_no_other(case):
+def test_each_gradient_step_changes_its_own_group_and_no_other(case: Case) -> None:
     agent = case.build()
     experience = Experience(agent)
 
@@ -309,7 +318,7 @@ def test_each_gradient_step_changes_its_own_group_and_no_other(case):
         assert changed_by(lambda: agent.dream(starts)) <= {"world"}  # it draws
 
 
-def test_the_loss_falls_on_a_fixed_batch(case):
+def test_the_loss_falls_on_a_fixed_batch(case: Case) -> None:
     """Every episode is one step long, so that no target moves while its regression is fitted.
 
     `loss/policy` is left out: what a policy ascends moves with the values.
@@ -344,7 +353,7 @@ def zero(tree: Any) -> None:
 
 
 @pytest.mark.parametrize("take", ["weights", "state"])
-def test_what_an_agent_hands_out_are_copies(case, take):
+def test_what_an_agent_hands_out_are_copies(case: Case, take: str) -> None:
     agent = case.build()
     experience = learned(agent)
 
@@ -362,7 +371,7 @@ def test_what_an_agent_hands_out_are_copies(case, take):
     assert_same(taken(), kept)  # nor does it reach into the agent
 
 
-def test_weights_are_flat_names_and_arrays(case):
+def test_weights_are_flat_names_and_arrays(case: Case) -> None:
     agent = case.build()
     for group in groups(agent):
         weights = agent.weights(group)
@@ -371,7 +380,7 @@ def test_weights_are_flat_names_and_arrays(case):
         assert all(isinstance(value, np.ndarray) for value in weights.values())
 
 
-def test_loaded_weights_act_alike(case):
+def test_loaded_weights_act_alike(case: Case) -> None:
     agent, other = case.build(seed=1), case.build(seed=2)
     learned(agent, steps=5)
     for group in agent.act_groups:
@@ -382,7 +391,7 @@ def test_loaded_weights_act_alike(case):
     assert_same(one, same)
 
 
-def test_a_restored_agent_continues_bit_for_bit(case, tmp_path):
+def test_a_restored_agent_continues_bit_for_bit(case: Case, tmp_path: Path) -> None:
     """Through a file, into an agent of another seed."""
     agent, other = case.build(seed=1), case.build(seed=2)
     experience = learned(agent, steps=3)
@@ -400,7 +409,7 @@ def test_a_restored_agent_continues_bit_for_bit(case, tmp_path):
     assert_same(everything(agent), everything(other))
 
 
-def test_learning_needs_of_another_group_no_more_than_its_weights(case):
+def test_learning_needs_of_another_group_no_more_than_its_weights(case: Case) -> None:
     """As on Ray, where the dreamer and the learner live in processes of their own."""
     dreamer, learner = case.build(), case.build()
     if "world" not in groups(dreamer):

@@ -1,0 +1,124 @@
+"""An agent that lives in a person's own file: the complete one of docs/own-agent.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreamfleet import agents
+from dreamfleet.core.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder that holds `my_agent.py`, as the page has it."""
+    page = (ROOT / "docs" / "own-agent.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "my_agent.py").write_text(code)
+    return tmp_path
+
+
+def launch(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "launch.py"), *args]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_agent_of_the_page_learns_cartpole(project):
+    run = ("--local", "--num-actors", "1", "--steps", "8000", "--seed", "3", "--run-dir", "run")
+    often = ("--set", "train.eval_every=2000")
+    done = launch(project, "--agent", "my_agent:MyAgent", *run, *often, "--env", "CartPole-v1")
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, (project / "run" / "metrics.jsonl").read_text().splitlines())
+    scores = [line["return_mean"] for line in lines if line["kind"] == "eval"]
+    assert max(scores) > 150, scores  # a random policy gets 22
+    played = launch(project, "eval", "run", "--episodes", "3", "--json")
+    assert json.loads(played.stdout)["episodes"] == 3, played.stderr
+
+
+@pytest.mark.slow
+def test_the_agent_of_the_page_keeps_the_contract(project):
+    done = launch(project, "check", "my_agent:MyAgent")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_agent_that_breaks_the_contract_is_told_so(project):
+    file = project / "my_agent.py"
+    file.write_text(file.read_text().replace("return to_array(best), state", "return best, state"))
+    done = launch(project, "check", "my_agent:MyAgent")
+    assert done.returncode == 1
+    assert "test_actions_lie_in_the_space" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("", "has no class 'MyAgent'"),
+        ("MyAgent = 3", "has no class 'MyAgent'"),
+        ("class MyAgent: pass", "has no `Config`"),
+        ("import nowhere_to_be_found", 'needs "nowhere_to_be_found", which is not installed'),
+        ("1 / 0", "failed to import. ZeroDivisionError"),
+        ("def f(:", "failed to import. SyntaxError"),
+    ],
+)
+def test_what_is_no_agent_is_refused_in_one_line(tmp_path, monkeypatch, code, said):
+    name = f"no_agent_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(UserError, match=re.escape(said)) as refused:
+        agents.find(f"{name}:MyAgent")
+    assert "\n" not in str(refused.value)
+
+
+DECLARED = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Settings: pass
+
+class MyAgent:
+    Config = Settings
+    initial = act = learn_policy = weights = load = state = restore = lambda self: None
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("", "", "must declare `actions`, a tuple of discrete and continuous; found None"),
+        ("act = ", "", "lacks act"),
+        ("Config = Settings", 'Config = Settings; actions = ("discret",)', "found ('discret',)"),
+    ],
+)
+def test_what_an_agent_does_not_declare_is_named(tmp_path, monkeypatch, old, new, said):
+    name = f"declares_{abs(hash(new + said))}"
+    (tmp_path / f"{name}.py").write_text(DECLARED.replace(old, new, 1) if old else DECLARED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(UserError, match=re.escape(said)):
+        agents.find(f"{name}:MyAgent")
+
+
+def test_an_installed_package_offers_its_agents_by_name(project, monkeypatch):
+    metadata = project / "their_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    offered = "[dreamfleet.agents]\ntheir-agent = my_agent:MyAgent\n"
+    (metadata / "entry_points.txt").write_text(offered)
+    monkeypatch.syspath_prepend(str(project))
+    assert agents.find("their-agent").path == "my_agent:MyAgent"
+    assert "their-agent" in agents.known()
+    with pytest.raises(UserError, match="Nearest: their-agent"):
+        agents.find("their-agnt")
