@@ -16,15 +16,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from dreamfleet import agents
-from dreamfleet.core import checkpoint
-from dreamfleet.core.config import Flags, RunConfig, configure
+from dreamfleet.core.config import Flags
 from dreamfleet.core.errors import UserError, WorkerFailed, nearest
+
+if TYPE_CHECKING:
+    from dreamfleet.runtime.start import Plan
 
 EXAMPLES = """examples:
   python launch.py --num-actors 16                               train on CartPole, on Ray
@@ -34,9 +36,6 @@ EXAMPLES = """examples:
 commands: train (the default) · eval RUN · list [agents|envs|presets] · check AGENT · bench replay
 `python launch.py COMMAND --help` describes each.
 """
-
-# What a resumed run may do differently; the rest is what the run is.
-MAY_CHANGE = ("steps", "num_actors", "num_dreamers", "address", "local", "dashboard", "device")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,38 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: Sequence[str]) -> int:
-    """Check everything a person can get wrong, then hand over to a wiring."""
-    config, overrides, resumed = configured(args)
+    """Train an agent, or go on with a run."""
+    planned = configured(args)
 
-    from dreamfleet.runtime import preflight
-    from dreamfleet.runtime.run_folder import RunFolder, check_new
+    from dreamfleet.runtime.start import start
 
-    if resumed is None and config.run_dir:
-        check_new(Path(config.run_dir))
-    if config.address:
-        preflight.check_address(config.address)
-    else:  # a cluster's devices are its own
-        preflight.check_device(config.device)
-
-    from dreamfleet.envs import registry
-
-    agents.check(config.agent, registry.describe(config.env, **config.train.env))
-    if any(key.startswith(("agent.", "train.replay_")) for key in overrides):
-        preflight.check_agent(config)  # imports torch: the last of the checks
-
-    from dreamfleet.runtime.display import Display
-
-    with RunFolder.reopen(resumed, config) if resumed else RunFolder.create(config) as folder:
-        state = None
-        if resumed:
-            state = restored(folder.checkpoints, config)
-            folder.record()
-        if config.local:
-            from dreamfleet.runtime.local import train as start
-        else:
-            from dreamfleet.runtime.cluster import train as start
-        with Display(f"{config.agent} · {config.env} · {folder.path}") as display:
-            return start(folder.config, folder, state, display)
+    return start(planned)[0]
 
 
 def evaluate(args: Sequence[str]) -> int:
@@ -134,11 +107,11 @@ def evaluate(args: Sequence[str]) -> int:
         raise UserError(f"--seed must be at least 0; found {given['seed']}.")
     Flags(device=given["device"])
 
-    from dreamfleet.runtime import preflight
+    from dreamfleet.runtime import preflight, start
     from dreamfleet.runtime.evaluate import evaluate as play
 
     preflight.check_device(given["device"])
-    run = run_path(given["run"])
+    run = start.run_path(given["run"])
     found = play(run, given["episodes"], given["seed"], given["device"], given["video"])
     if given["json"]:
         print(json.dumps(found))
@@ -270,27 +243,12 @@ def measure(args: Sequence[str]) -> int:
 # ------------------------------------------------------------------------------- arguments
 
 
-def configured(args: Sequence[str]) -> tuple[RunConfig, dict[str, Any], Path | None]:
-    """Arguments of `train` → the whole config, what --set gave of it, the folder to resume."""
-    flags, resume, overrides = train_flags(args, Flags())
-    if resume is None:
-        from dreamfleet.runtime import presets
+def configured(args: Sequence[str]) -> Plan:
+    """Returns the run that the arguments of `train` ask for."""
+    from dreamfleet.runtime import start
 
-        agents.find(flags.agent)
-        known = presets.find(flags.agent, flags.env, flags.preset)
-        base, path = configure(RunConfig(), known, source="preset"), None
-    else:
-        from dreamfleet.runtime.run_folder import read_config
-
-        path = run_path(resume)
-        base = read_config(path)
-        agents.find(base.agent)
-    flags, _, _ = train_flags(args, pick_flags(base))
-    config = RunConfig(**vars(flags), train=base.train, agent_options=base.agent_options)
-    values = parse_overrides(overrides)
-    if path is not None:
-        check_resumable(base, config, values, path)
-    return configure(config, values), values, path
+    _, resume, overrides = train_flags(args, Flags())
+    return start.plan(lambda base: train_flags(args, base)[0], parse_overrides(overrides), resume)
 
 
 def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tuple[str, ...]]:
@@ -331,50 +289,6 @@ def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise UserError(f"--set {key}: {text!r} is not a YAML value.") from None
     return values
-
-
-def check_resumable(
-    saved: RunConfig, config: RunConfig, overrides: Mapping[str, Any], path: Path
-) -> None:
-    """UserError where a resumed run is asked to be another run."""
-    for field in fields(Flags):
-        was, now = getattr(saved, field.name), getattr(config, field.name)
-        if was != now and field.name not in MAY_CHANGE:
-            flag = "--" + field.name.replace("_", "-")
-            raise UserError(
-                f"{flag} {now} contradicts the run to resume: {path} has {was}. "
-                f"Leave {flag} out, or start a new run."
-            )
-    for key in overrides:
-        if key.startswith("agent."):
-            raise UserError(
-                f"--set {key} cannot change in a resumed run: its networks and optimisers were "
-                "built without it. Leave it out, or start a new run."
-            )
-
-
-def run_path(given: str) -> Path:
-    """A run's folder as a person names it."""
-    if given != "latest":
-        return Path(given)
-    from dreamfleet.runtime.run_folder import latest
-
-    return latest()
-
-
-def restored(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
-    """The state to resume from. UserError when there is none, or nothing is left to do."""
-    path = checkpoint.newest(checkpoints, agent=config.agent, env=config.env)
-    if path is None:
-        raise UserError(f"no checkpoint in {checkpoints}: nothing to resume. Start a new run.")
-    taken = checkpoint.manifest(path)["env_steps"]
-    if taken >= config.steps:
-        raise UserError(f"{path} has taken {taken} of {config.steps} steps. Ask for more: --steps.")
-    return checkpoint.load(path)
-
-
-def pick_flags(config: RunConfig) -> Flags:
-    return Flags(**{field.name: getattr(config, field.name) for field in fields(Flags)})
 
 
 def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str = "") -> Any:

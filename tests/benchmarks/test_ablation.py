@@ -24,7 +24,7 @@ WALKING = Training("dreamwalker", "BipedalWalker-v3", 1000, 500, 100)
 def test_every_setting_is_understood_and_changes_something(preset, agent_config, tmp_path):
     built = []
     for job in plan(preset, 1, tmp_path):
-        config, _, _ = cli.configured(job.training.command(job.seed))
+        config = cli.configured(job.training.command(job.seed)).config
         built.append(apply(agent_config, config.agent_options))
     assert len(built) == 1 + len(VARIANTS[preset.agent])
     assert all(one != other for one, other in combinations(built, 2))

@@ -14,7 +14,8 @@ def test_launch_understands_the_command():
     of = learning.Training(
         "dreamer-lite", "Pendulum-v1", 2000, 500, 100, settings=("agent.horizon=10",)
     )
-    config, _, resumed = cli.configured([*of.command(3), "--run-dir", "somewhere"])
+    planned = cli.configured([*of.command(3), "--run-dir", "somewhere"])
+    config, resumed = planned.config, planned.resumed
     assert (config.env, config.seed, config.steps, config.num_actors) == ("Pendulum-v1", 3, 2000, 1)
     assert config.local and resumed is None
     assert (config.train.eval_every, config.train.eval_episodes) == (500, 100)
@@ -25,7 +26,7 @@ def test_another_agent_has_its_own_looks_and_environments():
     given = ["--agent", "gated-rainbow", "--env", "NumberGame-v1", "--envs-per-actor", "64"]
     parser = learning.parser(None, 3, 1000, "dreamer-lite", "CartPole-v1")
     of = learning.training(parser.parse_args(given))
-    config, _, _ = cli.configured(of.command(0))
+    config = cli.configured(of.command(0)).config
     assert (config.agent, config.env, config.envs_per_actor) == (of.agent, of.env, 64)
     assert (config.train.eval_every, config.train.eval_episodes) == (20_000, 5_000)
     of = learning.training(parser.parse_args([*given, "--eval-every", "7", "--eval-episodes", "3"]))
@@ -35,7 +36,7 @@ def test_another_agent_has_its_own_looks_and_environments():
 def test_many_actors_are_on_ray():
     parser = learning.parser(None, 3, 1000, "dreamer-lite", "CartPole-v1")
     of = learning.training(parser.parse_args(["--num-actors", "16"]))
-    config, _, _ = cli.configured(of.command(0))
+    config = cli.configured(of.command(0)).config
     assert config.num_actors == 16 and not config.local
 
 

@@ -1,0 +1,129 @@
+"""Starts a run or goes on with one, after all that a person can get wrong was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from dreamfleet import agents
+from dreamfleet.core import checkpoint
+from dreamfleet.core.config import Flags, RunConfig, configure
+from dreamfleet.core.errors import UserError
+from dreamfleet.runtime import preflight, presets
+from dreamfleet.runtime.run_folder import RunFolder, check_new, latest, read_config
+
+# What a resumed run may do differently; the rest is what the run is.
+MAY_CHANGE: Final = (
+    "steps",
+    "num_actors",
+    "num_dreamers",
+    "address",
+    "local",
+    "dashboard",
+    "device",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run to be started, or one to go on with: what `start` needs."""
+
+    config: RunConfig
+    settings: Mapping[str, Any]  # dotted: what was given beside flags
+    resumed: Path | None  # the folder of the run to go on with
+
+
+def plan(
+    flags_on: Callable[[Flags], Flags], settings: Mapping[str, Any], resume: str | None
+) -> Plan:
+    """Merges defaults, preset or earlier run, flags and settings; each later one wins → a Plan.
+
+    flags_on: given the flags there are without a person's, the flags with them. settings: dotted,
+    as of `--set`. resume: a run's folder or `latest`. Raises UserError for what cannot be.
+    """
+    if resume is None:
+        flags = flags_on(Flags())
+        agents.find(flags.agent)
+        known = presets.find(flags.agent, flags.env, flags.preset)
+        base, path = configure(RunConfig(), known, source="preset"), None
+    else:
+        path = run_path(resume)
+        base = read_config(path)
+        agents.find(base.agent)
+    flags = flags_on(Flags(**{field.name: getattr(base, field.name) for field in fields(Flags)}))
+    config = RunConfig(**vars(flags), train=base.train, agent_options=base.agent_options)
+    if path is not None:
+        check_resumable(base, config, settings, path)
+    return Plan(configure(config, settings), settings, path)
+
+
+def start(planned: Plan) -> tuple[int, Path]:
+    """Trains until the steps are done or somebody interrupts → the exit code, the run's folder.
+
+    Raises UserError before anything is written, and WorkerFailed when a part breaks for good.
+    """
+    config, resumed = planned.config, planned.resumed
+    if resumed is None and config.run_dir:
+        check_new(Path(config.run_dir))
+    if config.address:
+        preflight.check_address(config.address)
+    else:  # a cluster's devices are its own
+        preflight.check_device(config.device)
+
+    from dreamfleet.envs import registry
+
+    agents.check(config.agent, registry.describe(config.env, **config.train.env))
+    if any(key.startswith(("agent.", "train.replay_")) for key in planned.settings):
+        preflight.check_agent(config)  # imports torch: the last of the checks
+
+    from dreamfleet.runtime.display import Display
+
+    with RunFolder.reopen(resumed, config) if resumed else RunFolder.create(config) as folder:
+        state = None
+        if resumed:
+            state = restored(folder.checkpoints, config)
+            folder.record()
+        if config.local:
+            from dreamfleet.runtime.local import train
+        else:
+            from dreamfleet.runtime.cluster import train
+        with Display(f"{config.agent} · {config.env} · {folder.path}") as display:
+            return train(folder.config, folder, state, display), folder.path
+
+
+def check_resumable(
+    saved: RunConfig, config: RunConfig, settings: Mapping[str, Any], path: Path
+) -> None:
+    """UserError where a resumed run is asked to be another run."""
+    for field in fields(Flags):
+        was, now = getattr(saved, field.name), getattr(config, field.name)
+        if was != now and field.name not in MAY_CHANGE:
+            flag = "--" + field.name.replace("_", "-")
+            raise UserError(
+                f"{flag} {now} contradicts the run to resume: {path} has {was}. "
+                f"Leave {flag} out, or start a new run."
+            )
+    for key in settings:
+        if key.startswith("agent."):
+            raise UserError(
+                f"--set {key} cannot change in a resumed run: its networks and optimisers were "
+                "built without it. Leave it out, or start a new run."
+            )
+
+
+def run_path(given: str) -> Path:
+    """A run's folder as a person names it."""
+    return latest() if given == "latest" else Path(given)
+
+
+def restored(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
+    """The state to resume from. UserError when there is none, or nothing is left to do."""
+    path = checkpoint.newest(checkpoints, agent=config.agent, env=config.env)
+    if path is None:
+        raise UserError(f"no checkpoint in {checkpoints}: nothing to resume. Start a new run.")
+    taken = checkpoint.manifest(path)["env_steps"]
+    if taken >= config.steps:
+        raise UserError(f"{path} has taken {taken} of {config.steps} steps. Ask for more: --steps.")
+    return checkpoint.load(path)

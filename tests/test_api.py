@@ -1,0 +1,137 @@
+"""What a person imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+import dreamfleet
+from dreamfleet.core.errors import UserError
+
+QUICK = {"train.eval_every": 100, "train.eval_episodes": 2, "train.checkpoint_every": 100}
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory) -> dreamfleet.Run:
+    """A short run, trained in a thread that is not the main one."""
+    found = []
+    path = tmp_path_factory.mktemp("runs") / "cartpole"
+
+    def work() -> None:
+        flags = {"steps": 300, "local": True, "num_actors": 1, "run_dir": str(path)}
+        found.append(dreamfleet.train(env="CartPole-v1", settings=QUICK, **flags))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    (run,) = found
+    return run
+
+
+def test_importing_dreamfleet_imports_nothing_heavy():
+    code = (
+        "import sys, dreamfleet\n"
+        "heavy = {'torch', 'ray', 'gymnasium', 'numpy', 'rich', 'tyro'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert dir(dreamfleet) and dreamfleet.__doc__\n"
+        "dreamfleet.nothing"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "AttributeError: module 'dreamfleet' has no attribute 'nothing'" in done.stderr
+
+
+def test_a_run_tells_what_happened(cartpole):
+    assert cartpole.config.env == "CartPole-v1"
+    assert cartpole.metrics("episode")
+    assert {event["kind"] for event in cartpole.metrics()} >= {"episode", "eval", "run"}
+
+
+def test_a_run_evaluates_its_policy(cartpole):
+    one, same = (cartpole.evaluate(episodes=3, seed=5) for _ in range(2))
+    assert one == same
+    assert one["episodes"] == 3
+
+
+def test_a_policy_acts_as_its_evaluation_does(cartpole):
+    policy, env = dreamfleet.load(cartpole.path), gymnasium.make("CartPole-v1")
+    obs, _ = env.reset(seed=3)
+    state, total, over = None, 0.0, False
+    while not over:
+        action, state = policy.act(obs, state)
+        assert env.action_space.contains(action)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        total, over = total + float(reward), terminated or truncated
+    assert total > 0
+
+
+def test_a_batch_is_acted_on_as_each_of_its_observations_is(cartpole):
+    policy = dreamfleet.load(cartpole.path)
+    obs = np.random.default_rng(0).normal(0, 0.05, (6, 4)).astype(np.float32)
+    together, state = policy.act(obs)
+    assert together.shape == (6,)
+    assert together.tolist() == [policy.act(one)[0] for one in obs]
+    again, _ = policy.act(obs, state, first=np.ones(6, bool))
+    assert again.tolist() == together.tolist()
+
+
+def test_a_policy_refuses_what_it_cannot_see(cartpole):
+    policy = dreamfleet.load(cartpole.path)
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        policy.act(np.zeros(3, np.float32))
+    _, state = policy.act(np.zeros((2, 4), np.float32))
+    with pytest.raises(ValueError, match="of 2 environments, but there are 1"):
+        policy.act(np.zeros(4, np.float32), state)
+
+
+def test_continuous_actions_are_in_the_units_of_the_environment(tmp_path):
+    run = dreamfleet.train(
+        env="Pendulum-v1",
+        steps=20,
+        local=True,
+        num_actors=1,
+        run_dir=str(tmp_path / "run"),
+        settings={"train.eval_every": 0},
+    )
+    policy, space = run.policy(), gymnasium.make("Pendulum-v1").action_space  # from -2 to 2
+    action, _ = policy.act(np.array([1.0, 0.0, 0.0], np.float32))
+    assert space.contains(action)
+    many, _ = policy.act(np.zeros((5, 3), np.float32))
+    assert many.shape == (5, 1)
+
+
+def test_a_run_goes_on_where_it_stopped(cartpole):
+    again = dreamfleet.train(resume=cartpole.path, steps=400)
+    assert again.path == cartpole.path
+    assert again.policy().env_steps >= 400
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"stepz": 3}, "train takes no 'stepz'. Nearest: steps"),
+        ({"agent": "dreamerlite"}, "Nearest: dreamer-lite"),
+        ({"env": "CartPol-v1"}, "Nearest: CartPole-v1"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"steps": "many"}, "--steps must be a whole number; found 'many'"),
+        ({"settings": {"train.chunks": 3}}, "Nearest: train.chunk"),
+        ({"settings": {"agent.horizn": 3}}, "Nearest: agent.horizon"),
+        ({"settings": {"steps": 3}}, "for this there is --steps"),
+    ],
+)
+def test_a_mistake_is_a_user_error_and_leaves_nothing(tmp_path, monkeypatch, given, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        dreamfleet.train(local=True, **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["nowhere", Path("nowhere")])
+def test_a_run_that_is_not_there_is_named(missing):
+    with pytest.raises(UserError, match="no run at nowhere"):
+        dreamfleet.load(missing)
