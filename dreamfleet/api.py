@@ -6,13 +6,13 @@ import json
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dreamfleet.core.config import Flags, RunConfig
+from dreamfleet.core.config import Flags, RunConfig, apply
 from dreamfleet.core.errors import UserError, nearest
 from dreamfleet.core.types import Agent, Array, Event, State
 from dreamfleet.envs.codec import Codec
@@ -52,7 +52,7 @@ def train(
             raise UserError(f"train takes no {name!r}.{nearest(name, known)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the command line does
     planned = start.plan(
-        lambda base: replace(base, **given), settings or {}, None if resume is None else str(resume)
+        lambda base: apply(base, given, "--"), settings or {}, None if resume is None else str(resume)
     )
     code, path = start.start(planned)
     if code == 128 + signal.SIGINT:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FLOOR_1 = ("agents", "envs", "actors", "replay_server", "learner", "dreamer_workers")
 SERVICES = ("actors", "replay_server", "learner", "dreamer_workers")  # folders at the top
 PACKAGES = ("core", *FLOOR_1, "runtime")
-TOP = ("__init__", "__main__", "cli")  # modules of the top floor
+TOP = ("__init__", "__main__", "api", "cli", "contracts")  # modules of the top floor
 MAY_IMPORT = {
     "core": {"core"},
     **{name: {"core", name} for name in FLOOR_1},
