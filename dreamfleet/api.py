@@ -52,7 +52,9 @@ def train(
             raise UserError(f"train takes no {name!r}.{nearest(name, known)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the command line does
     planned = start.plan(
-        lambda base: apply(base, given, "--"), settings or {}, None if resume is None else str(resume)
+        lambda base: apply(base, given, "--"),
+        settings or {},
+        None if resume is None else str(resume),
     )
     code, path = start.start(planned)
     if code == 128 + signal.SIGINT:
@@ -139,7 +141,9 @@ class Policy:
         if state is None:
             state, first = PolicyState(n, self._agent.initial(n)), np.ones(n, bool)
         elif state.n != n:
-            raise ValueError(f"the state is of {state.n} environments, but there are {n} observations")
+            raise ValueError(
+                f"the state is of {state.n} environments, but there are {n} observations"
+            )
         elif first is None:
             first = np.zeros(n, bool)
         nothing = np.zeros(n, bool)

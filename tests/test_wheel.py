@@ -74,9 +74,7 @@ def test_only_dreamfleet_is_importable(installed, tmp_path):
         "names = 'actors agents core envs learner launch replay_server runtime tests'.split()\n"
         "print([name for name in names if u.find_spec(name)], dreamfleet.__file__)"
     )
-    found, _, file = in_empty_folder(
-        installed, tmp_path, sys.executable, "-c", code
-    ).partition(" ")
+    found, _, file = in_empty_folder(installed, tmp_path, sys.executable, "-c", code).partition(" ")
     assert found == "[]"
     assert Path(file.strip()).is_relative_to(installed)
 
