@@ -11,9 +11,10 @@ import io
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from dreamfleet import agents
 from dreamfleet.core import checkpoint
 from dreamfleet.core.config import Flags, RunConfig, configure
 from dreamfleet.core.errors import UserError, WorkerFailed, nearest
+from dreamfleet.core.output import stdout_to_stderr
 
 EXAMPLES = """examples:
   python launch.py --num-actors 16                               train on CartPole, on Ray
@@ -33,6 +35,8 @@ EXAMPLES = """examples:
 commands: train (when none is named) · eval RUN · list [agents|envs|presets] · bench replay
 `python launch.py COMMAND --help` describes each.
 """
+
+SETTABLE = ("train.", "agent.", "env.", "eval_env.")  # by --set
 
 # What a resumed run may do differently; the rest is what the run is.
 MAY_CHANGE = ("steps", "num_actors", "num_dreamers", "address", "local", "dashboard", "device")
@@ -64,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: Sequence[str]) -> int:
     """Check everything a person can get wrong, then hand over to a wiring."""
-    config, overrides, resumed = configured(args)
+    config, _, resumed = configured(args)
 
     from dreamfleet.runtime import preflight
-    from dreamfleet.runtime.run_folder import RunFolder, check_new
+    from dreamfleet.runtime.run_folder import RunFolder, check_new, read_config
 
     if resumed is None and config.run_dir:
         check_new(Path(config.run_dir))
@@ -76,11 +80,13 @@ def train(args: Sequence[str]) -> int:
     else:  # a cluster's devices are its own
         preflight.check_device(config.device)
 
-    from dreamfleet.envs import registry
-
-    agents.check(config.agent, registry.describe(config.env, **config.train.env))
-    if any(key.startswith(("agent.", "train.replay_")) for key in overrides):
-        preflight.check_agent(config)  # imports torch: the last of the checks
+    spec, warnings = preflight.check_environment(config)
+    agents.check(config.agent, spec)
+    if resumed is not None:
+        preflight.check_same_spaces(spec, read_config(resumed))
+    preflight.check_agent(config, spec)  # imports torch: the last of the checks
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
     from dreamfleet.runtime.display import Display
 
@@ -132,7 +138,8 @@ def evaluate(args: Sequence[str]) -> int:
 
     preflight.check_device(given["device"])
     run = run_path(given["run"])
-    found = play(run, given["episodes"], given["seed"], given["device"], given["video"])
+    with stdout_to_stderr():  # environments print as they like
+        found = play(run, given["episodes"], given["seed"], given["device"], given["video"])
     if given["json"]:
         print(json.dumps(found))
     else:
@@ -249,7 +256,7 @@ def configured(args: Sequence[str]) -> tuple[RunConfig, dict[str, Any], Path | N
         base = read_config(path)
         agents.find(base.agent)
     flags, _, _ = train_flags(args, pick_flags(base))
-    config = RunConfig(**vars(flags), train=base.train, agent_options=base.agent_options)
+    config = replace(base, **vars(flags))
     values = parse_overrides(overrides)
     if path is not None:
         check_resumable(base, config, values, path)
@@ -268,7 +275,8 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
 
         Args:
             resume: go on with an earlier run: its folder, or latest
-            set: any other setting: train.chunk=32, agent.horizon=10
+            set: any other setting: train.chunk=32, agent.horizon=10; arguments of the environment:
+                env.gravity=5, and eval_env.gravity=9.8 where evaluations differ
         """
         return run, resume, set
 
@@ -277,7 +285,7 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
 
 
 def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
-    """`train.chunk=16`, `agent.horizon=10` → dotted values, each read as YAML."""
+    """`train.chunk=16`, `env.size=[3, 4]` → dotted values, each read as YAML."""
     import yaml
 
     values = {}
@@ -285,15 +293,26 @@ def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         if not equals:
             raise UserError(f"--set takes KEY=VALUE; found {item!r}.")
-        if not key.startswith(("train.", "agent.")):
+        if not key.startswith(SETTABLE) or key.endswith("."):
             flags = {f.name: "--" + f.name.replace("_", "-") for f in fields(Flags)}
             use = f"; for this there is {flags[key]}" if key in flags else ""
-            raise UserError(f"--set takes train.… and agent.… settings{use}; found {key!r}.")
+            groups = ", ".join(f"{group}…" for group in SETTABLE)
+            raise UserError(f"--set takes settings of {groups}{use}; found {key!r}.")
         try:
-            values[key] = yaml.safe_load(text)
+            values[key] = exponents(yaml.safe_load(text))
         except yaml.YAMLError:
             raise UserError(f"--set {key}: {text!r} is not a YAML value.") from None
     return values
+
+
+def exponents(value: Any) -> Any:
+    """Returns `value` with texts such as 3e-4 as numbers, which YAML 1.1 takes for texts."""
+    if isinstance(value, list):
+        return [exponents(item) for item in value]
+    if isinstance(value, dict):
+        return {key: exponents(item) for key, item in value.items()}
+    looks_like_one = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if looks_like_one else value
 
 
 def check_resumable(

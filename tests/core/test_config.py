@@ -132,7 +132,7 @@ def test_config_survives_flattening():
 
 def test_arguments_of_the_environment_may_have_any_name_and_come_back_from_a_file():
     config = configure(RunConfig(), {"train.env.progressive": True, "train.env.size": 3})
-    assert config.train.env == {"progressive": True, "size": 3}
+    assert config.env_options == {"progressive": True, "size": 3}
     assert configure(RunConfig(), flatten(asdict(config))) == config
-    with pytest.raises(UserError, match=r"train.env must be a group of settings; found 3"):
+    with pytest.raises(UserError, match=r"env.… must be a group of settings; found 3"):
         configure(RunConfig(), {"train.env": 3})
