@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 import signal
 from collections.abc import Mapping
 from typing import Any, Final
@@ -39,6 +40,11 @@ def described(result: Any) -> str:
     if isinstance(result, (tuple, list)):
         return f"a {kind} of {len(result)}"
     return f"a {kind} {result.shape}" if isinstance(result, np.ndarray) else f"a {kind}"
+
+
+def shown(value: Any) -> str:
+    """Returns the repr of a value on one line, and not all of a long one."""
+    return reprlib.repr(value).replace("\n", " ")
 
 
 def misunderstanding(error: Exception) -> str:

@@ -9,6 +9,7 @@ are concatenated in the order of the space (a Dict sorts its keys).
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -259,7 +260,7 @@ def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
         array = array.reshape(())
     whole = array.dtype.kind in "biu" or (array.dtype.kind == "f" and bool(np.all(array % 1 == 0)))
     if array.shape != shape or not whole:
-        found = repr(seen) if array.ndim == 0 else f"{array.dtype} {array.shape}"
+        found = reprlib.repr(seen) if array.ndim == 0 else f"{array.dtype} {array.shape}"
         raise Mismatch(f"an observation{_of(part)} {found} where {part.space} was declared,")
     return array.astype(np.int64)
 

@@ -198,13 +198,17 @@ class GymVector:
     def _number(self, i: int, value: Any, action: Any) -> float:
         found = contract.number(value)
         if found is None:
-            raise self._fault(i, f"{value!r} as its reward, which is no number,", action)
+            raise self._fault(
+                i, f"{contract.shown(value)} as its reward, which is no number,", action
+            )
         return found
 
     def _flag(self, i: int, name: str, value: Any, action: Any) -> bool:
         found = contract.flag(value)
         if found is None:
-            raise self._fault(i, f"{value!r} as {name}, which must be True or False,", action)
+            raise self._fault(
+                i, f"{contract.shown(value)} as {name}, which must be True or False,", action
+            )
         return found
 
     # ---------------------------------------------------------------------------- as one batch

@@ -158,11 +158,10 @@ def test_the_wrapper_that_a_refusal_names_works(space):
     assert not spaces.action("Some-v0", wrapped.action_space).discrete
     decode = spaces.decoder(wrapped.action_space)
     size = int(np.prod(wrapped.action_space.shape))
-    for unit in (-1.0, 0.3, 1.0):
-        if (
-            space.is_np_flattenable and not isinstance(space, Box)
-        ) or space.bounded_below.all() == space.bounded_above.all():
-            wrapped.step(decode(np.full((1, size), unit, np.float32))[0])
+    unit = np.array([[-1.0], [0.3], [1.0]], np.float32)
+    for own in decode(np.repeat(unit, size, axis=1)):
+        if not isinstance(space, Box) or not space.is_bounded("below"):
+            wrapped.step(own if space.shape != (1,) else -np.abs(own))
 
 
 @pytest.mark.parametrize(
