@@ -86,6 +86,5 @@ class Actor:
 
     def _report(self, rows: Batch) -> None:
         for episode in self._episodes.add(rows, self._env.info):
-            # Where rewards are shaped, what is told has the return without that.
-            ended: Event = {"return": episode.total, **episode.told, "length": episode.length}
+            ended: Event = {"return": episode.total, **episode.facts, "length": episode.length}
             self._events.append({"kind": "episode", **ended, "actor": self._index})

@@ -13,16 +13,16 @@ from dreamfleet.core.types import Batch
 
 @dataclass(frozen=True)
 class Episode:
-    """One that ended. `told`: what its environment says of it (`VectorEnv.info`)."""
+    """An episode that ended."""
 
     environment: int
-    total: float  # the undiscounted return
+    total: float  # the undiscounted return, of unshaped rewards
     length: int  # agent steps: the rows that an action led to
-    told: dict[str, Any]  # name → a Python number
+    facts: dict[str, Any]  # name → a Python number, from `VectorEnv.info`
 
 
 class Episodes:
-    """Sums the rows of n environments and tells which episodes ended."""
+    """Sums the rows of n environments and finds the episodes that ended."""
 
     def __init__(self, n: int) -> None:
         self._return = np.zeros(n)
@@ -32,34 +32,36 @@ class Episodes:
         """Rows and info (N, …) → the episodes that end with them."""
         self._return = np.where(rows["first"], 0.0, self._return) + rows["reward"]
         self._length = np.where(rows["first"], 0, self._length + 1)
-        return [
-            Episode(
-                int(i),
-                float(self._return[i]),
-                int(self._length[i]),
-                {name: values[i].item() for name, values in info.items()},
-            )
-            for i in np.flatnonzero(rows["last"])
-        ]
+        ended = []
+        for i in np.flatnonzero(rows["last"]).tolist():
+            facts = {name: _python(values[i]) for name, values in info.items()}
+            facts = {name: value for name, value in facts.items() if value is not None}
+            total = facts.pop("return", self._return[i])  # the unshaped one, where there are two
+            ended.append(Episode(i, float(total), int(self._length[i]), facts))
+        return ended
+
+
+def _python(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def summary(episodes: Sequence[Episode]) -> dict[str, float]:
-    """What an evaluation reports: figures over all episodes, then `kind_2/…`, those of each kind.
+    """Returns figures over all episodes, then `tier_2/…`: those of each category.
 
-    Of what environments tell, whole numbers are kinds, and the others (measures, yes or no) have
-    a mean.
+    Facts that are integers are categories; the others have a mean, over the episodes that have
+    them.
     """
     found = figures(episodes)
-    for name, value in episodes[0].told.items():
-        if type(value) is int:
-            for kind in sorted({episode.told[name] for episode in episodes}):
-                those = figures([it for it in episodes if it.told[name] == kind])
-                found |= {f"{name}_{kind}/{key}": figure for key, figure in those.items()}
+    for name in _names(episodes, categories=True):
+        of_each = [episode.facts.get(name) for episode in episodes]
+        for category in sorted({value for value in of_each if value is not None}):
+            these = [it for it, value in zip(episodes, of_each, strict=True) if value == category]
+            found |= {f"{name}_{category}/{key}": value for key, value in figures(these).items()}
     return found
 
 
 def figures(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Means and extremes over episodes."""
+    """Returns means and extremes over episodes."""
     returns = np.array([episode.total for episode in episodes])
     found = {
         "return_mean": float(returns.mean()),
@@ -68,7 +70,17 @@ def figures(episodes: Sequence[Episode]) -> dict[str, float]:
         "length_mean": float(np.mean([episode.length for episode in episodes])),
         "episodes": len(episodes),
     }
-    for name, value in episodes[0].told.items():
-        if type(value) is not int:
-            found[f"{name}_mean"] = float(np.mean([episode.told[name] for episode in episodes]))
+    for name in _names(episodes, categories=False):
+        values = [episode.facts[name] for episode in episodes if name in episode.facts]
+        found[f"{name}_mean"] = float(np.mean(values))
     return found
+
+
+def _names(episodes: Sequence[Episode], categories: bool) -> list[str]:
+    """Returns the names of facts in the order in which they first come up."""
+    names: dict[str, None] = {}
+    for episode in episodes:
+        for name, value in episode.facts.items():
+            if (type(value) is int) == categories:
+                names[name] = None
+    return list(names)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from dreamfleet.actors.episodes import Episode, Episodes, summary
+from dreamfleet.core import seeding
 from dreamfleet.core.pull import pull
 from dreamfleet.core.types import Agent, Event, Replay, VectorEnv, WeightStore
 
@@ -50,12 +49,13 @@ class Evaluator:
         self._next = (place + 1) * self._every
         pull(self._agent, self._weights, self.versions)
         began = time.monotonic()
-        seed = int(np.random.SeedSequence((self._seed, place)).generate_state(1)[0])
-        env = self._make_env()
-        try:
-            episodes = play(env, self._agent, self._episodes, seed)
-        finally:
-            env.close()
+        (seed,) = seeding.spread((self._seed, place), 1)
+        with seeding.seeded_globals(seed):
+            env = self._make_env()
+            try:
+                episodes = play(env, self._agent, self._episodes, seed)
+            finally:
+                env.close()
         took: Event = {"took_s": round(time.monotonic() - began, 3)}
         self._events.append({"kind": "eval", "at": at, **summary(episodes), **took})
         return True
@@ -74,7 +74,7 @@ def play(env: VectorEnv, agent: Agent, episodes: int, seed: int) -> list[Episode
     first would favour short ones.
     """
     n = env.num_envs
-    seeds = np.random.SeedSequence(seed).generate_state(-(-episodes // n) * n).tolist()
+    seeds = seeding.spread(seed, -(-episodes // n) * n)
     played: list[Episode] = []
     for begin in range(0, episodes, n):
         due = min(n, episodes - begin)

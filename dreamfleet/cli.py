@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -24,6 +25,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppend
 from dreamfleet import agents
 from dreamfleet.core.config import Flags
 from dreamfleet.core.errors import UserError, WorkerFailed, nearest
+from dreamfleet.core.output import stdout_to_stderr
 
 if TYPE_CHECKING:
     from dreamfleet.runtime.start import Plan
@@ -112,7 +114,8 @@ def evaluate(args: Sequence[str]) -> int:
 
     preflight.check_device(given["device"])
     run = start.run_path(given["run"])
-    found = play(run, given["episodes"], given["seed"], given["device"], given["video"])
+    with stdout_to_stderr():  # environments print as they like
+        found = play(run, given["episodes"], given["seed"], given["device"], given["video"])
     if given["json"]:
         print(json.dumps(found))
     else:
@@ -263,7 +266,8 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
 
         Args:
             resume: go on with an earlier run: its folder, or latest
-            set: any other setting: train.chunk=32, agent.horizon=10
+            set: any other setting: train.chunk=32, agent.horizon=10; arguments of the environment:
+                env.gravity=5, and eval_env.gravity=9.8 where evaluations differ
         """
         return run, resume, set
 
@@ -272,7 +276,7 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
 
 
 def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
-    """`train.chunk=16`, `agent.horizon=10` → dotted values, each read as YAML."""
+    """`train.chunk=16`, `env.size=[3, 4]` → dotted values, each read as YAML."""
     import yaml
 
     values = {}
@@ -280,15 +284,21 @@ def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         if not equals:
             raise UserError(f"--set takes KEY=VALUE; found {item!r}.")
-        if not key.startswith(("train.", "agent.")):
-            flags = {f.name: "--" + f.name.replace("_", "-") for f in fields(Flags)}
-            use = f"; for this there is {flags[key]}" if key in flags else ""
-            raise UserError(f"--set takes train.… and agent.… settings{use}; found {key!r}.")
         try:
-            values[key] = yaml.safe_load(text)
+            values[key] = exponents(yaml.safe_load(text))
         except yaml.YAMLError:
             raise UserError(f"--set {key}: {text!r} is not a YAML value.") from None
     return values
+
+
+def exponents(value: Any) -> Any:
+    """Returns `value` with texts such as 3e-4 as numbers, which YAML 1.1 takes for texts."""
+    if isinstance(value, list):
+        return [exponents(item) for item in value]
+    if isinstance(value, dict):
+        return {key: exponents(item) for key, item in value.items()}
+    looks_like_one = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if looks_like_one else value
 
 
 def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str = "") -> Any:

@@ -158,6 +158,111 @@ def test_what_its_agent_or_its_replay_cannot_do_is_such_a_mistake(
     assert list(tmp_path.iterdir()) == []
 
 
+WALK = """
+import gymnasium as gym
+import numpy as np
+
+class Walk(gym.Env):
+    def __init__(self, size, fail="", wind=0.0, goal=None):
+        if fail == "init":
+            raise ValueError("no such maze")
+        self.size, self.fail = size, fail
+        self.observation_space = gym.spaces.Box(0, 1, (size,))
+        self.action_space = gym.spaces.Discrete(2)
+
+    def reset(self, seed=None, options=None):
+        if self.fail == "reset":
+            raise OSError("no level")
+        return np.zeros(self.size, np.float32), {}
+
+    def step(self, action):
+        paid = None if self.fail == "reward" else 1.0
+        return np.zeros(self.size, np.float32), paid, True, False, {}
+
+gym.registry.pop("Walk-v0", None)
+gym.register("Walk-v0", Walk)
+"""
+
+
+@pytest.fixture
+def walk(started, tmp_path, monkeypatch):
+    """Arguments for an environment of one's own, in the working folder."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "walk", raising=False)
+    (tmp_path / "walk.py").write_text(WALK)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return ["--env", "walk:Walk-v0", "--local"]
+
+
+def options(*given: str) -> list[str]:
+    return [f"--set={option}" for option in given]
+
+
+@pytest.mark.parametrize("group", ["env", "train.env"])
+def test_arguments_of_the_environment_are_part_of_the_run(started, walk, group):
+    given = options(f"{group}.size=3", f"{group}.wind=1e-3", "env.goal={at: [1, 2]}")
+    assert cli.main([*walk, *given, "--set=eval_env.wind=0"]) == 0
+    config = started[0].config
+    assert config.env_options == {"size": 3, "wind": 0.001, "goal": {"at": [1, 2]}}
+    assert config.evaluated_options == {"size": 3, "wind": 0, "goal": {"at": [1, 2]}}
+    assert read_config(started[0].folder.path) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "missing 1 required positional argument: 'size'. Give what is missing: --set env."),
+        (["env.size=3", "env.sise=4"], "got an unexpected keyword argument 'sise'"),
+        (["env.size=3", "env.fail=init"], "ValueError: no such maze"),
+        (["env.size=big"], "could not be built with size='big': "),
+        (["env.size=3", "env.fail=reset"], "OSError: no level"),
+        (["env.size=3", "env.fail=reward"], "None as its reward, which is no number"),
+        (["env.size=3", "eval_env.size=4"], "have observations float32 (4,) and actions 2 choices"),
+        (["env.size=3", "eval_env.fail=init"], "ValueError: no such maze"),
+        (["env.size=3", "env.reward_floor=low"], "env.reward_floor must be a number or null"),
+        (["env.size=3", "eval_env.reward_floor=1"], "eval_env.reward_floor cannot be"),
+        (["env.=3"], "--set takes settings of train.…, agent.…, env.…, eval_env.…; found 'env.'"),
+    ],
+)
+def test_an_environment_that_cannot_be_played_is_such_a_mistake(
+    started, walk, tmp_path, capsys, given, said
+):
+    pytest.importorskip("torch")
+    assert said in refused([*walk, "--run-dir=run", *options(*given)], capsys)
+    assert started == [] and [path.name for path in tmp_path.iterdir()] == ["walk.py"]
+
+
+def test_a_reward_floor_is_refused_where_games_are_stepped_as_a_batch(started, tmp_path, capsys):
+    given = ["--env=NumberGame-v1", "--agent=gated-rainbow", "--set=env.reward_floor=-1"]
+    assert "is stepped as a batch, which takes no reward_floor" in refused(given, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_the_agent_cannot_see_is_refused_before_a_folder_is_made(
+    started, walk, tmp_path, capsys
+):
+    (tmp_path / "walk.py").write_text(
+        WALK.replace("Box(0, 1, (size,))", "Box(0, 255, (7, 7, 3), np.uint8)").replace(
+            "np.zeros(self.size, np.float32)", "np.zeros((7, 7, 3), np.uint8)"
+        )
+    )
+    for _ in range(2):
+        given = [*walk, "--agent=gated-rainbow", "--run-dir=run", "--set=env.size=3"]
+        assert "found uint8 7 × 7" in refused(given, capsys)
+    assert started == [] and not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_keeps_the_spaces_of_its_environment(started, walk, tmp_path, capsys):
+    assert cli.main([*walk, "--run-dir=run", *options("env.size=3")]) == 0
+    run = tmp_path / "run"
+    checkpoint.save(run / "checkpoints", 5, {"n": 1}, agent="dreamer-lite", env="walk:Walk-v0")
+    capsys.readouterr()
+    resumed = ["--resume", str(run)]
+    assert "it has observations float32 (3,)" in refused([*resumed, "--set=env.size=4"], capsys)
+    assert cli.main([*resumed, "--set=env.wind=2"]) == 0
+    assert started[-1].config.env_options == {"size": 3, "wind": 2}
+
+
 def test_shards_are_weighed_together(started, monkeypatch, capsys):
     """Where each of them alone would fit."""
     monkeypatch.setattr(budget, "available_memory", lambda: 3e6)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dreamfleet.core.errors import UserError, nearest
 
@@ -40,8 +40,6 @@ class TrainConfig:
     replay_shards: int = within(1, 1, 64)  # replay processes, each with its part of the actors
     replay_gb: float | None = None  # of memory for the replay; none: as much as its capacity takes
     env_timeout_s: float = within(60.0, 0.1)  # seconds an env step may take before a restart
-    # Arguments of the environments that actors step; an evaluation's are plain.
-    env: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_ranges(self, "train.")
@@ -81,39 +79,102 @@ class RunConfig(Flags):
 
     train: TrainConfig = field(default_factory=TrainConfig)
     agent_options: Mapping[str, Any] = field(default_factory=dict)  # overrides of agent.Config
+    env_options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the environment
+    eval_env_options: Mapping[str, Any] = field(default_factory=dict)  # other ones of evaluations
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in SHAPING:
+            if name in self.eval_env_options:
+                raise UserError(
+                    f"eval_env.{name} cannot be: evaluations report the rewards that the "
+                    "environment pays. Leave it out."
+                )
         if self.train.replay_shards > self.num_actors:
             raise UserError(
                 f"train.replay_shards must be at most --num-actors ({self.num_actors}), as each "
                 f"shard is fed by actors of its own; found {self.train.replay_shards}."
             )
 
+    @property
+    def evaluated_options(self) -> dict[str, Any]:
+        """The arguments of an evaluation's environments: those of the run, as far as `eval_env.…`
+        does not replace them, without those that shape rewards.
+        """
+        return unshaped({**self.env_options, **self.eval_env_options})
+
+
+# Arguments that change which rewards are learned from and nothing else of the environment.
+SHAPING: Final = ("reward_floor",)
+
+# What people write before the options of a group → the field that holds these options.
+GROUPS: Final = {"agent": "agent_options", "env": "env_options", "eval_env": "eval_env_options"}
+
+RENAMED: Final = {"train.env": "env"}  # groups, by what they were called
+
+
+def unshaped(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an environment's arguments without those that shape rewards."""
+    return {name: value for name, value in options.items() if name not in SHAPING}
+
 
 def configure(config: RunConfig, values: Mapping[str, Any], source: str = "") -> RunConfig:
-    """`config` with dotted `values`: run fields, `train.…`, and `agent.…` for the agent's own.
+    """Returns `config` with dotted `values`: run fields, `train.…`, and the options of `GROUPS`.
 
-    The agent's options are kept as they are: only its own Config can check them (`apply`).
+    Options are kept as they are: the agent's Config and the environment check their own.
     `source`, a file's name, opens the message of the UserError that a bad key or value raises.
     """
-    options = {key[6:]: value for key, value in values.items() if key.startswith("agent.")}
-    own = {key: value for key, value in values.items() if not key.startswith("agent.")}
     try:
-        config = apply(config, own)
+        for key, value in values.items():
+            config = _configured(config, key, value)
     except UserError as error:
         raise UserError(f"{source}: {error}") if source else error from None
-    return replace(config, agent_options={**config.agent_options, **options})
+    return config
+
+
+def _configured(config: RunConfig, key: str, value: Any) -> RunConfig:
+    for old, new in RENAMED.items():
+        if key == old and not isinstance(value, Mapping):
+            raise UserError(f"{new}.… must be a group of settings; found {value!r}.")
+        if key == old or key.startswith(f"{old}."):
+            key = new + key.removeprefix(old)
+    group, _, option = key.partition(".")
+    if group not in GROUPS or not (option or isinstance(value, Mapping)):
+        return apply(config, {key: value})
+    options = getattr(config, GROUPS[group])
+    if group == "agent" and option:
+        options = {**options, option: value}
+    else:
+        options = _with_option(options, option.split(".") if option else [], value)
+    return replace(config, **{GROUPS[group]: options})
+
+
+def _with_option(options: Any, path: list[str], value: Any) -> Any:
+    """Returns nested `options` with the one at `path` replaced; at no path all are updated."""
+    before = options if isinstance(options, Mapping) else {}
+    if not path:
+        return {**before, **value}
+    if len(path) == 1:
+        return {**before, path[0]: value}
+    return {**before, path[0]: _with_option(before.get(path[0]), path[1:], value)}
 
 
 # --------------------------------------------------------------------------- typed overrides
 
 
+_WHOLE = {*(name for pair in GROUPS.items() for name in pair), *RENAMED} - {
+    "agent",
+    "agent_options",
+}
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings → one mapping with dotted keys."""
+    """Nested mappings → one mapping with dotted keys. An environment's arguments stay as they are:
+    their names and values are its own.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in _WHOLE:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

@@ -45,6 +45,9 @@ class Space:
     dtype: str
     n: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.n} choices" if self.discrete else f"{self.dtype} {self.shape}"
+
     @property
     def discrete(self) -> bool:
         return self.n > 0
@@ -62,6 +65,9 @@ class EnvSpec:
     env_id: str
     obs: Space
     action: Space
+
+    def __str__(self) -> str:
+        return f"observations {self.obs} and actions {self.action}"
 
 
 # ------------------------------------------------------------------------------------ tables
@@ -203,10 +209,10 @@ class VectorEnv(Protocol):
 
     spec: EnvSpec
     num_envs: int
-    # What it tells of the episodes of the last rows: name → (N,). Whole numbers are kinds of
-    # episodes, which evaluations tell apart; of floats and bools they give the mean. Mostly empty.
+    # Facts on the episodes that end with the last rows: name → (N,); usually empty. Integers are
+    # categories, which evaluations report separately; floats and bools are averaged. None: this
+    # episode has no such fact. `return`, where rewards are shaped, is the return without that.
     info: Batch
-    # Where rewards are shaped, `return` is what an episode paid without that.
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
         """Start all episodes, each from a seed of its own where (N,) of them are given.
@@ -219,7 +225,7 @@ class VectorEnv(Protocol):
     def step(self, action: Array) -> Batch:
         """Act (N, …) → rows (N, …). Where the previous row was `last`, reset and ignore the action.
 
-        Raises EnvironmentFault when an environment returns NaN or a wrong shape.
+        Raises EnvironmentFault when an environment returns what its spaces do not hold.
         """
         ...
 

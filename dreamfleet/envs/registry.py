@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from dreamfleet.core.errors import UserError, nearest
-from dreamfleet.core.own_code import import_module, pip_line
+from dreamfleet.core.own_code import import_module, in_line, interrupts, pip_line
 from dreamfleet.core.types import EnvSpec
 from dreamfleet.envs import (
     number_game,  # noqa: F401 - registers NumberGame-v1
@@ -26,7 +28,14 @@ def describe(env_id: str, **kwargs: Any) -> EnvSpec:
 
 
 def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
-    """The spaces of `env` as an agent sees them."""
+    """The spaces of `env` as an agent sees them. Raises UserError where it declares none."""
+    for name in ("observation_space", "action_space"):
+        declared = getattr(env, name, None)
+        if not isinstance(declared, gym.Space):
+            raise UserError(
+                f'env "{env_id}" has {declared!r} as its {name}. Set self.{name} to a space of '
+                "gymnasium.spaces in its constructor."
+            )
     return EnvSpec(
         env_id,
         obs=spaces.observation(env_id, env.observation_space),
@@ -38,28 +47,56 @@ def make(env_id: str, *, reward_floor: float | None = None, **kwargs: Any) -> gy
     """Build one environment from a Gymnasium id, `ALE/…` or `pkg.module:EnvId-v0`.
 
     reward_floor: the least reward it pays, whatever it is; kwargs are its own.
-    Raises UserError for an unknown id, a module that cannot be imported, a missing package or an
-    argument it does not take; what the environment's own constructor raises passes through.
+    Raises UserError for an unknown id, a module that cannot be imported, a missing package, and
+    whatever else its constructor raises.
     """
     find(env_id)
+    # The rows are checked where they are made, on every step rather than on the first.
+    env: gym.Env[Any, Any] = guarded(
+        env_id, kwargs, lambda: gym.make(env_id, disable_env_checker=True, **kwargs)
+    )
+    if reward_floor is None:
+        return env
+    if isinstance(reward_floor, bool) or not isinstance(reward_floor, (int, float)):
+        raise UserError(f"env.reward_floor must be a number or null; found {reward_floor!r}.")
+    if env.metadata.get("batched"):
+        raise UserError(
+            f'env "{env_id}" is stepped as a batch, which takes no reward_floor. '
+            "Leave env.reward_floor out."
+        )
+    return RewardFloor(env, reward_floor)
+
+
+def guarded(env_id: str, options: Mapping[str, Any], build: Callable[[], Any]) -> Any:
+    """Returns what `build` makes of an environment. UserError, in one line, for what it raises."""
     try:
-        # The rows are checked where they are made, on every step rather than on the first.
-        env = gym.make(env_id, disable_env_checker=True, **kwargs)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        given = ", ".join(kwargs)
-        raise UserError(f'env "{env_id}" was given {given}, but: {error}') from error
+        with np.errstate():  # a constructor's np.seterr ends here
+            return build()
+    except UserError:
+        raise
     except ModuleNotFoundError as missing:
         raise UserError(f'env "{env_id}" needs {pip_line(missing)}') from missing
     except (gym.error.DependencyNotInstalled, ImportError) as missing:  # these say what to install
         reason = " ".join(str(missing).split())
         raise UserError(f'env "{env_id}" needs a package that is missing: {reason}') from missing
-    if reward_floor is None:
-        return env
-    if env.metadata.get("batched"):
-        raise UserError(f'env "{env_id}" is stepped as a batch, which takes no reward_floor.')
-    return RewardFloor(env, reward_floor)
+    except BaseException as error:
+        if not isinstance(error, Exception) and interrupts(error):
+            raise
+        given = f" with {', '.join(f'{k}={v!r}' for k, v in options.items())}" if options else ""
+        raise UserError(
+            f'env "{env_id}" could not be built{given}: {in_line(error)}{_advice(error)}'
+        ) from error
+
+
+def _advice(error: BaseException) -> str:
+    """Returns how to give an environment the arguments that it misses or to leave others out."""
+    if not isinstance(error, TypeError):
+        return ""
+    if "required" in str(error) and "argument" in str(error):
+        return ". Give what is missing: --set env.NAME=VALUE"
+    if "unexpected keyword argument" in str(error):
+        return ". Leave out what it does not take"
+    return ""
 
 
 def find(env_id: str) -> None:

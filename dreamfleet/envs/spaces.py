@@ -1,50 +1,324 @@
-"""What an agent sees of a gymnasium space, and the way back from its actions."""
+"""What an agent sees of a gymnasium space, and the way back from its actions.
+
+An observation is a picture, rows × columns × channels of uint8, or one vector of float32. Whatever
+is not a picture becomes such a vector: a Box is flattened, a Discrete and each entry of a
+MultiDiscrete become one-hot, a MultiBinary is taken as it is, and the parts of a Dict or a Tuple
+are concatenated in the order of the space (a Dict sorts its keys).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Array, Space
 
+LARGEST_ONE_HOT: Final = 65_536  # numbers of a vector that one-hot encoding may make
+MOST_CHOICES: Final = 1_024  # combinations of a MultiDiscrete or MultiBinary action
+
+
+class Mismatch(Exception):
+    """An observation is not of the space that was declared; the text names what was found."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an observation, and its place in the vector."""
+
+    name: str  # "" for the only part; else as in `hand`, `cards[1]`, `goal.position`
+    path: tuple[str | int, ...]  # the keys that lead to it
+    space: gym.Space[Any]
+    start: int
+    size: int
+
+
+class Encoder:
+    """Turns observations of a space into pictures or vectors. `space`: what comes out.
+
+    Raises UserError for a space that has no such form.
+    """
+
+    def __init__(self, env_id: str, space: gym.Space[Any]) -> None:
+        self.parts = _parts(env_id, space)
+        self.box = space if isinstance(space, Box) else None  # no more to do than to reshape it
+        self._shape: tuple[int, ...] = space.shape or ()
+        if isinstance(space, Box) and _picture(space):
+            height, width, channels = (*space.shape, 1)[:3]
+            self.space = Space((height, width, channels), "uint8")
+        else:
+            self.space = Space((sum(part.size for part in self.parts),), "float32")
+        if not math.prod(self.space.shape):
+            raise UserError(f'env "{env_id}" observes {_short(space)}, which holds no number.')
+
+    def __call__(self, seen: Any) -> Array:
+        """Returns one observation in the shape of `space`; its numbers may be of any real dtype.
+
+        The result may share memory with `seen`. Raises Mismatch.
+        """
+        if self.box is not None:
+            return self._numbers(seen, self._shape).reshape(self.space.shape)
+        vector = np.empty(self.space.shape)
+        for part in self.parts:
+            values = self._values(part, _follow(part, seen))
+            vector[part.start : part.start + part.size] = values
+        return vector
+
+    def boxes(self, seen: Any, n: int) -> Array:
+        """Returns n observations of a Box, (n, …), as a call does with one."""
+        return self._numbers(seen, (n, *self._shape)).reshape(n, *self.space.shape)
+
+    def where(self, index: int) -> str:
+        """Returns which part holds number `index` of the vector: `" at speed[1]"`, or nothing."""
+        for part in self.parts:
+            if part.name and part.start <= index < part.start + part.size:
+                return f" at {part.name}" + (f"[{index - part.start}]" if part.size > 1 else "")
+        return ""
+
+    def _values(self, part: Part, seen: Any) -> Array:
+        space = part.space
+        if isinstance(space, Discrete):
+            return _one_hot(part, _integers(part, seen, ()), np.array(space.n), space.start)
+        if isinstance(space, MultiDiscrete):
+            return _one_hot(part, _integers(part, seen, space.shape), space.nvec, space.start)
+        return self._numbers(seen, space.shape or (), part).ravel()
+
+    def _numbers(self, seen: Any, shape: tuple[int, ...], part: Part | None = None) -> Array:
+        """Returns an array of real numbers of a shape, checked but not converted.
+
+        Pixels must be bytes; whatever else becomes float32 later.
+        """
+        array, image = np.asarray(seen), self.space.image
+        if array.shape != shape or not (
+            array.dtype == np.uint8 if image else array.dtype.kind in "biuf"
+        ):
+            found = f"an observation{_of(part)} {array.dtype} {array.shape}"
+            raise Mismatch(f"{found} where {self.space.dtype} {shape} was declared,")
+        return array
+
 
 def observation(env_id: str, space: gym.Space[Any]) -> Space:
-    """Boxes of any shape: uint8 stays (pixels), everything else becomes float32."""
-    if not isinstance(space, gym.spaces.Box):
-        raise UserError(
-            f'env "{env_id}" observes {space}. Supported: Box. Wrap it to return an array'
-        )
-    return Space(space.shape, "uint8" if space.dtype == np.uint8 else "float32")
+    """Returns what an agent sees of observations of `space`. Raises UserError."""
+    return Encoder(env_id, space).space
 
 
 def action(env_id: str, space: gym.Space[Any]) -> Space:
-    """Discrete choices from 0, or a flat vector in [-1, 1] whatever the box's shape and bounds."""
-    if isinstance(space, gym.spaces.Discrete):
+    """Returns discrete choices from 0, or a flat vector in [-1, 1] whatever the box's bounds.
+
+    A MultiDiscrete or MultiBinary of few combinations is one choice among all of them. Raises
+    UserError for other spaces, with a wrapper that makes one of these.
+    """
+    if isinstance(space, Discrete):
         return Space((), "int64", n=int(space.n))
-    if not isinstance(space, gym.spaces.Box) or space.dtype is None or space.dtype.kind != "f":
-        supported = "Discrete and bounded float Box"
-        raise UserError(f'env "{env_id}" acts in {space}. Supported: {supported}. Wrap it in one')
+    if isinstance(space, (MultiDiscrete, MultiBinary)):
+        return Space((), "int64", n=_combinations(env_id, space))
+    if not isinstance(space, Box) or space.dtype is None or space.dtype.kind not in "fiu":
+        raise UserError(
+            f'env "{env_id}" acts in {_short(space)}. Supported: Discrete, MultiDiscrete, '
+            "MultiBinary and Box. Wrap it: gymnasium.wrappers.TransformAction(env, function, "
+            "space), where function turns an action of a supported space into one of its own."
+        )
+    size = int(np.prod(space.shape))
+    if not size:
+        raise UserError(f'env "{env_id}" acts in {_short(space)}, which holds no number.')
     if not space.is_bounded("both"):
-        remedy = "Give it finite bounds, or wrap it in gymnasium.wrappers.RescaleAction"
-        raise UserError(f'env "{env_id}" acts in an unbounded {space}. {remedy}')
-    return Space((int(np.prod(space.shape)),), "float32")
+        raise UserError(
+            f'env "{env_id}" acts in an unbounded {_short(space)}. Give it finite bounds, or wrap '
+            "it: gymnasium.wrappers.TransformAction(env, lambda action: 10 * action, "
+            f"gymnasium.spaces.Box(-1, 1, {space.shape})) allows actions from -10 to 10."
+        )
+    return Space((size,), "float32")
 
 
 def decoder(space: gym.Space[Any]) -> Callable[[Array], Array]:
-    """From the agent's actions, (N,) i64 or (N, A) in [-1, 1], to the environment's own (N, …)."""
-    if isinstance(space, gym.spaces.Discrete):
+    """Returns the way from the agent's actions, (N,) i64 or (N, A) in [-1, 1], to the
+    environment's own (N, …).
+    """
+    if isinstance(space, Discrete):
         start = space.start
         return lambda choice: choice + start
-    assert isinstance(space, gym.spaces.Box)
+    if isinstance(space, (MultiDiscrete, MultiBinary)):
+        return _choices(space)
+    assert isinstance(space, Box)
     shape, dtype, low, high = space.shape, space.dtype, space.low.ravel(), space.high.ravel()
-    middle, half = high / 2 + low / 2, high / 2 - low / 2  # halved first: high - low may overflow
+    whole = dtype is not None and dtype.kind in "iu"
+    margin = 0.5 if whole else 0.0  # the first and the last whole number are as wide as others
+    bottom, top = low - margin, high + margin
+    middle, half = top / 2 + bottom / 2, top / 2 - bottom / 2  # halved: a difference may overflow
 
     def rescale(unit: Array) -> Array:
-        own = np.clip(middle + half * unit, low, high)
+        own = middle + half * unit
+        own = np.clip(np.rint(own) if whole else own, low, high)
         return own.reshape(-1, *shape).astype(dtype, copy=False)
 
     return rescale
+
+
+# ------------------------------------------------------------------------------- observations
+
+
+def _parts(env_id: str, space: gym.Space[Any]) -> list[Part]:
+    parts: list[Part] = []
+    start = 0
+    for path, inner in _leaves(space):
+        size = _size(env_id, space, inner, inside=bool(path))
+        parts.append(Part(_name(path), path, inner, start, size))
+        start += size
+    return parts
+
+
+def _leaves(
+    space: Any, path: tuple[str | int, ...] = ()
+) -> list[tuple[tuple[str | int, ...], Any]]:
+    """Returns the parts of `space` that hold no others, with the keys that lead to them."""
+    if isinstance(space, Dict):
+        inner: Any = space.spaces.items()
+    elif isinstance(space, Tuple):
+        inner = enumerate(space.spaces)
+    else:
+        return [(path, space)]
+    return [leaf for key, value in inner for leaf in _leaves(value, (*path, key))]
+
+
+def _size(env_id: str, whole: gym.Space[Any], space: Any, inside: bool) -> int:
+    """Returns how many numbers a part becomes. Raises UserError where it cannot become numbers."""
+    opening = f'env "{env_id}" observes {_short(whole)}'
+    if isinstance(space, Box) and space.dtype is not None and space.dtype.kind in "biuf":
+        if inside and _picture(space) and len(space.shape) == 3:
+            raise UserError(
+                f"{opening}: pictures inside a Dict or Tuple are not supported yet. Keep the "
+                "picture alone, or the rest: gymnasium.wrappers.FilterObservation(env, [KEY])."
+            )
+        return int(np.prod(space.shape))
+    if isinstance(space, MultiBinary):
+        return int(np.prod(space.shape))
+    if isinstance(space, (Discrete, MultiDiscrete)):
+        size = int(space.n if isinstance(space, Discrete) else space.nvec.sum())
+        if size > LARGEST_ONE_HOT:
+            raise UserError(
+                f"{opening}: one-hot vectors of {size:,} numbers are too long (at most "
+                f"{LARGEST_ONE_HOT:,}). {_REMEDY}"
+            )
+        return size
+    raise UserError(
+        f"{opening}. Supported: Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of "
+        f"these. {_REMEDY}"
+    )
+
+
+_REMEDY: Final = (
+    "Wrap it to return an array: gymnasium.wrappers.TransformObservation(env, function, "
+    "gymnasium.spaces.Box(low, high, shape))."
+)
+
+
+def _picture(space: Box) -> bool:
+    """Tells bytes that are pixels from bytes that count something: pixels go from 0 to 255."""
+    return (
+        space.dtype == np.uint8
+        and len(space.shape) in (2, 3)
+        and not space.low.any()
+        and bool((space.high == 255).all())
+    )
+
+
+def _name(path: tuple[str | int, ...]) -> str:
+    name = ""
+    for key in path:
+        name += f"[{key}]" if isinstance(key, int) else f".{key}"
+    return name.removeprefix(".")
+
+
+def _of(part: Part | None) -> str:
+    return f" {part.name}:" if part and part.name else ""
+
+
+def _follow(part: Part, seen: Any) -> Any:
+    """Returns the part of an observation that its keys lead to."""
+    for depth, key in enumerate(part.path):
+        name = _name(part.path[: depth + 1])
+        if isinstance(key, int):
+            if not isinstance(seen, (tuple, list)) or key >= len(seen):
+                raise Mismatch(f"an observation without {name}")
+        elif not isinstance(seen, Mapping) or key not in seen:
+            raise Mismatch(f"an observation without {name!r}")
+        seen = seen[key]
+    return seen
+
+
+def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
+    """Returns whole numbers of `shape`; a single one may come as an array of shape (1,)."""
+    array = np.asarray(seen)
+    if shape == () and array.size == 1:
+        array = array.reshape(())
+    whole = array.dtype.kind in "biu" or (array.dtype.kind == "f" and bool(np.all(array % 1 == 0)))
+    if array.shape != shape or not whole:
+        found = reprlib.repr(seen) if array.ndim == 0 else f"{array.dtype} {array.shape}"
+        raise Mismatch(f"an observation{_of(part)} {found} where {part.space} was declared,")
+    return array.astype(np.int64)
+
+
+def _one_hot(part: Part, chosen: Array, sizes: Array, start: Any) -> Array:
+    """Returns one-hot vectors of the choices, which count from `start`, behind each other."""
+    choices, sizes, start = np.ravel(chosen - start), np.ravel(sizes), np.ravel(start)
+    beyond = (choices < 0) | (choices >= sizes)
+    if beyond.any():
+        found = (choices + start)[beyond][0]
+        raise Mismatch(f"an observation{_of(part)} {found} where {part.space} was declared,")
+    vector = np.zeros(part.size)
+    vector[np.cumsum(sizes) - sizes + choices] = 1
+    return vector
+
+
+def _short(space: gym.Space[Any]) -> str:
+    """Returns a space in words, on one line and not longer than a line."""
+    text = " ".join(str(space).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+# ------------------------------------------------------------------------------------ actions
+
+
+def _combinations(env_id: str, space: MultiDiscrete | MultiBinary) -> int:
+    count = math.prod(_options(space).tolist())
+    if 0 < count <= MOST_CHOICES and space.shape != (0,):
+        return count
+    size = int(np.prod(space.shape))
+    box = f"gymnasium.spaces.Box(-1, 1, ({size},))"
+    if isinstance(space, MultiBinary):
+        function = f"lambda a: (a > 0).astype('int8').reshape({space.shape})"
+    else:
+        function = (
+            "lambda a: ((a.clip(-1, 1) + 1) / 2 * (env.action_space.nvec.ravel() - 1)).round()"
+            f".astype(int).reshape({space.shape})"
+        )
+    raise UserError(
+        f'env "{env_id}" acts in {_short(space)}: {count:,} combinations, more than '
+        f"{MOST_CHOICES:,}. Wrap it: gymnasium.wrappers.TransformAction(env, {function}, {box}), "
+        "for agents with continuous actions, or a Discrete of the combinations that matter."
+    )
+
+
+def _options(space: MultiDiscrete | MultiBinary) -> Array:
+    """Returns how many options each entry of an action has, flat."""
+    if isinstance(space, MultiBinary):
+        return np.full(int(np.prod(space.shape)), 2)
+    return space.nvec.ravel()
+
+
+def _choices(space: MultiDiscrete | MultiBinary) -> Callable[[Array], Array]:
+    options, shape, dtype = _options(space), space.shape, space.dtype
+    start = space.start if isinstance(space, MultiDiscrete) else 0
+
+    def unravel(choice: Array) -> Array:
+        entries = np.stack(np.unravel_index(choice, tuple(options.tolist())), -1)
+        return (entries.reshape(-1, *shape) + start).astype(dtype)
+
+    return unravel

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
 import gymnasium as gym
 import numpy as np
 
+from dreamfleet.core import seeding
+from dreamfleet.core.config import unshaped
 from dreamfleet.core.errors import EnvironmentFault, UserError
+from dreamfleet.core.own_code import interrupts
 from dreamfleet.core.types import Array, Batch
-from dreamfleet.envs import registry, spaces
+from dreamfleet.envs import contract, registry, spaces
 
 AT_ONCE: Final = 100  # environments that are stepped one by one and play together
 BATCHED_AT_ONCE: Final = 1_000  # the same where one call steps them all
@@ -22,9 +26,9 @@ class GymVector:
 
     It steps a plain list: no slower with all checks than gymnasium's SyncVectorEnv without, which
     would broadcast an observation of a wrong shape in silence. The rows are those of its NEXT_STEP
-    mode. Whoever breaks the contract is named with its index and its last action.
+    mode. An environment that breaks the contract is named with its index and its last action.
     Where metadata says `batched`, all are stepped at once in the vectorised form the id is
-    registered with, whose infos are numbers (N,) and become `info`.
+    registered with. `info`: see core.types.VectorEnv.
     options: arguments of each environment. video_dir: film every episode of environment 0 there; of
     a batch, in an environment by itself that its seed and actions make the same.
     """
@@ -43,6 +47,7 @@ class GymVector:
             env = _filmed(env_id, env, video_dir, options)
         self.num_envs = num_envs
         self.spec = registry.spec_of(env_id, env)
+        self._encode = spaces.Encoder(env_id, env.observation_space)
         self._decode = spaces.decoder(env.action_space)
         together = env.metadata.get("batched")
         self._batch: Any = _batched(env_id, num_envs, options) if together else None
@@ -50,22 +55,25 @@ class GymVector:
         copies = 0 if together else num_envs - 1
         self._envs = [env, *(registry.make(env_id, **options) for _ in range(copies))]
         self.info: Batch = {}
+        self.seen: Any = []  # the newest observations, (N,) of them, before they became float32
         self._dtype = np.dtype(self.spec.obs.dtype)
         # Each environment is seeded once, a batch with the first seed; later resets go on from its
         # own generator.
-        self._seeds: list[int | None] = (
-            np.random.SeedSequence(seed).generate_state(num_envs).tolist()
-        )
+        self._seeds: list[int | None] = [*seeding.spread(seed, num_envs)]
         self._batch_seed: int | list[int] | None = self._seeds[0]
         self._ended = np.ones(num_envs, bool)
 
     @classmethod
-    def to_play(cls, env_id: str, episodes: int) -> Self:
-        """As many environments as play so many episodes, from seeds still to come."""
-        env = registry.make(env_id)
+    def to_play(cls, env_id: str, episodes: int, options: Mapping[str, Any] | None = None) -> Self:
+        """Returns as many environments as play so many episodes, from seeds still to come.
+
+        Their rewards are not shaped, whatever `options` says.
+        """
+        options = unshaped(options or {})
+        env = registry.make(env_id, **options)
         most = BATCHED_AT_ONCE if env.metadata.get("batched") else AT_ONCE
         env.close()
-        return cls(env_id, min(episodes, most), seed=0)
+        return cls(env_id, min(episodes, most), seed=0, options=options)
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
         """Start all episodes, each from a seed of its own where (N,) of them are given.
@@ -81,9 +89,11 @@ class GymVector:
     def step(self, action: Array) -> Batch:
         """Act (N, …) → rows (N, …). Where the previous row was `last`, reset and ignore the action.
 
-        Raises EnvironmentFault when an environment returns NaN, or a wrong shape or dtype; what the
-        environment itself raises passes through.
+        Raises EnvironmentFault when an environment returns what its spaces do not hold, or ends the
+        process; other exceptions of an environment pass through.
         """
+        if not np.isfinite(action).all():
+            raise FloatingPointError(f"the agent chose an action that is not finite: {action}")
         return self._advance(self._decode(action))
 
     def state(self) -> dict[str, Any]:
@@ -96,20 +106,24 @@ class GymVector:
             self._batch.restore(state)
 
     def close(self) -> None:
-        for env in self._envs:
-            env.close()
-        if self._batch is not None:
-            self._batch.close()
+        """Close the environments; what they raise then harms nobody and is ignored."""
+        for env in (*self._envs, *([] if self._batch is None else [self._batch])):
+            try:
+                env.close()
+            except BaseException as error:
+                if not isinstance(error, Exception) and interrupts(error):
+                    raise
 
     def _advance(self, action: Any) -> Batch:
         first = self._ended
         step = self._step_each if self._batch is None else self._step_batch
-        obs, reward, terminal, truncated = step(action)
-        for name, values in (("observation", obs), ("reward", reward)):
-            finite = np.isfinite(values)
-            if not finite.all():
-                i = int(np.argwhere(~finite)[0, 0])
-                raise self._fault(i, f"a {name} of {values[~finite][0]}", action)
+        with np.errstate():  # an environment's np.seterr ends here
+            obs, paid, terminal, truncated = step(action)
+        with np.errstate(over="ignore"):  # what is too large is refused by the next lines
+            reward = paid.astype(np.float32)
+        for name, seen, taken in (("an observation", self.seen, obs), ("a reward", paid, reward)):
+            if not np.isfinite(taken).all():
+                raise self._not_finite(name, seen, taken, action)
         self._ended = terminal | truncated
         return {
             "obs": obs,
@@ -119,22 +133,86 @@ class GymVector:
             "terminal": terminal,
         }
 
+    def where(self, place: Sequence[int]) -> str:
+        """Returns which part of a Dict or Tuple holds a number of an observation, or nothing."""
+        return self._encode.where(int(place[0])) if len(place) == 1 else ""
+
+    # ------------------------------------------------------------------------------ one by one
+
     def _step_each(self, action: Any) -> tuple[Array, Array, Array, Array]:
-        n, shape = self.num_envs, self.spec.obs.shape
-        obs = np.empty((n, *shape), self._dtype)
-        reward = np.zeros(n, np.float32)
+        n = self.num_envs
+        obs = np.empty((n, *self.spec.obs.shape), self._dtype)
+        reward = np.zeros(n)
         terminal, truncated = np.zeros(n, bool), np.zeros(n, bool)
-        for i, (env, starts) in enumerate(zip(self._envs, self._ended.tolist(), strict=True)):
+        self.seen = [*range(n)]
+        for i, starts in enumerate(self._ended.tolist()):
             if starts:
-                seen, info = env.reset(seed=self._seeds[i])
-                self._seeds[i] = None
+                seen, info = self._reset(i, action)
             else:
-                seen, reward[i], terminal[i], truncated[i], info = env.step(action[i])
-            obs[i] = self._checked(seen, shape, i, action)
-            if "unshaped_return" in info:
-                unshaped = self.info.setdefault("return", np.zeros(n))
-                unshaped[i] = info["unshaped_return"]
+                seen, paid, over, cut, info = self._step(i, action)
+                reward[i] = self._number(i, paid, action)
+                terminal[i] = self._flag(i, "terminated", over, action)
+                truncated[i] = self._flag(i, "truncated", cut, action)
+                if terminal[i] or truncated[i]:
+                    self._tell(i, contract.facts(info))
+            if contract.UNSHAPED in info:
+                self._tell(i, {"return": info[contract.UNSHAPED]})
+            self.seen[i] = self._encoded(i, seen, action)
+            with np.errstate(over="ignore"):
+                obs[i] = self.seen[i]
         return obs, reward, terminal, truncated
+
+    def _reset(self, i: int, action: Any) -> tuple[Any, Mapping[Any, Any]]:
+        env, seed = self._envs[i], self._seeds[i]
+        self._seeds[i] = None
+        for values in self.info.values():
+            values[i] = None
+        if seed is not None:
+            _seed(env, seed)
+        result = self._call(i, action, env.reset, seed=seed)
+        checked = contract.reset_result(result)
+        if checked is None:
+            found = f"{contract.described(result)} from reset, but {contract.RESET},"
+            raise self._fault(i, found, action)
+        return checked
+
+    def _step(self, i: int, action: Any) -> tuple[Any, Any, Any, Any, Mapping[Any, Any]]:
+        result = self._call(i, action, self._envs[i].step, action[i])
+        checked = contract.step_result(result)
+        if checked is None:
+            found = f"{contract.described(result)} from step, but {contract.STEP},"
+            raise self._fault(i, found, action)
+        return checked
+
+    def _tell(self, i: int, facts: Mapping[str, Any]) -> None:
+        for name, value in facts.items():
+            if name not in self.info:
+                self.info[name] = np.full(self.num_envs, None, object)
+            self.info[name][i] = value
+
+    def _encoded(self, i: int, seen: Any, action: Any) -> Array:
+        try:
+            return self._encode(seen)
+        except spaces.Mismatch as error:
+            raise self._fault(i, str(error), action) from None
+
+    def _number(self, i: int, value: Any, action: Any) -> float:
+        found = contract.number(value)
+        if found is None:
+            raise self._fault(
+                i, f"{contract.shown(value)} as its reward, which is no number,", action
+            )
+        return found
+
+    def _flag(self, i: int, name: str, value: Any, action: Any) -> bool:
+        found = contract.flag(value)
+        if found is None:
+            raise self._fault(
+                i, f"{contract.shown(value)} as {name}, which must be True or False,", action
+            )
+        return found
+
+    # ---------------------------------------------------------------------------- as one batch
 
     def _step_batch(self, action: Array | None) -> tuple[Array, Array, Array, Array]:
         n = self.num_envs
@@ -146,34 +224,90 @@ class GymVector:
                 assert action is not None
                 self._film.step(action[0])
         if action is None:
-            seen, self.info = self._batch.reset(seed=self._batch_seed)
+            seed = self._batch_seed
             self._batch_seed = None
-            reward, terminal, truncated = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
+            if seed is not None:
+                _seed(self._batch, seed[0] if isinstance(seed, list) else seed)
+            seen, info = self._call(0, action, self._batch.reset, seed=seed)
+            paid, over, cut = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
         else:
-            seen, reward, terminal, truncated, self.info = self._batch.step(action)
-        obs = self._checked(seen, (n, *self.spec.obs.shape), 0, action)
-        return obs.astype(self._dtype), reward.astype(np.float32), terminal, truncated
+            seen, paid, over, cut, info = self._call(0, action, self._batch.step, action)
+        self.info = contract.batched_facts(info, n)
+        self.seen = self._encoded_batch(seen, action)
+        reward = self._column("rewards", paid, "biuf", action)
+        terminal = self._column("terminated", over, "biu", action).astype(bool)
+        truncated = self._column("truncated", cut, "biu", action).astype(bool)
+        with np.errstate(over="ignore"):
+            return self.seen.astype(self._dtype), reward, terminal, truncated
 
-    def _checked(self, seen: Any, shape: tuple[int, ...], i: int, action: Any) -> Array:
-        seen = np.asarray(seen)
-        if seen.shape != shape or not (seen.dtype == self._dtype or self._becomes(seen.dtype)):
-            found = f"an observation {seen.dtype} {seen.shape}"
-            raise self._fault(i, f"{found} where {self._dtype} {shape} was declared,", action)
-        return seen
+    def _encoded_batch(self, seen: Any, action: Any) -> Any:
+        if self._encode.box is None:
+            each = gym.vector.utils.iterate(self._batch.observation_space, seen)
+            return np.stack([self._encoded(i, it, action) for i, it in enumerate(each)])
+        try:
+            return self._encode.boxes(seen, self.num_envs)
+        except spaces.Mismatch as error:
+            raise self._fault(0, str(error), action) from None
 
-    def _becomes(self, found: np.dtype[Any]) -> bool:
-        """Numbers of any kind may become float32; into uint8 they would wrap around."""
-        return self._dtype != np.uint8 and np.can_cast(found, self._dtype, "same_kind")
+    def _column(self, name: str, values: Any, kinds: str, action: Any) -> Array:
+        array = np.asarray(values)
+        if array.shape != (self.num_envs,) or array.dtype.kind not in kinds:
+            found = f"{name} {array.dtype} {array.shape}"
+            raise self._fault(0, f"{found} where ({self.num_envs},) was due,", action)
+        return array
 
-    def _fault(self, i: int, what: str, action: Any) -> EnvironmentFault:
+    # ---------------------------------------------------------------------------------- faults
+
+    def _call(
+        self, i: int, action: Any, method: Callable[..., Any], *args: Any, **given: Any
+    ) -> Any:
+        """Calls an environment. What would end the process, or says little, becomes a fault."""
+        try:
+            return method(*args, **given)
+        except Exception as error:
+            expected = contract.misunderstanding(error)
+            if expected:
+                said = f"another interface, as {expected} ({error}),"
+                raise self._fault(i, said, action, verb="has") from error
+            raise
+        except BaseException as error:
+            if interrupts(error):
+                raise
+            said = f"{type(error).__name__} {error}".strip()
+            raise self._fault(i, said, action, verb="raised") from error
+
+    def _not_finite(self, name: str, seen: Any, taken: Array, action: Any) -> EnvironmentFault:
+        """Returns the fault of the first number in `taken` (N, …) that is not finite."""
+        i, *place = (int(index) for index in np.argwhere(~np.isfinite(taken))[0])
+        value = np.asarray(seen[i])[tuple(place)]
+        where = self.where(place) if place else ""
+        why = ", which float32 cannot hold," if np.isfinite(value) else ""
+        return self._fault(i, f"{name} of {value}{where}{why}", action)
+
+    def _fault(self, i: int, what: str, action: Any, verb: str = "returned") -> EnvironmentFault:
         after = "reset" if self._ended[i] else f"action {action[i]}"
-        return EnvironmentFault(f"{self.spec.env_id}[{i}] returned {what} after {after}")
+        return EnvironmentFault(f"{self.spec.env_id}[{i}] {verb} {what} after {after}")
+
+
+def _seed(env: Any, seed: int) -> None:
+    """Seeds what a reset with a seed leaves alone: the spaces, and a generator nobody asks for."""
+    for owner in (env, env.unwrapped):
+        for name in ("action_space", "observation_space"):
+            space = getattr(owner, name, None)
+            if isinstance(space, gym.Space):
+                space.seed(seed)
+    with contextlib.suppress(AttributeError):  # an environment may have made it read-only
+        env.unwrapped.np_random = np.random.default_rng(seed)
 
 
 def _batched(
     env_id: str, num_envs: int, options: Mapping[str, Any]
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
-    env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **options)
+    env = registry.guarded(
+        env_id,
+        options,
+        lambda: gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **options),
+    )
     assert env.metadata["autoreset_mode"] is gym.vector.AutoresetMode.NEXT_STEP, env
     return env
 

@@ -13,8 +13,19 @@ import numpy as np
 from dreamfleet import agents
 from dreamfleet.actors.actor import Actor
 from dreamfleet.actors.evaluator import Evaluator
+from dreamfleet.core import seeding
 from dreamfleet.core.config import RunConfig, apply
-from dreamfleet.core.types import Agent, EnvSpec, QueueSpec, Replay, TableSpec, WeightStore, Worker
+from dreamfleet.core.errors import EnvironmentFault
+from dreamfleet.core.types import (
+    Agent,
+    EnvSpec,
+    QueueSpec,
+    Replay,
+    TableSpec,
+    VectorEnv,
+    WeightStore,
+    Worker,
+)
 from dreamfleet.dreamer_workers.dreamer import Dreamer
 from dreamfleet.learner.learner import Learner
 from dreamfleet.replay_server import budget
@@ -61,7 +72,8 @@ class Blueprint:
         """The blueprint of a run. Raises UserError for an unknown agent or environment."""
         from dreamfleet.envs import registry
 
-        return cls(config, registry.describe(config.env), agents.find(config.agent).path)
+        spec = registry.describe(config.env, **config.env_options)
+        return cls(config, spec, agents.find(config.agent).path)
 
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
         """The agent of one process, drawing from generators of its own. Imports torch."""
@@ -106,22 +118,38 @@ class Blueprint:
 
     def seed(self, part: str, starts: int = 0) -> int:
         """The seed of a part, the same in every wiring and on every machine."""
-        name = zlib.crc32(part.encode())
-        return int(np.random.SeedSequence((self.config.seed, name, starts)).generate_state(1)[0])
+        return seeding.spread((self.config.seed, zlib.crc32(part.encode()), starts), 1)[0]
 
     def shard_seeds(self) -> list[int]:
         """The seed of each shard of the replay."""
         names = ["replay", *(f"replay-{i}" for i in range(1, self.config.train.replay_shards))]
         return [self.seed(name) for name in names]
 
+    def evaluation(self, episodes: int) -> VectorEnv:
+        """The environments that play so many episodes of an evaluation."""
+        from dreamfleet.envs.vector import GymVector
+
+        env = GymVector.to_play(self.config.env, episodes, self.config.evaluated_options)
+        self._check_spaces(env)
+        return env
+
+    def _check_spaces(self, env: VectorEnv) -> None:
+        """Raises EnvironmentFault for an environment whose spaces are not those of the agent."""
+        if env.spec != self.spec:
+            raise EnvironmentFault(
+                f"{self.config.env} has {env.spec} here, but the agent has {self.spec}"
+            )
+
     def _actor(self, index: int, site: Site) -> Actor:
         from dreamfleet.envs.vector import GymVector
 
         config, starts = self.config, site.progress.starts
         n, train = config.envs_per_actor, config.train
+        seeding.seed_globals(self.seed(f"globals-{index}", starts))
         # Streams of its own for every start: a chunk of an actor that died may still be on its way.
         stream = (starts * config.num_actors + index) * n
-        env = GymVector(config.env, n, self.seed(f"env-{index}", starts), options=train.env)
+        env = GymVector(config.env, n, self.seed(f"env-{index}", starts), config.env_options)
+        self._check_spaces(env)
         env.restore(site.progress.env)
         return Actor(
             env,
@@ -162,11 +190,9 @@ class Blueprint:
         )
 
     def _evaluator(self, site: Site) -> Evaluator:
-        from dreamfleet.envs.vector import GymVector
-
         train = self.config.train
         return Evaluator(
-            lambda: GymVector.to_play(self.config.env, train.eval_episodes),
+            lambda: self.evaluation(train.eval_episodes),
             site.agent,
             site.replay,
             site.weights,

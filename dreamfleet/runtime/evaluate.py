@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamfleet import agents
-from dreamfleet.core import checkpoint
+from dreamfleet.core import checkpoint, seeding
 from dreamfleet.core.errors import UserError
 from dreamfleet.runtime.run_folder import read_config
 
@@ -33,17 +33,20 @@ def evaluate(
     from dreamfleet.envs.vector import GymVector
     from dreamfleet.runtime.blueprint import Blueprint
 
-    if video is None:
-        env = GymVector.to_play(config.env, episodes)
-    else:
-        env = GymVector(config.env, min(episodes, FILMED), seed, video_dir=video)
-    try:
-        agent = Blueprint.of(config).agent("evaluation", device)
-        for group in agent.act_groups:
-            agent.restore(group, state["agent"][group])
-        played = play(env, agent, episodes, seed)
-    finally:
-        env.close()
+    blueprint = Blueprint.of(config)
+    with seeding.seeded_globals(seed):
+        if video is None:
+            env = blueprint.evaluation(episodes)
+        else:
+            n, options = min(episodes, FILMED), config.evaluated_options
+            env = GymVector(config.env, n, seed, options, video_dir=video)
+        try:
+            agent = blueprint.agent("evaluation", device)
+            for group in agent.act_groups:
+                agent.restore(group, state["agent"][group])
+            played = play(env, agent, episodes, seed)
+        finally:
+            env.close()
     return {
         **summary(played),
         "agent": config.agent,

@@ -9,8 +9,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from dreamfleet.core.config import RunConfig
+from dreamfleet import agents
+from dreamfleet.core.config import RunConfig, unshaped
 from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import EnvSpec
 
 CONNECT_S: Final = 1.0
 _CURRENT_CLUSTER: Final = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves it
@@ -52,14 +54,46 @@ def check_device(device: str) -> None:
         raise UserError(f"--device cuda: {found}. Use --device cpu, or auto.")
 
 
-def check_agent(config: RunConfig) -> None:
-    """UserError for options the agent does not take, or tables no replay could serve.
+def check_environment(config: RunConfig) -> tuple[EnvSpec, list[str]]:
+    """Plays one step of the run's environment → its spaces, and what a person should be warned of.
+
+    Raises UserError where it cannot be built with its arguments or breaks, and where evaluations
+    play in other spaces.
+    """
+    from dreamfleet.envs.rehearsal import rehearse
+
+    spec, warnings = rehearse(config.env, config.env_options)
+    if config.evaluated_options != unshaped(config.env_options):
+        evaluated, _ = rehearse(config.env, config.evaluated_options)
+        if evaluated != spec:
+            raise UserError(
+                f"evaluations of {config.env} have {evaluated}, training has {spec}: change "
+                "eval_env.… so that the spaces are the same."
+            )
+    return spec, warnings
+
+
+def check_same_spaces(spec: EnvSpec, saved: RunConfig) -> None:
+    """UserError where new arguments give a resumed run an environment of other spaces."""
+    from dreamfleet.envs import registry
+
+    before = registry.describe(saved.env, **saved.env_options)
+    if spec != before:
+        raise UserError(
+            f"env.… of the run to resume cannot change so: it has {before}, now {spec}. Leave it "
+            "out, or start a new run."
+        )
+
+
+def check_agent(config: RunConfig, spec: EnvSpec) -> None:
+    """UserError for an environment or options that the agent does not take, or tables that no
+    replay could serve.
 
     Builds an agent, which imports torch.
     """
     from dreamfleet.runtime.blueprint import Blueprint
 
-    blueprint = Blueprint.of(config)
+    blueprint = Blueprint(config, spec, agents.find(config.agent).path)
     blueprint.tables(blueprint.agent("driver", "cpu"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,8 @@ from dreamfleet.core.config import Flags, RunConfig, configure
 from dreamfleet.core.errors import UserError
 from dreamfleet.runtime import preflight, presets
 from dreamfleet.runtime.run_folder import RunFolder, check_new, latest, read_config
+
+SETTABLE: Final = ("train.", "agent.", "env.", "eval_env.")  # groups of settings
 
 # What a resumed run may do differently; the rest is what the run is.
 MAY_CHANGE: Final = (
@@ -43,6 +45,7 @@ def plan(
     flags_on: given the flags there are without a person's, the flags with them. settings: dotted,
     as of `--set`. resume: a run's folder or `latest`. Raises UserError for what cannot be.
     """
+    check_settings(settings)
     if resume is None:
         flags = flags_on(Flags())
         agents.find(flags.agent)
@@ -53,7 +56,7 @@ def plan(
         base = read_config(path)
         agents.find(base.agent)
     flags = flags_on(Flags(**{field.name: getattr(base, field.name) for field in fields(Flags)}))
-    config = RunConfig(**vars(flags), train=base.train, agent_options=base.agent_options)
+    config = replace(base, **vars(flags))
     if path is not None:
         check_resumable(base, config, settings, path)
     return Plan(configure(config, settings), settings, path)
@@ -71,12 +74,13 @@ def start(planned: Plan) -> tuple[int, Path]:
         preflight.check_address(config.address)
     else:  # a cluster's devices are its own
         preflight.check_device(config.device)
-
-    from dreamfleet.envs import registry
-
-    agents.check(config.agent, registry.describe(config.env, **config.train.env))
-    if any(key.startswith(("agent.", "train.replay_")) for key in planned.settings):
-        preflight.check_agent(config)  # imports torch: the last of the checks
+    spec, warnings = preflight.check_environment(config)
+    agents.check(config.agent, spec)
+    if resumed is not None:
+        preflight.check_same_spaces(spec, read_config(resumed))
+    chosen = any(key.startswith(("agent.", "train.replay_")) for key in planned.settings)
+    if chosen or spec.obs.image or config.agent not in agents.REGISTRY:
+        preflight.check_agent(config, spec)  # imports torch: the last of the checks
 
     from dreamfleet.runtime.display import Display
 
@@ -90,7 +94,19 @@ def start(planned: Plan) -> tuple[int, Path]:
         else:
             from dreamfleet.runtime.cluster import train
         with Display(f"{config.agent} · {config.env} · {folder.path}") as display:
+            for warning in warnings:
+                display.note(f"warning: {warning}")
             return train(folder.config, folder, state, display), folder.path
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """UserError for a setting that belongs to no group."""
+    for key in settings:
+        if not key.startswith(SETTABLE) or key.endswith("."):
+            flags = {field.name: "--" + field.name.replace("_", "-") for field in fields(Flags)}
+            use = f"; for this there is {flags[key]}" if key in flags else ""
+            groups = ", ".join(f"{group}…" for group in SETTABLE)
+            raise UserError(f"--set takes settings of {groups}{use}; found {key!r}.")
 
 
 def check_resumable(

@@ -50,3 +50,16 @@ def test_without_such_facts_the_figures_are_all_there_is():
         "length_mean": 7.0,
         "episodes": 1,
     }
+
+
+def test_facts_of_some_episodes_only_are_averaged_over_those():
+    facts = [{}, {"is_success": True}, {"is_success": False, "gap": 2.0}]
+    found = summary([Episode(0, 1.0, 5, fact) for fact in facts])
+    assert (found["is_success_mean"], found["gap_mean"], found["episodes"]) == (0.5, 2.0, 3)
+
+
+def test_a_fact_that_is_none_is_left_out_and_the_unshaped_return_counts():
+    rows = {"first": np.array([True]), "reward": np.array([1.0]), "last": np.array([True])}
+    said = {"gap": np.array([None], object), "return": np.array([-7.0], object)}
+    (episode,) = Episodes(1).add(rows, said)
+    assert (episode.total, episode.facts) == (-7.0, {})

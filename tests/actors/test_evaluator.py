@@ -104,7 +104,7 @@ def test_the_same_episodes_are_played_however_many_play_at_once(env_id):
     def played(envs, episodes=12):
         env = GymVector(env_id, envs, seed=envs)
         return [
-            (episode.total, episode.length, episode.told)
+            (episode.total, episode.length, episode.facts)
             for episode in play(env, FakeAgent(), episodes, seed=5)
         ]
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import pytest
+import yaml
 
 from dreamfleet.core.config import Flags, RunConfig, TrainConfig, apply, configure, flatten, within
 from dreamfleet.core.errors import UserError
@@ -131,8 +132,42 @@ def test_config_survives_flattening():
 
 
 def test_arguments_of_the_environment_may_have_any_name_and_come_back_from_a_file():
-    config = configure(RunConfig(), {"train.env.progressive": True, "train.env.size": 3})
-    assert config.train.env == {"progressive": True, "size": 3}
-    assert configure(RunConfig(), flatten(asdict(config))) == config
-    with pytest.raises(UserError, match=r"train.env must be a group of settings; found 3"):
+    values = {
+        "env.progressive": True,
+        "env.sizes": [3, [4]],
+        "env.maze.width": 5,
+        "env.maze.height": 6,
+        "env.empty": {},
+        "env.rooms": {1: "a", "b.c": {"d": None}},
+        "eval_env.size": 7,
+    }
+    config = configure(RunConfig(), values)
+    assert config.env_options == {
+        "progressive": True,
+        "sizes": [3, [4]],
+        "maze": {"width": 5, "height": 6},
+        "empty": {},
+        "rooms": {1: "a", "b.c": {"d": None}},
+    }
+    assert config.eval_env_options == {"size": 7}
+    written = yaml.safe_load(yaml.safe_dump(asdict(config)))
+    assert configure(RunConfig(), flatten(written)) == config
+    assert configure(config, {"env": {"more": 1}}).env_options["sizes"] == [3, [4]]
+
+
+def test_the_old_name_of_these_arguments_is_still_read():
+    config = configure(RunConfig(), {"train.env.size": 3, "train.env.maze.width": 4})
+    assert config.env_options == {"size": 3, "maze": {"width": 4}}
+    old = {"train": {"chunk": 4, "env": {"size": 3}}, "env": "CartPole-v1"}
+    read = configure(RunConfig(), flatten(old))
+    assert (read.env_options, read.env, read.train.chunk) == ({"size": 3}, "CartPole-v1", 4)
+    assert configure(RunConfig(), flatten({"train": {"env": {}}})) == RunConfig()
+    with pytest.raises(UserError, match=r"env.… must be a group of settings; found 3"):
         configure(RunConfig(), {"train.env": 3})
+
+
+def test_evaluations_have_the_arguments_of_the_run_where_they_have_none_of_their_own():
+    given = {"env.size": 3, "env.wind": 1.0, "eval_env.wind": 0.0, "env.reward_floor": -1}
+    assert configure(RunConfig(), given).evaluated_options == {"size": 3, "wind": 0.0}
+    with pytest.raises(UserError, match=r"eval_env.reward_floor cannot be"):
+        configure(RunConfig(), {"eval_env.reward_floor": -1})

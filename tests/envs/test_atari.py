@@ -130,7 +130,7 @@ def test_a_game_with_a_seed_of_its_own_is_the_same_in_any_company():
 
 
 def test_an_argument_the_games_do_not_take_is_named():
-    with pytest.raises(UserError, match=r"was given stack_num, but: .*stack_num"):
+    with pytest.raises(UserError, match=r"could not be built with stack_num=4: .*stack_num"):
         GymVector(ENV, 1, seed=0, options={"stack_num": 4})
 
 

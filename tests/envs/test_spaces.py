@@ -1,8 +1,18 @@
 """The agent's view of a space, and the way back."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
+from gymnasium.spaces import (
+    Box,
+    Dict,
+    Discrete,
+    MultiBinary,
+    MultiDiscrete,
+    Sequence,
+    Text,
+    Tuple,
+)
 
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Space
@@ -14,29 +24,166 @@ from dreamfleet.envs import spaces
     [
         (Box(0, 255, (8, 8, 3), np.uint8), Space((8, 8, 3), "uint8")),
         (Box(-np.inf, np.inf, (3,), np.float64), Space((3,), "float32")),
-        (Box(0, 9, (2, 2), np.int64), Space((2, 2), "float32")),
-        (Box(0, 1, (), np.float32), Space((), "float32")),
+        (Box(0, 9, (2, 2), np.int64), Space((4,), "float32")),
+        (Box(0, 1, (), np.float32), Space((1,), "float32")),
     ],
 )
 def test_boxes_are_observed_as_pixels_or_float32(space, seen):
     assert spaces.observation("Some-v0", space) == seen
 
 
-@pytest.mark.parametrize("space", [Dict(a=Discrete(2)), Tuple([Discrete(2)]), Discrete(4)])
-def test_an_observation_that_is_no_box_is_named(space):
-    with pytest.raises(UserError) as error:
+CARDS = Dict(hand=MultiDiscrete([2, 3]), seat=Discrete(2, start=1), speed=Box(-1, 1, (2,)))
+
+
+@pytest.mark.parametrize(
+    ("space", "seen", "vector"),
+    [
+        (Discrete(4), 2, [0, 0, 1, 0]),
+        (Discrete(4), np.array([2]), [0, 0, 1, 0]),
+        (Discrete(3, start=-1), np.int64(-1), [1, 0, 0]),
+        (MultiDiscrete([2, 3]), np.array([1, 2]), [0, 1, 0, 0, 1]),
+        (MultiDiscrete([[2], [2]]), np.array([[1], [0]]), [0, 1, 1, 0]),
+        (MultiBinary(3), np.array([1, 0, 1], np.int8), [1, 0, 1]),
+        (Tuple([Discrete(2), Box(0, 9, (2, 1), np.int16)]), (1, [[7], [8]]), [0, 1, 7, 8]),
+        (
+            CARDS,
+            {"speed": [0.5, -0.5], "seat": 2, "hand": [0, 1]},
+            [1, 0, 0, 1, 0, 0, 1, 0.5, -0.5],
+        ),
+        (Dict(a=Tuple([Dict(b=Discrete(2))])), {"a": ({"b": 0},)}, [1, 0]),
+        (Box(0, 1, (6, 7, 2), np.uint8), np.ones((6, 7, 2), np.uint8), [1] * 84),
+        (Box(0, 1, (), np.float64), 0.25, [0.25]),
+        (Box(0, 1, (2,), np.float16), np.array([0, 1], np.float16), [0, 1]),
+    ],
+)
+def test_what_is_no_picture_becomes_one_vector(space, seen, vector):
+    encode = spaces.Encoder("Some-v0", space)
+    assert encode.space == Space((len(vector),), "float32")
+    assert encode(seen).tolist() == vector
+
+
+def test_a_grey_picture_gets_a_channel_and_stays_bytes():
+    encode = spaces.Encoder("Some-v0", Box(0, 255, (5, 4), np.uint8))
+    seen = np.arange(20, dtype=np.uint8).reshape(5, 4)
+    assert encode.space == Space((5, 4, 1), "uint8")
+    np.testing.assert_array_equal(encode(seen)[..., 0], seen)
+    with pytest.raises(spaces.Mismatch, match=r"float64 \(5, 4\) where uint8 \(5, 4\)"):
+        encode(seen / 255)
+
+
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        ({"hand": [0, 1], "seat": 3, "speed": [0, 0]}, r"seat: 3 where Discrete\(2, start=1\)"),
+        ({"hand": [0, 3], "seat": 1, "speed": [0, 0]}, "hand: 3 where MultiDiscrete"),
+        ({"hand": [0, 0.5], "seat": 1, "speed": [0, 0]}, r"hand: float64 \(2,\) where"),
+        ({"hand": [0, 1], "seat": "a", "speed": [0, 0]}, "seat: 'a' where"),
+        ({"hand": [0, 1], "seat": None, "speed": [0, 0]}, "seat: None where"),
+        ({"hand": [0, 1], "seat": 1, "speed": [0]}, r"speed: int64 \(1,\) where"),
+        ({"hand": [0, 1], "seat": 1}, "an observation without 'speed'"),
+        ((1, 2), "an observation without 'hand'"),
+    ],
+)
+def test_an_observation_outside_of_its_space_is_named_with_its_part(seen, message):
+    with pytest.raises(spaces.Mismatch, match=message):
+        spaces.Encoder("Some-v0", CARDS)(seen)
+
+
+def test_every_number_of_a_composite_has_a_name():
+    encode = spaces.Encoder("Some-v0", CARDS)
+    places = [encode.where(i) for i in (0, 4, 5, 8)]
+    assert places == [" at hand[0]", " at hand[4]", " at seat[0]", " at speed[1]"]
+    assert spaces.Encoder("Some-v0", Discrete(2)).where(0) == ""
+
+
+@pytest.mark.parametrize(
+    ("space", "remedy"),
+    [
+        (Text(5), "TransformObservation"),
+        (Sequence(Discrete(2)), "TransformObservation"),
+        (Dict(a=Text(5)), "TransformObservation"),
+        (Discrete(10**7), "TransformObservation"),
+        (Dict(a=Box(0, 255, (8, 8, 3), np.uint8)), "FilterObservation"),
+        (Dict(), "holds no number"),
+        (Tuple([]), "holds no number"),
+    ],
+)
+def test_an_observation_that_cannot_become_numbers_is_refused_with_a_remedy(space, remedy):
+    with pytest.raises(UserError, match=remedy) as error:
         spaces.observation("Some-v0", space)
     assert 'env "Some-v0" observes' in str(error.value) and str(space) in str(error.value)
 
 
 @pytest.mark.parametrize(
     "space",
-    [MultiDiscrete([2, 3]), Box(-np.inf, 1, (2,)), Box(0, 3, (2,), np.int64), Dict(a=Discrete(2))],
+    [
+        MultiDiscrete([100, 100]),
+        MultiBinary(11),
+        Box(-np.inf, 1, (2,)),
+        Box(-np.inf, np.inf, (2, 3)),
+        Dict(a=Discrete(2)),
+        Text(3),
+    ],
 )
-def test_an_action_space_no_agent_can_act_in_is_named(space):
-    with pytest.raises(UserError) as error:
+def test_an_action_space_no_agent_can_act_in_is_named_with_a_remedy(space):
+    with pytest.raises(UserError, match=r"gymnasium\.wrappers\.TransformAction\(env, ") as error:
         spaces.action("Some-v0", space)
     assert "Some-v0" in str(error.value) and str(space) in str(error.value)
+
+
+class Acts(gym.Env):
+    observation_space = Discrete(2)
+
+    def __init__(self, space):
+        self.action_space = space
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return 0, 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    "space",
+    [MultiDiscrete([100, 100]), MultiDiscrete([[50, 9], [8, 7]]), MultiBinary(11)]
+    + [Box(-np.inf, np.inf, shape, np.float32) for shape in ((3,), (2, 2))]
+    + [Box(-np.inf, 5, (1,), np.float32), Box(0, np.inf, (1,), np.float32)],
+)
+def test_the_wrapper_that_a_refusal_names_works(space):
+    with pytest.raises(UserError) as error:
+        spaces.action("Some-v0", space)
+    text = str(error.value)
+    expression = text[text.index("gymnasium.wrappers.") :].partition(" allows")[0]
+    expression = expression.partition(", for agents")[0]
+    wrapped = eval(expression, {"gymnasium": gym, "env": Acts(space)})
+    assert not spaces.action("Some-v0", wrapped.action_space).discrete
+    decode = spaces.decoder(wrapped.action_space)
+    size = int(np.prod(wrapped.action_space.shape))
+    unit = np.array([[-1.0], [0.3], [1.0]], np.float32)
+    for own in decode(np.repeat(unit, size, axis=1)):
+        if not isinstance(space, Box) or not space.is_bounded("below"):
+            wrapped.step(own if space.shape != (1,) else -np.abs(own))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [MultiDiscrete([2, 3]), MultiDiscrete([[2, 3], [1, 2]]), MultiBinary(3), MultiBinary((2, 2))]
+    + [MultiDiscrete([2, 2], start=[1, -1])],
+)
+def test_few_combinations_are_one_choice_among_all_of_them(space):
+    n = spaces.action("Some-v0", space).n
+    own = spaces.decoder(space)(np.arange(n))
+    assert len(np.unique(own.reshape(n, -1), axis=0)) == n
+    assert all(action in space for action in own)
+
+
+def test_whole_numbers_in_a_box_are_equally_wide():
+    space = Box(np.array([0, -1]), np.array([3, 1]), dtype=np.int64)
+    unit = np.random.default_rng(0).uniform(-1, 1, (12_000, 2)).astype(np.float32)
+    own = spaces.decoder(space)(unit)
+    assert own.dtype == np.int64 and all(action in space for action in own[:100])
+    for column, options in ((0, 4), (1, 3)):
+        counts = np.unique(own[:, column], return_counts=True)[1]
+        np.testing.assert_allclose(counts / 12_000, np.full(options, 1 / options), atol=0.02)
 
 
 def test_discrete_actions_count_from_the_start_of_the_space():

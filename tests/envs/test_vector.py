@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from dreamfleet.core import seeding
 from dreamfleet.core.errors import EnvironmentFault, UserError
 from dreamfleet.envs.vector import AT_ONCE, BATCHED_AT_ONCE, GymVector
 
@@ -33,7 +34,7 @@ def test_every_row_of_an_episode_is_there_once_and_truncation_is_no_termination(
 def test_rows_agree_with_gymnasiums_own_vectorisation():
     """SyncVectorEnv resets on the step after the end (NEXT_STEP), which is what a row means."""
     ours = GymVector("CartPole-v1", 3, seed=7)
-    seeds = np.random.SeedSequence(7).generate_state(3).tolist()
+    seeds = seeding.spread(7, 3)
     theirs = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
     obs, _ = theirs.reset(seed=seeds)
     rows = ours.reset()
@@ -52,7 +53,7 @@ def test_rows_agree_with_gymnasiums_own_vectorisation():
 def test_rows_of_a_batched_environment_are_those_of_its_vectorised_form():
     ours = GymVector("NumberGame-v1", 3, seed=7)
     theirs = gym.make_vec("NumberGame-v1", 3)
-    obs, _ = theirs.reset(seed=int(np.random.SeedSequence(7).generate_state(1)[0]))
+    obs, _ = theirs.reset(seed=seeding.spread(7, 1)[0])
     rows, ended = ours.reset(), np.ones(3, bool)
     np.testing.assert_array_equal(rows["obs"], obs)
     assert rows["first"].all() and not rows["reward"].any() and not rows["last"].any()
@@ -150,7 +151,7 @@ def test_a_continuous_action_reaches_the_environment_in_its_own_units():
     [
         (
             "FaultyNaN",
-            r"dreamfleet.envs.probe:FaultyNaN-v0\[0\] returned a observation of nan after action 1",
+            r"probe:FaultyNaN-v0\[0\] returned an observation of nan after action 1",
         ),
         ("FaultyShape", r"float32 \(3,\) where float32 \(2,\) was declared, after action 1"),
     ],
@@ -185,7 +186,6 @@ class Returns(gym.Env):
     [
         ({"obs": np.zeros(2), "reward": np.inf}, "a reward of inf"),
         ({"obs": np.array([0.0, -np.inf])}, "observation of -inf"),
-        ({"obs": np.zeros(2), "dtype": np.uint8}, r"float64 \(2,\) where uint8 \(2,\)"),
         ({"obs": np.array(["a", "b"])}, r"<U1 \(2,\)"),
         ({"obs": None}, r"object \(\)"),
     ],
@@ -202,7 +202,7 @@ def test_rows_that_would_poison_a_replay_are_refused(kwargs, message):
 @pytest.mark.parametrize(
     ("obs", "message"),
     [
-        ([[0, 0], [0, np.nan]], r"Together-v0\[1\] returned a observation of nan after action 1"),
+        ([[0, 0], [0, np.nan]], r"Together-v0\[1\] returned an observation of nan after action 1"),
         ([[0, 0, 0], [0, 0, 0]], r"int64 \(2, 3\) where float32 \(2, 2\) was declared"),
     ],
 )

@@ -7,7 +7,8 @@ import pytest
 
 from dreamfleet import agents
 from dreamfleet.core.config import RunConfig
-from dreamfleet.core.errors import UserError
+from dreamfleet.core.errors import EnvironmentFault, UserError
+from dreamfleet.core.types import Space
 from dreamfleet.learner.weight_store import LocalWeights
 from dreamfleet.runtime.blueprint import Blueprint, Progress, Site, weight_groups
 from tests.fakes import SPEC, FakeAgent, FakeConfig, FakeReplay
@@ -89,16 +90,40 @@ def test_workers_take_up_where_the_run_is(blueprint):
     assert "1000" in evaluator.waiting_for
 
 
-def test_actors_step_the_environment_as_asked_and_where_it_was_and_evaluators_the_plain_one(
+def site(**progress):
+    return Site(FakeAgent(), FakeReplay(), LocalWeights(), (), Progress(**progress))
+
+
+def test_actors_and_evaluators_play_with_their_arguments_and_actors_go_on_where_they_were(
     blueprint,
 ):
-    train = replace(RunConfig().train, env={"progressive": True})
-    settings = replace(blueprint.config, env="NumberGame-v1", train=train)
-    given = replace(blueprint, config=settings)
-    was = {"level": 2, "scores": [5.0]}
-    site = Site(FakeAgent(), FakeReplay(), LocalWeights(), (), Progress(env=was))
-    assert given.worker("actor-0", site).env_state == was
-    assert given.worker("evaluator", site)._make_env().state() == {}
+    config = replace(blueprint.config, env="NumberGame-v1", env_options={"progressive": True})
+    given, was = Blueprint.of(config), {"level": 2, "scores": [5.0]}
+    assert given.worker("actor-0", site(env=was)).env_state == was
+    assert given.evaluation(2).state() == {"level": 0, "scores": []}
+    plain = replace(config, eval_env_options={"progressive": False})
+    assert Blueprint.of(plain).evaluation(2).state() == {}
+
+
+def test_the_agent_is_built_for_the_environment_that_is_played(blueprint):
+    config = replace(blueprint.config, env="LunarLander-v3", env_options={"continuous": True})
+    assert Blueprint.of(config).spec.action == Space((2,), "float32")
+
+
+def test_an_environment_of_other_spaces_than_the_agents_is_refused(blueprint):
+    other = replace(blueprint, config=replace(blueprint.config, env="CartPole-v1"))
+    said = r"CartPole-v1 has observations float32 \(4,\).*agent has observations float32 \(2,\)"
+    with pytest.raises(EnvironmentFault, match=said):
+        other.worker("actor-0", site())
+    with pytest.raises(EnvironmentFault, match=said):
+        other.evaluation(2)
+
+
+def test_rewards_are_shaped_in_training_only(blueprint):
+    config = replace(blueprint.config, env_options={"reward_floor": 3.5})
+    env = replace(blueprint, config=config).evaluation(1)
+    env.reset()
+    assert env.step(np.zeros(1, np.int64))["reward"].tolist() == [1.0]
 
 
 def test_a_model_free_agent_has_no_world():

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import UserError
 from dreamfleet.runtime.evaluate import evaluate
 from dreamfleet.runtime.run_folder import RunFolder, read_config
+from tests.envs import own
 from tests.fakes import FakeAgent
 
 
@@ -115,3 +119,26 @@ def test_a_run_without_a_checkpoint_says_so(run):
         path.rename(run.path / path.name)
     with pytest.raises(UserError, match="has no checkpoint yet"):
         evaluate(run.path, 1, 0, "cpu")
+
+
+def test_what_an_environment_prints_stays_out_of_the_object(run, monkeypatch, capfd):
+    def obs(env, t):
+        print("talks", flush=True)  # noqa: T201
+        os.system("echo shouts")
+        ctypes.CDLL(None).puts(b"mutters")  # stays in the buffer of C for a while
+        return np.zeros(2)
+
+    config = replace(read_config(run.path), env=own.register("Talks-v0", obs=obs))
+    monkeypatch.setattr("dreamfleet.runtime.evaluate.read_config", lambda path: config)
+    monkeypatch.setattr(checkpoint, "newest", lambda *_, **__: next(run.checkpoints.iterdir()))
+    assert cli.main(["eval", str(run.path), "--episodes=1", "--json"]) == 0
+    said = capfd.readouterr()
+    assert json.loads(said.out)["return_mean"] == 5.0
+    assert all(word in said.err for word in ("talks", "shouts", "mutters"))
+
+
+def test_a_seed_names_the_episodes_of_an_environment_that_draws_from_everywhere(run, monkeypatch):
+    config = replace(read_config(run.path), env=own.drawing("Draws-v0"))
+    monkeypatch.setattr("dreamfleet.runtime.evaluate.read_config", lambda path: config)
+    monkeypatch.setattr(checkpoint, "newest", lambda *_, **__: next(run.checkpoints.iterdir()))
+    assert evaluate(run.path, 3, 5, "cpu") == evaluate(run.path, 3, 5, "cpu")

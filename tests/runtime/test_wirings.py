@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from dreamfleet import agents
 from dreamfleet.core.errors import WorkerFailed
+from tests.envs import own
 from tests.runtime.runs import FAKE, RHYTHM, assert_counted, config, state_in, streams, train
 
 CLUSTER = pytest.param("cluster", marks=pytest.mark.slow)
@@ -253,3 +256,21 @@ def test_what_was_saved_on_the_way_can_be_resumed(tmp_path):
     saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert [name[:17] for name in saved] == ["ckpt-000000000200", "ckpt-000000000250"]
     assert state_in(tmp_path)["session"]["env_steps"] == 250
+
+
+def test_two_local_runs_are_identical_wherever_their_environment_draws_from(tmp_path):
+    """The returns of all episodes, evaluations in between."""
+
+    def returns(name):
+        space = gym.spaces.Box(-1, 1, (2,), np.float64)
+        env = own.register(
+            "Draws-v0",
+            reward=lambda t: random.random() + np.random.rand(),  # noqa: NPY002
+            observes=space,
+        )
+        rhythm = replace(RHYTHM, eval_every=60)
+        left = train("local", config(tmp_path / name, rhythm, env=env, num_actors=2))
+        assert left.kinds["eval"] > 2
+        return [event.get("return", event.get("return_mean")) for event in left.events]
+
+    assert returns("one") == returns("same")

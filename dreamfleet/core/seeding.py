@@ -1,0 +1,39 @@
+"""Seeds for whatever draws random numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+
+LARGEST: Final = 2**31 - 1  # of a signed 32-bit integer, which is what simulators take
+
+
+def spread(seed: int | tuple[int, ...], n: int) -> list[int]:
+    """Derives n independent seeds, each from 0 to LARGEST, from one seed or a tuple of numbers."""
+    words = np.random.SeedSequence(seed).generate_state(n)
+    return [int(word) & LARGEST for word in words]
+
+
+def seed_globals(seed: int) -> None:
+    """Seeds the generators that all code of a process shares: those of `random` and `np.random`.
+
+    For environments that draw from them. Our own code has generators of its own.
+    """
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global generator is what is meant
+
+
+@contextmanager
+def seeded_globals(seed: int) -> Iterator[None]:
+    """Seeds the shared generators, and gives them their earlier state back in the end."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    seed_globals(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
