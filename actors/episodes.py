@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ class Episode:
     total: float  # the undiscounted return
     length: int  # agent steps: the rows that an action led to
     told: dict[str, Any]  # name → a Python number
+    cut: bool = False  # it did not end: an evaluation stopped it at its limit of steps
 
 
 class Episodes:
@@ -32,15 +33,15 @@ class Episodes:
         """Rows and info (N, …) → the episodes that end with them."""
         self._return = np.where(rows["first"], 0.0, self._return) + rows["reward"]
         self._length = np.where(rows["first"], 0, self._length + 1)
-        return [
-            Episode(
-                int(i),
-                float(self._return[i]),
-                int(self._length[i]),
-                {name: values[i].item() for name, values in info.items()},
-            )
-            for i in np.flatnonzero(rows["last"])
-        ]
+        return [self._episode(int(i), info) for i in np.flatnonzero(rows["last"])]
+
+    def cut(self, i: int, info: Batch) -> Episode:
+        """The episode of environment `i` as far as it got."""
+        return replace(self._episode(i, info), cut=True)
+
+    def _episode(self, i: int, info: Batch) -> Episode:
+        told = {name: values[i].item() for name, values in info.items()}
+        return Episode(i, float(self._return[i]), int(self._length[i]), told)
 
 
 def summary(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -50,6 +51,7 @@ def summary(episodes: Sequence[Episode]) -> dict[str, float]:
     a mean.
     """
     found = figures(episodes)
+    found["cut_short"] = sum(episode.cut for episode in episodes)
     for name, value in episodes[0].told.items():
         if type(value) is int:
             for kind in sorted({episode.told[name] for episode in episodes}):

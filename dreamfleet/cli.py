@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -21,7 +22,6 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from dreamfleet import agents
-from dreamfleet.core import checkpoint
 from dreamfleet.core.config import Flags, RunConfig, configure
 from dreamfleet.core.errors import UserError, WorkerFailed, nearest
 
@@ -67,7 +67,7 @@ def train(args: Sequence[str]) -> int:
     config, overrides, resumed = configured(args)
 
     from dreamfleet.runtime import preflight
-    from dreamfleet.runtime.run_folder import RunFolder, check_new
+    from dreamfleet.runtime.run_folder import RunFolder, check_new, last_address
 
     if resumed is None and config.run_dir:
         check_new(Path(config.run_dir))
@@ -84,9 +84,19 @@ def train(args: Sequence[str]) -> int:
 
     from dreamfleet.runtime.display import Display
 
-    with RunFolder.reopen(resumed, config) if resumed else RunFolder.create(config) as folder:
+    command = shlex.join(["launch.py", "train", *args])
+    if resumed is None:
+        opened = RunFolder.create(config, command=command)
+    else:
+        opened = RunFolder.reopen(resumed, config, command)
+        if config.address is None and (was := last_address(resumed)):
+            said = f"the run was on the cluster at {was}, and goes on here. To go on there"
+            print(f"{said}: --address {was}", file=sys.stderr)
+    with opened as folder:
         state = None
         if resumed:
+            from dreamfleet.runtime.resume import restored
+
             state = restored(folder.checkpoints, config)
             folder.record()
         if config.local:
@@ -98,12 +108,14 @@ def train(args: Sequence[str]) -> int:
 
 
 def evaluate(args: Sequence[str]) -> int:
-    """Play the newest checkpoint of a run greedily."""
+    """Play a checkpoint of a run greedily."""
 
     def command(
         run: Annotated[Positional[str], arg(metavar="RUN")],
         episodes: int = 100,
         seed: int = 0,
+        checkpoint: str = "latest",
+        max_steps: int | None = None,
         device: str = "auto",
         video: Path | None = None,
         json: FlagCreatePairsOff[bool] = False,
@@ -114,6 +126,8 @@ def evaluate(args: Sequence[str]) -> int:
             run: a run's folder, or latest
             episodes: episodes to play
             seed: of the environments; the same seed plays the same episodes
+            checkpoint: latest, best (by the run's own evaluations), or the path of one
+            max_steps: steps after which an episode is cut short; none: the run's train.eval_steps
             device: where networks live: auto, cpu or cuda
             video: a folder for films
             json: print one JSON object and nothing else
@@ -123,6 +137,8 @@ def evaluate(args: Sequence[str]) -> int:
     given = parse(command, args, "eval")
     if given["episodes"] < 1:
         raise UserError(f"--episodes must be at least 1; found {given['episodes']}.")
+    if given["max_steps"] is not None and given["max_steps"] < 1:
+        raise UserError(f"--max-steps must be at least 1; found {given['max_steps']}.")
     if given["seed"] < 0:
         raise UserError(f"--seed must be at least 0; found {given['seed']}.")
     Flags(device=given["device"])
@@ -132,12 +148,13 @@ def evaluate(args: Sequence[str]) -> int:
 
     preflight.check_device(given["device"])
     run = run_path(given["run"])
-    found = play(run, given["episodes"], given["seed"], given["device"], given["video"])
+    asked = {key: value for key, value in given.items() if key not in ("run", "json")}
+    found = play(run, **asked)
     if given["json"]:
         print(json.dumps(found))
     else:
         whose = f"{found['agent']} on {found['env']} after {found['env_steps']:,} steps"
-        print(f"{whose}: {in_words(found)}")
+        print(f"{whose}: {in_words(found)} · {found['checkpoint']}")
         for kind in dict.fromkeys(key.partition("/")[0] for key in found if "/" in key):
             prefix = f"{kind}/"
             those = {key.removeprefix(prefix): found[key] for key in found if prefix in key}
@@ -155,6 +172,7 @@ def in_words(figures: Mapping[str, Any]) -> str:
             f"(lowest {figures['return_min']:.1f}) over {figures['episodes']} episodes "
             f"of {figures['length_mean']:.0f} steps",
             *(f"{key.removesuffix('_mean')} {figures[key]:.3g}" for key in others),
+            *(f"{cut} cut short" for cut in (figures.get("cut_short"),) if cut),
         )
     )
 
@@ -323,17 +341,6 @@ def run_path(given: str) -> Path:
     from dreamfleet.runtime.run_folder import latest
 
     return latest()
-
-
-def restored(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
-    """The state to resume from. UserError when there is none, or nothing is left to do."""
-    path = checkpoint.newest(checkpoints, agent=config.agent, env=config.env)
-    if path is None:
-        raise UserError(f"no checkpoint in {checkpoints}: nothing to resume. Start a new run.")
-    taken = checkpoint.manifest(path)["env_steps"]
-    if taken >= config.steps:
-        raise UserError(f"{path} has taken {taken} of {config.steps} steps. Ask for more: --steps.")
-    return checkpoint.load(path)
 
 
 def pick_flags(config: RunConfig) -> Flags:

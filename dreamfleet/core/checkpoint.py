@@ -364,7 +364,7 @@ def _decode(node: Any, arrays: Archive) -> Any:
 def _all(folder: Path) -> list[Path]:
     """Returns the checkpoints of `folder`, oldest first. UserError where it cannot be read."""
     try:
-        names = os.listdir(folder) if folder.exists() else []
+        names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
     except OSError as error:
         raise UserError(f"cannot read the checkpoints in {folder}: {error.strerror}.") from None
     found = [(match, name) for name in names if (match := _NAME.fullmatch(name))]

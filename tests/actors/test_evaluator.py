@@ -16,7 +16,8 @@ def make(replay, weights=None, envs=None, **changes):
         envs.append(FakeEnv(lengths=(3, 5)))
         return envs[-1]
 
-    settings = {"pulls": ("policy",), "episodes": 2, "every": 100, "seed": 0, **changes}
+    settings = {"pulls": ("policy",), "episodes": 2, "every": 100, "seed": 0, "max_steps": 99}
+    settings |= changes
     agent = FakeAgent()
     return Evaluator(make_env, agent, replay, weights or LocalWeights(), **settings), agent
 
@@ -48,6 +49,7 @@ def test_an_evaluation_reports_its_episodes():
         "return_min": 6.0,
         "length_mean": 4.0,
         "episodes": 2,
+        "cut_short": 0,
     }
     assert evaluator.drain() == []
     assert {name for name, _ in agent.seen} == {"greedy"}
@@ -83,19 +85,19 @@ def test_evaluation_seeds_are_fresh_reproducible_and_the_same_after_a_resume():
     ("episodes", "expected"), [(1, [3]), (2, [3, 9]), (3, [3, 9, 3]), (6, [3, 9, 3, 9, 3, 9])]
 )
 def test_short_episodes_are_not_counted_more_often_than_long_ones(episodes, expected):
-    played = play(FakeEnv(lengths=(3, 9)), FakeAgent(), episodes, seed=0)
+    played = play(FakeEnv(lengths=(3, 9)), FakeAgent(), episodes, seed=0, max_steps=99)
     assert [episode.length for episode in played] == expected
     assert [episode.total for episode in played] == [n * (n + 1) / 2 for n in expected]
 
 
 def test_more_environments_than_episodes_is_fine():
-    played = play(FakeEnv(lengths=(2, 3, 4)), FakeAgent(), 2, seed=0)
+    played = play(FakeEnv(lengths=(2, 3, 4)), FakeAgent(), 2, seed=0, max_steps=99)
     assert [episode.length for episode in played] == [2, 3]
 
 
 def test_what_is_not_asked_for_is_not_waited_for():
     env = FakeEnv(lengths=(2, 3, 400))
-    play(env, FakeAgent(), 2, seed=0)
+    play(env, FakeAgent(), 2, seed=0, max_steps=99)
     assert len(env.actions) == 3
 
 
@@ -105,7 +107,7 @@ def test_the_same_episodes_are_played_however_many_play_at_once(env_id):
         env = GymVector(env_id, envs, seed=envs)
         return [
             (episode.total, episode.length, episode.told)
-            for episode in play(env, FakeAgent(), episodes, seed=5)
+            for episode in play(env, FakeAgent(), episodes, seed=5, max_steps=999)
         ]
 
     assert played(1) == played(5) == played(12)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from dreamfleet.core import checkpoint
 from dreamfleet.core.config import RunConfig, TrainConfig
 from dreamfleet.core.errors import UserError
 from dreamfleet.runtime.run_folder import RunFolder, check_new, latest, read_config, versions
@@ -114,16 +115,25 @@ def test_a_live_run_is_held_even_against_another_process(tmp_path):
 def test_reopening_changes_nothing_until_recorded(tmp_path):
     with RunFolder.create(RunConfig(run_dir=str(tmp_path / "run"))) as folder:
         pass
-    with RunFolder.reopen(folder.path, RunConfig(steps=77)) as again:
-        assert read_config(folder.path).steps == RunConfig().steps
+    file = folder.path / "config.yaml"
+    before = file.read_bytes()
+    with RunFolder.reopen(folder.path, RunConfig(steps=77), command="again") as again:
+        assert file.read_bytes() == before
         again.record()
-    assert yaml.safe_load((folder.path / "config.yaml").read_text())["steps"] == 77
+    assert read_config(folder.path).steps == 77
+    assert file.read_bytes().startswith(before)
+    first, second = yaml.safe_load(file.read_text())["history"]
+    assert "changed" not in first
+    assert second["changed"] == {"steps": 77}
+    assert second["command"] == "again"
+    assert second["versions"] == versions()
 
 
 def test_latest_is_the_run_last_written_to(tmp_path):
     folders = [RunFolder.create(RunConfig(seed=s), tmp_path) for s in range(3)]
     for folder, when in zip(folders, (10, 30, 20), strict=True):
         os.utime(folder.path / "config.yaml", (when, when))
+        checkpoint.save(folder.checkpoints, 1, {}, agent="dreamer-lite", env="CartPole-v1")
         folder.close()
     assert latest(tmp_path) == folders[1].path
     folders[2].metrics.touch()
