@@ -191,8 +191,9 @@ def read_config(path: Path) -> RunConfig:
             f"no run at {path}: expected {file}, found {found}. Runs are under {RUNS}/."
         )
     settings, history = _parsed(file, _read(file))
-    config = configure(RunConfig(), _applied(settings, history), source=str(file))
-    return replace(config, address=None)
+    values = _applied(settings, history)
+    values.pop("address", None)
+    return configure(RunConfig(), values, source=str(file))
 
 
 def last_address(path: Path) -> str | None:
