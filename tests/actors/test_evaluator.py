@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dreamfleet.actors.episodes import summary
 from dreamfleet.actors.evaluator import Evaluator, play
 from dreamfleet.envs.vector import GymVector
 from dreamfleet.learner.weight_store import LocalWeights
@@ -113,3 +114,65 @@ def test_the_same_episodes_are_played_however_many_play_at_once(env_id):
     assert played(1) == played(5) == played(12)
     assert played(4, episodes=7) == played(12)[:7]
     assert len({total for total, *_ in played(12)}) > 3
+
+
+def test_an_episode_that_never_ends_is_cut_short_and_said():
+    played = play(FakeEnv(lengths=(3, 400, 400)), FakeAgent(), 3, seed=0, max_steps=10)
+    assert [(it.length, it.cut) for it in played] == [(3, False), (10, True), (10, True)]
+    assert [it.total for it in played] == [6, 55, 55]
+    found = summary(played)
+    assert (found["cut_short"], found["episodes"], found["return_mean"]) == (2, 3, 116 / 3)
+
+
+def test_an_episode_that_ends_at_the_limit_is_whole():
+    (played,) = play(FakeEnv(lengths=(10,)), FakeAgent(), 1, seed=0, max_steps=10)
+    assert (played.length, played.cut) == (10, False)
+
+
+def test_an_interrupted_evaluation_ends_at_the_next_step_and_says_nothing():
+    replay, envs, asked = FakeReplay(), [], []
+
+    def stop():
+        asked.append(len(envs[-1].actions))
+        return len(asked) > 2
+
+    evaluator, _ = make(replay, envs=envs, stop=stop)
+    replay.env_steps = 100
+    assert not evaluator.step()
+    assert asked == [0, 1, 2]
+    assert envs[0].closed
+    assert evaluator.drain() == []
+    assert evaluator.take_best() is None
+
+
+def test_the_best_evaluation_hands_over_what_it_played():
+    replay, weights = FakeReplay(), LocalWeights()
+    evaluator, agent = make(replay, weights, best_score=10.5)  # what FakeEnv's episodes pay
+    weights.publish("policy", {"count": np.array(42)})
+    replay.env_steps = 120
+    evaluator.step()
+    agent.count["policy"] = 43  # learning goes on before the report
+    best = evaluator.take_best()
+    assert (best.at, best.score, best.episodes) == (120, 10.5, 2)  # of equal ones the newer
+    assert {group: int(it["count"]) for group, it in best.weights.items()} == {"policy": 42}
+    assert evaluator.take_best() is None
+
+
+@pytest.mark.parametrize("score", [10.6, float("inf")])
+def test_a_worse_evaluation_hands_over_nothing(score):
+    replay = FakeReplay()
+    evaluator, _ = make(replay, best_score=score)
+    replay.env_steps = 120
+    evaluator.step()
+    assert evaluator.take_best() is None
+
+
+def test_what_was_saved_is_evaluated_whatever_is_published():
+    replay, weights = FakeReplay(), LocalWeights()
+    evaluator, agent = make(replay, weights)
+    weights.publish("policy", {"count": np.array(42)})
+    evaluator.evaluate_saved(77, {"policy": {"count": 50}})
+    (event,) = evaluator.drain()
+    assert (event["kind"], event["at"], event["episodes"]) == ("eval", 77, 2)
+    assert agent.count["policy"] == 50
+    assert evaluator.take_best().at == 77
