@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 from dreamfleet.core import checkpoint
 from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import Agent, QueueSpec, TableSpec
-from dreamfleet.replay_server.shards import split_state
+from dreamfleet.core.types import Agent
+from dreamfleet.replay_server.shards import NearShard, shard_tables, split_state
 from dreamfleet.runtime.blueprint import Blueprint, weight_groups
 
 
@@ -21,16 +21,18 @@ def restored(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
 
     Raises UserError when there is none, or nothing is left to do. Imports torch.
     """
-    made: list[Agent] = []
+    if not any(checkpoints.glob("ckpt-*")):
+        raise UserError(f"no checkpoint in {checkpoints}: nothing to resume. Start a new run.")
+    blueprint = Blueprint.of(config)
+    agent = blueprint.agent("driver", "cpu")
+    shards = config.train.replay_shards
+    empty = NearShard(shard_tables(blueprint.tables(agent), shards), seed=0).state()
 
     def check(state: Mapping[str, Any]) -> None:
-        if not made:
-            made.append(Blueprint.of(config).agent("driver", "cpu"))
-        check_resumable(state, made[0], config.train.replay_shards)
+        check_resumable(state, agent, [empty] * shards)
 
     saved = checkpoint.read_newest(checkpoints, agent=config.agent, env=config.env, check=check)
-    if saved is None:
-        raise UserError(f"no checkpoint in {checkpoints}: nothing to resume. Start a new run.")
+    assert saved is not None
     if saved.env_steps >= config.steps:
         raise UserError(
             f"{saved.path} has taken {saved.env_steps} of {config.steps} steps. "
@@ -39,18 +41,25 @@ def restored(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
     return saved.state
 
 
-def check_resumable(state: Mapping[str, Any], agent: Agent, shards: int) -> None:
+def check_resumable(
+    state: Mapping[str, Any], agent: Agent, empty: Sequence[Mapping[str, Any]]
+) -> None:
     """UserError unless a run with an agent like this one can go on from `state`.
 
-    The agent is left with what the state holds of it.
+    empty: what the state of each shard of the replay is like. The agent is left with what the
+    state holds of it.
     """
     for part in ("agent", "replay", "session"):
         if not isinstance(state.get(part), Mapping):
             raise UserError(f"{part} is missing.")
     restore_groups(agent, weight_groups(agent), state["agent"])
     _check_session(state["session"])
-    for shard in split_state(state["replay"], shards):
-        _check_replay(shard, agent.tables)
+    for ours, theirs in zip(empty, split_state(state["replay"], len(empty)), strict=True):
+        if wrong := _unlike(ours, theirs, "replay"):
+            raise UserError(f"{wrong}.")
+        for name, table in ours.items():
+            if "columns" in table:
+                _check_rows(name, theirs[name])
 
 
 def restore_groups(agent: Agent, groups: tuple[str, ...], states: Any) -> None:
@@ -112,21 +121,40 @@ def _check_session(session: Mapping[str, Any]) -> None:
                 raise UserError(f"session.{name}.{key} is {value!r:.60}.")
 
 
-def _check_replay(state: Mapping[str, Any], tables: Mapping[str, TableSpec | QueueSpec]) -> None:
-    """UserError unless the rows of every table have the columns that the agent wants of it."""
-    for name, spec in tables.items():
-        table = state.get(name)
-        if not isinstance(table, Mapping):
-            raise UserError(f"the replay's table {name!r} is missing.")
-        if not isinstance(spec, TableSpec):
-            continue
-        columns, previous = table.get("columns"), table.get("previous")
-        if not isinstance(columns, Mapping) or not isinstance(previous, np.ndarray):
-            raise UserError(f"the replay's table {name!r} has no rows.")
-        for column, space in spec.columns.items():
-            found, expected = columns.get(column), (*previous.shape, *space.shape)
-            shape = found.shape if isinstance(found, np.ndarray) else None
-            if shape != expected:
-                raise UserError(
-                    f"the replay's column {name}.{column} is of shape {shape}, expected {expected}."
-                )
+def _unlike(ours: Any, theirs: Any, where: str) -> str:
+    """Says what `theirs` lacks of the state of an empty replay; empty when it is like it."""
+    if isinstance(ours, Mapping):
+        if not isinstance(theirs, Mapping):
+            return f"{where} is missing"
+        found = (_unlike(ours[key], theirs.get(key), f"{where}.{key}") for key in ours)
+        return next(filter(None, found), "")
+    if isinstance(ours, np.ndarray):
+        same = isinstance(theirs, np.ndarray) and theirs.dtype == ours.dtype
+        fits = same and theirs.ndim == ours.ndim and theirs.shape[1:] == ours.shape[1:]
+        wanted = f"rows of {ours.dtype} {ours.shape[1:]}"
+        return "" if fits else f"{where} is {_kind(theirs)}, expected {wanted}"
+    kinds = (int, float) if isinstance(ours, float) else (type(ours),)
+    fits = isinstance(theirs, kinds) and not isinstance(theirs, bool)
+    if not fits or (isinstance(ours, int) and theirs < 0):  # whole numbers are counts
+        return f"{where} is {_kind(theirs)}"
+    return ""
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
+
+
+def _check_rows(name: str, table: Mapping[str, Any]) -> None:
+    """UserError unless all that a table says of its rows is of as many rows."""
+    rows = {"previous": table["previous"], **table["columns"]}
+    for consumer, view in table["views"].items():
+        rows[f"{consumer}.starts"] = view["starts"]
+    held = len(table["previous"])
+    for what, values in rows.items():
+        if len(values) != held:
+            raise UserError(f"replay.{name} has {held} rows, but {len(values)} of {what}.")
+    if held > table["inserted"]:
+        raise UserError(f"replay.{name} has {held} rows, but {table['inserted']} were inserted.")
+    streams = {what: len(values) for what, values in table["streams"].items()}
+    if len(set(streams.values())) > 1:
+        raise UserError(f"replay.{name} has streams of different numbers: {streams}.")

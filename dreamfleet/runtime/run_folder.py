@@ -241,8 +241,18 @@ def _parsed(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]
         raise UserError(f"{file} holds {type(values).__name__}, expected settings by name.")
     history = values.get(HISTORY) or []
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
-        raise UserError(f"{file}: {HISTORY} must be a list of starts; found {history!r:.60}.")
+        raise UserError(f"{file}: {HISTORY} must be a list of starts; found {_short(history)}.")
+    for entry in history:
+        changed = entry.get("changed") or {}
+        if not isinstance(changed, dict) or not all(isinstance(key, str) for key in changed):
+            raise UserError(
+                f"{file}: what changed must be settings by name; found {_short(changed)}."
+            )
     return values, history
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.60}"
 
 
 def _applied(settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -259,8 +269,11 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
 
 def _check_grown(file: Path, text: str, entry: Mapping[str, Any]) -> None:
     """UserError unless `text` ends with `entry` as the last of its history."""
-    _, history = _parsed(file, text)
-    if not history or history[-1] != entry:
+    try:
+        added = yaml.safe_load(text)[HISTORY][-1] == entry
+    except yaml.YAMLError:
+        added = False
+    if not added:
         raise UserError(f"nothing can be added to {file}: keep {HISTORY} its last key.")
 
 
