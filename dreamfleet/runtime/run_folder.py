@@ -163,9 +163,9 @@ class RunFolder:
 def check_new(path: Path) -> None:
     """UserError unless a run may start in `path`: new, or an empty folder, and writable."""
     if path.is_dir() and any(path.iterdir()):
+        able = f"Continue it with --resume {path}, or name" if _has_checkpoint(path) else "Name"
         raise UserError(
-            f"run folder {path} exists and is not empty. Continue it with --resume {path}, "
-            "or name another with --run-dir."
+            f"run folder {path} exists and is not empty. {able} another with --run-dir."
         )
     if path.exists() and not path.is_dir():
         raise UserError(f"run folder {path} is a file. Name a folder with --run-dir.")

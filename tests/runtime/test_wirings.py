@@ -267,8 +267,8 @@ def test_what_was_saved_on_the_way_can_be_resumed(tmp_path):
 def test_the_last_evaluation_is_of_what_was_saved(tmp_path, wiring):
     left = train(wiring, config(tmp_path, replace(RHYTHM, eval_every=100), steps=250))
     saved = left.state["session"]["env_steps"]
-    (last,) = [event for event in left.of("eval") if event["at"] == saved]
-    assert last == left.of("eval")[-1]
+    last = left.of("eval")[-1]
+    assert last["at"] == saved
     assert last["episodes"] == RHYTHM.eval_episodes
     assert "eval 15.0 ± 0.0 (2 episodes)" in left.said.splitlines()[-1]
     best = checkpoint.read_newest(tmp_path / "best")  # all are equal, so it is the newest
