@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ class Episode:
     total: float  # the undiscounted return, of unshaped rewards
     length: int  # agent steps: the rows that an action led to
     facts: dict[str, Any]  # name → a Python number, from `VectorEnv.info`
+    cut: bool = False  # it did not end: an evaluation stopped it at its limit of steps
 
 
 class Episodes:
@@ -32,13 +33,17 @@ class Episodes:
         """Rows and info (N, …) → the episodes that end with them."""
         self._return = np.where(rows["first"], 0.0, self._return) + rows["reward"]
         self._length = np.where(rows["first"], 0, self._length + 1)
-        ended = []
-        for i in np.flatnonzero(rows["last"]).tolist():
-            facts = {name: _python(values[i]) for name, values in info.items()}
-            facts = {name: value for name, value in facts.items() if value is not None}
-            total = facts.pop("return", self._return[i])  # the unshaped one, where there are two
-            ended.append(Episode(i, float(total), int(self._length[i]), facts))
-        return ended
+        return [self._episode(i, info) for i in np.flatnonzero(rows["last"]).tolist()]
+
+    def cut(self, i: int, info: Batch) -> Episode:
+        """Returns the episode of environment `i` as far as it got."""
+        return replace(self._episode(i, info), cut=True)
+
+    def _episode(self, i: int, info: Batch) -> Episode:
+        facts = {name: _python(values[i]) for name, values in info.items()}
+        facts = {name: value for name, value in facts.items() if value is not None}
+        total = facts.pop("return", self._return[i])  # the unshaped one, where there are two
+        return Episode(i, float(total), int(self._length[i]), facts)
 
 
 def _python(value: Any) -> Any:
@@ -52,6 +57,7 @@ def summary(episodes: Sequence[Episode]) -> dict[str, float]:
     them.
     """
     found = figures(episodes)
+    found["cut_short"] = sum(episode.cut for episode in episodes)
     for name in _names(episodes, categories=True):
         of_each = [episode.facts.get(name) for episode in episodes]
         for category in sorted({value for value in of_each if value is not None}):

@@ -1,6 +1,6 @@
 """Whether a change made learning worse: two checkouts, the same commands, the same fresh seeds.
 
-    python benchmarks/before_after.py run CHECKOUT FOLDER      # one after another; goes on if stopped
+    python benchmarks/before_after.py run CHECKOUT FOLDER      # goes on where it stopped
     python benchmarks/before_after.py show OLD_FOLDER NEW_FOLDER
 
 Each run keeps its `config.yaml`, `versions.json` and `metrics.jsonl`, and beside them the score of
@@ -93,8 +93,10 @@ def row(task: str, old: dict[str, Any], new: dict[str, Any]) -> str:
     for before, after in zip(values(old), values(new), strict=True):
         change = after - before
         error = change.std(ddof=1) / len(change) ** 0.5
-        for side in (before, after):
-            cells.append(f"{np.median(side):.1f} ({side.min():.1f} to {side.max():.1f})")
+        cells += [
+            f"{np.median(side):.1f} ({side.min():.1f} to {side.max():.1f})"
+            for side in (before, after)
+        ]
         cells.append(f"{change.mean():+.1f} ± {error:.1f}")
     return f"| {task}, {len(names)} seeds | " + " | ".join(cells) + " |"
 
@@ -116,7 +118,8 @@ def main() -> None:
         machine = {"cpus": os.cpu_count(), "processor": processor()}
         given.out.write_text(json.dumps({**machine, "old": old, "new": new}, indent=1) + "\n")
     print(
-        "| task | mean evaluation, old | new | new - old | score of the end, old | new | new - old |"
+        "| task | mean of evaluations, old | new | new - old | score at the end, old | new "
+        "| new - old |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for task in LOOKS:

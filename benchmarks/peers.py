@@ -29,6 +29,7 @@ from benchmarks.processes import ROOT
 from benchmarks.report import report
 from dreamfleet.actors.episodes import summary
 from dreamfleet.actors.evaluator import play
+from dreamfleet.core.config import TrainConfig
 from dreamfleet.core.types import Agent, Array, Batch, Event, State
 from dreamfleet.envs.vector import GymVector
 from dreamfleet.runtime.run_folder import versions
@@ -113,7 +114,7 @@ class Looks(BaseCallback):
             fresh = 1_000_000 * (self._seed + 1) + self.num_timesteps
             env = GymVector.to_play(self._env_id, EPISODES)
             agent = cast(Agent, Greedy(self.model))  # all that playing asks of one
-            figures = summary(play(env, agent, EPISODES, fresh))
+            figures = summary(play(env, agent, EPISODES, fresh, TrainConfig().eval_steps))
             self._note({"kind": "eval", **figures, "took_s": time.monotonic() - began})
         return True
 

@@ -56,7 +56,10 @@ def train(
         settings or {},
         None if resume is None else str(resume),
     )
-    code, path = start.start(planned)
+    words = [f"{name}={value!r}" for name, value in given.items()]
+    words += [f"settings={dict(settings)!r}"] if settings else []
+    words += [f"resume={str(resume)!r}"] if resume is not None else []
+    code, path = start.start(planned, f"dreamfleet.train({', '.join(words)})")
     if code == 128 + signal.SIGINT:
         raise KeyboardInterrupt(f"stopped. Go on: dreamfleet.train(resume={str(path)!r})")
     return Run(path)
@@ -74,9 +77,9 @@ class Run:
         return read_config(self.path)
 
     def metrics(self, kind: str | None = None) -> list[Event]:
-        """Returns the events of `metrics.jsonl`, oldest first; only those of `kind` if one is named.
+        """Returns the events of `metrics.jsonl`, oldest first; of one kind if it is named.
 
-        Kinds are `episode`, `eval`, `learn`, `world`, `run`, `fault` and `milestone`.
+        Kinds are `episode`, `eval`, `learn`, `world`, `run`, `fault`, `milestone` and `resume`.
         """
         lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         events = [json.loads(line) for line in lines]
@@ -105,7 +108,9 @@ class Run:
         from dreamfleet.runtime.evaluate import player
 
         played = player(self.path, checkpoint, device)
-        return Policy(played.agent, played.codec, played.env_steps, played.checkpoint)
+        config = played.blueprint.config
+        codec = Codec(config.env, config.evaluated_options)
+        return Policy(played.agent, codec, played.env_steps, played.checkpoint)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -76,16 +77,18 @@ def train(args: Sequence[str]) -> int:
 
     from dreamfleet.runtime.start import start
 
-    return start(planned)[0]
+    return start(planned, shlex.join(["launch.py", "train", *args]))[0]
 
 
 def evaluate(args: Sequence[str]) -> int:
-    """Play the newest checkpoint of a run greedily."""
+    """Play a checkpoint of a run greedily."""
 
     def command(
         run: Annotated[Positional[str], arg(metavar="RUN")],
         episodes: int = 100,
         seed: int = 0,
+        checkpoint: str = "latest",
+        max_steps: int | None = None,
         device: str = "auto",
         video: Path | None = None,
         json: FlagCreatePairsOff[bool] = False,
@@ -96,6 +99,8 @@ def evaluate(args: Sequence[str]) -> int:
             run: a run's folder, or latest
             episodes: episodes to play
             seed: of the environments; the same seed plays the same episodes
+            checkpoint: latest, best (by the run's own evaluations), or the path of one
+            max_steps: steps after which an episode is cut short; none: the run's train.eval_steps
             device: where networks live: auto, cpu or cuda
             video: a folder for films
             json: print one JSON object and nothing else
@@ -105,6 +110,8 @@ def evaluate(args: Sequence[str]) -> int:
     given = parse(command, args, "eval")
     if given["episodes"] < 1:
         raise UserError(f"--episodes must be at least 1; found {given['episodes']}.")
+    if given["max_steps"] is not None and given["max_steps"] < 1:
+        raise UserError(f"--max-steps must be at least 1; found {given['max_steps']}.")
     if given["seed"] < 0:
         raise UserError(f"--seed must be at least 0; found {given['seed']}.")
     Flags(device=given["device"])
@@ -114,13 +121,14 @@ def evaluate(args: Sequence[str]) -> int:
 
     preflight.check_device(given["device"])
     run = start.run_path(given["run"])
+    asked = {key: value for key, value in given.items() if key not in ("run", "json")}
     with stdout_to_stderr():  # environments print as they like
-        found = play(run, given["episodes"], given["seed"], given["device"], given["video"])
+        found = play(run, **asked)
     if given["json"]:
         print(json.dumps(found))
     else:
         whose = f"{found['agent']} on {found['env']} after {found['env_steps']:,} steps"
-        print(f"{whose}: {in_words(found)}")
+        print(f"{whose}: {in_words(found)} · {found['checkpoint']}")
         for kind in dict.fromkeys(key.partition("/")[0] for key in found if "/" in key):
             prefix = f"{kind}/"
             those = {key.removeprefix(prefix): found[key] for key in found if prefix in key}
@@ -138,6 +146,7 @@ def in_words(figures: Mapping[str, Any]) -> str:
             f"(lowest {figures['return_min']:.1f}) over {figures['episodes']} episodes "
             f"of {figures['length_mean']:.0f} steps",
             *(f"{key.removesuffix('_mean')} {figures[key]:.3g}" for key in others),
+            *(f"{cut} cut short" for cut in (figures.get("cut_short"),) if cut),
         )
     )
 

@@ -1,8 +1,9 @@
 """Checkpoints: a folder of one manifest (JSON) and one archive of arrays (NumPy), never a pickle.
 
-A checkpoint is written beside its place, flushed to the disk and renamed into it, so one that has
-its name is whole. The manifest carries the digest of the arrays, so one that was damaged later is
-recognised.
+A checkpoint is written beside its place, flushed to the disk and renamed into it, so a checkpoint
+under its own name was written completely. The manifest carries the digest of the arrays and one of
+itself, so later damage is recognised. What is read is never believed: any damage is a UserError
+that names the checkpoint, and `newest` then falls back to the one before.
 """
 
 from __future__ import annotations
@@ -11,132 +12,312 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import zipfile
-from collections.abc import Mapping
+import re
+import secrets
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from dreamfleet.core.archive import KINDS, Archive
 from dreamfleet.core.errors import UserError
 
 FORMAT: Final = "dreamfleet-checkpoint"
-VERSION: Final = 1
+VERSION: Final = 2
+READABLE: Final = (1, 2)  # version 1 has no digest of its manifest
 KEPT: Final = 2  # the one just written and the one before it
+LEARNED: Final = ("agent", "weights")  # parts of a state that are refused where they hold NaN
 
 _ARRAY: Final = "$array"  # {"$array": name} stands in the manifest for an array of the archive
+_MANIFEST: Final = "manifest.json"
+_ARCHIVE: Final = "arrays.npz"
+_MANIFEST_BYTES: Final = 16 << 20  # at most; large data belongs into arrays
+_NAME: Final = re.compile(r"ckpt-(\d{12,})\.(\d{3,})")  # env steps, number among those
+_STAGING: Final = re.compile(r"\.staging-[0-9a-f-]+")
 _LOG: Final = logging.getLogger(__name__)
 
+Check = Callable[[dict[str, Any]], None]  # raises UserError for a state that cannot serve
 
-def save(folder: Path, env_steps: int, state: Mapping[str, Any], *, agent: str, env: str) -> Path:
+
+class NotFinite(ArithmeticError):
+    """What was learned holds NaN or infinities, and so was not saved."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read and found whole."""
+
+    path: Path
+    env_steps: int
+    state: dict[str, Any]
+
+
+# ----------------------------------------------------------------------------------- writing
+
+
+def save(
+    folder: Path,
+    env_steps: int,
+    state: Mapping[str, Any],
+    *,
+    agent: str,
+    env: str,
+    kept: int = KEPT,
+) -> Path:
     """Write `state` as the newest checkpoint of `folder` → its path.
 
     `state`: nested dicts (str keys) of arrays, numbers, strings, bools, None and lists of these.
-    Raises TypeError for anything else and OSError when the disk refuses; older ones then stay.
+    `kept`: how many checkpoints of different env steps stay. Raises TypeError for anything else in
+    `state`, NotFinite where its learned parts hold NaN, and OSError when the disk refuses; the
+    older checkpoints then stay.
     """
+    if problem := not_finite(state):
+        raise NotFinite(problem)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".staging-*"):  # of a process that died while saving
-        shutil.rmtree(leftover)
-    staging = folder / f".staging-{os.getpid()}"
+    for entry in folder.iterdir():
+        if _STAGING.fullmatch(entry.name):  # of a process that died while saving
+            _remove(entry)
+    staging = folder / f".staging-{os.getpid()}-{secrets.token_hex(4)}"
     staging.mkdir()
     try:
-        arrays: dict[str, np.ndarray] = {}
-        tree = _encode(state, arrays, "state")
-        with open(staging / "arrays.npz", "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            _flush(file.fileno())
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "agent": agent,
-            "env": env,
-            "env_steps": env_steps,
-            "sha256": _digest(staging / "arrays.npz"),
-            "state": tree,
-        }
-        with open(staging / "manifest.json", "w", encoding="utf-8") as file:
-            json.dump(manifest, file)
-            _flush(file.fileno())
-        _flush_folder(staging)
+        _write(staging, env_steps, state, agent, env)
         path = _free_name(folder, env_steps)
         staging.rename(path)
         _flush_folder(folder)
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
         raise
-    _prune(folder, path)
+    _prune(folder, path, kept)
     return path
 
 
-def load(path: Path, *, agent: str | None = None, env: str | None = None) -> dict[str, Any]:
-    """The state saved at `path`, checked whole and of `agent` and `env` where they are given.
+def not_finite(state: Mapping[str, Any]) -> str:
+    """Says which learned number of `state` is NaN or infinite; empty when none is.
 
-    Tuples come back as lists. Raises UserError saying what was found and what was expected.
+    An array that is the same infinity throughout is a minimum or a maximum that has seen no data.
     """
+    for part in LEARNED:
+        for where, leaf in _leaves(state.get(part), part):
+            if isinstance(leaf, (float, np.floating)) and np.isnan(leaf):
+                return f"{where} is NaN"
+            if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f":
+                finite = np.isfinite(leaf)
+                if not finite.all() and not _no_data(leaf):
+                    bad = leaf[~finite].flat[0]
+                    return f"{where} holds {bad} ({(~finite).sum()} of {leaf.size} numbers)"
+    return ""
+
+
+def _no_data(array: np.ndarray) -> bool:
+    first = array.flat[0]
+    return bool(np.isinf(first) and (array == first).all())
+
+
+def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Yields the leaves of a state with the names that lead to them."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, f"{where}.{key}")
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from _leaves(value, f"{where}[{i}]")
+    else:
+        yield where, node
+
+
+def _write(staging: Path, env_steps: int, state: Mapping[str, Any], agent: str, env: str) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    tree = _encode(state, arrays, "state")
+    with open(staging / _ARCHIVE, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        _flush(file.fileno())
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "agent": agent,
+        "env": env,
+        "env_steps": env_steps,
+        "sha256": _digest(staging / _ARCHIVE),
+        "state": tree,
+    }
+    text = json.dumps(about | {"manifest_sha256": _manifest_digest(about)})
+    if len(text) > _MANIFEST_BYTES:
+        raise TypeError(
+            f"state: {len(text):,} bytes of numbers and text are more than a checkpoint takes "
+            f"({_MANIFEST_BYTES:,}); keep long lists in arrays"
+        )
+    with open(staging / _MANIFEST, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        _flush(file.fileno())
+    _flush_folder(staging)
+
+
+# ----------------------------------------------------------------------------------- reading
+
+
+def load(
+    path: Path,
+    *,
+    agent: str | None = None,
+    env: str | None = None,
+    parts: Collection[str] | None = None,
+    check: Check | None = None,
+) -> dict[str, Any]:
+    """Returns the state saved at `path`, checked to be whole and of `agent` and `env` if given.
+
+    `parts`: only these keys of the state, each array checked by its own checksum; the rest of the
+    archive is not read. `check`: whether the state serves the caller. Tuples come back as lists.
+    Raises UserError saying what was found and what was expected.
+    """
+    return read(path, agent=agent, env=env, parts=parts, check=check).state
+
+
+def read(
+    path: Path,
+    *,
+    agent: str | None = None,
+    env: str | None = None,
+    parts: Collection[str] | None = None,
+    check: Check | None = None,
+) -> Saved:
+    """As `load`, with what the checkpoint says of itself."""
     about = manifest(path)
     for kind, wanted in (("agent", agent), ("env", env)):
         if wanted is not None and about[kind] != wanted:
             raise UserError(f"checkpoint {path} is of {kind} {about[kind]!r}, expected {wanted!r}.")
-    archive = path / "arrays.npz"
-    found = _digest(archive) if archive.is_file() else "no such file"
-    if found != about["sha256"]:
-        raise UserError(
-            f"checkpoint {path} is damaged: sha256 of arrays.npz is {found[:12]}, expected "
-            f"{about['sha256'][:12]}. Resume from another checkpoint or start a new run."
-        )
-    try:
-        with np.load(archive, allow_pickle=False) as arrays:
-            state: dict[str, Any] = _decode(about["state"], arrays)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"checkpoint {path} is damaged: {archive.name}: {error}") from None
-    return state
+    archive = path / _ARCHIVE
+    if not archive.is_file():
+        raise _damaged(path, f"{_ARCHIVE}: no such file")
+    with _reading(path, _ARCHIVE):
+        if parts is None:
+            _check_digest(archive, about["sha256"])
+        tree = {key: node for key, node in about["state"].items() if parts is None or key in parts}
+        with Archive(archive) as arrays:
+            state: dict[str, Any] = _decode(tree, arrays)
+    if problem := not_finite(state):
+        raise _damaged(path, problem)
+    if check is not None:
+        try:
+            check(state)
+        except UserError as error:
+            raise UserError(f"checkpoint {path} cannot serve: {error}") from None
+    return Saved(path, about["env_steps"], state)
 
 
 def manifest(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: format, version, agent, env, env_steps, sha256, state.
 
-    Raises UserError when `path` holds no checkpoint of this format.
+    Raises UserError when `path` holds no checkpoint of this format, or a damaged manifest.
     """
-    file = path / "manifest.json"
-    if not file.is_file():
-        found = "nothing" if not path.exists() else "a file" if path.is_file() else "no manifest"
-        raise UserError(f"no checkpoint at {path}: found {found}, expected {file.name} in it.")
-    try:
+    file = path / _MANIFEST
+    with _reading(path, _MANIFEST):
+        if not file.is_file():
+            found = (
+                "nothing" if not path.exists() else "a file" if path.is_file() else "no manifest"
+            )
+            raise UserError(f"no checkpoint at {path}: found {found}, expected {_MANIFEST} in it.")
+        if file.stat().st_size > _MANIFEST_BYTES:
+            raise ValueError(f"longer than {_MANIFEST_BYTES:,} bytes")
         about = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"checkpoint {path} is damaged: {file.name}: {error}.") from None
-    form = about.get("format") if isinstance(about, dict) else None
-    if form != FORMAT:
-        raise UserError(f"{path} is not ours: found format {form!r}, expected {FORMAT!r}.")
-    if about.get("version") != VERSION:
-        raise UserError(
-            f"checkpoint {path} has version {about.get('version')!r}; this program reads {VERSION}."
-        )
-    missing = {"agent", "env", "env_steps", "sha256", "state"} - about.keys()
-    if missing:
-        raise UserError(f"checkpoint {path} is damaged: {file.name} lacks {sorted(missing)}.")
+        form = about.get("format") if isinstance(about, dict) else None
+        if form != FORMAT:
+            raise UserError(f"{path} is not ours: found format {form!r}, expected {FORMAT!r}.")
+        if about.get("version") not in READABLE:
+            readable = " and ".join(map(str, READABLE))
+            raise UserError(
+                f"checkpoint {path} has version {about.get('version')!r}; this program reads "
+                f"{readable}."
+            )
+        _check_fields(about)
     whole: dict[str, Any] = about
     return whole
 
 
 def newest(folder: Path, *, agent: str | None = None, env: str | None = None) -> Path | None:
+    """The path of the checkpoint that `read_newest` reads; None when there is none at all."""
+    saved = read_newest(folder, agent=agent, env=env)
+    return saved.path if saved else None
+
+
+def read_newest(
+    folder: Path,
+    *,
+    agent: str | None = None,
+    env: str | None = None,
+    parts: Collection[str] | None = None,
+    check: Check | None = None,
+) -> Saved | None:
     """The newest whole checkpoint of `folder`; a damaged one is passed over with a warning.
 
-    None when there is none at all; UserError when there are some and none can be read.
+    None when there is none at all; UserError when there are some and none can be read. The
+    arguments are those of `load`. A run may save, and so remove checkpoints, meanwhile.
     """
-    problem: UserError | None = None
-    for path in reversed(_all(folder)):
-        try:
-            load(path, agent=agent, env=env)
-        except UserError as error:
-            _LOG.warning("%s Trying the one before it.", error)
-            problem = problem or error
-        else:
-            return path
-    if problem:
-        raise problem
+    paths = _all(folder)
+    while paths:
+        problems: list[UserError] = []
+        for path in reversed(paths):
+            try:
+                saved = read(path, agent=agent, env=env, parts=parts, check=check)
+            except UserError as error:
+                problems.append(error)
+            else:
+                for problem in problems:
+                    _LOG.warning("%s Taking %s instead.", problem, path.name)
+                return saved
+        if (now := _all(folder)) == paths:
+            raise problems[0]
+        paths = now
     return None
+
+
+def _check_fields(about: Mapping[str, Any]) -> None:
+    """ValueError unless a manifest has all its fields, of the right types, as they were written."""
+    expected = {"agent", "env", "env_steps", "sha256", "state"}
+    expected |= {"manifest_sha256"} if about["version"] > 1 else set()
+    if missing := expected - about.keys():
+        raise ValueError(f"lacks {sorted(missing)}")
+    kinds = {"agent": str, "env": str, "env_steps": int, "sha256": str, "state": dict}
+    for name, kind in kinds.items():
+        value = about[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} is {type(value).__name__}, expected {kind.__name__}")
+    if not 0 <= about["env_steps"] < 2**63:
+        raise ValueError(f"env_steps is {about['env_steps']}")
+    if about["version"] > 1:
+        rest = {key: value for key, value in about.items() if key != "manifest_sha256"}
+        if about["manifest_sha256"] != _manifest_digest(rest):
+            raise ValueError("its sha256 is not the one it was written with")
+
+
+@contextmanager
+def _reading(path: Path, name: str) -> Iterator[None]:
+    """Whatever goes wrong with the file `name` of the checkpoint at `path` becomes a UserError.
+
+    A damaged file may raise anything: RecursionError and MemoryError are among what was seen.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise _damaged(path, f"{name}: {text}") from None
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(
+        f"checkpoint {path} is damaged: {what}. Use another checkpoint or start a new run."
+    )
+
+
+def _check_digest(archive: Path, expected: str) -> None:
+    found = _digest(archive)
+    if found != expected:
+        raise ValueError(f"its sha256 is {found[:12]}, expected {expected[:12]}")
 
 
 # ------------------------------------------------------------------------------ the state tree
@@ -149,7 +330,7 @@ def _encode(node: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
     if node is None or isinstance(node, (bool, int, float, str)):
         return node
     if isinstance(node, np.ndarray):
-        if node.dtype.kind not in "biuf":
+        if node.dtype.kind not in KINDS:
             raise TypeError(f"{where}: a checkpoint holds no arrays of {node.dtype}")
         name = f"a{len(arrays)}"
         arrays[name] = node
@@ -164,10 +345,13 @@ def _encode(node: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
     raise TypeError(f"{where}: a checkpoint holds no {type(node).__name__}")
 
 
-def _decode(node: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+def _decode(node: Any, arrays: Archive) -> Any:
     if isinstance(node, dict):
         if _ARRAY in node:
-            return arrays[node[_ARRAY]]
+            name = node[_ARRAY]
+            if len(node) > 1 or not isinstance(name, str):
+                raise ValueError(f"{_MANIFEST} names an array {name!r}")
+            return arrays.read(name)
         return {key: _decode(value, arrays) for key, value in node.items()}
     if isinstance(node, list):
         return [_decode(value, arrays) for value in node]
@@ -178,23 +362,63 @@ def _decode(node: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def _all(folder: Path) -> list[Path]:
-    """Checkpoints, oldest first."""
-    return sorted(folder.glob("ckpt-*"))
+    """Returns the checkpoints of `folder`, oldest first. UserError where it cannot be read."""
+    try:
+        names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoints in {folder}: {error.strerror}.") from None
+    found = [(match, name) for name in names if (match := _NAME.fullmatch(name))]
+    found.sort(key=lambda it: (int(it[0][1]), int(it[0][2])))
+    return [folder / name for _, name in found]
+
+
+def _steps(path: Path) -> int:
+    return int(path.name.partition("-")[2].partition(".")[0])
 
 
 def _free_name(folder: Path, env_steps: int) -> Path:
-    """ckpt-<env steps>.<n>: two saves may lie at one env step, with gradient steps between."""
-    stem = f"ckpt-{env_steps:012d}"
-    taken = [int(path.suffix[1:]) for path in folder.glob(f"{stem}.*")]
-    return folder / f"{stem}.{max(taken, default=-1) + 1:03d}"
+    """ckpt-<env steps>.<n>: a later save at the same env step has a name of its own."""
+    taken = [int(path.suffix[1:]) for path in _all(folder) if _steps(path) == env_steps]
+    return folder / f"ckpt-{env_steps:012d}.{max(taken, default=-1) + 1:03d}"
 
 
-def _prune(folder: Path, path: Path) -> None:
-    """Keep `path` and the one before it; later ones are of a future that was given up."""
-    paths = _all(folder)
-    at = paths.index(path)
-    for other in paths[: max(0, at + 1 - KEPT)] + paths[at + 1 :]:
-        shutil.rmtree(other)
+def _prune(folder: Path, path: Path, kept: int) -> None:
+    """Keep `path` and the newest of each of the `kept` - 1 env steps before it, if readable.
+
+    Later ones are of a future that was given up.
+    """
+    keep, steps = {path}, {_steps(path)}
+    for other in reversed(_all(folder)):
+        if len(steps) < kept and _steps(other) < min(steps) and _has_manifest(other):
+            keep.add(other)
+            steps.add(_steps(other))
+    for other in _all(folder):
+        if other not in keep:
+            _remove(other)
+
+
+def _has_manifest(path: Path) -> bool:
+    try:
+        manifest(path)
+    except UserError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint's folder, unless it is a link or somebody keeps other files in it."""
+    if path.is_symlink() or not path.is_dir():
+        return
+    files = list(path.iterdir())
+    if all(file.name in (_MANIFEST, _ARCHIVE) and not file.is_dir() for file in files):
+        for file in files:
+            file.unlink()
+        path.rmdir()
+
+
+def _manifest_digest(about: Mapping[str, Any]) -> str:
+    """The sha256 of a manifest without its own digest, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

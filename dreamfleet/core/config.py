@@ -36,6 +36,7 @@ class TrainConfig:
     log_every: int = within(200, 1)  # gradient steps between two lines of training metrics
     eval_every: int = within(1000, 0)  # env steps between evaluations; 0: never
     eval_episodes: int = within(10, 1)  # episodes an evaluation plays
+    eval_steps: int = within(30_000, 1)  # steps after which an evaluation cuts an episode short
     checkpoint_every: int = within(2000, 1)  # env steps between checkpoints
     replay_shards: int = within(1, 1, 64)  # replay processes, each with its part of the actors
     replay_gb: float | None = None  # of memory for the replay; none: as much as its capacity takes

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from dreamfleet.core.own_files import open_own
 from dreamfleet.core.types import Event
 
 
@@ -17,22 +19,29 @@ class MetricsWriter:
     """Appends events to a file, each readable by others as soon as it is written.
 
     Every event has at least `kind` and `env_steps`. NaN and infinities become null: JSON has none.
-    Opening an existing file continues it; a last line that a crash tore is dropped first.
+    Opening an existing file continues it; a last line that a crash tore is dropped first. Raises
+    UserError where the file is a link.
     """
 
     def __init__(self, path: Path) -> None:
-        if path.exists():
-            _drop_torn_line(path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the writer
+        self._file = open_own(path, os.O_RDWR | os.O_APPEND)
+        _drop_torn_line(self._file)
 
     def write(self, event: Event) -> None:
+        """Append one line, or none at all. Raises OSError when the disk refuses."""
         assert "kind" in event and "env_steps" in event, event
         line = json.dumps({key: _plain(value) for key, value in event.items()}, allow_nan=False)
-        self._file.write(line + "\n")
-        self._file.flush()
+        content = line.encode() + b"\n"
+        begin = os.fstat(self._file).st_size
+        try:
+            while content:
+                content = content[os.write(self._file, content) :]
+        except OSError:
+            os.ftruncate(self._file, begin)  # half a line would spoil the next one
+            raise
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._file)
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +68,14 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drop_torn_line(path: Path) -> None:
-    with open(path, "rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+def _drop_torn_line(file: int) -> None:
+    """Truncate `file` after its last newline."""
+    end = os.fstat(file).st_size
+    while end:
+        begin = max(0, end - 65_536)
+        newline = os.pread(file, end - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            end = begin + newline + 1
+            break
+        end = begin
+    os.ftruncate(file, end)

@@ -192,6 +192,16 @@ class Feedback:
     priorities: Array | None = None  # (B,)
 
 
+@dataclass(frozen=True)
+class Best:
+    """An evaluation that was the best of its run so far, and what it played."""
+
+    at: int  # env steps
+    score: float  # its mean return
+    episodes: int
+    weights: Mapping[str, Weights]  # of every group that acting needs
+
+
 @dataclass(frozen=True, order=True)
 class Origin:
     """Which chunk of rows this is, so that a repeat of it is recognised."""

@@ -67,7 +67,7 @@ class Encoder:
             return self._numbers(seen, self._shape).reshape(self.space.shape)
         vector = np.empty(self.space.shape)
         for part in self.parts:
-            values = self._values(part, _follow(part, seen))
+            values = self._values(part, follow(part, seen))
             vector[part.start : part.start + part.size] = values
         return vector
 
@@ -240,7 +240,7 @@ def _of(part: Part | None) -> str:
     return f" {part.name}:" if part and part.name else ""
 
 
-def _follow(part: Part, seen: Any) -> Any:
+def follow(part: Part, seen: Any) -> Any:
     """Returns the part of an observation that its keys lead to."""
     for depth, key in enumerate(part.path):
         name = _name(part.path[: depth + 1])

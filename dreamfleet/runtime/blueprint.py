@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -41,6 +41,7 @@ class Progress:
     updates: Mapping[str, int] = field(default_factory=dict)  # role → gradient steps taken
     starts: int = 0  # how often this worker was started before; every start has seeds of its own
     env: Mapping[str, Any] = field(default_factory=dict)  # the state its environments had
+    best_score: float | None = None  # of the evaluations so far
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Site:
     weights: WeightStore
     pulls: tuple[str, ...]  # the weight groups to fetch, as another process writes them
     progress: Progress
+    stop: Callable[[], bool] = lambda: False  # whether an evaluation is to end at once
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,18 @@ class Blueprint:
 
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
         """The agent of one process, drawing from generators of its own. Imports torch."""
+        agent_class, options = self._agent_class()
+        return cast(Agent, agent_class(options, self.spec, self.seed(part, starts), device))
+
+    def agent_options(self) -> dict[str, Any]:
+        """Every option of the agent with its value. Imports torch."""
+        return asdict(self._agent_class()[1])
+
+    def _agent_class(self) -> tuple[Any, Any]:
+        """→ the agent's class, and the options to build it with."""
         module, _, name = self.agent_path.partition(":")
         agent_class = getattr(importlib.import_module(module), name)
-        options = apply(agent_class.Config(), self.config.agent_options, prefix="agent.")
-        return cast(Agent, agent_class(options, self.spec, self.seed(part, starts), device))
+        return agent_class, apply(agent_class.Config(), self.config.agent_options, prefix="agent.")
 
     def tables(self, agent: Agent) -> dict[str, TableSpec | QueueSpec]:
         """The agent's tables, within the memory that the run allows.
@@ -200,6 +210,9 @@ class Blueprint:
             episodes=train.eval_episodes,
             every=train.eval_every,
             seed=self.seed("evaluator"),
+            max_steps=train.eval_steps,
+            stop=site.stop,
+            best_score=site.progress.best_score,
             env_steps=site.progress.env_steps,
         )
 

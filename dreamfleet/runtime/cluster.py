@@ -32,6 +32,8 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import UserError, WorkerFailed
+from dreamfleet.core.import_guard import importable_path
+from dreamfleet.core.own_files import open_own
 from dreamfleet.core.types import Agent, QueueSpec, TableSpec
 from dreamfleet.learner.weight_store import LocalWeights
 from dreamfleet.replay_server.shards import join_states, merged_stats, shard_tables, split_state
@@ -74,10 +76,11 @@ def train(
     build = partial(blueprint.agent, "driver", "cpu")  # imports torch, while Ray starts
     with (
         Session(config, folder, display, resumed) as session,
-        open(folder.path / "ray.log", "a") as log,
+        os.fdopen(open_own(folder.log, os.O_WRONLY | os.O_APPEND), "a") as log,
         redirect_stdout(log),  # Ray prints warnings of its own
         cluster(session, meanwhile=build) as agent,
     ):
+        folder.record(blueprint.agent_options())
         fleet = Fleet(blueprint, agent, session, resumed or {})
         try:
             fleet.run()
@@ -138,7 +141,7 @@ def _join(config: RunConfig, importable: str) -> str:
         "address": config.address,
         "runtime_env": {"py_modules": [str(PACKAGE)]},
     }
-    path = os.pathsep.join([importable, *filter(None, sys.path)])  # as this process imports
+    path = os.pathsep.join([importable, *importable_path()])  # as this process imports
     started: dict[str, Any] = {
         "address": "local",
         "include_dashboard": config.dashboard,
@@ -271,7 +274,7 @@ class Fleet:
     ) -> None:
         self._blueprint, self._session = blueprint, session
         self._train = blueprint.config.train
-        self._groups = weight_groups(agent)
+        self._groups, self._act_groups = weight_groups(agent), agent.act_groups
         self._namespace = f"{session.folder.path.name}-{uuid.uuid4().hex[:8]}"
         self._shares = shares(blueprint.config, _resources(blueprint.config))
         self._processes: dict[tuple[str, ...], Process] = {}
@@ -308,11 +311,13 @@ class Fleet:
                 self.save()
         session.refresh()
         self._take_last()
-        self.save()
-        self._score()
+        saved, states = self.save()
+        if saved and not session.interrupted_by:
+            self._await_evaluation()
+            self._evaluate_saved({group: states[group] for group in self._act_groups})
 
-    def save(self) -> None:
-        """Have the session write a checkpoint."""
+    def save(self) -> tuple[Path | None, dict[str, Any]]:
+        """Have the session write a checkpoint → its path, the state of each weight group."""
         owners = {group: self._processes[self._owners[group]] for group in self._groups}
         asked = {group: owner.line.call("state", group) for group, owner in owners.items()}
         states = [replay.call("state") for replay in self._replays]
@@ -320,7 +325,7 @@ class Fleet:
             group: answer(state, "+".join(owners[group].names)) for group, state in asked.items()
         }
         replay = join_states([answer(state, "replay") for state in states])
-        self._session.save(agent, replay)
+        return self._session.save(agent, replay), agent
 
     def close(self) -> None:
         """Stop every process of this run; others in the cluster stay."""
@@ -378,12 +383,30 @@ class Fleet:
                 done, _ = ray.wait(list(turns), num_returns=len(turns), timeout=seconds)
                 self._take([turns[turn] for turn in done], None)
 
-    def _score(self) -> None:
-        """Await the evaluation under way, and the one that the last steps made due."""
-        for then_s in (EARLY_TURN_S, None):
-            evaluator = self._processes.get(("evaluator",))
-            if evaluator and self._over(evaluator):
-                self._take([evaluator], then_s)
+    def _await_evaluation(self) -> None:
+        """Await the evaluation under way, unless somebody interrupts."""
+        evaluator = self._processes.get(("evaluator",))
+        if evaluator and self._over(evaluator):
+            self._take([evaluator], None)
+
+    def _evaluate_saved(self, states: Mapping[str, Any]) -> None:
+        """Have the policy that was saved evaluated, unless somebody interrupts."""
+        if ("evaluator",) in self._to_start:
+            self._start(("evaluator",))
+        evaluator = self._processes.get(("evaluator",))
+        if evaluator is None or not self._over(evaluator):
+            return
+        session = self._session
+        assert session.saved_at is not None
+        evaluator.turn = evaluator.line.call("evaluate_saved", session.saved_at, states)
+        evaluator.deadline = time.monotonic() + EVALUATION_S
+        if self._over(evaluator):
+            try:
+                (report,) = ray.get(evaluator.turn)
+            except RayError as error:
+                session.broke_in_last_evaluation(self._death(evaluator, error))
+            else:
+                session.take_last_evaluation(report)
 
     def _over(self, process: Process) -> bool:
         """Wait for its turn, unless it is overdue or somebody interrupts."""

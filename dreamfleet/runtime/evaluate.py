@@ -2,56 +2,125 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from dreamfleet import agents
-from dreamfleet.core import checkpoint, seeding
+from dreamfleet.core import checkpoint as checkpoints
+from dreamfleet.core import seeding
 from dreamfleet.core.errors import UserError
-from dreamfleet.runtime.run_folder import read_config
+from dreamfleet.core.types import Agent
+from dreamfleet.runtime.run_folder import BEST, CHECKPOINTS, read_config
 
-FILMED = 10  # environments that play together for a film, one of which is shown
+if TYPE_CHECKING:
+    from dreamfleet.runtime.blueprint import Blueprint
+
+FILMED: Final = 10  # environments that play together for a film, one of which is shown
 
 
-def evaluate(
-    run: Path, episodes: int, seed: int, device: str, video: Path | None = None
-) -> dict[str, Any]:
-    """Greedy episodes of the newest checkpoint of `run` → their figures, ready for JSON.
+@dataclass(frozen=True)
+class Player:
+    """An agent that acts as a checkpoint of a run does."""
 
-    Returns are undiscounted and unshaped. `video`: a folder for films of every tenth episode.
-    Raises UserError when `run` holds no run, or none of its checkpoints can be read.
+    blueprint: Blueprint
+    agent: Agent
+    env_steps: int  # how long it had learned
+    checkpoint: Path
+
+
+def player(run: Path, checkpoint: str = "latest", device: str = "auto") -> Player:
+    """Returns the agent of `run` with the policy of a checkpoint; the replay is not read.
+
+    checkpoint: `latest`, `best` by evaluation score (of equal ones the newer), or the path of one.
+    A damaged one is passed over for the newest whole one, unless its path was given. Raises
+    UserError when `run` holds no run, or no such checkpoint.
     """
     config = read_config(run)
     agents.find(config.agent)
-    path = checkpoint.newest(run / "checkpoints", agent=config.agent, env=config.env)
-    if path is None:
-        raise UserError(f"run {run} has no checkpoint yet. Train it on: --resume {run}")
-    state = checkpoint.load(path)
 
-    from dreamfleet.actors.episodes import summary  # heavy: only once the run is known to be one
+    from dreamfleet.runtime.blueprint import Blueprint  # heavy, as is an agent
+
+    made: list[tuple[Blueprint, Agent]] = []
+
+    def load(state: Mapping[str, Any]) -> None:
+        if not made:  # only once there is a checkpoint that can be read
+            blueprint = Blueprint.of(config)
+            made.append((blueprint, blueprint.agent("evaluation", device)))
+        load_policy(made[0][1], state)
+
+    about = {"agent": config.agent, "env": config.env}
+    if checkpoint in ("latest", "best"):
+        folder = run / (BEST if checkpoint == "best" else CHECKPOINTS)
+        saved = checkpoints.read_newest(folder, **about, parts=("agent", "weights"), check=load)
+    else:
+        given = Path(checkpoint)
+        saved = checkpoints.read(given, **about, parts=("agent", "weights"), check=load)
+    if saved is None:
+        raise UserError(_no_checkpoint(run, checkpoint))
+    return Player(*made[0], saved.env_steps, saved.path)
+
+
+def evaluate(
+    run: Path,
+    episodes: int,
+    seed: int,
+    device: str,
+    video: Path | None = None,
+    checkpoint: str = "latest",
+    max_steps: int | None = None,
+) -> dict[str, Any]:
+    """Greedy episodes of a checkpoint of `run` → their figures, ready for JSON.
+
+    Returns are undiscounted and unshaped. `video`: a folder for films of every tenth episode.
+    `checkpoint`: as for `player`. `max_steps`: an episode is cut short there; None: where the run's
+    own evaluations are. Raises UserError when `run` holds no run, or no such checkpoint.
+    """
+    found = player(run, checkpoint, device)
+    config = found.blueprint.config
+
+    from dreamfleet.actors.episodes import summary
     from dreamfleet.actors.evaluator import play
     from dreamfleet.envs.vector import GymVector
-    from dreamfleet.runtime.blueprint import Blueprint
 
-    blueprint = Blueprint.of(config)
     with seeding.seeded_globals(seed):
         if video is None:
-            env = blueprint.evaluation(episodes)
+            env = found.blueprint.evaluation(episodes)
         else:
             n, options = min(episodes, FILMED), config.evaluated_options
             env = GymVector(config.env, n, seed, options, video_dir=video)
         try:
-            agent = blueprint.agent("evaluation", device)
-            for group in agent.act_groups:
-                agent.restore(group, state["agent"][group])
-            played = play(env, agent, episodes, seed)
+            played = play(env, found.agent, episodes, seed, max_steps or config.train.eval_steps)
         finally:
             env.close()
     return {
         **summary(played),
         "agent": config.agent,
         "env": config.env,
-        "env_steps": checkpoint.manifest(path)["env_steps"],
+        "env_steps": found.env_steps,
         "seed": seed,
-        "checkpoint": str(path),
+        "checkpoint": str(found.checkpoint),
     }
+
+
+def load_policy(agent: Agent, state: Mapping[str, Any]) -> None:
+    """Give `agent` the policy of a checkpoint's state. Raises UserError where it does not fit.
+
+    The state of a run holds an agent as it learns on; the best one only the weights it acted with.
+    """
+    from dreamfleet.runtime.resume import each_group, restore_groups
+
+    if "weights" in state:
+        each_group(agent.act_groups, state["weights"], agent.load)
+    else:
+        restore_groups(agent, agent.act_groups, state.get("agent"))
+
+
+def _no_checkpoint(run: Path, checkpoint: str) -> str:
+    if checkpoint == "best":
+        return f"run {run} has no best checkpoint: it made no evaluation. Use --checkpoint latest."
+    return (
+        f"run {run} has no checkpoint yet. While it runs, wait for its first one; "
+        "if it has ended, start a new run."
+    )

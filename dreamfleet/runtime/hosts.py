@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, cast
 
+from dreamfleet.core.import_guard import never_import_from
 from dreamfleet.core.types import (
     Agent,
     Array,
@@ -232,6 +234,8 @@ class WorkerHost:
         progress: Mapping[str, Progress],
         state: Mapping[str, Any],
     ) -> None:
+        if blueprint.config.run_dir:
+            never_import_from(Path(blueprint.config.run_dir))
         self._names, self._replay = names, replay
         self._agent = blueprint.agent(names[-1], device, progress[names[-1]].starts)
         for group, values in state.items():
@@ -262,6 +266,12 @@ class WorkerHost:
                 for turns in crew:
                     turns.waited(time.monotonic() - began)
         return [turns.report() for turns in crew]
+
+    def evaluate_saved(self, at: int, states: Mapping[str, Any]) -> list[Report]:
+        """Play the policy that was saved after `at` steps: `states`, by weight group."""
+        (turns,) = self._crew.values()
+        turns.evaluate_saved(at, states)
+        return [turns.report()]
 
     def state(self, group: str) -> dict[str, Any]:
         """All of a weight group that learning continues from."""

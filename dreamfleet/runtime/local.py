@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from dreamfleet.core.config import RunConfig
@@ -45,11 +46,16 @@ def train(
             shard.restore(state)
 
     def build(name: str, progress: Progress) -> Worker:
-        return blueprint.worker(name, Site(agent, replay, weights, (), progress))
+        return blueprint.worker(name, Site(agent, replay, weights, (), progress, interrupted))
 
-    def save() -> None:
+    def interrupted() -> bool:
+        return session.interrupted_by is not None
+
+    def save() -> Path | None:
         states = join_states([shard.state() for shard in shards])
-        session.save({group: agent.state(group) for group in groups}, states)
+        return session.save({group: agent.state(group) for group in groups}, states)
+
+    folder.record(blueprint.agent_options())
 
     with session:
         names = blueprint.crew(groups)
@@ -57,6 +63,8 @@ def train(
         while not session.over:
             moved = False
             for turns in crew:
+                if turns.name == "evaluator" and session.over:
+                    continue  # the last evaluation is of what is saved
                 moved |= turns.step()
                 session.take(turns.report(), replay.stats())
                 if turns.broken:
@@ -67,5 +75,8 @@ def train(
                 raise RuntimeError(f"everybody waits: {waits}")
             if session.save_due:
                 save()
-        save()
+        if save() and crew[-1].name == "evaluator" and not interrupted():
+            assert session.saved_at is not None
+            crew[-1].evaluate_saved(session.saved_at, {})  # the agent is as it was saved
+            session.take_last_evaluation(crew[-1].report())
         return session.finish()

@@ -1,69 +1,108 @@
-"""A run's folder: config.yaml, versions.json, metrics.jsonl, checkpoints/, and who holds it."""
+"""A run's folder: what is in it, the record of how it was started, and who holds it."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
 import re
+import secrets
+import shutil
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import yaml
 
 from dreamfleet.core.config import RunConfig, configure, flatten
 from dreamfleet.core.errors import UserError
+from dreamfleet.core.import_guard import never_import_from
+from dreamfleet.core.own_files import check_own_file, check_own_folder, open_own
 
 RUNS = Path("runs")
+CONFIG: Final = "config.yaml"
+VERSIONS: Final = "versions.json"
+METRICS: Final = "metrics.jsonl"
+LOCK: Final = ".lock"
+CHECKPOINTS: Final = "checkpoints"
+BEST: Final = "best"
+TENSORBOARD: Final = "tensorboard"
+FOLDERS: Final = (CHECKPOINTS, BEST, TENSORBOARD)
+FILES: Final = (CONFIG, VERSIONS, METRICS, "ray.log", LOCK)
+HISTORY: Final = "history"  # the last key of config.yaml: how and when the run was started
 _PACKAGES = ("torch", "ray", "gymnasium", "numpy", "numba", "ale-py", "redis")
 
 
 class RunFolder:
     """The folder of one live run, locked against a second one until closed.
 
-    Made by `create` or `reopen`; both raise UserError when the folder cannot serve.
+    Made by `create` or `reopen`; both raise UserError when the folder cannot serve. Left by a
+    UserError before the first checkpoint, a new one is taken away again.
     """
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
+    def __init__(self, path: Path, config: RunConfig, command: str, made: Sequence[Path]) -> None:
+        """`made`: the folders made for this run, none when it goes on in an earlier one's."""
         self.path = path
         self.config = config
+        self._command, self._made = command, made
+        self._began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        for name in FOLDERS:
+            check_own_folder(path / name)
+        for name in FILES:
+            check_own_file(path / name)
         self._lock = _lock(path)
+        file = path / CONFIG
+        self._before = _read(file) if file.exists() else None  # this start
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
+
+    @property
+    def best(self) -> Path:
+        """Where the policy of the best evaluation is kept, as a checkpoint of its weights."""
+        return self.path / BEST
+
+    @property
+    def log(self) -> Path:
+        """What Ray prints."""
+        return self.path / "ray.log"
 
     @classmethod
-    def create(cls, config: RunConfig, runs: Path = RUNS) -> Self:
-        """A new folder at `config.run_dir` or, without one, a dated one under `runs`."""
+    def create(cls, config: RunConfig, runs: Path = RUNS, command: str = "") -> Self:
+        """A new folder at `config.run_dir` or, without one, a dated one under `runs`.
+
+        `command`: what the person called, for config.yaml.
+        """
         path = Path(config.run_dir) if config.run_dir else _free_path(config, runs)
         check_new(path)
+        made = [it for it in (path, *path.parents) if not it.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder = cls(path, replace(config, run_dir=str(path)))
+            folder = cls(path, replace(config, run_dir=str(path)), command, made)
             folder.record()
         except OSError as error:
             raise _unwritable(path, error) from None
         return folder
 
     @classmethod
-    def reopen(cls, path: Path, config: RunConfig) -> Self:
+    def reopen(cls, path: Path, config: RunConfig, command: str = "") -> Self:
         """The folder of an earlier run, to go on with `config`; nothing in it changes yet."""
         try:
-            folder = cls(path, replace(config, run_dir=str(path)))
+            return cls(path, replace(config, run_dir=str(path)), command, ())
         except OSError as error:
             raise _unwritable(path, error) from None
-        return folder
 
     def close(self) -> None:
         """Give the folder up; others may resume it."""
@@ -78,21 +117,55 @@ class RunFolder:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        new = self._before is None
+        if isinstance(error, UserError) and new and not _has_checkpoint(self.path):
+            self._take_away()
         self.close()
 
-    def record(self) -> None:
-        """Write down what the run is and what it runs on."""
-        text = yaml.safe_dump(_as_yaml(asdict(self.config)), sort_keys=False)
-        _replace(self.path / "config.yaml", text)
-        _replace(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+    def record(self, agent_options: Mapping[str, Any] | None = None) -> None:
+        """Write down what the run is, what it runs on and how it was called.
+
+        `agent_options`: every option of the agent, when these are known; until then, those that
+        were given. What earlier starts wrote stays as it is: the history says what changed.
+        """
+        file, known = self.path / CONFIG, self.config.agent_options
+        options = known if agent_options is None else agent_options
+        now = _as_yaml({**asdict(self.config), "agent_options": dict(options)})
+        entry: dict[str, Any] = {"time": self._began, "command": self._command}
+        if self._before is None:
+            text = yaml.safe_dump(now, sort_keys=False) + f"{HISTORY}:\n"
+        else:
+            text = self._before
+            settings, history = _parsed(file, text)
+            entry["changed"] = _differences(_applied(settings, history), flatten(now))
+            text += "" if text.endswith("\n") else "\n"
+            text += "" if HISTORY in settings else f"{HISTORY}:\n"
+        entry["versions"] = versions()
+        grown = text + yaml.safe_dump([entry], sort_keys=False)
+        _check_grown(file, grown, entry)
+        try:
+            _replace(file, grown)
+            _replace(self.path / VERSIONS, json.dumps(entry["versions"], indent=2) + "\n")
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+    def _take_away(self) -> None:
+        """Remove what this run made, and nothing else."""
+        for name in FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody put something there meanwhile
+            for folder in self._made:
+                folder.rmdir()
 
 
 def check_new(path: Path) -> None:
     """UserError unless a run may start in `path`: new, or an empty folder, and writable."""
     if path.is_dir() and any(path.iterdir()):
+        able = f"Continue it with --resume {path}, or name" if _has_checkpoint(path) else "Name"
         raise UserError(
-            f"run folder {path} exists and is not empty. Continue it with --resume {path}, "
-            "or name another with --run-dir."
+            f"run folder {path} exists and is not empty. {able} another with --run-dir."
         )
     if path.exists() and not path.is_dir():
         raise UserError(f"run folder {path} is a file. Name a folder with --run-dir.")
@@ -102,8 +175,14 @@ def check_new(path: Path) -> None:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The config of the run in `path`. Raises UserError when there is none, or a broken one."""
-    file = path / "config.yaml"
+    """The config of the run in `path`, as its last start left it.
+
+    No module in `path` is imported by this process from now on. The address of a cluster is left
+    out: a run joins one only when a person says so again. Raises UserError when there is no
+    config, or a broken one.
+    """
+    never_import_from(path)
+    file = path / CONFIG
     if not file.is_file():
         found = (
             "a folder without one" if path.is_dir() else "a file" if path.exists() else "nothing"
@@ -111,21 +190,91 @@ def read_config(path: Path) -> RunConfig:
         raise UserError(
             f"no run at {path}: expected {file}, found {found}. Runs are under {RUNS}/."
         )
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} holds {type(values).__name__}, expected settings by name.")
-    return configure(RunConfig(), flatten(values), source=str(file))
+    settings, history = _parsed(file, _read(file))
+    values = _applied(settings, history)
+    values.pop("address", None)
+    return configure(RunConfig(), values, source=str(file))
+
+
+def last_address(path: Path) -> str | None:
+    """The cluster that the run in `path` was on when it was last started."""
+    address = _applied(*_parsed(path / CONFIG, _read(path / CONFIG))).get("address")
+    return address if isinstance(address, str) else None
 
 
 def latest(runs: Path = RUNS) -> Path:
-    """The run under `runs` that was last written to. Raises UserError when there is none."""
-    found = list(runs.glob("*/config.yaml"))
+    """The run under `runs` that was last written to, among those that have a checkpoint.
+
+    Raises UserError when there is none.
+    """
+    started = list(runs.glob(f"*/{CONFIG}"))
+    found = [file for file in started if _has_checkpoint(file.parent)]
     if not found:
-        raise UserError(f"no run under {runs.absolute()} to resume. Name one: --resume PATH.")
+        less = f" with a checkpoint ({len(started)} without)" if started else ""
+        raise UserError(f"no run{less} under {runs.absolute()}. Name one by its folder.")
     return max(found, key=_last_written).parent
+
+
+def _has_checkpoint(run: Path) -> bool:
+    return any((run / CHECKPOINTS).glob("ckpt-*/manifest.json"))
+
+
+# ------------------------------------------------------------------------------- config.yaml
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}.") from None
+
+
+def _parsed(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """→ The settings that config.yaml was written with, and its history: an entry a start."""
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{file} holds {type(values).__name__}, expected settings by name.")
+    history = values.get(HISTORY) or []
+    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+        raise UserError(f"{file}: {HISTORY} must be a list of starts; found {_short(history)}.")
+    for entry in history:
+        changed = entry.get("changed") or {}
+        if not isinstance(changed, dict) or not all(isinstance(key, str) for key in changed):
+            raise UserError(
+                f"{file}: what changed must be settings by name; found {_short(changed)}."
+            )
+    return values, history
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.60}"
+
+
+def _applied(settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings after all changes, by dotted name."""
+    values = flatten({key: value for key, value in settings.items() if key != HISTORY})
+    for entry in history:
+        values |= entry.get("changed") or {}
+    return values
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: now[key] for key in now if key not in before or before[key] != now[key]}
+
+
+def _check_grown(file: Path, text: str, entry: Mapping[str, Any]) -> None:
+    """UserError unless `text` ends with `entry` as the last of its history."""
+    try:
+        added = yaml.safe_load(text)[HISTORY][-1] == entry
+    except yaml.YAMLError:
+        added = False
+    if not added:
+        raise UserError(f"nothing can be added to {file}: keep {HISTORY} its last key.")
 
 
 def versions() -> dict[str, Any]:
@@ -157,7 +306,7 @@ def _git_commit() -> str | None:
 
 
 def _last_written(config_file: Path) -> float:
-    metrics = config_file.with_name("metrics.jsonl")
+    metrics = config_file.with_name(METRICS)
     return max(file.stat().st_mtime for file in (config_file, metrics) if file.exists())
 
 
@@ -173,7 +322,7 @@ def _free_path(config: RunConfig, runs: Path) -> Path:
 
 def _lock(path: Path) -> int:
     """An exclusive hold on `path` that ends with this process, however it ends."""
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_own(path / LOCK, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -188,9 +337,15 @@ def _lock(path: Path) -> int:
 
 
 def _replace(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}")
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(path)
+    """Write a file beside its place and move it there, so that no half of it is ever seen."""
+    staging = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(open_own(staging, os.O_WRONLY | os.O_EXCL), "w", encoding="utf-8") as file:
+            file.write(text)
+        staging.replace(path)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
 
 
 def _as_yaml(node: Any) -> Any:

@@ -14,18 +14,19 @@ import numpy as np
 
 from dreamfleet.core import checkpoint
 from dreamfleet.core.config import RunConfig
-from dreamfleet.core.errors import WorkerFailed
+from dreamfleet.core.errors import UserError, WorkerFailed
 from dreamfleet.core.metrics import MetricsWriter
-from dreamfleet.core.types import Event
+from dreamfleet.core.types import Best, Event
 from dreamfleet.replay_server.budget import sized
 from dreamfleet.runtime.blueprint import Progress
 from dreamfleet.runtime.display import Display, Status, clock_time
-from dreamfleet.runtime.run_folder import RunFolder
+from dreamfleet.runtime.run_folder import TENSORBOARD, RunFolder
 from dreamfleet.runtime.tensorboard import TensorBoard
 from dreamfleet.runtime.turns import Fault, Report
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 PERIOD_S: Final = 10.0  # between two "run" lines of metrics; shares of time are of the last period
+WARN_EVERY_S: Final = 60.0  # between two warnings that something cannot be written
 FRUITLESS_STARTS: Final = 5  # of one worker in a row, after which the run gives up
 
 
@@ -51,10 +52,15 @@ class Session:
         self._earlier_s = float(earlier.get("wall_s", 0.0))
         self._began = time.monotonic()
         self._metrics = MetricsWriter(folder.metrics)
-        self._board = TensorBoard(folder.path / "tensorboard")
+        self._board = TensorBoard(folder.path / TENSORBOARD)
         self._unmirrored: list[Event] = []
         self._returns: deque[float] = deque(maxlen=100)
         self._last_eval: Event | None = None
+        self._best_score = self._best_so_far() if resumed else None
+        self.saved_at = self.env_steps if resumed else None  # env steps of the newest checkpoint
+        self._problem = ""  # why the last thing that could not be written was not
+        self._unsaved = ""  # why the last checkpoint was not
+        self._next_warning = float("-inf")
         self._learned: dict[str, float] = {}  # the newest of every metric of learner and dreamer
         self._stats: Mapping[str, float] = {}
         self._published: Counter[str] = Counter()
@@ -87,7 +93,8 @@ class Session:
     def progress(self, worker: str) -> Progress:
         """Where a worker that is started now takes up its work."""
         starts = self._starts[worker] + self._resumes
-        return Progress(self.env_steps, dict(self.updates), starts, self._envs.get(worker, {}))
+        env = self._envs.get(worker, {})
+        return Progress(self.env_steps, dict(self.updates), starts, env, self._best_score)
 
     def take(self, report: Report, stats: Mapping[str, float]) -> None:
         """Account for what a worker did; `stats` are the replay's, from now.
@@ -100,6 +107,8 @@ class Session:
         self.env_steps = int(stats["env_steps"])
         for event in report.events:
             self.record(event)
+        if report.best:
+            self._keep(report.best)
         if report.env:
             self._envs[report.worker] = report.env
         role = report.worker.partition("-")[0]
@@ -130,10 +139,13 @@ class Session:
                 self.display.note(f"replay: table {table!r}, {rows}, {sized(stats[name])}")
 
     def record(self, event: Event) -> None:
-        """One line of metrics.jsonl, and soon of TensorBoard."""
+        """One line of metrics.jsonl, and soon of TensorBoard; lost where the disk is full."""
         stamped = {"kind": event["kind"], "env_steps": self.env_steps, **event}
         stamped["wall_s"] = round(self.elapsed_s, 3)
-        self._metrics.write(stamped)
+        try:
+            self._metrics.write(stamped)
+        except OSError as error:
+            self._warn(f"metrics are lost: {error}")
         self._unmirrored.append(stamped)
         if event["kind"] == "episode":
             self._returns.append(event["return"])
@@ -188,9 +200,18 @@ class Session:
             self._mirror()
 
     def _mirror(self) -> None:
-        for event in self._unmirrored:
-            self._board.write(event)
+        try:
+            for event in self._unmirrored:
+                self._board.write(event)
+        except OSError as error:
+            self._warn(f"TensorBoard's lines are lost: {error}")
         self._unmirrored.clear()
+
+    def _warn(self, what: str) -> None:
+        """Say that something could not be written, once a minute at most."""
+        if time.monotonic() >= self._next_warning:
+            self._next_warning = time.monotonic() + WARN_EVERY_S
+            self.display.note(f"warning: {what}. Training goes on.")
 
     def _begin_learning(self) -> None:
         if self.learning:
@@ -235,8 +256,14 @@ class Session:
     def save_due(self) -> bool:
         return self.env_steps >= self._next_save
 
-    def save(self, agent: Mapping[str, Any], replay: Mapping[str, Any]) -> Path:
-        """Write a checkpoint: the agent's state by weight group, and the replay's."""
+    def save(self, agent: Mapping[str, Any], replay: Mapping[str, Any]) -> Path | None:
+        """Write a checkpoint of the agent's state by weight group and the replay's → its path.
+
+        None: the disk refused, or the agent holds NaN; older checkpoints stay, and a warning says
+        so.
+        """
+        self.env_steps = max(self.env_steps, _steps_in(replay))  # newer than the last report
+        self._next_save = self._multiple_after(self.env_steps)
         began = time.monotonic()
         session = {
             "env_steps": self.env_steps,
@@ -246,17 +273,47 @@ class Session:
             "resumes": self._resumes,
             "envs": self._envs,
         }
-        path = checkpoint.save(
-            self.folder.checkpoints,
-            self.env_steps,
-            {"agent": agent, "replay": replay, "session": session},
-            agent=self.config.agent,
-            env=self.config.env,
-        )
-        self._next_save = self._multiple_after(self.env_steps)
+        state = {"agent": agent, "replay": replay, "session": session}
+        path = self._write(self.folder.checkpoints, self.env_steps, state, checkpoint.KEPT)
+        self._unsaved = "" if path else self._problem
+        if path is None:
+            return None
+        self.saved_at = self.env_steps
         size = sum(file.stat().st_size for file in path.iterdir()) / 1e6
         self.display.note(f"saved {path} ({size:.1f} MB, {time.monotonic() - began:.1f} s)")
         return path
+
+    def _keep(self, best: Best) -> None:
+        """Keep the policy of the best evaluation of the run; of equal ones, of the newer."""
+        if self._best_score is not None and best.score < self._best_score:
+            return
+        state = {"score": best.score, "episodes": best.episodes, "weights": best.weights}
+        if self._write(self.folder.best, best.at, state, kept=1):
+            self._best_score = best.score
+
+    def _best_so_far(self) -> float | None:
+        """The score of the best evaluation of the run that is resumed."""
+        try:
+            best = checkpoint.read_newest(
+                self.folder.best, agent=self.config.agent, env=self.config.env
+            )
+        except UserError as error:
+            self.display.note(f"warning: {error} The best evaluation is counted anew.")
+            return None
+        score = best.state.get("score") if best else None
+        return float(score) if isinstance(score, (int, float)) else None
+
+    def _write(
+        self, folder: Path, env_steps: int, state: Mapping[str, Any], kept: int
+    ) -> Path | None:
+        """Write a checkpoint → its path; None, and a warning, where that cannot be."""
+        about = {"agent": self.config.agent, "env": self.config.env}
+        try:
+            return checkpoint.save(folder, env_steps, state, kept=kept, **about)
+        except (OSError, checkpoint.NotFinite) as error:
+            self._problem = str(error)
+            self._warn(f"no checkpoint at {env_steps:,} steps: {error}")
+            return None
 
     def _multiple_after(self, env_steps: int) -> int:
         every = self.config.train.checkpoint_every
@@ -267,6 +324,8 @@ class Session:
     def __enter__(self) -> Self:
         self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
         self.listen()
+        if self._resumes:
+            self.record({"kind": "resume", "resumes": self._resumes})
         return self
 
     def __exit__(
@@ -303,20 +362,57 @@ class Session:
             raise KeyboardInterrupt
         self.interrupted_by = number  # no more than this: a handler may interrupt a print
 
+    def take_last_evaluation(self, report: Report) -> None:
+        """Account for the evaluation of the policy that was saved."""
+        if report.fault:
+            self.broke_in_last_evaluation(report.fault)
+        for event in report.events:
+            self.record(event)
+        if report.best:
+            self._keep(report.best)
+
+    def broke_in_last_evaluation(self, fault: Fault) -> None:
+        """The run is done and saved, so this ends nothing."""
+        self.record({"kind": "fault", "worker": "evaluator", "error": fault.error})
+        self.display.note(f"the last evaluation broke: {fault.error}")
+
     def finish(self) -> int:
         """Say how it ended → the exit code."""
         self._close_period()
         self.display.finish(self.status())
+        if self._unsaved:
+            self.display.note(self._not_saved())
+            return 1
         run = self.folder.path
         if self.interrupted_by is not None:
-            self.display.note(f"stopped at {self.env_steps:,} steps. Go on: --resume {run}")
+            done = self.env_steps >= self.config.steps  # the last evaluation was interrupted
+            then = f"Next: python launch.py eval {run}" if done else f"Go on: --resume {run}"
+            self.display.note(f"stopped at {self.env_steps:,} steps. {then}")
             return 128 + self.interrupted_by
         scored = ""
-        if self._last_eval:
+        if self._last_eval and self._last_eval.get("at") == self.saved_at:
             mean, std = self._last_eval["return_mean"], self._last_eval["return_std"]
             scored = f" · eval {mean:.1f} ± {std:.1f} ({self._last_eval['episodes']} episodes)"
+            if cut := self._last_eval.get("cut_short"):
+                scored += f", {cut} cut short at {self.config.train.eval_steps:,} steps"
         self.display.note(
             f"done {self.env_steps:,} steps in {clock_time(self.elapsed_s)}{scored}"
             f" · next: python launch.py eval {run}"
         )
         return 0
+
+    def _not_saved(self) -> str:
+        """Says that the end of the run is lost, and what is left of it."""
+        lost = f"stopped at {self.env_steps:,} steps, not saved: {self._unsaved}."
+        if self.saved_at is None:
+            return f"{lost} There is no checkpoint."
+        return (
+            f"{lost} The newest checkpoint is of {self.saved_at:,} steps. "
+            f"Go on from there: --resume {self.folder.path}"
+        )
+
+
+def _steps_in(replay: Mapping[str, Any]) -> int:
+    """The env steps that the replay's state holds."""
+    shards = [state for name, state in replay.items() if name.startswith("shard-")] or [replay]
+    return sum(int(shard.get("real", {}).get("limiter", {}).get("steps", 0)) for shard in shards)

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from dreamfleet import agents
-from dreamfleet.core import checkpoint
 from dreamfleet.core.config import Flags, RunConfig, configure
 from dreamfleet.core.errors import UserError
 from dreamfleet.runtime import preflight, presets
-from dreamfleet.runtime.run_folder import RunFolder, check_new, latest, read_config
+from dreamfleet.runtime.run_folder import (
+    RunFolder,
+    check_new,
+    last_address,
+    latest,
+    read_config,
+)
 
 SETTABLE: Final = ("train.", "agent.", "env.", "eval_env.")  # groups of settings
 
@@ -58,12 +63,14 @@ def plan(
     flags = flags_on(Flags(**{field.name: getattr(base, field.name) for field in fields(Flags)}))
     config = replace(base, **vars(flags))
     if path is not None:
-        check_resumable(base, config, settings, path)
+        check_same_run(base, config, settings, path)
     return Plan(configure(config, settings), settings, path)
 
 
-def start(planned: Plan) -> tuple[int, Path]:
+def start(planned: Plan, command: str) -> tuple[int, Path]:
     """Trains until the steps are done or somebody interrupts → the exit code, the run's folder.
+
+    command: what the person called, for the record.
 
     Raises UserError before anything is written, and WorkerFailed when a part breaks for good.
     """
@@ -84,9 +91,20 @@ def start(planned: Plan) -> tuple[int, Path]:
 
     from dreamfleet.runtime.display import Display
 
-    with RunFolder.reopen(resumed, config) if resumed else RunFolder.create(config) as folder:
+    if resumed is None:
+        opened = RunFolder.create(config, command=command)
+    else:
+        opened = RunFolder.reopen(resumed, config, command)
+        if config.address is None and (was := last_address(resumed)):
+            warnings.append(
+                f"the run was on the cluster at {was}, and goes on here. To go on there: "
+                f"--address {was}"
+            )
+    with opened as folder:
         state = None
         if resumed:
+            from dreamfleet.runtime.resume import restored
+
             state = restored(folder.checkpoints, config)
             folder.record()
         if config.local:
@@ -109,7 +127,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise UserError(f"--set takes settings of {groups}{use}; found {key!r}.")
 
 
-def check_resumable(
+def check_same_run(
     saved: RunConfig, config: RunConfig, settings: Mapping[str, Any], path: Path
 ) -> None:
     """UserError where a resumed run is asked to be another run."""
@@ -132,14 +150,3 @@ def check_resumable(
 def run_path(given: str) -> Path:
     """A run's folder as a person names it."""
     return latest() if given == "latest" else Path(given)
-
-
-def restored(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
-    """The state to resume from. UserError when there is none, or nothing is left to do."""
-    path = checkpoint.newest(checkpoints, agent=config.agent, env=config.env)
-    if path is None:
-        raise UserError(f"no checkpoint in {checkpoints}: nothing to resume. Start a new run.")
-    taken = checkpoint.manifest(path)["env_steps"]
-    if taken >= config.steps:
-        raise UserError(f"{path} has taken {taken} of {config.steps} steps. Ask for more: --steps.")
-    return checkpoint.load(path)

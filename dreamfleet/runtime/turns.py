@@ -6,12 +6,13 @@ import contextlib
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dreamfleet.actors.evaluator import Evaluator
 from dreamfleet.core.errors import EnvironmentFault
-from dreamfleet.core.types import Event, Worker
+from dreamfleet.core.types import Best, Event, Worker
 from dreamfleet.runtime.blueprint import Progress
 
 
@@ -38,6 +39,7 @@ class Report:
     chunks: int  # taken from it by the replay, since it was started
     fault: Fault | None  # it broke, and takes no step until it is restarted
     env: dict[str, Any] = field(default_factory=dict)  # the state of its environments
+    best: Best | None = None  # an evaluation that was the best of the run so far
 
 
 class Turns:
@@ -68,14 +70,8 @@ class Turns:
     def step(self) -> bool:
         """One step of the worker. False: it waited, or broke."""
         began = time.perf_counter()
-        try:
-            if self._worker is None:
-                self._worker = self._build(self._progress)
-            moved = self._worker.step()
-        except Exception as error:  # told to the session, which has it restarted or gives up
-            last_line = traceback.format_exception_only(error)[-1].strip()
-            environment = isinstance(error, EnvironmentFault)
-            self._fault = Fault(last_line, traceback.format_exc(), environment)
+        moved = self._try(lambda worker: worker.step())
+        if self.broken:
             return False
         elapsed = time.perf_counter() - began
         if moved:
@@ -84,9 +80,33 @@ class Turns:
             self.waited(elapsed)
         return moved
 
+    def evaluate_saved(self, at: int, states: Mapping[str, Any]) -> None:
+        """Have the evaluator play the policy that was saved after `at` steps."""
+
+        def evaluate(worker: Worker) -> bool:
+            assert isinstance(worker, Evaluator)
+            worker.evaluate_saved(at, states)
+            return True
+
+        if self.broken:
+            self.restart(self._progress)
+        self._try(evaluate)
+
     def waited(self, seconds: float) -> None:
         """Add to the time this worker waited for whom it waits for now."""
         self._waits_s[self.waiting_for] += seconds
+
+    def _try(self, call: Callable[[Worker], bool]) -> bool:
+        """What `call` of the worker returns. False: it broke, of which the session is told."""
+        try:
+            if self._worker is None:
+                self._worker = self._build(self._progress)
+            return call(self._worker)
+        except Exception as error:  # the session has it restarted or gives up
+            last_line = traceback.format_exception_only(error)[-1].strip()
+            environment = isinstance(error, EnvironmentFault)
+            self._fault = Fault(last_line, traceback.format_exc(), environment)
+            return False
 
     def restart(self, progress: Progress) -> None:
         """Leave the worker that broke and its environment; the next step builds another."""
@@ -110,6 +130,7 @@ class Turns:
             chunks=getattr(worker, "chunks", 0),
             fault=self._fault,
             env=getattr(worker, "env_state", {}),
+            best=worker.take_best() if isinstance(worker, Evaluator) else None,
         )
         self._busy_s = 0.0
         self._waits_s.clear()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dreamfleet.actors.episodes import summary
 from dreamfleet.actors.evaluator import Evaluator, play
 from dreamfleet.envs.vector import GymVector
 from dreamfleet.learner.weight_store import LocalWeights
@@ -16,7 +17,8 @@ def make(replay, weights=None, envs=None, **changes):
         envs.append(FakeEnv(lengths=(3, 5)))
         return envs[-1]
 
-    settings = {"pulls": ("policy",), "episodes": 2, "every": 100, "seed": 0, **changes}
+    settings = {"pulls": ("policy",), "episodes": 2, "every": 100, "seed": 0, "max_steps": 99}
+    settings |= changes
     agent = FakeAgent()
     return Evaluator(make_env, agent, replay, weights or LocalWeights(), **settings), agent
 
@@ -48,6 +50,7 @@ def test_an_evaluation_reports_its_episodes():
         "return_min": 6.0,
         "length_mean": 4.0,
         "episodes": 2,
+        "cut_short": 0,
     }
     assert evaluator.drain() == []
     assert {name for name, _ in agent.seen} == {"greedy"}
@@ -83,19 +86,19 @@ def test_evaluation_seeds_are_fresh_reproducible_and_the_same_after_a_resume():
     ("episodes", "expected"), [(1, [3]), (2, [3, 9]), (3, [3, 9, 3]), (6, [3, 9, 3, 9, 3, 9])]
 )
 def test_short_episodes_are_not_counted_more_often_than_long_ones(episodes, expected):
-    played = play(FakeEnv(lengths=(3, 9)), FakeAgent(), episodes, seed=0)
+    played = play(FakeEnv(lengths=(3, 9)), FakeAgent(), episodes, seed=0, max_steps=99)
     assert [episode.length for episode in played] == expected
     assert [episode.total for episode in played] == [n * (n + 1) / 2 for n in expected]
 
 
 def test_more_environments_than_episodes_is_fine():
-    played = play(FakeEnv(lengths=(2, 3, 4)), FakeAgent(), 2, seed=0)
+    played = play(FakeEnv(lengths=(2, 3, 4)), FakeAgent(), 2, seed=0, max_steps=99)
     assert [episode.length for episode in played] == [2, 3]
 
 
 def test_what_is_not_asked_for_is_not_waited_for():
     env = FakeEnv(lengths=(2, 3, 400))
-    play(env, FakeAgent(), 2, seed=0)
+    play(env, FakeAgent(), 2, seed=0, max_steps=99)
     assert len(env.actions) == 3
 
 
@@ -105,9 +108,71 @@ def test_the_same_episodes_are_played_however_many_play_at_once(env_id):
         env = GymVector(env_id, envs, seed=envs)
         return [
             (episode.total, episode.length, episode.facts)
-            for episode in play(env, FakeAgent(), episodes, seed=5)
+            for episode in play(env, FakeAgent(), episodes, seed=5, max_steps=999)
         ]
 
     assert played(1) == played(5) == played(12)
     assert played(4, episodes=7) == played(12)[:7]
     assert len({total for total, *_ in played(12)}) > 3
+
+
+def test_an_episode_that_never_ends_is_cut_short_and_said():
+    played = play(FakeEnv(lengths=(3, 400, 400)), FakeAgent(), 3, seed=0, max_steps=10)
+    assert [(it.length, it.cut) for it in played] == [(3, False), (10, True), (10, True)]
+    assert [it.total for it in played] == [6, 55, 55]
+    found = summary(played)
+    assert (found["cut_short"], found["episodes"], found["return_mean"]) == (2, 3, 116 / 3)
+
+
+def test_an_episode_that_ends_at_the_limit_is_whole():
+    (played,) = play(FakeEnv(lengths=(10,)), FakeAgent(), 1, seed=0, max_steps=10)
+    assert (played.length, played.cut) == (10, False)
+
+
+def test_an_interrupted_evaluation_ends_at_the_next_step_and_says_nothing():
+    replay, envs, asked = FakeReplay(), [], []
+
+    def stop():
+        asked.append(len(envs[-1].actions))
+        return len(asked) > 2
+
+    evaluator, _ = make(replay, envs=envs, stop=stop)
+    replay.env_steps = 100
+    assert not evaluator.step()
+    assert asked == [0, 1, 2]
+    assert envs[0].closed
+    assert evaluator.drain() == []
+    assert evaluator.take_best() is None
+
+
+def test_the_best_evaluation_hands_over_what_it_played():
+    replay, weights = FakeReplay(), LocalWeights()
+    evaluator, agent = make(replay, weights, best_score=10.5)  # what FakeEnv's episodes pay
+    weights.publish("policy", {"count": np.array(42)})
+    replay.env_steps = 120
+    evaluator.step()
+    agent.count["policy"] = 43  # learning goes on before the report
+    best = evaluator.take_best()
+    assert (best.at, best.score, best.episodes) == (120, 10.5, 2)  # of equal ones the newer
+    assert {group: int(it["count"]) for group, it in best.weights.items()} == {"policy": 42}
+    assert evaluator.take_best() is None
+
+
+@pytest.mark.parametrize("score", [10.6, float("inf")])
+def test_a_worse_evaluation_hands_over_nothing(score):
+    replay = FakeReplay()
+    evaluator, _ = make(replay, best_score=score)
+    replay.env_steps = 120
+    evaluator.step()
+    assert evaluator.take_best() is None
+
+
+def test_what_was_saved_is_evaluated_whatever_is_published():
+    replay, weights = FakeReplay(), LocalWeights()
+    evaluator, agent = make(replay, weights)
+    weights.publish("policy", {"count": np.array(42)})
+    evaluator.evaluate_saved(77, {"policy": {"count": 50}})
+    (event,) = evaluator.drain()
+    assert (event["kind"], event["at"], event["episodes"]) == ("eval", 77, 2)
+    assert agent.count["policy"] == 50
+    assert evaluator.take_best().at == 77

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
+import pytest
 
+from dreamfleet.core.errors import UserError
 from dreamfleet.core.metrics import MetricsWriter
 
 
@@ -54,3 +57,42 @@ def test_resuming_appends_and_drops_only_a_torn_last_line(tmp_path):
     with MetricsWriter(path) as writer:
         writer.write({"kind": "d", "env_steps": 3})
     assert [line["kind"] for line in lines(path)] == ["a", "c", "d"]
+
+
+def test_a_torn_line_in_the_middle_is_left_alone(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    before = b'{"kind": "a"}\n{"kind": "b", "en\n{"kind": "c"}\n'
+    path.write_bytes(before + b"x" * 200_000)
+    with MetricsWriter(path) as writer:
+        writer.write({"kind": "d", "env_steps": 2})
+    assert path.read_bytes() == before + b'{"kind": "d", "env_steps": 2}\n'
+
+
+def test_a_full_disk_tears_no_line(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    write, full = os.write, []
+
+    def short(file, content):
+        if not full:
+            return write(file, content)
+        if len(content) > 4:
+            return write(file, content[:4])
+        raise OSError(28, "No space left on device")
+
+    with MetricsWriter(path) as writer:
+        monkeypatch.setattr(os, "write", short)
+        writer.write({"kind": "a", "env_steps": 1})
+        full.append(True)
+        with pytest.raises(OSError, match="No space"):
+            writer.write({"kind": "b", "env_steps": 2, "more": "x" * 9})
+        full.clear()
+        writer.write({"kind": "c", "env_steps": 3})
+    assert [line["kind"] for line in lines(path)] == ["a", "c"]
+
+
+def test_a_link_is_not_written_through(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="is a link to"):
+        MetricsWriter(tmp_path / "metrics.jsonl")
+    assert (tmp_path / "precious").read_text() == "mine"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -30,5 +31,18 @@ class Killed(Count):
         return super().step(action)
 
 
-for _env in (Hanging, Killed):
+class Endless(Count):
+    """No episode ends. After 1,000 steps it makes the file that the variable STEPPED names."""
+
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        obs, reward, _, truncated, info = super().step(action)
+        self.steps += 1
+        if self.steps == 1_000 and "STEPPED" in os.environ:
+            Path(os.environ["STEPPED"]).touch()
+        return obs, reward, False, truncated, info
+
+
+for _env in (Hanging, Killed, Endless):
     gym.register(f"{_env.__name__}-v0", f"{__name__}:{_env.__name__}")

@@ -16,8 +16,10 @@ from rich.console import Console
 from dreamfleet.agents import AgentEntry
 from dreamfleet.core import checkpoint
 from dreamfleet.core.config import RunConfig, TrainConfig
+from dreamfleet.replay_server.shards import NearShard
+from dreamfleet.runtime.blueprint import Blueprint, weight_groups
 from dreamfleet.runtime.display import Display
-from dreamfleet.runtime.run_folder import RunFolder
+from dreamfleet.runtime.run_folder import RunFolder, read_config
 
 FAKE = AgentEntry("tests.fakes:FakeAgent", ("discrete",), ("vector",))
 RHYTHM = TrainConfig(
@@ -82,6 +84,21 @@ def state_in(path: Path) -> dict[str, Any]:
     newest = checkpoint.newest(path / "checkpoints")
     assert newest is not None
     return checkpoint.load(newest)
+
+
+def save_start(path: Path, env_steps: int) -> dict[str, Any]:
+    """Save a checkpoint of the run in `path` that can be resumed, with nothing learned → it."""
+    config = read_config(path)
+    blueprint = Blueprint.of(config)
+    agent = blueprint.agent("local", "cpu")
+    replay = NearShard(blueprint.tables(agent), seed=0).state()
+    session = {"env_steps": env_steps, "wall_s": 1.0, "resumes": 0}
+    session |= {"updates": {}, "starts": {}, "envs": {}}
+    groups = {group: agent.state(group) for group in weight_groups(agent)}
+    state = {"agent": groups, "replay": replay, "session": session}
+    folder = path / "checkpoints"
+    checkpoint.save(folder, env_steps, state, agent=config.agent, env=config.env)
+    return state
 
 
 def streams(state: dict[str, Any]) -> list[dict[str, np.ndarray]]:

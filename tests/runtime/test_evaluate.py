@@ -3,7 +3,12 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +17,14 @@ from dreamfleet import agents, cli
 from dreamfleet.core import checkpoint
 from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import UserError
-from dreamfleet.runtime.evaluate import evaluate
+from dreamfleet.envs.vector import GymVector
+from dreamfleet.runtime.evaluate import evaluate, player
 from dreamfleet.runtime.run_folder import RunFolder, read_config
 from tests.envs import own
 from tests.fakes import FakeAgent
+from tests.runtime.runs import save_start
+
+ROOT = Path(__file__).parents[2]
 
 
 class Pusher(FakeAgent):
@@ -117,8 +126,9 @@ def test_a_video_changes_nothing_but_the_folder(run, tmp_path):
 def test_a_run_without_a_checkpoint_says_so(run):
     for path in run.checkpoints.iterdir():
         path.rename(run.path / path.name)
-    with pytest.raises(UserError, match="has no checkpoint yet"):
+    with pytest.raises(UserError, match="has no checkpoint yet") as refused:
         evaluate(run.path, 1, 0, "cpu")
+    assert "--resume" not in str(refused.value)  # there is nothing to resume
 
 
 def test_what_an_environment_prints_stays_out_of_the_object(run, monkeypatch, capfd):
@@ -130,7 +140,6 @@ def test_what_an_environment_prints_stays_out_of_the_object(run, monkeypatch, ca
 
     config = replace(read_config(run.path), env=own.register("Talks-v0", obs=obs))
     monkeypatch.setattr("dreamfleet.runtime.evaluate.read_config", lambda path: config)
-    monkeypatch.setattr(checkpoint, "newest", lambda *_, **__: next(run.checkpoints.iterdir()))
     assert cli.main(["eval", str(run.path), "--episodes=1", "--json"]) == 0
     said = capfd.readouterr()
     assert json.loads(said.out)["return_mean"] == 5.0
@@ -140,5 +149,112 @@ def test_what_an_environment_prints_stays_out_of_the_object(run, monkeypatch, ca
 def test_a_seed_names_the_episodes_of_an_environment_that_draws_from_everywhere(run, monkeypatch):
     config = replace(read_config(run.path), env=own.drawing("Draws-v0"))
     monkeypatch.setattr("dreamfleet.runtime.evaluate.read_config", lambda path: config)
-    monkeypatch.setattr(checkpoint, "newest", lambda *_, **__: next(run.checkpoints.iterdir()))
     assert evaluate(run.path, 3, 5, "cpu") == evaluate(run.path, 3, 5, "cpu")
+
+
+def keep_best(folder: RunFolder, env_steps: int, policy: int) -> Path:
+    state = {"score": 9.0, "weights": {"policy": {"count": np.array(policy)}}}
+    return checkpoint.save(folder.best, env_steps, state, agent="pusher", env="CartPole-v1", kept=1)
+
+
+def test_the_checkpoint_that_is_played_can_be_chosen(run, capsys):
+    (oldest,) = run.checkpoints.iterdir()
+    save(run, 900, policy=42)
+    best = keep_best(run, 800, policy=44)
+    for choice, steps, weights in (("latest", 900, 42), ("best", 800, 44), (str(oldest), 700, 41)):
+        found = player(run.path, choice)
+        assert (found.env_steps, found.agent.count["policy"]) == (steps, weights)
+        assert found.blueprint.config == read_config(run.path)
+        assert (
+            cli.main(["eval", str(run.path), "--episodes=2", "--json", f"--checkpoint={choice}"])
+            == 0
+        )
+        told = json.loads(capsys.readouterr().out)
+        assert told["checkpoint"] == str(found.checkpoint)
+        assert told["env_steps"] == steps
+    assert player(run.path, "best").checkpoint == best
+    assert player(run.path, str(best)).agent.count["policy"] == 44
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ("best", "has no best checkpoint: it made no evaluation. Use --checkpoint latest."),
+        ("newest", "no checkpoint at newest: found nothing"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_a_mistake(run, capsys, choice, said):
+    assert cli.main(["eval", str(run.path), "--checkpoint", choice]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_passed_over(run, caplog):
+    save(run, 900, policy=42)
+    (*_, newest) = sorted(run.checkpoints.iterdir())
+    (newest / "manifest.json").write_text("{}")
+    assert player(run.path).env_steps == 700
+    assert newest.name in caplog.text
+    with pytest.raises(UserError, match="is not ours"):
+        player(run.path, str(newest))
+
+
+@pytest.mark.parametrize("weights", [{}, {"world": {}}, {"policy": {}}, {"policy": 3}, 3])
+def test_weights_that_do_not_fit_are_named(run, weights):
+    checkpoint.save(run.best, 5, {"weights": weights}, agent="pusher", env="CartPole-v1")
+    with pytest.raises(UserError, match=r"ckpt-000000000005\.000 cannot serve: weight group"):
+        player(run.path, "best")
+
+
+def test_what_was_played_is_reported_though_the_run_saves_meanwhile(run, monkeypatch):
+    plain = GymVector.to_play
+
+    def save_meanwhile(*args, **kwargs):
+        for env_steps in (900, 1000, 1100):
+            save(run, env_steps, policy=42)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(GymVector, "to_play", save_meanwhile)
+    found = evaluate(run.path, 2, 3, "cpu")
+    assert found["env_steps"] == 700
+    assert "ckpt-000000000700" in found["checkpoint"]
+
+
+def test_episodes_are_bounded_and_those_cut_short_are_said(run, capsys):
+    assert cli.main(["eval", str(run.path), "--episodes", "3", "--max-steps", "5"]) == 0
+    assert "over 3 episodes of 5 steps, 3 cut short" in capsys.readouterr().out
+    assert evaluate(run.path, 3, 0, "cpu", max_steps=5)["cut_short"] == 3
+    assert evaluate(run.path, 3, 0, "cpu")["cut_short"] == 0
+    assert cli.main(["eval", str(run.path), "--max-steps", "0"]) == 2
+
+
+def test_a_strangers_run_runs_no_code(run, monkeypatch, capsys):
+    """Its config.yaml names a module that lies in its folder."""
+    canary = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+    (run.path / "payload_of_a_stranger.py").write_text(canary)
+    env = "payload_of_a_stranger:CartPole-v1"
+    text = (run.path / "config.yaml").read_text()
+    (run.path / "config.yaml").write_text(text.replace("env: CartPole-v1", f"env: {env}"))
+    save(run, 800, policy=41)
+    monkeypatch.chdir(run.path)
+    for args in (["eval", "."], ["eval", str(run.path)], ["--resume", "."]):
+        assert cli.main(args) == 2
+        assert "from which no code is imported" in capsys.readouterr().err
+    assert not list(run.path.rglob("ran"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
+def test_eval_is_stopped_at_once(tmp_path, number, code):
+    """In the middle of an episode that never ends."""
+    pytest.importorskip("torch")
+    env = "tests.runtime.broken:Endless-v0"
+    path = tmp_path / "run"
+    with RunFolder.create(RunConfig(env=env, run_dir=str(path), agent="gated-rainbow")):
+        save_start(path, 5)
+    command = [sys.executable, "launch.py", "eval", str(path), "--max-steps", "1000000000"]
+    around = os.environ | {"STEPPED": str(path / "stepped"), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=around) as playing:
+        while not (path / "stepped").exists():
+            assert playing.poll() is None
+            time.sleep(0.05)
+        playing.send_signal(number)
+        assert playing.wait(3.0) == code

@@ -5,13 +5,25 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from dreamfleet.core import checkpoint
 from dreamfleet.core.config import RunConfig, TrainConfig
 from dreamfleet.core.errors import UserError
-from dreamfleet.runtime.run_folder import RunFolder, check_new, latest, read_config, versions
+from dreamfleet.runtime.run_folder import (
+    FILES,
+    FOLDERS,
+    RunFolder,
+    check_new,
+    last_address,
+    latest,
+    read_config,
+    versions,
+)
 
 CONFIG = RunConfig(
     env="pkg.mod:My/Env-v0", train=TrainConfig(chunk=3), agent_options={"net.units": (8, 8)}
@@ -114,17 +126,191 @@ def test_a_live_run_is_held_even_against_another_process(tmp_path):
 def test_reopening_changes_nothing_until_recorded(tmp_path):
     with RunFolder.create(RunConfig(run_dir=str(tmp_path / "run"))) as folder:
         pass
-    with RunFolder.reopen(folder.path, RunConfig(steps=77)) as again:
-        assert read_config(folder.path).steps == RunConfig().steps
+    file = folder.path / "config.yaml"
+    before = file.read_bytes()
+    with RunFolder.reopen(folder.path, RunConfig(steps=77), command="again") as again:
+        assert file.read_bytes() == before
         again.record()
-    assert yaml.safe_load((folder.path / "config.yaml").read_text())["steps"] == 77
+    assert read_config(folder.path).steps == 77
+    assert file.read_bytes().startswith(before)
+    first, second = yaml.safe_load(file.read_text())["history"]
+    assert "changed" not in first
+    assert second["changed"] == {"steps": 77}
+    assert second["command"] == "again"
+    assert second["versions"] == versions()
 
 
 def test_latest_is_the_run_last_written_to(tmp_path):
     folders = [RunFolder.create(RunConfig(seed=s), tmp_path) for s in range(3)]
     for folder, when in zip(folders, (10, 30, 20), strict=True):
         os.utime(folder.path / "config.yaml", (when, when))
+        checkpoint.save(folder.checkpoints, 1, {}, agent="dreamer-lite", env="CartPole-v1")
         folder.close()
     assert latest(tmp_path) == folders[1].path
     folders[2].metrics.touch()
     assert latest(tmp_path) == folders[2].path
+
+
+def written(path: Path) -> dict[str, Any]:
+    return yaml.safe_load((path / "config.yaml").read_text())
+
+
+def test_the_config_holds_every_option_and_the_command_line(tmp_path):
+    config = replace(CONFIG, run_dir=str(tmp_path / "run"), agent_options={"lr": 0.1})
+    with RunFolder.create(config, command="launch.py train --set agent.lr=0.1") as folder:
+        folder.record({"lr": 0.1, "horizon": 15, "net": {"units": (8, 8)}})
+    found = written(folder.path)
+    assert found["agent_options"] == {"lr": 0.1, "horizon": 15, "net": {"units": [8, 8]}}
+    assert found["train"]["eval_steps"] == TrainConfig().eval_steps
+    (start,) = found["history"]
+    assert start["command"] == "launch.py train --set agent.lr=0.1"
+    assert start["versions"] == versions()
+    assert read_config(folder.path).agent_options["horizon"] == 15
+
+
+def test_every_resume_adds_to_the_config_and_none_overwrites(tmp_path):
+    path = tmp_path / "run"
+    with RunFolder.create(RunConfig(run_dir=str(path)), command="first") as folder:
+        folder.record({"lr": 0.1})
+    texts = [folder.path.joinpath("config.yaml").read_text()]
+    for steps in (77, 88):
+        config = replace(read_config(path), steps=steps, train=TrainConfig(env={"size": steps}))
+        with RunFolder.reopen(path, config, f"to {steps}") as again:
+            again.record()  # before and after its agent is there: one entry
+            again.record({"lr": 0.1, "new": 1})
+        texts.append(path.joinpath("config.yaml").read_text())
+        assert read_config(path).steps == steps
+        assert read_config(path).train.env == {"size": steps}
+    assert texts[1].startswith(texts[0])
+    assert texts[2].startswith(texts[1])
+    history = written(path)["history"]
+    assert [entry["command"] for entry in history] == ["first", "to 77", "to 88"]
+    assert history[1]["changed"] == {"steps": 77, "train.env.size": 77, "agent_options.new": 1}
+    assert history[2]["changed"] == {"steps": 88, "train.env.size": 88}
+    assert read_config(path).agent_options == {"lr": 0.1, "new": 1}
+
+
+def test_a_config_of_before_there_was_a_history_is_read_and_added_to(tmp_path):
+    before = "agent: dreamer-lite\nsteps: 70\ntrain:\n  chunk: 3\nagent_options:\n  lr: 0.1"
+    (tmp_path / "config.yaml").write_text(before)
+    config = read_config(tmp_path)
+    assert (config.steps, config.train.chunk, config.agent_options) == (70, 3, {"lr": 0.1})
+    with RunFolder.reopen(tmp_path, replace(config, steps=80)) as folder:
+        folder.record()
+    assert (tmp_path / "config.yaml").read_text().startswith(before)
+    assert read_config(tmp_path).steps == 80
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("history: 3", "history must be a list"),
+        ("history: [3]", "history must be a list"),
+        ("history:\n- changed: 3", "must be settings by name"),
+        ("history:\n- changed: {chunk: 3}", "unknown setting chunk"),
+        ("1: 2", "expected settings by name"),
+        ("[" * 20_000, "is not YAML"),
+    ],
+)
+def test_a_broken_history_is_named_with_its_file(tmp_path, text, said):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_config(tmp_path)
+
+
+def test_nothing_is_added_where_a_person_moved_the_history(tmp_path):
+    text = "history:\n- command: first\nsteps: 70\n"
+    (tmp_path / "config.yaml").write_text(text)
+    with (
+        RunFolder.reopen(tmp_path, RunConfig()) as folder,
+        pytest.raises(UserError, match="keep history its last key"),
+    ):
+        folder.record()
+    assert (tmp_path / "config.yaml").read_text() == text
+
+
+def test_an_address_is_never_taken_from_the_config(tmp_path):
+    config = RunConfig(run_dir=str(tmp_path / "run"), address="10.0.0.1:6379")
+    with RunFolder.create(config) as folder:
+        pass
+    assert read_config(folder.path) == replace(config, address=None)
+    assert last_address(folder.path) == "10.0.0.1:6379"
+
+
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+def test_links_are_left_alone(tmp_path, name):
+    with RunFolder.create(RunConfig(run_dir=str(tmp_path / "run"))) as folder:
+        folder.metrics.touch()
+    config = read_config(folder.path)
+    target, link = tmp_path / "precious", folder.path / name
+    if name in FOLDERS:
+        target.mkdir()
+        (target / "ckpt-000000000001.000").mkdir()
+    elif link.exists():
+        link.rename(target)
+    else:
+        target.write_text("mine")
+    link.symlink_to(target)
+    before = [target.lstat(), *target.parent.rglob("*")]
+    with pytest.raises(UserError, match=f"{link} is a link to {target}, which is left alone"):
+        RunFolder.reopen(folder.path, config)
+    assert [target.lstat(), *target.parent.rglob("*")] == before
+
+
+def fill(folder: RunFolder) -> None:
+    """What a run leaves before its first checkpoint."""
+    folder.metrics.touch()
+    folder.log.touch()
+    for name in FOLDERS:
+        (folder.path / name).mkdir()
+        (folder.path / name / "file").touch()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_mistake_before_the_first_checkpoint_leaves_nothing(tmp_path, there):
+    path = tmp_path / "runs" / "deep" / "run"
+    if there:
+        path.mkdir(parents=True)
+    with (
+        pytest.raises(UserError, match="a mistake"),
+        RunFolder.create(RunConfig(run_dir=str(path))) as folder,
+    ):
+        fill(folder)
+        raise UserError("a mistake")
+    assert list(tmp_path.rglob("*")) == ([*reversed(path.parents[:2]), path] if there else [])
+
+
+def test_what_is_not_the_runs_own_is_left(tmp_path):
+    path = tmp_path / "run"
+    with (
+        pytest.raises(UserError),
+        RunFolder.create(RunConfig(run_dir=str(path))) as folder,
+    ):
+        fill(folder)
+        (path / "notes").touch()
+        raise UserError("a mistake")
+    assert list(path.iterdir()) == [path / "notes"]
+
+
+@pytest.mark.parametrize("error", [UserError, ValueError])
+def test_what_was_learned_is_never_taken_away(tmp_path, error):
+    config = RunConfig(run_dir=str(tmp_path / "run"))
+    with pytest.raises(error), RunFolder.create(config) as folder:
+        if error is UserError:  # other faults keep their traces
+            checkpoint.save(folder.checkpoints, 1, {}, agent="dreamer-lite", env="CartPole-v1")
+        raise error("late")
+    with pytest.raises(UserError), RunFolder.reopen(folder.path, config):
+        raise UserError("a mistake in a resume")
+    assert (folder.path / "config.yaml").exists()
+
+
+def test_a_run_without_a_checkpoint_is_not_latest(tmp_path):
+    for seed in (1, 2):
+        with RunFolder.create(RunConfig(seed=seed), tmp_path) as folder:
+            (folder.checkpoints / ".staging-1").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no run with a checkpoint \(2 without\) under"):
+        latest(tmp_path)
+    with RunFolder.create(RunConfig(seed=3), tmp_path) as third:
+        checkpoint.save(third.checkpoints, 1, {}, agent="dreamer-lite", env="CartPole-v1")
+    os.utime(third.path / "config.yaml", (10, 10))
+    assert latest(tmp_path) == third.path

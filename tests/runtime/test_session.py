@@ -4,15 +4,18 @@ import io
 import json
 import os
 import signal
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from dreamfleet.core import checkpoint
 from dreamfleet.core.config import RunConfig, TrainConfig
 from dreamfleet.core.errors import WorkerFailed
+from dreamfleet.core.types import Best
 from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.run_folder import RunFolder
 from dreamfleet.runtime.session import FRUITLESS_STARTS, Session
@@ -256,7 +259,9 @@ def test_the_second_signal_ends_it_at_once(opened, number, code):
 
 def test_enough_steps_end_the_run(opened, said):
     with opened() as session:
-        session.take(report("evaluator", events=[EVAL]), {"env_steps": 100})
+        session.take(report("actor-0"), {"env_steps": 100})
+        session.save({}, {})
+        session.take_last_evaluation(report("evaluator", events=[EVAL]))
         assert session.over
         assert session.finish() == 0
         assert [event["kind"] for event in events(session)] == ["eval", "run"]
@@ -264,7 +269,7 @@ def test_enough_steps_end_the_run(opened, said):
     assert "eval 9.0 ± 1.0" in said.getvalue()
 
 
-EVAL = {"kind": "eval", "return_mean": 9.0, "return_std": 1.0, "episodes": 10}
+EVAL = {"kind": "eval", "at": 100, "return_mean": 9.0, "return_std": 1.0, "episodes": 10}
 
 
 def test_every_line_reaches_tensorboard(opened):
@@ -274,3 +279,130 @@ def test_every_line_reaches_tensorboard(opened):
         assert not folder.exists()  # not while the run starts
     (file,) = folder.glob("events.out.tfevents.*")
     assert b"eval/return_mean" in file.read_bytes()
+
+
+def full(monkeypatch) -> None:
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", refuse)
+
+
+def test_a_full_disk_is_said_once_a_minute_and_ends_nothing(opened, said, monkeypatch):
+    with opened(checkpoint_every=1) as session:
+        clock = [time.monotonic()]
+        monkeypatch.setattr("time.monotonic", lambda: clock[0])
+        with monkeypatch.context() as patch:
+            full(patch)
+            patch.setattr(session._metrics, "write", checkpoint.save)
+            for step in range(1, 131):  # two seconds each
+                session.take(report("actor-0"), {"env_steps": step})
+                assert session.save_due
+                assert session.save({}, {}) is None
+                clock[0] += 1.0
+        assert said.getvalue().count("warning: ") == 3
+        assert "No space left on device" in said.getvalue()
+        session.take(report("actor-0"), {"env_steps": 200})
+        assert session.save({}, {})
+        assert session.finish() == 0
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_that_could_not_be_saved_ends_with_1_and_says_what_is_left(
+    opened, said, monkeypatch, interrupted
+):
+    with opened() as session:
+        session.take(report("actor-0"), {"env_steps": 40})
+        session.save({}, {})
+        session.take(report("actor-0"), {"env_steps": 100})
+        session.interrupted_by = signal.SIGINT if interrupted else None
+        full(monkeypatch)
+        session.save({}, {})
+        assert session.finish() == 1
+    last = said.getvalue().strip().splitlines()[-1]
+    assert last.startswith("stopped at 100 steps, not saved: [Errno 28] No space left on device.")
+    assert "The newest checkpoint is of 40 steps" in last
+
+
+def test_what_cannot_work_is_not_advised(opened, said, monkeypatch):
+    with opened() as session:
+        full(monkeypatch)
+        session.save({}, {})
+        assert session.finish() == 1
+    assert said.getvalue().rstrip().endswith("There is no checkpoint.")
+
+
+def test_nan_is_not_saved_and_the_older_checkpoint_stays(opened, said):
+    with opened() as session:
+        path = session.save({"policy": {"w": np.ones(2)}}, {})
+        session.take(report("actor-0"), {"env_steps": 50})
+        assert session.save({"policy": {"w": np.array([1.0, np.nan])}}, {}) is None
+        assert session.finish() == 1
+    assert checkpoint.newest(path.parent) == path
+    assert "agent.policy.w holds nan (1 of 2 numbers)" in said.getvalue()
+
+
+def test_a_checkpoint_counts_the_steps_that_its_replay_holds(opened):
+    """The replay's state is newer than the last report of it."""
+    replay = {"real": {"limiter": {"steps": 44}}}
+    with opened() as session:
+        session.take(report("actor-0"), {"env_steps": 40})
+        path = session.save({}, replay)
+        shards = {"shard-0": replay, "shard-1": replay}
+        sharded = session.save({}, shards)
+    assert checkpoint.manifest(path)["env_steps"] == 44
+    assert checkpoint.load(sharded)["session"]["env_steps"] == 88
+
+
+def best(at: int, score: float, weight: float) -> Best:
+    return Best(at, score, 10, {"policy": {"w": np.array([weight])}})
+
+
+def kept(session: Session) -> tuple[int, float]:
+    saved = checkpoint.read_newest(session.folder.best)
+    assert len(list(session.folder.best.iterdir())) == 1
+    return saved.env_steps, saved.state["weights"]["policy"]["w"].item()
+
+
+def test_the_best_evaluation_is_kept_and_remembered_by_a_resumed_run(opened, said):
+    with opened() as session:
+        assert session.progress("evaluator").best_score is None
+        for at, score in ((10, 5.0), (20, 7.0), (30, 6.0), (40, 7.0)):
+            session.take(report("evaluator", best=best(at, score, at)), STATS)
+        assert kept(session) == (40, 40.0)  # of equal ones the newer
+        assert session.progress("evaluator").best_score == 7.0
+        resumed = checkpoint.load(session.save({}, {}))
+    with opened(resumed) as session:
+        assert session.progress("evaluator").best_score == 7.0
+        session.take(report("evaluator", best=best(50, 6.9, 50)), STATS)
+        assert kept(session) == (40, 40.0)
+        session.take_last_evaluation(report("evaluator", best=best(60, 8.0, 60)))
+        assert kept(session) == (60, 60.0)
+    damaged = next(session.folder.best.iterdir()) / "arrays.npz"
+    damaged.write_bytes(b"")
+    with opened(resumed) as session:
+        assert session.progress("evaluator").best_score is None
+    assert "The best evaluation is counted anew" in said.getvalue()
+
+
+def test_a_resumed_run_marks_itself(opened):
+    with opened() as session:
+        session.take(report("actor-0"), STATS)
+        resumed = checkpoint.load(session.save({}, {}))
+        assert "resume" not in {event["kind"] for event in events(session)}
+    for times in (1, 2):
+        with opened(resumed) as session:
+            marks = [event for event in events(session) if event["kind"] == "resume"]
+            assert [mark["resumes"] for mark in marks] == list(range(1, times + 1))
+            assert marks[-1]["env_steps"] == 40
+            resumed = checkpoint.load(session.save({}, {}))
+
+
+def test_a_last_evaluation_that_breaks_ends_nothing(opened, said):
+    with opened() as session:
+        session.take(report("evaluator", events=[EVAL | {"at": 40}]), {"env_steps": 100})
+        session.save({}, {})
+        session.take_last_evaluation(report("evaluator", fault=fault()))
+        assert session.finish() == 0
+    assert "the last evaluation broke: OSError: no" in said.getvalue()
+    assert "eval 9.0" not in said.getvalue().splitlines()[-1]  # of another policy

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from dataclasses import replace
 
 import gymnasium as gym
@@ -10,7 +12,10 @@ import numpy as np
 import pytest
 
 from dreamfleet import agents
+from dreamfleet.core import checkpoint
 from dreamfleet.core.errors import WorkerFailed
+from dreamfleet.envs.vector import GymVector
+from dreamfleet.runtime.run_folder import read_config
 from tests.envs import own
 from tests.runtime.runs import FAKE, RHYTHM, assert_counted, config, state_in, streams, train
 
@@ -274,3 +279,68 @@ def test_two_local_runs_are_identical_wherever_their_environment_draws_from(tmp_
         return [event.get("return", event.get("return_mean")) for event in left.events]
 
     assert returns("one") == returns("same")
+
+
+# ------------------------------------------------------------------------------ the last evaluation
+
+
+@both
+def test_the_last_evaluation_is_of_what_was_saved(tmp_path, wiring):
+    left = train(wiring, config(tmp_path, replace(RHYTHM, eval_every=100), steps=250))
+    saved = left.state["session"]["env_steps"]
+    last = left.of("eval")[-1]
+    assert last["at"] == saved
+    assert last["episodes"] == RHYTHM.eval_episodes
+    assert "eval 15.0 ± 0.0 (2 episodes)" in left.said.splitlines()[-1]
+    best = checkpoint.read_newest(tmp_path / "best")  # all are equal, so it is the newest
+    assert best.env_steps == saved
+    weights = {group: int(it["count"]) for group, it in best.state["weights"].items()}
+    assert weights == {"policy": left.state["agent"]["policy"]["count"]}
+
+
+@both
+def test_without_evaluations_there_is_no_last_one(tmp_path, wiring):
+    left = train(wiring, config(tmp_path, steps=50))
+    assert left.of("eval") == []
+    assert not (tmp_path / "best").exists()
+    assert "eval " not in left.said.splitlines()[-1].partition("next:")[0]
+
+
+def test_an_interrupted_run_is_saved_and_not_evaluated(tmp_path, monkeypatch):
+    """In the middle of an evaluation that would take very long."""
+    plays = GymVector.step
+    steps = []
+
+    def interrupt(env, action):
+        if env.num_envs == RHYTHM.eval_episodes:  # the evaluation's
+            steps.append(1)
+            if len(steps) == 50:
+                os.kill(os.getpid(), signal.SIGINT)
+        return plays(env, action)
+
+    monkeypatch.setattr(GymVector, "step", interrupt)
+    rhythm = replace(RHYTHM, eval_every=100, eval_steps=10**9)
+    left = train("local", config(tmp_path, rhythm, env="tests.runtime.broken:Endless-v0"))
+    assert left.code == 130
+    assert len(steps) == 50
+    assert left.of("eval") == []
+    assert left.state["session"]["env_steps"] >= 100
+    assert "Go on: --resume" in left.said.splitlines()[-1]
+
+
+@both
+def test_evaluations_end_where_episodes_do_not(tmp_path, wiring):
+    rhythm = replace(RHYTHM, eval_every=100, eval_steps=30)
+    left = train(wiring, config(tmp_path, rhythm, env="tests.runtime.broken:Endless-v0", steps=150))
+    assert left.code == 0
+    assert {event["cut_short"] for event in left.of("eval")} == {2}
+    assert "2 cut short at 30 steps" in left.said.splitlines()[-1]
+
+
+def test_the_config_names_every_option_of_the_agent(tmp_path):
+    given = config(tmp_path, steps=20)
+    train("local", given)
+    recorded = read_config(tmp_path).agent_options
+    assert recorded == {"capacity": 20_000, "fail": "", "learn_s": 0.0}
+    train("local", replace(given, steps=40), resume=True)
+    assert read_config(tmp_path) == replace(given, steps=40, agent_options=recorded)

@@ -1,0 +1,66 @@
+"""Keeps code that lies inside a run's folder from being imported.
+
+A run's folder may come from a stranger, and its config.yaml names modules.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+
+def never_import_from(folder: Path) -> None:
+    """From now on, no module that lies inside `folder` is imported by this process."""
+    _guard.folders.add(str(folder.absolute()))
+    _guard.folders.add(str(folder.resolve()))
+    if _guard not in sys.meta_path:
+        sys.meta_path.insert(0, _guard)
+
+
+def importable_path() -> list[str]:
+    """Returns `sys.path` for processes that are started, without such folders."""
+    return [entry for entry in sys.path if entry and not _guard.covers(entry)]
+
+
+class _Guard:
+    """A finder that answers for a module only where the usual ones would find it inside."""
+
+    def __init__(self) -> None:
+        self.folders: set[str] = set()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Returns the same module from elsewhere. Raises ImportError where there is none."""
+        if not self._inside(PathFinder.find_spec(name, path)):
+            return None
+        entries = [entry for entry in (sys.path if path is None else path) if entry is not None]
+        elsewhere = PathFinder.find_spec(name, [it for it in entries if not self.covers(it)])
+        if elsewhere is None or self._inside(elsewhere):
+            raise ImportError(f"{name} lies in a run's folder, from which no code is imported")
+        return elsewhere
+
+    def covers(self, place: str) -> bool:
+        """Whether a file or folder lies inside, by its own path or by where its links lead."""
+        paths = {str(Path(place).absolute()), str(Path(place).resolve())}
+        return any(
+            path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+            for path in paths
+            for folder in self.folders
+        )
+
+    def _inside(self, spec: ModuleSpec | None) -> bool:
+        if spec is None:
+            return False
+        places = [spec.origin] if spec.has_location and spec.origin else []
+        places += [spec.cached] if spec.cached else []
+        return any(
+            self.covers(place) for place in [*places, *(spec.submodule_search_locations or ())]
+        )
+
+
+_guard = _Guard()

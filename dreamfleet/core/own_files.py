@@ -1,0 +1,54 @@
+"""Opens the files that a run writes, and leaves links and files of other origin alone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from dreamfleet.core.errors import UserError
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Opens `path` for writing, made where it is missing → the descriptor.
+
+    Raises UserError for a link, of either kind, and for what is not a file: writing there could
+    change something outside of the run.
+    """
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise _foreign(path) from None
+        raise
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+        os.close(descriptor)
+        raise _foreign(path)
+    return descriptor
+
+
+def check_own_file(path: Path) -> None:
+    """UserError where `path` is there and `open_own` would refuse it."""
+    if path.is_symlink() or path.exists():
+        about = path.lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+            raise _foreign(path)
+
+
+def check_own_folder(path: Path) -> None:
+    """UserError where `path` is there and is not a plain folder, but a link or a file."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise _foreign(path)
+
+
+def _foreign(path: Path) -> UserError:
+    if path.is_symlink():
+        found = f"a link to {path.readlink()}"
+    elif path.is_dir():
+        found = "a folder"
+    else:
+        found = "a link or a special file" if path.is_file() or path.exists() else "no file"
+    return UserError(f"{path} is {found}, which is left alone. Move it away, or use another run.")

@@ -1,0 +1,156 @@
+"""A run goes on from the newest checkpoint that has all it needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dreamfleet.core import checkpoint
+from dreamfleet.core.config import RunConfig, TrainConfig
+from dreamfleet.core.errors import UserError
+from dreamfleet.runtime.resume import restored
+from dreamfleet.runtime.run_folder import RunFolder
+from tests.runtime.runs import save_start
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture
+def config(tmp_path) -> RunConfig:
+    given = RunConfig(
+        steps=500,
+        run_dir=str(tmp_path / "run"),
+        train=TrainConfig(eval_every=0),
+        agent_options={"capacity": 2000},
+    )
+    with RunFolder.create(given):
+        return given
+
+
+def policy(state: dict[str, Any]) -> dict[str, Any]:
+    return state["agent"]["policy"]
+
+
+def first_array(tree: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """→ The first array of floats of some size, as its place in the tree."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found = first_array(value)
+            if found:
+                return found
+        elif isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim > 1:
+            return tree, key
+    return ()  # type: ignore[return-value]
+
+
+def reshape_weight(state: dict[str, Any]) -> None:
+    place, key = first_array(policy(state)["nets"])
+    place[key] = place[key][:-1]
+
+
+def reshape_moments(state: dict[str, Any]) -> None:
+    adam = next(iter(policy(state)["adam"].values()))
+    adam["exp_avg"] = np.zeros(1, np.float32)  # which would be copied to all of them
+
+
+def put(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(state: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            state = state[key]
+        state[path[-1]] = value
+
+    return change
+
+
+def drop(*path: str) -> Callable[[dict[str, Any]], None]:
+    def change(state: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            state = state[key]
+        del state[path[-1]]
+
+    return change
+
+
+def more_rows(state: dict[str, Any]) -> None:
+    table = state["replay"]["real"]
+    starts = [view["starts"] for view in table["views"].values()]
+    for values in (*table["columns"].values(), table["previous"], *starts):
+        values.resize((3, *values.shape[1:]), refcheck=False)
+
+
+LACKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "agent": (drop("agent"), "agent is missing"),
+    "agent a list": (put("agent", value=[]), "agent is missing"),
+    "policy": (drop("agent", "policy"), "weight group 'policy' is missing"),
+    "world": (drop("agent", "world"), "weight group 'world' is missing"),
+    "world a text": (put("agent", "world", value="x"), "weight group 'world' is missing"),
+    "nets": (drop("agent", "policy", "nets"), "weight group 'policy' does not fit"),
+    "a shape": (reshape_weight, "weight group 'policy' does not fit"),
+    "moments": (reshape_moments, r"exp_avg is of shape \(1,\), expected"),
+    "replay": (drop("replay"), "replay is missing"),
+    "a table": (drop("replay", "real"), r"replay\.real is missing"),
+    "rows": (drop("replay", "real", "columns"), r"replay\.real\.columns is missing"),
+    "a column": (drop("replay", "real", "columns", "obs"), r"columns\.obs is None, expected rows"),
+    "a column of a shape": (
+        put("replay", "real", "columns", "obs", value=np.zeros((0, 1), np.float32)),
+        r"columns\.obs is float32 \(0, 1\), expected rows of float32 \(4,\)",
+    ),
+    "a column of a type": (
+        put("replay", "real", "columns", "obs", value=np.zeros((0, 4), np.int64)),
+        r"columns\.obs is int64",
+    ),
+    "fewer rows": (
+        put("replay", "real", "columns", "obs", value=np.zeros((3, 4), np.float32)),
+        "has 0 rows, but 3 of obs",
+    ),
+    "rows that nobody inserted": (more_rows, "has 3 rows, but 0 were inserted"),
+    "counts": (put("replay", "real", "limiter", "samples", value=3), "limiter.samples is missing"),
+    "a count": (put("replay", "real", "inserted", value="x"), "real.inserted is 'x'"),
+    "a negative count": (put("replay", "real", "inserted", value=-1), "real.inserted is -1"),
+    "a view": (drop("replay", "real", "views", "policy"), "views.policy is missing"),
+    "a stream": (
+        put("replay", "real", "streams", "ended", value=np.zeros(2, bool)),
+        "streams of different numbers",
+    ),
+    "the queue": (put("replay", "dream", "inserted", value=None), "dream.inserted is None"),
+    "shards": (
+        lambda state: state.update(replay={f"shard-{i}": state["replay"] for i in range(2)}),
+        "has 2 shards, here are 1",
+    ),
+    "session": (drop("session"), "session is missing"),
+    "steps": (put("session", "env_steps", value="7"), "session.env_steps is '7'"),
+    "updates": (put("session", "updates", value={"learner": -1}), "session.updates.learner is -1"),
+    "starts": (put("session", "starts", value=None), "session.starts is None"),
+    "envs": (put("session", "envs", value=[1]), "session.envs is"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), LACKS.values(), ids=LACKS)
+def test_a_newer_one_that_lacks_something_is_passed_over(config, caplog, change, said):
+    folder = Path(config.run_dir) / "checkpoints"
+    state = save_start(folder.parent, 100)
+    change(state)
+    checkpoint.save(folder, 200, state, agent=config.agent, env=config.env)
+    with caplog.at_level(logging.WARNING):
+        assert restored(folder, config)["session"]["env_steps"] == 100
+    assert "ckpt-000000000200.000 cannot serve" in caplog.text
+    for path in folder.glob("*100.000/*"):
+        path.unlink()
+    with pytest.raises(UserError, match=said):
+        restored(folder, config)
+
+
+def test_a_run_that_is_done_is_said_to_be(config):
+    save_start(Path(config.run_dir), 500)
+    with pytest.raises(UserError, match=r"has taken 500 of 500 steps. Ask for more: --steps"):
+        restored(Path(config.run_dir) / "checkpoints", config)
+
+
+def test_a_run_that_saved_nothing_cannot_be_resumed(config):
+    with pytest.raises(UserError, match=r"nothing to resume. Start a new run"):
+        restored(Path(config.run_dir) / "checkpoints", config)
