@@ -98,10 +98,13 @@ class ReplayHost:
         tables: Mapping[str, TableSpec | QueueSpec],
         seed: int,
         state: dict[str, Any] | None = None,
+        end_at: int | None = None,
     ) -> None:
         self._server = ReplayServer(tables, seed)
         if state is not None:
             self._server.restore(state)
+        if end_at is not None:
+            self._server.end_at(end_at)
         self._desks = {name: _Desk() for name in tables}
 
     def add(
@@ -178,6 +181,11 @@ class ReplayHost:
             for desk in self._desks.values():
                 locks.enter_context(desk.lock)
             return self._server.stats()
+
+    def newest(self, table: str, actor: int) -> Origin | None:
+        """Returns the newest chunk that an actor handed over, if it ever did."""
+        with self._desk(table).lock:
+            return self._server.newest(table, actor)
 
     def state(self) -> dict[str, Any]:
         """As the server's, copied while others go on.

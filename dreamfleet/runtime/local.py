@@ -14,6 +14,7 @@ from dreamfleet.replay_server.shards import (
     join_states,
     shard_tables,
     split_state,
+    step_shares,
 )
 from dreamfleet.runtime.blueprint import Blueprint, Progress, Site, weight_groups
 from dreamfleet.runtime.display import Display
@@ -38,11 +39,16 @@ def train(
     shards = [NearShard(parts, seed) for seed in blueprint.shard_seeds()]
     replay = ShardedReplay(shards, tables, blueprint.seed("shares"))
     weights = LocalWeights()
+    states: list[dict[str, Any] | None] = [None] * len(shards)
     if resumed is not None:
         for group in groups:
             agent.restore(group, resumed["agent"][group])
-        for shard, state in zip(shards, split_state(resumed["replay"], len(shards)), strict=True):
+        states = [*split_state(resumed["replay"], len(shards))]
+    ends = step_shares(config.steps, states)
+    for shard, state, end in zip(shards, states, ends, strict=True):
+        if state is not None:
             shard.restore(state)
+        shard.end_at(end)
 
     def build(name: str, progress: Progress) -> Worker:
         return blueprint.worker(name, Site(agent, replay, weights, (), progress))

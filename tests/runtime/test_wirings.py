@@ -60,8 +60,7 @@ def test_every_row_arrives_once_and_weights_come_back(tmp_path, wiring, num_acto
         assert_counted(rows)
     steps = sum(int((~rows["last"]).sum()) for rows in found)
     session = left.state["session"]
-    assert steps == session["env_steps"] == left.events[-1]["env_steps"]
-    assert steps >= given.steps
+    assert steps == session["env_steps"] == left.events[-1]["env_steps"] == given.steps
 
     # Weights come back: what took a row is never older than what took the row before it.
     versions = [rows["version"] for rows in found]
@@ -106,7 +105,7 @@ def test_a_run_with_shards_keeps_every_row_and_the_ratio(tmp_path, wiring):
     for (rows,) in found:
         assert_counted(rows)
     steps = [int((~rows["last"]).sum()) for (rows,) in found]
-    assert sum(steps) == left.state["session"]["env_steps"] >= 600
+    assert sum(steps) == left.state["session"]["env_steps"] == 600
     undelivered = {"local": 0, "cluster": 2}[wiring]
     for shard, taken in zip(shards.values(), steps, strict=True):
         for consumer, samples in shard["real"]["limiter"]["samples"].items():
@@ -114,9 +113,9 @@ def test_a_run_with_shards_keeps_every_row_and_the_ratio(tmp_path, wiring):
             assert 0 <= credit <= 4 + 0.5 * rhythm.chunk + undelivered, consumer
     run = left.of("run")[-1]
     assert run["replay/env_steps"] == sum(steps)
-    resumed = train(wiring, replace(given, steps=sum(steps) + 200), resume=True)
+    resumed = train(wiring, replace(given, steps=800), resume=True)
     assert resumed.code == 0
-    assert resumed.state["session"]["env_steps"] >= sum(steps) + 200
+    assert resumed.state["session"]["env_steps"] == 800
 
 
 @both
@@ -186,10 +185,11 @@ def test_a_resumed_run_goes_on_in_either_wiring(tmp_path, request, wirings):
         request.getfixturevalue("ray_here")
     first, second = wirings
     before = train(first, config(tmp_path, steps=100)).state
-    steps = before["session"]["env_steps"] + 200  # a cluster notices some steps late
+    assert before["session"]["env_steps"] == 100
+    steps = 300
     after = train(second, config(tmp_path, steps=steps), resume=True)
     session = after.state["session"]
-    assert session["env_steps"] >= steps
+    assert session["env_steps"] == steps
     assert session["wall_s"] > before["session"]["wall_s"]
     for role, group in (("learner", "policy"), ("dreamer", "world")):
         assert session["updates"][role] > before["session"]["updates"][role]
