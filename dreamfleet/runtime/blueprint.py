@@ -20,6 +20,7 @@ from dreamfleet.learner.learner import Learner
 from dreamfleet.replay_server import budget
 from dreamfleet.replay_server.checks import Limits, check_memory, check_spec
 from dreamfleet.replay_server.shards import shard_tables
+from dreamfleet.runtime.watchdog import EnvCalls, WatchedEnv
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Site:
     weights: WeightStore
     pulls: tuple[str, ...]  # the weight groups to fetch, as another process writes them
     progress: Progress
+    calls: EnvCalls = field(default_factory=EnvCalls)  # of environments that are built here
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,12 @@ class Blueprint:
         n, train = config.envs_per_actor, config.train
         # Streams of its own for every start: a chunk of an actor that died may still be on its way.
         stream = (starts * config.num_actors + index) * n
-        env = GymVector(config.env, n, self.seed(f"env-{index}", starts), options=train.env)
-        env.restore(site.progress.env)
+        worker = f"actor-{index}"
+        with site.calls.by(worker):
+            env = GymVector(config.env, n, self.seed(f"env-{index}", starts), options=train.env)
+            env.restore(site.progress.env)
         return Actor(
-            env,
+            WatchedEnv(env, worker, site.calls),
             site.agent,
             site.replay,
             site.weights,
@@ -165,8 +169,14 @@ class Blueprint:
         from dreamfleet.envs.vector import GymVector
 
         train = self.config.train
+
+        def make_env() -> WatchedEnv:
+            with site.calls.by("evaluator"):
+                env = GymVector.to_play(self.config.env, train.eval_episodes)
+            return WatchedEnv(env, "evaluator", site.calls)
+
         return Evaluator(
-            lambda: GymVector.to_play(self.config.env, train.eval_episodes),
+            make_env,
             site.agent,
             site.replay,
             site.weights,

@@ -249,13 +249,22 @@ class WorkerHost:
         def build(name: str, progress: Progress) -> Worker:
             return blueprint.worker(name, Site(self._agent, replay, weights, pulls, progress))
 
-        self._crew = {name: Turns(name, partial(build, name), progress[name]) for name in names}
+        self._crew = {  # signals are the driver's to hear: here nobody interrupts
+            name: Turns(name, partial(build, name), progress[name], interrupted=lambda: False)
+            for name in names
+        }
 
     def __repr__(self) -> str:
         return "+".join(self._names)  # what Ray's dashboard and log lines call this process
 
-    def turn(self, seconds: float, restarts: Mapping[str, Progress]) -> list[Report]:
-        """Restart those that broke, then work for about so long or until a worker breaks."""
+    def turn(
+        self, seconds: float, restarts: Mapping[str, Progress], rest_s: float = 0.0
+    ) -> list[Report]:
+        """Restart those that broke, then work for about so long or until a worker breaks.
+
+        rest_s: how long to wait before the restarts.
+        """
+        time.sleep(rest_s)
         for name, progress in restarts.items():
             self._crew[name].restart(progress)
         crew = self._crew.values()

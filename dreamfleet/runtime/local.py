@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from dreamfleet.core.config import RunConfig
 from dreamfleet.core.types import Worker
@@ -21,6 +23,9 @@ from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.run_folder import RunFolder
 from dreamfleet.runtime.session import Session
 from dreamfleet.runtime.turns import Turns
+from dreamfleet.runtime.watchdog import LOOK_S, EnvCalls, Watchdog
+
+HEARD_S: Final = 0.7  # after an interrupt, how long an environment's call may go on
 
 
 def train(
@@ -50,22 +55,33 @@ def train(
             shard.restore(state)
         shard.end_at(end)
 
+    calls = EnvCalls()
+
     def build(name: str, progress: Progress) -> Worker:
-        return blueprint.worker(name, Site(agent, replay, weights, (), progress))
+        return blueprint.worker(name, Site(agent, replay, weights, (), progress, calls))
 
     def save() -> None:
         states = join_states([shard.state() for shard in shards])
         session.save({group: agent.state(group) for group in groups}, states)
 
-    with session:
+    with session, Watchdog(calls, partial(_look, session, save)):
         names = blueprint.crew(groups)
-        crew = [Turns(name, partial(build, name), session.progress(name)) for name in names]
+        crew = [
+            Turns(
+                name,
+                partial(build, name),
+                session.progress(name),
+                interrupted=lambda: session.interrupts.at_once,
+            )
+            for name in names
+        ]
         while not session.over:
             moved = False
             for turns in crew:
                 moved |= turns.step()
                 session.take(turns.report(), replay.stats())
                 if turns.broken:
+                    _rest(session, session.rest_s(turns.name))
                     turns.restart(session.progress(turns.name))
                     moved = True
             if not moved and not session.over:
@@ -73,5 +89,53 @@ def train(
                 raise RuntimeError(f"everybody waits: {waits}")
             if session.save_due:
                 save()
+        if session.interrupts.at_once:  # and the environment that was interrupted took it
+            raise KeyboardInterrupt
         save()
         return session.finish()
+
+
+def _rest(session: Session, seconds: float) -> None:
+    """Sleeps, unless somebody interrupts."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not session.over:
+        time.sleep(LOOK_S)
+
+
+def _look(session: Session, save: Callable[[], None], call: tuple[str, float] | None) -> None:
+    """Ends the process when an environment hangs, or does not let an interrupt through.
+
+    Runs in the watchdog's thread. The one thread of the run is inside the environment then, and
+    everything else is at rest, so that it can be saved.
+    """
+    config, interrupts = session.config, session.interrupts
+    waited = time.monotonic() - interrupts.since if session.interrupted else 0.0
+    if waited > HEARD_S:
+        session.announce()
+    if call is None:
+        return
+    worker, seconds = call
+    hangs = f"{worker}: a call of its environment {config.env}"
+    if interrupts.at_once:
+        session.leave(f"left at once, nothing saved. {session.go_on}", interrupts.exit_code)
+    elif min(waited, seconds) > HEARD_S:
+        session.leave(
+            f"{interrupts.name}: left. {hangs} has not returned for {seconds:.1f} s. "
+            f"{_saved(session, save)}",
+            interrupts.exit_code,
+        )
+    elif seconds > config.train.env_timeout_s:
+        session.leave(
+            f"{hangs} took longer than {config.train.env_timeout_s:g} s (train.env_timeout_s). "
+            f"{_saved(session, save)}",
+            1,
+        )
+
+
+def _saved(session: Session, save: Callable[[], None]) -> str:
+    """Saves if that is possible → how to go on."""
+    try:
+        save()
+    except Exception as error:  # whatever it is, the line below must still be said
+        return f"Not saved: {error}. {session.go_on}"
+    return session.go_on

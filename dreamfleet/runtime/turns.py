@@ -44,11 +44,18 @@ class Turns:
     """Gives one worker its steps and keeps the times.
 
     The worker is built at its first step, so that what its environment raises there is a fault like
-    any other.
+    any other. So is a SystemExit, and a KeyboardInterrupt while nobody interrupts.
+    interrupted: whether a KeyboardInterrupt is a person's.
     """
 
-    def __init__(self, name: str, build: Callable[[Progress], Worker], progress: Progress) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[Progress], Worker],
+        progress: Progress,
+        interrupted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.name, self._interrupted = name, interrupted
         self._build, self._progress = build, progress
         self._worker: Worker | None = None
         self._busy_s = 0.0
@@ -72,7 +79,9 @@ class Turns:
             if self._worker is None:
                 self._worker = self._build(self._progress)
             moved = self._worker.step()
-        except Exception as error:  # told to the session, which has it restarted or gives up
+        except BaseException as error:  # told to the session, which restarts it or gives up
+            if isinstance(error, KeyboardInterrupt) and self._interrupted():
+                raise
             last_line = traceback.format_exception_only(error)[-1].strip()
             environment = isinstance(error, EnvironmentFault)
             self._fault = Fault(last_line, traceback.format_exc(), environment)
