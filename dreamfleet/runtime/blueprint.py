@@ -57,13 +57,15 @@ class Blueprint:
     config: RunConfig
     spec: EnvSpec
     agent_path: str
+    registered: Any = None  # of the environment: what a process needs that does not know its id
 
     @classmethod
     def of(cls, config: RunConfig) -> Blueprint:
         """The blueprint of a run. Raises UserError for an unknown agent or environment."""
         from dreamfleet.envs import registry
 
-        return cls(config, registry.describe(config.env), agents.find(config.agent).path)
+        path, entry = agents.find(config.agent).path, registry.registered(config.env)
+        return cls(config, registry.describe(config.env), path, entry)
 
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
         """The agent of one process, drawing from generators of its own. Imports torch."""
@@ -100,6 +102,10 @@ class Blueprint:
     def worker(self, name: str, site: Site) -> Worker:
         """The worker called `actor-3`, `dreamer-0`, `learner` or `evaluator`."""
         role, _, index = name.partition("-")
+        if role in ("actor", "evaluator"):
+            from dreamfleet.envs import registry
+
+            registry.register_missing(self.registered)
         if role == "actor":
             return self._actor(int(index), site)
         if role == "dreamer":

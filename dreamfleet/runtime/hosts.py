@@ -292,3 +292,18 @@ def pulled(agent: Agent, names: tuple[str, ...]) -> tuple[str, ...]:
     roles = {name.partition("-")[0] for name in names}
     needed = weight_groups(agent) if roles & {"learner", "dreamer"} else agent.act_groups
     return tuple(group for group in needed if group not in written)
+
+
+def try_out(blueprint: Blueprint) -> str:
+    """Builds a run's environment and agent here → what is wrong with them in a line, or nothing."""
+    from dreamfleet.envs import registry
+
+    try:
+        registry.register_missing(blueprint.registered)
+        found = type(blueprint).of(blueprint.config).spec
+        blueprint.agent("driver", "cpu")
+    except Exception as error:
+        return " ".join(f"it cannot be built: {error}".split())
+    if found != blueprint.spec:
+        return f'env "{found.env_id}" is another one: {found}, and here {blueprint.spec}'
+    return ""

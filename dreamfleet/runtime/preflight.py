@@ -13,21 +13,16 @@ from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import UserError
 
 CONNECT_S: Final = 1.0
+_MODE: Final = "RAY_AUTH_MODE"
 _CURRENT_CLUSTER: Final = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves it
 
 
 def check_address(address: str) -> None:
-    """UserError unless something answers at `address`: HOST:PORT, or `auto` for a cluster here."""
-    target = address
-    if address == "auto":
-        target = os.environ.get("RAY_ADDRESS", "")
-        if not target and _CURRENT_CLUSTER.is_file():
-            target = _CURRENT_CLUSTER.read_text().strip()
-        if not target:
-            raise UserError(
-                "--address auto found no Ray cluster: RAY_ADDRESS is not set and none runs here. "
-                "Start one (ray start --head), or leave --address out."
-            )
+    """UserError unless something answers at `address`: HOST:PORT, or `auto` for a cluster here.
+
+    Where a token lies ready, it will be shown to the cluster: one that wants none does not mind.
+    """
+    target = target_of(address)
     host, _, port = target.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise UserError(f"--address must be HOST:PORT or auto; found {target!r}.")
@@ -38,6 +33,39 @@ def check_address(address: str) -> None:
             f"--address {address}: nobody answers at {target} ({error.strerror or error}). "
             "Start a cluster there (ray start --head --port PORT), or leave --address out."
         ) from None
+    if token_source():
+        os.environ.setdefault(_MODE, "token")  # before Ray is imported, which reads it once
+    elif os.environ.get(_MODE, "").lower() == "token":
+        raise UserError(
+            f"--address {address}: {_MODE} is token, and there is no token. Run `ray "
+            "get-auth-token` on the cluster's head, and put the token into RAY_AUTH_TOKEN here."
+        )
+
+
+def target_of(address: str) -> str:
+    """Returns where a cluster is to be joined. UserError where `auto` finds none."""
+    if address != "auto":
+        return address
+    target = os.environ.get("RAY_ADDRESS", "")
+    if not target and _CURRENT_CLUSTER.is_file():
+        target = _CURRENT_CLUSTER.read_text().strip()
+    if not target:
+        raise UserError(
+            "--address auto found no Ray cluster: RAY_ADDRESS is not set and none runs here. "
+            "Start one (ray start --head), or leave --address out."
+        )
+    return target
+
+
+def token_source() -> str:
+    """Returns where Ray will take its token from, as it looks for it; empty where there is none."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        file = Path(path)
+    else:
+        file = Path.home() / ".ray" / "auth_token"
+    return str(file) if file.is_file() and file.read_text().strip() else ""
 
 
 def check_device(device: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dreamfleet.core.errors import EnvironmentFault
+from dreamfleet.core.errors import EnvironmentFault, Gone
 from dreamfleet.core.types import Event, Worker
 from dreamfleet.runtime.blueprint import Progress
 
@@ -22,6 +22,7 @@ class Fault:
     error: str  # its last line
     text: str  # its whole traceback
     environment: bool = False  # an environment broke its contract: a row was refused
+    lost: bool = False  # another process did not answer: it may be the one that broke
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Turns:
                 raise
             last_line = traceback.format_exception_only(error)[-1].strip()
             environment = isinstance(error, EnvironmentFault)
-            self._fault = Fault(last_line, traceback.format_exc(), environment)
+            lost = isinstance(error, Gone)
+            self._fault = Fault(last_line, traceback.format_exc(), environment, lost)
             return False
         elapsed = time.perf_counter() - began
         if moved:

@@ -52,19 +52,19 @@ class WatchedEnv:
 
     def __init__(self, env: VectorEnv, worker: str, calls: EnvCalls) -> None:
         self._env, self._worker, self._calls = env, worker, calls
-        self.spec, self.num_envs = env.spec, env.num_envs
-
-    @property
-    def info(self) -> Batch:
-        return self._env.info
+        self.spec, self.num_envs, self.info = env.spec, env.num_envs, env.info
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
         with self._calls.by(self._worker):
-            return self._env.reset(seeds)
+            rows = self._env.reset(seeds)
+        self.info = self._env.info
+        return rows
 
     def step(self, action: Array) -> Batch:
         with self._calls.by(self._worker):
-            return self._env.step(action)
+            rows = self._env.step(action)
+        self.info = self._env.info
+        return rows
 
     def state(self) -> dict[str, Any]:
         return self._env.state()

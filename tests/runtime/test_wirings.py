@@ -24,9 +24,9 @@ def wiring(request, monkeypatch):
     """`local` or `cluster`; the latter on the Ray of all tests, with short turns."""
     if request.param == "cluster":
         request.getfixturevalue("ray_here")
-        from dreamfleet.runtime import cluster
+        from dreamfleet.runtime import fleet
 
-        monkeypatch.setattr(cluster, "TURN_S", 0.2)
+        monkeypatch.setattr(fleet, "TURN_S", 0.2)
     return request.param
 
 
