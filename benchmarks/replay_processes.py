@@ -83,9 +83,9 @@ def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], No
     jobs, tables = (partial(adding, obs), sampling), {"real": spec}
     with (
         redirect_stdout(sys.stderr),  # Ray prints warnings of its own
-        joined(config) as (joining, _),
+        joined(config) as joining,
     ):
-        joining.result()
+        joining.dashboard.result()
         replay = start_replay(cluster, tables, 0, consuming=1)
         crew = [cluster.start(Job, job, ReplayProxy([replay], tables, 0)) for job in jobs]
 

@@ -33,7 +33,7 @@ from dreamfleet.runtime.blueprint import Blueprint
 from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.fleet import Fleet, Lost
 from dreamfleet.runtime.hosts import try_out
-from dreamfleet.runtime.interrupts import kill_descendants
+from dreamfleet.runtime.interrupts import descendants, kill_descendants
 from dreamfleet.runtime.proxies import Unreachable
 from dreamfleet.runtime.run_folder import RUNS, RunFolder
 from dreamfleet.runtime.session import Session
@@ -82,15 +82,13 @@ def cluster(session: Session, agent_path: str, meanwhile: Callable[[], T]) -> It
     """
     session.interrupts.hold()
     building = _in_thread(meanwhile)
-    with joined(session.config, agent_path, session.folder.path) as (joining, leftover):
-        while not (building.done() and joining.done()):
+    with joined(session.config, agent_path, session.folder.path) as joining:
+        while not (building.done() and joining.dashboard.done()):
             if session.interrupts.heard(0.1):
-                if not session.config.address:
-                    kill_descendants()
-                shutil.rmtree(leftover, ignore_errors=True)
+                joining.abandon()
                 line = f"{session.interrupts.name}: left while Ray was starting, nothing to save."
                 session.leave(f"{line} {session.go_on}", session.interrupts.exit_code)
-        result, dashboard = building.result(), joining.result()
+        result, dashboard = building.result(), joining.dashboard.result()
         session.interrupts.listen()
         if dashboard:
             how = "token: run `ray get-auth-token`"
@@ -98,32 +96,52 @@ def cluster(session: Session, agent_path: str, meanwhile: Callable[[], T]) -> It
         yield result
 
 
+@dataclass
+class Joining:
+    """Ray while it starts, or is joined."""
+
+    dashboard: Future[str]  # where it is, if wanted, once Ray is there
+    importable: Path  # the folder from which Ray's processes import dreamfleet
+    others: list[int]  # processes that this one had started before
+
+    def abandon(self) -> None:
+        """Kills what of Ray has started, without waiting for anything."""
+        kill_descendants(self.others)
+        shutil.rmtree(self.importable, ignore_errors=True)
+
+
 @contextmanager
-def joined(
-    config: RunConfig, agent_path: str = "", run: Path = RUNS
-) -> Iterator[tuple[Future[str], Path]]:
-    """Ray, until left. → when it is there, and where its dashboard then is, if wanted; a folder.
+def joined(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> Iterator[Joining]:
+    """Ray, until left.
 
     The thread that starts a cluster lives as long as it, as its processes die with that thread.
-    What this process has joined before is used as it is, and not left. The folder is the one from
-    which Ray's processes import dreamfleet, and is removed in the end.
+    What this process has joined before is used as it is, and not left.
     """
-    before, left = ray.is_initialized(), threading.Event()
-    importable = only_dreamfleet()
+    before, left, importable = ray.is_initialized(), threading.Event(), only_dreamfleet()
 
     def join() -> str:
         return "" if before else _join(config, importable, agent_path, run)
 
+    others = descendants()
+    joining = Joining(_in_thread(join, until=left), importable, others)
     try:
-        joining = _in_thread(join, until=left)
-        yield joining, importable
+        yield joining
     finally:
         with suppress(Exception):  # it has been said
-            joining.result()
+            joining.dashboard.result()
         if not before:
+            if dead_services():  # Ray would wait for them, and leave others behind
+                joining.abandon()
             ray.shutdown()
         left.set()
         shutil.rmtree(importable, ignore_errors=True)
+
+
+def dead_services() -> list[str]:
+    """Returns which of Ray's own processes, started from here, died that all others need."""
+    node = ray._private.worker._global_node
+    dead = node.dead_processes() if node is not None else []
+    return [name for name, _ in dead if name in VITAL]
 
 
 def _in_thread(call: Callable[[], T], until: threading.Event | None = None) -> Future[T]:
@@ -327,9 +345,7 @@ class RayCluster:
             raise Lost(_plain(error), died=False) from error
 
     def dead_services(self) -> list[str]:
-        node = ray._private.worker._global_node
-        dead = node.dead_processes() if node is not None else []
-        return [name for name, _ in dead if name in VITAL]
+        return dead_services()
 
     def resources(self) -> Mapping[str, float]:
         """What there is for this run: of a cluster that ran before, what others leave."""

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -77,17 +79,16 @@ class Interrupts:
         self.number, self.since = int(number), time.monotonic()
 
 
-def kill_descendants() -> None:
-    """Kills every process that descends from this one, those stopped first that could fork."""
+def kill_descendants(but: Collection[int]) -> None:
+    """Kills the processes that descend from this one, but some; first stops what could fork."""
     for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in _descendants():
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+        for pid in descendants():
+            if pid not in but:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
 
-def _descendants() -> list[int]:
+def descendants() -> list[int]:
     """Returns the ids of the processes that descend from this one, parents first."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):

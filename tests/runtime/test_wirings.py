@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dreamfleet import agents
+from dreamfleet.core import checkpoint
 from dreamfleet.core.errors import WorkerFailed
 from tests.runtime.runs import FAKE, RHYTHM, assert_counted, config, state_in, streams, train
 
@@ -169,7 +170,10 @@ def test_who_fails_to_learn_ends_the_run(tmp_path, wiring, call, worker, num_dre
         train(wiring, given)
     text = str(failed.value)
     assert text.startswith("Traceback (most recent call last):")
-    assert text.splitlines()[-1] == f"{worker} broke: ArithmeticError: {call} fails, as asked"
+    assert text.splitlines()[-1] == (
+        f"{worker} broke: ArithmeticError: {call} fails, as asked. "
+        "It has no checkpoint yet: start a new run."
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,6 +249,25 @@ def test_a_process_that_dies_or_hangs_is_replaced(tmp_path, ray_here, env, error
     assert left.of("run")[-1]["fault/restarts"] == len(faults)
     for rows in streams(left.state):
         assert_counted(rows)
+
+
+@pytest.mark.slow
+def test_an_actor_whose_process_ends_after_some_rows_may_do_so_for_ever(tmp_path, ray_here):
+    """Its rows are counted in the replay: it dies before it reports them."""
+    given = config(tmp_path, env="tests.runtime.broken:Quits-v0", steps=300)
+    left = train("cluster", given)
+    assert left.code == 0
+    assert left.state["session"]["env_steps"] == 300
+    assert left.of("run")[-1]["fault/restarts"] > 2
+
+
+@pytest.mark.slow
+def test_a_checkpoint_on_the_way_agrees_with_its_replay(tmp_path, ray_here):
+    train("cluster", config(tmp_path, replace(RHYTHM, checkpoint_every=50), steps=400))
+    for path in (tmp_path / "checkpoints").iterdir():
+        state = checkpoint.load(path)
+        steps = state["replay"]["real"]["limiter"]["steps"]
+        assert steps == state["session"]["env_steps"] == checkpoint.manifest(path)["env_steps"]
 
 
 def test_what_was_saved_on_the_way_can_be_resumed(tmp_path):
