@@ -42,6 +42,7 @@ from dreamfleet.runtime.watchdog import EnvCalls, Watchdog
 
 T = TypeVar("T")
 
+MODE: Final = "RAY_AUTH_MODE"
 HEALTH_S: Final = 10.0  # how long a cluster that is to be joined may take to answer at all
 TRY_S: Final = 120.0  # how long a machine of that cluster may take to build the environment
 VITAL: Final = ("gcs_server", "raylet")  # of Ray's own processes: without these nothing goes on
@@ -122,7 +123,7 @@ def joined(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> Iterato
     def join() -> str:
         return "" if before else _join(config, importable, agent_path, run)
 
-    others = descendants()
+    others, mode = descendants(), os.environ.get(MODE)
     joining = Joining(_in_thread(join, until=left), importable, others)
     try:
         yield joining
@@ -133,6 +134,8 @@ def joined(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> Iterato
             if dead_services():  # Ray would wait for them, and leave others behind
                 joining.abandon()
             ray.shutdown()
+            if config.address:
+                _authenticate(mode)
         left.set()
         shutil.rmtree(importable, ignore_errors=True)
 
@@ -184,10 +187,10 @@ def _join(config: RunConfig, importable: Path, agent_path: str, run: Path) -> st
                 runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path)}},
             )
         return str(context.dashboard_url or "") if config.dashboard else ""
-    _check_health(config.address)
-    ray._raylet.Config.initialize("")  # read the mode of authentication anew: preflight chose it
+    target = preflight.target_of(config.address)
+    _authenticate(wanted_mode(config.address, target))
     try:
-        context = _init(address=config.address, runtime_env=shipped(config.env, agent_path, run))
+        context = _init(address=target, runtime_env=shipped(config.env, agent_path, run))
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         if "exceeds the maximum size" in str(error):
             size = str(error)[str(error).index("Package size") :].partition(". ")[0]
@@ -218,25 +221,47 @@ def _bound_to_loopback() -> Iterator[None]:
         constants.ENABLE_RAY_CLUSTER = before
 
 
-def _check_health(address: str) -> None:
-    """UserError unless a Ray cluster answers at `address`, where joining would wait for ever."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address"]
-    target = preflight.target_of(address)
-    try:
-        done = subprocess.run([*command, target], capture_output=True, text=True, timeout=HEALTH_S)
-        said = (done.stderr or done.stdout).strip().splitlines()
-    except subprocess.TimeoutExpired:
-        done, said = None, [f"no answer in {HEALTH_S:g} s"]
-    if done is not None and not done.returncode:
-        return
+def wanted_mode(address: str, target: str) -> str:
+    """Returns how a cluster is to be joined: `token` where it asks for one, else `disabled`.
+
+    Raises UserError unless a Ray cluster answers, where joining would wait for ever, and where its
+    token is not here.
+    """
+    said = _health(target, "disabled")
+    found = preflight.token_source()
+    if not any("InvalidAuthToken" in line for line in said):
+        mode = "disabled"
+    elif found:
+        mode, said = "token", _health(target, "token")
     if any("InvalidAuthToken" in line for line in said):
-        found = preflight.token_source()
         why = f"the token of {found} is another one" if found else "none was found here"
         raise UserError(
             f"--address {address}: the cluster there asks for its token, and {why}. Run `ray "
             "get-auth-token` on its head, and put the token into RAY_AUTH_TOKEN here."
         )
-    raise UserError(f"--address {address}: no Ray cluster is well there: {' '.join(said[-1:])}")
+    if said:
+        raise UserError(f"--address {address}: no Ray cluster is well there: {said[-1]}")
+    return mode
+
+
+def _health(target: str, mode: str) -> list[str]:
+    """Returns what Ray says is wrong with a cluster, in lines; none where it is well."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", target]
+    env = {**os.environ, MODE: mode}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_S, env=env)
+    except subprocess.TimeoutExpired:
+        return [f"no answer in {HEALTH_S:g} s"]
+    said = (done.stderr or done.stdout).strip().splitlines()
+    return (said or ["it does not say why"]) if done.returncode else []
+
+
+def _authenticate(mode: str | None) -> None:
+    """Has Ray in this process show its token, or not; nothing: as it finds best."""
+    os.environ.pop(MODE, None)
+    if mode is not None:
+        os.environ[MODE] = mode
+    ray._raylet.Config.initialize("")  # it reads the mode once
 
 
 def check_environment(session: Session, blueprint: Blueprint) -> None:

@@ -13,15 +13,11 @@ from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import UserError
 
 CONNECT_S: Final = 1.0
-_MODE: Final = "RAY_AUTH_MODE"
 _CURRENT_CLUSTER: Final = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves it
 
 
 def check_address(address: str) -> None:
-    """UserError unless something answers at `address`: HOST:PORT, or `auto` for a cluster here.
-
-    Where a token lies ready, it will be shown to the cluster: one that wants none does not mind.
-    """
+    """UserError unless something answers at `address`: HOST:PORT, or `auto` for a cluster here."""
     target = target_of(address)
     host, _, port = target.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
@@ -33,13 +29,6 @@ def check_address(address: str) -> None:
             f"--address {address}: nobody answers at {target} ({error.strerror or error}). "
             "Start a cluster there (ray start --head --port PORT), or leave --address out."
         ) from None
-    if token_source():
-        os.environ.setdefault(_MODE, "token")  # before Ray is imported, which reads it once
-    elif os.environ.get(_MODE, "").lower() == "token":
-        raise UserError(
-            f"--address {address}: {_MODE} is token, and there is no token. Run `ray "
-            "get-auth-token` on the cluster's head, and put the token into RAY_AUTH_TOKEN here."
-        )
 
 
 def target_of(address: str) -> str:

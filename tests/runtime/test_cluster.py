@@ -218,4 +218,4 @@ def test_what_answers_and_is_no_ray_is_told_from_it(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(UserError, match=f"--address {address}: no Ray cluster is well there"):
-            cluster._check_health(address)
+            cluster.wanted_mode(address, address)

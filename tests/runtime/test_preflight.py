@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-import os
-import socket
-
 import pytest
 
-from dreamfleet.core.errors import UserError
 from dreamfleet.runtime import preflight
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -13,7 +9,7 @@ AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home where Ray never ran; what a check sets goes with it."""
+    """A home where Ray never ran."""
     for name in AUTH:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -21,41 +17,27 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def address():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+def test_where_ray_never_ran_there_is_no_token(home):
+    assert preflight.token_source() == ""
 
 
-def test_where_ray_never_ran_no_token_is_shown(home, address):
-    preflight.check_address(address)
-    assert "RAY_AUTH_MODE" not in os.environ
-
-
-def test_the_token_that_ray_left_at_home_is_shown(home, address):
+def test_the_token_that_ray_left_at_home_is_found(home):
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text("secret")
-    preflight.check_address(address)
-    assert os.environ["RAY_AUTH_MODE"] == "token"
     assert preflight.token_source() == str(home / ".ray" / "auth_token")
+    (home / ".ray" / "auth_token").write_text(" ")
+    assert preflight.token_source() == ""
 
 
-@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
-def test_a_token_of_the_environment_is_shown(home, address, monkeypatch, name):
+def test_a_token_of_the_environment_comes_first(home, monkeypatch):
     (home / "mine").write_text("secret")
-    monkeypatch.setenv(name, str(home / "mine"))
-    preflight.check_address(address)
-    assert os.environ["RAY_AUTH_MODE"] == "token"
-
-
-def test_a_mode_that_a_person_chose_stays(home, address, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "mine"))
+    assert preflight.token_source() == str(home / "mine")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    preflight.check_address(address)
-    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    assert preflight.token_source() == "RAY_AUTH_TOKEN"
 
 
-def test_a_mode_without_a_token_is_refused(home, address, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    with pytest.raises(UserError, match=r"there is no token.*RAY_AUTH_TOKEN here"):
-        preflight.check_address(address)
+def test_auto_is_the_cluster_that_the_environment_names(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6399")
+    assert preflight.target_of("auto") == "127.0.0.1:6399"
+    assert preflight.target_of("there:1") == "there:1"
