@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dreamfleet.core.config import Flags, RunConfig, apply
-from dreamfleet.core.errors import UserError, nearest
+from dreamfleet.core.errors import UserError, WorkerFailed, nearest
 from dreamfleet.core.types import Agent, Array, Event, State
 from dreamfleet.envs.codec import Codec
 from dreamfleet.runtime import start
@@ -62,6 +62,8 @@ def train(
     code, path = start.start(planned, f"dreamfleet.train({', '.join(words)})")
     if code == 128 + signal.SIGINT:
         raise KeyboardInterrupt(f"stopped. Go on: dreamfleet.train(resume={str(path)!r})")
+    if code:
+        raise WorkerFailed(f"the run ended early (exit code {code}): see {path}.")
     return Run(path)
 
 

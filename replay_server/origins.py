@@ -25,6 +25,9 @@ class Origins:
     def actors(self) -> int:
         return len(self._newest)
 
+    def newest(self, actor: int) -> Origin | None:
+        return self._newest.get(actor)
+
     def known(self, origin: Origin) -> bool:
         """Whether this chunk is not to be stored; if so, it is counted."""
         newest = self._newest.get(origin.actor)

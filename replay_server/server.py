@@ -81,6 +81,10 @@ class ReplayServer:
     def update(self, table: str, keys: Array, priorities: Array) -> None:
         self._ring(table).update(keys, priorities)
 
+    def end_at(self, steps: int) -> None:
+        """Takes no agent step of the table "real" beyond so many; `add` then answers False."""
+        self._ring("real").total = steps
+
     # ------------------------------------------------------------------------------- asking
 
     def room(self, table: str) -> float:
@@ -99,6 +103,10 @@ class ReplayServer:
     def actors(self, table: str) -> int:
         """How many actors have added chunks."""
         return self._origins[table].actors
+
+    def newest(self, table: str, actor: int) -> Origin | None:
+        """Returns the newest chunk that an actor handed over, if it ever did."""
+        return self._origins[table].newest(actor)
 
     def mass(self, table: str, consumer: str) -> float:
         """What this consumer's starts weigh together, comparable with the table's other shards."""

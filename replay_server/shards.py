@@ -251,3 +251,13 @@ def split_state(state: Mapping[str, Any], shards: int) -> list[dict[str, Any]]:
             f"resume with train.replay_shards={found}"
         )
     return [dict(state)] if shards == 1 else [state[f"shard-{i}"] for i in range(shards)]
+
+
+def step_shares(steps: int, states: Sequence[Mapping[str, Any] | None]) -> list[int]:
+    """Returns the agent steps at which each shard of a run of `steps` ends.
+
+    states: of the shards so far. What is left of the run is divided equally.
+    """
+    taken = [int(state["real"]["limiter"]["steps"]) if state else 0 for state in states]
+    left, n = max(steps - sum(taken), 0), len(taken)
+    return [done + (left + i) // n for i, done in enumerate(taken)]

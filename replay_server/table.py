@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
@@ -56,8 +56,9 @@ class Table:
         self._streams = Streams(self._depth)
         self._limiter = Limiter(spec.consumers, spec.slack)
         self._counters = dict.fromkeys(
-            ("cut", "stale", "refused_priority", *(f"refused_{reason}" for reason in REASONS)), 0
+            ("cut", "left_out", "stale", "refused_priority", *(f"refused_{r}" for r in REASONS)), 0
         )
+        self.total = math.inf  # agent steps that may ever be added; the run ends with them
         self._snapshots: WeakSet[Snapshot] = WeakSet()  # those somebody still holds
         self._rng = np.random.Generator(np.random.SFC64(seed))
 
@@ -73,10 +74,15 @@ class Table:
 
     @property
     def room(self) -> float:
-        """Agent steps until a consumer is behind; negative where `add` must wait."""
+        """Returns the agent steps until a consumer is behind or `total` is reached.
+
+        Negative where `add` must wait.
+        """
+        if self.steps >= self.total:
+            return -1.0
         # A consumer without a start could not catch up, so nobody waits for it.
         able = [name for name, view in self._views.items() if view.starts.count]
-        return min(map(self._limiter.room, able), default=math.inf)
+        return min([self.total - self.steps, *map(self._limiter.room, able)])
 
     # ------------------------------------------------------------------------------- adding
 
@@ -84,18 +90,29 @@ class Table:
         """Rows (N, T, …) that continue N streams. False: a consumer is behind, nothing was taken.
 
         A chunk that opens with `first` while its stream's episode is still open cuts that episode:
-        the row stored last becomes `last`. Raises EnvironmentFault and takes nothing when the
-        chunk is malformed; the reasons are counted as `refused_*`.
+        the row stored last becomes `last`. Of a chunk that would pass `total` agent steps, the rows
+        up to the last of these are stored; its other agent steps are counted as `left_out`.
+        Raises EnvironmentFault and takes nothing when the chunk is malformed; the reasons are
+        counted as `refused_*`.
         """
         if self.room < 0:
             return False
         places = self._places(rows, streams)
-        first, last = rows["first"], rows["last"]
+        last = rows["last"]
         if last.size > self._ring.capacity:
             raise UserError(
                 f"table {self._name!r}: a chunk of {last.size} rows does not fit a capacity of "
                 f"{self._ring.capacity}; raise the capacity or send shorter chunks"
             )
+        left, steps = self.total - self.steps, last.size - int(np.count_nonzero(last))
+        for part, n in _first_steps(rows, left) if steps > left else [(rows, len(streams))]:
+            self._store(part, streams[:n], places[:n])
+        self._counters["left_out"] += max(0, steps - int(min(left, steps)))
+        return True
+
+    def _store(self, rows: Batch, streams: Array, places: Array) -> None:
+        """Writes rows (N, T, …) that keep the contract, and admits the starts they complete."""
+        first, last = rows["first"], rows["last"]
         tails = self._streams.tails[places]  # (N, depth)
         if (cut := first[:, 0] & ~self._streams.ended[places]).any():
             self._cut(tails[cut, -1])
@@ -105,7 +122,6 @@ class Table:
         self._admit(lines, last.shape[1])
         self._streams.store(streams, places, lines[:, -self._depth :], last[:, -1])
         self._limiter.steps += last.size - int(np.count_nonzero(last))
-        return True
 
     def _places(self, rows: Batch, streams: Array) -> Array:
         """Where `Streams` keeps these streams, if their rows keep the contract."""
@@ -287,7 +303,8 @@ class Table:
             view.selector.restore(state["views"][name]["selector"])
         self._streams.restore(state["streams"])
         self._limiter.restore(state["limiter"])
-        self._counters = {name: int(state["counters"][name]) for name in self._counters}
+        kept = state["counters"]  # one from before a counter was introduced lacks it
+        self._counters = {name: int(kept.get(name, 0)) for name in self._counters}
         self._rng.bit_generator.state = state["generator"]
 
     def _layout(self) -> dict[str, str]:
@@ -300,3 +317,19 @@ class Table:
                 f"windows of {of.window} after {of.context} by {of.selector}"
             )
         return layout
+
+
+def _first_steps(rows: Batch, steps: float) -> Iterator[tuple[Batch, int]]:
+    """Yields the rows (n, T, …) of the first n streams that hold the first `steps` agent steps.
+
+    Steps are in the order of time, and at one time in the order of the streams.
+    """
+    acted = ~rows["last"]
+    after = acted.sum(axis=0).cumsum()  # agent steps up to each time
+    whole = int(np.searchsorted(after, steps, side="right"))  # times that are taken whole
+    if whole:
+        yield {name: column[:, :whole] for name, column in rows.items()}, acted.shape[0]
+    more = int(steps) - (int(after[whole - 1]) if whole else 0)
+    if more:
+        n = int(np.searchsorted(acted[:, whole].cumsum(), more)) + 1
+        yield {name: column[:n, whole : whole + 1] for name, column in rows.items()}, n

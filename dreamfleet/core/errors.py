@@ -18,6 +18,10 @@ class WorkerFailed(Exception):
     """A part of a run broke for good; the text opens with its own traceback. Exit code 1."""
 
 
+class Gone(Exception):
+    """Another process of the run is dead, or does not answer."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`" Nearest: X."` for a mistyped `word`, or nothing when no known one resembles it."""
     known = list(known)

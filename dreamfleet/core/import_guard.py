@@ -23,7 +23,8 @@ def never_import_from(folder: Path) -> None:
 
 def importable_path() -> list[str]:
     """Returns `sys.path` for processes that are started, without such folders."""
-    return [entry for entry in sys.path if entry and not _guard.covers(entry)]
+    entries = [entry or str(Path.cwd()) for entry in sys.path]
+    return [entry for entry in entries if not _guard.covers(entry)]
 
 
 class _Guard:

@@ -113,6 +113,20 @@ def find(env_id: str) -> None:
         raise UserError(f'env "{env_id}" not found.{hint} See: python launch.py list envs')
 
 
+def registered(env_id: str) -> Any:
+    """Returns what Gymnasium knows of `env_id`, for processes where nobody registered it.
+
+    Nothing where a module is named, as importing that registers it there.
+    """
+    return None if ":" in env_id else gym.registry.get(env_id)
+
+
+def register_missing(entry: Any) -> None:
+    """Registers what `registered` returned in another process, unless it is known here."""
+    if entry is not None:
+        gym.registry.setdefault(entry.id, entry)
+
+
 def known() -> list[str]:
     """The newest version of every environment that gymnasium can make, sorted."""
     _register_atari(required=False)

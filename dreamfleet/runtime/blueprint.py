@@ -31,6 +31,7 @@ from dreamfleet.learner.learner import Learner
 from dreamfleet.replay_server import budget
 from dreamfleet.replay_server.checks import Limits, check_memory, check_spec
 from dreamfleet.replay_server.shards import shard_tables
+from dreamfleet.runtime.watchdog import EnvCalls, WatchedEnv
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Site:
     pulls: tuple[str, ...]  # the weight groups to fetch, as another process writes them
     progress: Progress
     stop: Callable[[], bool] = lambda: False  # whether an evaluation is to end at once
+    calls: EnvCalls = field(default_factory=EnvCalls)  # of environments that are built here
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,15 @@ class Blueprint:
     config: RunConfig
     spec: EnvSpec
     agent_path: str
+    registered: Any = None  # of the environment: what a process needs that does not know its id
 
     @classmethod
     def of(cls, config: RunConfig) -> Blueprint:
         """The blueprint of a run. Raises UserError for an unknown agent or environment."""
         from dreamfleet.envs import registry
 
-        spec = registry.describe(config.env, **config.env_options)
-        return cls(config, spec, agents.find(config.agent).path)
+        path, entry = agents.find(config.agent).path, registry.registered(config.env)
+        return cls(config, registry.describe(config.env, **config.env_options), path, entry)
 
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
         """The agent of one process, drawing from generators of its own. Imports torch."""
@@ -120,6 +123,10 @@ class Blueprint:
     def worker(self, name: str, site: Site) -> Worker:
         """The worker called `actor-3`, `dreamer-0`, `learner` or `evaluator`."""
         role, _, index = name.partition("-")
+        if role in ("actor", "evaluator"):
+            from dreamfleet.envs import registry
+
+            registry.register_missing(self.registered)
         if role == "actor":
             return self._actor(int(index), site)
         if role == "dreamer":
@@ -158,11 +165,14 @@ class Blueprint:
         seeding.seed_globals(self.seed(f"globals-{index}", starts))
         # Streams of its own for every start: a chunk of an actor that died may still be on its way.
         stream = (starts * config.num_actors + index) * n
-        env = GymVector(config.env, n, self.seed(f"env-{index}", starts), config.env_options)
-        self._check_spaces(env)
-        env.restore(site.progress.env)
+        worker = f"actor-{index}"
+        with site.calls.by(worker):
+            seed = self.seed(f"env-{index}", starts)
+            env = GymVector(config.env, n, seed, config.env_options)
+            self._check_spaces(env)
+            env.restore(site.progress.env)
         return Actor(
-            env,
+            WatchedEnv(env, worker, site.calls),
             site.agent,
             site.replay,
             site.weights,
@@ -201,8 +211,14 @@ class Blueprint:
 
     def _evaluator(self, site: Site) -> Evaluator:
         train = self.config.train
+
+        def make_env() -> WatchedEnv:
+            with site.calls.by("evaluator"):
+                env = self.evaluation(train.eval_episodes)
+            return WatchedEnv(env, "evaluator", site.calls)
+
         return Evaluator(
-            lambda: self.evaluation(train.eval_episodes),
+            make_env,
             site.agent,
             site.replay,
             site.weights,

@@ -94,6 +94,10 @@ class Display:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leaves the screen as it is."""
         if self._live:
             self._live.stop()
 

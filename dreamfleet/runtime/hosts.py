@@ -100,10 +100,13 @@ class ReplayHost:
         tables: Mapping[str, TableSpec | QueueSpec],
         seed: int,
         state: dict[str, Any] | None = None,
+        end_at: int | None = None,
     ) -> None:
         self._server = ReplayServer(tables, seed)
         if state is not None:
             self._server.restore(state)
+        if end_at is not None:
+            self._server.end_at(end_at)
         self._desks = {name: _Desk() for name in tables}
 
     def add(
@@ -181,6 +184,11 @@ class ReplayHost:
                 locks.enter_context(desk.lock)
             return self._server.stats()
 
+    def newest(self, table: str, actor: int) -> Origin | None:
+        """Returns the newest chunk that an actor handed over, if it ever did."""
+        with self._desk(table).lock:
+            return self._server.newest(table, actor)
+
     def state(self) -> dict[str, Any]:
         """As the server's, copied while others go on.
 
@@ -245,13 +253,22 @@ class WorkerHost:
         def build(name: str, progress: Progress) -> Worker:
             return blueprint.worker(name, Site(self._agent, replay, weights, pulls, progress))
 
-        self._crew = {name: Turns(name, partial(build, name), progress[name]) for name in names}
+        self._crew = {  # signals are the driver's to hear: here nobody interrupts
+            name: Turns(name, partial(build, name), progress[name], interrupted=lambda: False)
+            for name in names
+        }
 
     def __repr__(self) -> str:
         return "+".join(self._names)  # what Ray's dashboard and log lines call this process
 
-    def turn(self, seconds: float, restarts: Mapping[str, Progress]) -> list[Report]:
-        """Restart those that broke, then work for about so long or until a worker breaks."""
+    def turn(
+        self, seconds: float, restarts: Mapping[str, Progress], rest_s: float = 0.0
+    ) -> list[Report]:
+        """Restart those that broke, then work for about so long or until a worker breaks.
+
+        rest_s: how long to wait before the restarts.
+        """
+        time.sleep(rest_s)
         for name, progress in restarts.items():
             self._crew[name].restart(progress)
         crew = self._crew.values()
@@ -285,3 +302,18 @@ def pulled(agent: Agent, names: tuple[str, ...]) -> tuple[str, ...]:
     roles = {name.partition("-")[0] for name in names}
     needed = weight_groups(agent) if roles & {"learner", "dreamer"} else agent.act_groups
     return tuple(group for group in needed if group not in written)
+
+
+def try_out(blueprint: Blueprint) -> str:
+    """Builds a run's environment and agent here → what is wrong with them in a line, or nothing."""
+    from dreamfleet.envs import registry
+
+    try:
+        registry.register_missing(blueprint.registered)
+        found = type(blueprint).of(blueprint.config).spec
+        blueprint.agent("driver", "cpu")
+    except Exception as error:
+        return " ".join(f"it cannot be built: {error}".split())
+    if found != blueprint.spec:
+        return f'env "{found.env_id}" is another one: {found}, and here {blueprint.spec}'
+    return ""

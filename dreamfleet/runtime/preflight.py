@@ -20,16 +20,7 @@ _CURRENT_CLUSTER: Final = Path("/tmp/ray/ray_current_cluster")  # where `ray sta
 
 def check_address(address: str) -> None:
     """UserError unless something answers at `address`: HOST:PORT, or `auto` for a cluster here."""
-    target = address
-    if address == "auto":
-        target = os.environ.get("RAY_ADDRESS", "")
-        if not target and _CURRENT_CLUSTER.is_file():
-            target = _CURRENT_CLUSTER.read_text().strip()
-        if not target:
-            raise UserError(
-                "--address auto found no Ray cluster: RAY_ADDRESS is not set and none runs here. "
-                "Start one (ray start --head), or leave --address out."
-            )
+    target = target_of(address)
     host, _, port = target.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise UserError(f"--address must be HOST:PORT or auto; found {target!r}.")
@@ -40,6 +31,32 @@ def check_address(address: str) -> None:
             f"--address {address}: nobody answers at {target} ({error.strerror or error}). "
             "Start a cluster there (ray start --head --port PORT), or leave --address out."
         ) from None
+
+
+def target_of(address: str) -> str:
+    """Returns where a cluster is to be joined. UserError where `auto` finds none."""
+    if address != "auto":
+        return address
+    target = os.environ.get("RAY_ADDRESS", "")
+    if not target and _CURRENT_CLUSTER.is_file():
+        target = _CURRENT_CLUSTER.read_text().strip()
+    if not target:
+        raise UserError(
+            "--address auto found no Ray cluster: RAY_ADDRESS is not set and none runs here. "
+            "Start one (ray start --head), or leave --address out."
+        )
+    return target
+
+
+def token_source() -> str:
+    """Returns where Ray will take its token from, as it looks for it; empty where there is none."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        file = Path(path)
+    else:
+        file = Path.home() / ".ray" / "auth_token"
+    return str(file) if file.is_file() and file.read_text().strip() else ""
 
 
 def check_device(device: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, cast
 
 import numpy as np
 
+from dreamfleet.core.errors import Gone
 from dreamfleet.core.types import Array, Batch, Origin, QueueSpec, TableSpec, Weights
 from dreamfleet.replay_server.shards import Part, ShardedReplay
 from dreamfleet.runtime.hosts import AGAIN_S, Reader, Receipt
@@ -23,7 +24,7 @@ AHEAD: Final = 2  # samples that a process has asked for before it wants them, o
 ASK_EVERY_S: Final = 0.2  # between two looks for newer weights of a group
 
 
-class Unreachable(Exception):
+class Unreachable(Gone):
     """The other side did not answer. What was asked of it may be done, or not."""
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import signal
+import os
+import sys
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Final, Self
+from types import TracebackType
+from typing import Any, Final, NoReturn, Self
 
 import numpy as np
 
@@ -20,14 +21,15 @@ from dreamfleet.core.types import Best, Event
 from dreamfleet.replay_server.budget import sized
 from dreamfleet.runtime.blueprint import Progress
 from dreamfleet.runtime.display import Display, Status, clock_time
+from dreamfleet.runtime.interrupts import Interrupts
 from dreamfleet.runtime.run_folder import TENSORBOARD, RunFolder
 from dreamfleet.runtime.tensorboard import TensorBoard
 from dreamfleet.runtime.turns import Fault, Report
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 PERIOD_S: Final = 10.0  # between two "run" lines of metrics; shares of time are of the last period
 WARN_EVERY_S: Final = 60.0  # between two warnings that something cannot be written
 FRUITLESS_STARTS: Final = 5  # of one worker in a row, after which the run gives up
+REST_S: Final = (0.2, 10.0)  # the shortest and the longest rest between two fruitless starts
 
 
 class Session:
@@ -48,7 +50,7 @@ class Session:
         self.updates: Counter[str] = Counter(earlier.get("updates", {}))  # role → gradient steps
         self.env_steps = int(earlier.get("env_steps", 0))
         self.learning = False  # a gradient step was taken, since this start of the run
-        self.interrupted_by: int | None = None  # a signal's number
+        self.interrupts = Interrupts()
         self._earlier_s = float(earlier.get("wall_s", 0.0))
         self._began = time.monotonic()
         self._metrics = MetricsWriter(folder.metrics)
@@ -76,7 +78,6 @@ class Session:
         self._waits: dict[str, float] = {}
         self._period_ends = self._began + PERIOD_S
         self._next_save = self._multiple_after(self.env_steps)
-        self._handlers: dict[int, Any] = {}
         self._announced = False  # that it was interrupted
 
     # ------------------------------------------------------------------------------ the loop
@@ -84,7 +85,12 @@ class Session:
     @property
     def over(self) -> bool:
         """Enough steps, or somebody asked to stop."""
-        return self.interrupted_by is not None or self.env_steps >= self.config.steps
+        return self.interrupted or self.env_steps >= self.config.steps
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self.interrupts.number is not None
 
     @property
     def elapsed_s(self) -> float:
@@ -154,8 +160,13 @@ class Session:
         elif event["kind"] in ("learn", "world"):
             self._learned |= {key: value for key, value in event.items() if "/" in key}
 
-    def broke(self, worker: str, fault: Fault) -> None:
-        """A worker broke. Returns when it is to be started again, else raises WorkerFailed."""
+    def broke(self, worker: str, fault: Fault, useful: bool = False) -> None:
+        """A worker broke. Returns when it is to be started again, else raises WorkerFailed.
+
+        useful: it was of use since its last start, as far as no report said so.
+        """
+        if useful:
+            self._fruitless[worker] = 0
         self._fruitless[worker] += 1
         self.record({"kind": "fault", "worker": worker, "error": fault.error})
         role, starts = worker.partition("-")[0], self._fruitless[worker]
@@ -171,17 +182,26 @@ class Session:
         self._faults["refused"] += fault.environment
         self.display.note(f"{worker} restarted: {fault.error}")
 
+    def rest_s(self, worker: str) -> float:
+        """Returns how many seconds a worker that broke rests before it is started again."""
+        in_vain = self._fruitless[worker] - 1  # starts, before the last one
+        return min(REST_S[0] * 2 ** (in_vain - 1), REST_S[1]) if in_vain > 0 else 0.0
+
     def refresh(self) -> None:
         """Whatever the clock says is due: a line of "run" metrics, the display."""
-        if self.interrupted_by is not None and not self._announced:
-            self._announced = True
-            name = signal.Signals(self.interrupted_by).name
-            self.display.note(f"{name}: saving, then leaving (once more to leave at once)")
+        self.announce()
         if time.monotonic() >= self._period_ends:
             self._period_ends = time.monotonic() + PERIOD_S
             self._close_period()
         if self.display.due():
             self.display.update(self.status())
+
+    def announce(self) -> None:
+        """Says once that an interrupt was heard."""
+        if self.interrupted and not self._announced:
+            self._announced = True
+            name = self.interrupts.name
+            self.display.note(f"{name}: saving, then leaving (once more to leave at once)")
 
     def _close_period(self) -> None:
         """Sum up who waited for whom in the period that is over, and write it down."""
@@ -322,8 +342,7 @@ class Session:
     # -------------------------------------------------------------------------------- the end
 
     def __enter__(self) -> Self:
-        self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        self.listen()
+        self.interrupts.open()
         if self._resumes:
             self.record({"kind": "resume", "resumes": self._resumes})
         return self
@@ -334,33 +353,34 @@ class Session:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        at_once = kind is KeyboardInterrupt
-        if not at_once:
+        self.interrupts.close()
+        at_once = kind is KeyboardInterrupt and self.interrupted
+        if kind is not KeyboardInterrupt:
             self._mirror()
         self._metrics.close()
         self._board.close()
-        if at_once and self.interrupted_by is not None:
-            raise SystemExit(128 + self.interrupted_by)
+        if at_once:
+            self.display.note(f"left at once, nothing saved. {self.go_on}")
+            raise SystemExit(self.interrupts.exit_code)
+        if isinstance(error, WorkerFailed):
+            raise WorkerFailed(f"{str(error).rstrip('.')}. {self.go_on}") from None
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            self.display.note(self.go_on)
 
-    def listen(self) -> None:
-        """Take the signals that end a run, once more from whoever took them since."""
-        for number in SIGNALS:
-            signal.signal(number, self._interrupt)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    @property
+    def go_on(self) -> str:
+        """How to go on after the run has ended early."""
+        if any(self.folder.checkpoints.glob("ckpt-*")):
+            return f"Go on: --resume {self.folder.path}"
+        return "It has no checkpoint yet: start a new run."
 
-    def hold(self) -> None:
-        """Keep a Ctrl-C waiting until `listen`; processes started meanwhile ignore it for good."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """The first signal ends the run in order; a second one ends it at once."""
-        if self.interrupted_by is not None:
-            raise KeyboardInterrupt
-        self.interrupted_by = number  # no more than this: a handler may interrupt a print
+    def leave(self, line: str, code: int) -> NoReturn:
+        """Ends this process now, from whatever thread, with one line of why."""
+        self.display.note(line)
+        self.display.stop()
+        self._metrics.close()
+        sys.stdout.flush()
+        os._exit(code)
 
     def take_last_evaluation(self, report: Report) -> None:
         """Account for the evaluation of the policy that was saved."""
@@ -384,11 +404,11 @@ class Session:
             self.display.note(self._not_saved())
             return 1
         run = self.folder.path
-        if self.interrupted_by is not None:
+        if self.interrupted:
             done = self.env_steps >= self.config.steps  # the last evaluation was interrupted
-            then = f"Next: python launch.py eval {run}" if done else f"Go on: --resume {run}"
+            then = f"Next: python launch.py eval {run}" if done else self.go_on
             self.display.note(f"stopped at {self.env_steps:,} steps. {then}")
-            return 128 + self.interrupted_by
+            return self.interrupts.exit_code
         scored = ""
         if self._last_eval and self._last_eval.get("at") == self.saved_at:
             mean, std = self._last_eval["return_mean"], self._last_eval["return_std"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dreamfleet.actors.evaluator import Evaluator
-from dreamfleet.core.errors import EnvironmentFault
+from dreamfleet.core.errors import EnvironmentFault, Gone
 from dreamfleet.core.types import Best, Event, Worker
 from dreamfleet.runtime.blueprint import Progress
 
@@ -23,6 +23,7 @@ class Fault:
     error: str  # its last line
     text: str  # its whole traceback
     environment: bool = False  # an environment broke its contract: a row was refused
+    lost: bool = False  # another process did not answer: it may be the one that broke
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,18 @@ class Turns:
     """Gives one worker its steps and keeps the times.
 
     The worker is built at its first step, so that what its environment raises there is a fault like
-    any other.
+    any other. So is a SystemExit, and a KeyboardInterrupt while nobody interrupts.
+    interrupted: whether a KeyboardInterrupt is a person's.
     """
 
-    def __init__(self, name: str, build: Callable[[Progress], Worker], progress: Progress) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[Progress], Worker],
+        progress: Progress,
+        interrupted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.name, self._interrupted = name, interrupted
         self._build, self._progress = build, progress
         self._worker: Worker | None = None
         self._busy_s = 0.0
@@ -102,10 +110,13 @@ class Turns:
             if self._worker is None:
                 self._worker = self._build(self._progress)
             return call(self._worker)
-        except Exception as error:  # the session has it restarted or gives up
+        except BaseException as error:  # the session has it restarted or gives up
+            if isinstance(error, KeyboardInterrupt) and self._interrupted():
+                raise
             last_line = traceback.format_exception_only(error)[-1].strip()
             environment = isinstance(error, EnvironmentFault)
-            self._fault = Fault(last_line, traceback.format_exc(), environment)
+            lost = isinstance(error, Gone)
+            self._fault = Fault(last_line, traceback.format_exc(), environment, lost)
             return False
 
     def restart(self, progress: Progress) -> None:

@@ -31,6 +31,7 @@ from dreamfleet.replay_server.shards import (
     merged_stats,
     shard_tables,
     split_state,
+    step_shares,
 )
 from tests.replay_server.model import Episodes, chi_square_bound, spec
 
@@ -274,3 +275,12 @@ def test_more_shards_than_actors_are_refused() -> None:
     RunConfig(num_actors=2, train=TrainConfig(replay_shards=2))
     with pytest.raises(UserError, match=r"replay_shards must be at most --num-actors \(2\)"):
         RunConfig(num_actors=2, train=TrainConfig(replay_shards=3))
+
+
+def test_shards_end_together_at_the_steps_of_the_run() -> None:
+    assert step_shares(10, [None]) == [10]
+    assert step_shares(10, [None, None, None]) == [3, 3, 4]
+    states = [{"real": {"limiter": {"steps": steps}}} for steps in (7, 4)]
+    assert step_shares(20, states) == [11, 9]
+    assert sum(step_shares(20, states)) == 20
+    assert step_shares(11, states) == [7, 4]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import (
+    Batch,
     Consumer,
     Deviation,
     EmphasizeRecent,
@@ -401,3 +402,54 @@ def test_bytes_are_known_from_the_start() -> None:
     sums = 8 * 128  # of eight masses each, up to the next eight
     assert table.nbytes == table.stats()["bytes"] == 1000 * (row + extra) + sums
     assert table.nbytes <= 1.05 * 1000 * 84 * 84
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    streams=st.integers(1, 4),
+    length=st.integers(1, 7),
+    total=st.integers(1, 60),
+    ends=st.sampled_from([0.0, 0.3, 0.9]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_table_takes_no_step_beyond_its_total(
+    seed: int, streams: int, length: int, total: int, ends: float
+) -> None:
+    rng, names, episodes = np.random.default_rng(seed), list(range(streams)), Episodes()
+    table = Table("real", spec(2_000, 1.0, a=Consumer(1, 1)), seed)
+    table.total = total
+    offered = []
+    while table.steps < total:
+        last = rng.random((streams, length)) < ends
+        offered.append(episodes.chunk(names, last))
+        assert table.add(offered[-1], np.array(names))
+    assert table.steps == total
+    assert not table.add(episodes.chunk(names, last), np.array(names))
+    # In the order of time, and at one time in that of the streams, these are the first steps.
+    rows = [
+        row for chunk in offered for t in range(length) for row in zip(*at(chunk, t), strict=True)
+    ]
+    acted = [tuple(obs) for obs, last in rows if not last]
+    assert table.stats()["left_out"] == len(acted) - total
+    columns = table.state()["columns"]
+    kept = {tuple(obs) for obs in columns["obs"][~columns["last"]].tolist()}
+    assert kept == set(acted[:total])
+
+
+def at(chunk: Batch, t: int) -> tuple[list[list[float]], list[bool]]:
+    """Returns the observations and `last` flags of a chunk at one time, by stream."""
+    return chunk["obs"][:, t].tolist(), chunk["last"][:, t].tolist()
+
+
+def test_a_run_that_asks_for_more_steps_goes_on() -> None:
+    table, episodes = Table("real", spec(64, a=Consumer(1, 1)), 0), Episodes()
+    table.total = 5
+    assert table.add(episodes.chunk([0], [False] * 4), np.array([0]))
+    assert table.add(episodes.chunk([0], [False] * 4), np.array([0]))
+    assert (table.steps, table.stats()["left_out"]) == (5, 3)
+    resumed = Table("real", spec(64, a=Consumer(1, 1)), 0)
+    resumed.restore(table.state())
+    resumed.total = 7
+    fresh = Episodes().chunk([1], [False] * 4)
+    assert resumed.add(fresh, np.array([1]))
+    assert (resumed.steps, resumed.stats()["left_out"]) == (7, 5)

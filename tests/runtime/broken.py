@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -44,5 +45,27 @@ class Endless(Count):
         return obs, reward, False, truncated, info
 
 
-for _env in (Hanging, Killed, Endless):
+class Deaf(Count):
+    """After 200 steps none returns, and whatever a signal raises is swallowed."""
+
+    steps = 0  # of all environments in the process
+
+    def step(self, action: Any) -> Any:
+        Deaf.steps += 1
+        while Deaf.steps > 200:
+            with contextlib.suppress(BaseException):
+                time.sleep(3600)
+        return super().step(action)
+
+
+class Quits(Count):
+    """A step in fifty ends the process, as programs do when their window closes."""
+
+    def step(self, action: Any) -> Any:
+        if self.np_random.random() < 1 / 50:
+            os._exit(7)
+        return super().step(action)
+
+
+for _env in (Hanging, Killed, Endless, Deaf, Quits):
     gym.register(f"{_env.__name__}-v0", f"{__name__}:{_env.__name__}")

@@ -13,7 +13,8 @@ from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import EnvironmentFault, UserError, WorkerFailed
 from dreamfleet.core.types import Origin
 from dreamfleet.learner.weight_store import LocalWeights
-from dreamfleet.runtime.cluster import shares, start, start_replay
+from dreamfleet.runtime.cluster import RayCluster, start
+from dreamfleet.runtime.fleet import shares, start_replay
 from dreamfleet.runtime.proxies import ASK_EVERY_S, ReplayProxy, WeightsProxy
 from tests.fakes import FakeAgent
 from tests.runtime.runs import FAKE, config, state_in, streams, train
@@ -74,7 +75,7 @@ def test_cuda_is_refused_where_the_cluster_has_none():
 
 @pytest.fixture
 def proxy(ray_here):
-    line = start_replay(FakeAgent().tables, 0, consuming=1)
+    line = start_replay(RayCluster(RunConfig()), FakeAgent().tables, 0, consuming=1)
     yield ReplayProxy([line], FakeAgent().tables, 0)
     line.stop()
 
@@ -179,18 +180,18 @@ def test_weights_are_looked_for_a_few_times_a_second(ray_here):
 
 @pytest.mark.slow
 def test_a_dead_replay_ends_the_run_and_is_named(tmp_path, ray_here, monkeypatch):
-    from dreamfleet.runtime import cluster
+    from dreamfleet.runtime import fleet
 
     monkeypatch.setitem(agents.REGISTRY, "fake", FAKE)
-    stage = cluster.Fleet._stage
+    stage = fleet.Fleet._stage
 
-    def kill_then_stage(fleet):
-        if fleet._session.learning:
-            fleet._replays[0].stop()
-        stage(fleet)
+    def kill_then_stage(it):
+        if it._session.learning:
+            it._replays[0].stop()
+        stage(it)
 
-    monkeypatch.setattr(cluster.Fleet, "_stage", kill_then_stage)
-    with pytest.raises(WorkerFailed, match=r"(replay|learner|dreamer-0) broke"):
+    monkeypatch.setattr(fleet.Fleet, "_stage", kill_then_stage)
+    with pytest.raises(WorkerFailed, match=r"^replay broke: its process died"):
         train("cluster", config(tmp_path, steps=10_000))
 
 
@@ -217,4 +218,4 @@ def test_what_answers_and_is_no_ray_is_told_from_it(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(UserError, match=f"--address {address}: no Ray cluster is well there"):
-            cluster._check_health(address)
+            cluster.wanted_mode(address, address)

@@ -242,6 +242,7 @@ def test_the_first_signal_ends_the_run_in_order(opened, said):
         assert session.over
         session.refresh()
         session.refresh()
+        session.save({}, {})
         assert session.finish() == 143
     assert said.getvalue().count("SIGTERM: saving, then leaving") == 1
     assert "--resume" in said.getvalue()
@@ -315,7 +316,7 @@ def test_a_run_that_could_not_be_saved_ends_with_1_and_says_what_is_left(
         session.take(report("actor-0"), {"env_steps": 40})
         session.save({}, {})
         session.take(report("actor-0"), {"env_steps": 100})
-        session.interrupted_by = signal.SIGINT if interrupted else None
+        session.interrupts.number = signal.SIGINT if interrupted else None
         full(monkeypatch)
         session.save({}, {})
         assert session.finish() == 1
@@ -406,3 +407,34 @@ def test_a_last_evaluation_that_breaks_ends_nothing(opened, said):
         assert session.finish() == 0
     assert "the last evaluation broke: OSError: no" in said.getvalue()
     assert "eval 9.0" not in said.getvalue().splitlines()[-1]  # of another policy
+
+
+def test_rests_between_starts_in_vain_double_up_to_a_limit(opened):
+    with opened() as session:
+        rests = []
+        for _ in range(FRUITLESS_STARTS - 1):
+            session.broke("actor-0", fault())
+            rests.append(session.rest_s("actor-0"))
+        assert rests == [0.0, 0.2, 0.4, 0.8]
+        session.broke("actor-0", fault(), useful=True)
+        assert session.rest_s("actor-0") == 0.0
+        for _ in range(3 * FRUITLESS_STARTS):  # it hands over rows each time, unheard
+            session.broke("actor-0", fault(), useful=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [(WorkerFailed("a trace\nlearner broke: no."), True), (ArithmeticError("ours"), False)],
+)
+def test_a_run_that_fails_says_how_to_go_on(opened, said, tmp_path, error, ends):
+    def fail(resumed=None, save=False):
+        with pytest.raises(type(error)) as failed, opened(resumed) as session:
+            if save:
+                session.save({}, {})
+            raise error
+        return str(failed.value) if ends else said.getvalue()
+
+    first = fail()
+    assert "It has no checkpoint yet: start a new run." in first.splitlines()[-1]
+    resumed = {"session": {"env_steps": 30}}
+    assert fail(resumed, save=True).splitlines()[-1].endswith(f"Go on: --resume {tmp_path}/run")

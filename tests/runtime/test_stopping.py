@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import signal
 import subprocess
@@ -52,6 +53,28 @@ class Launched:
                     after_name = (entry / "stat").read_text().rpartition(")")[2].split()
                     if int(after_name[3]) == self.process.pid and after_name[0] != "Z":
                         found.add(int(entry.name))
+        return found
+
+    def process_of(self, title: str) -> int:
+        """The first process whose title, up to its arguments, holds these words."""
+        titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in sorted(self.family())}
+        return next(pid for pid, of in titles.items() if title in of.decode().split("\0")[0])
+
+    def listening(self) -> set[tuple[str, int]]:
+        """Addresses and ports at which its processes can be reached by TCP."""
+        own = set()
+        for pid in self.family():
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    own.add(str(link.readlink()))
+        found = set()
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                local, state, inode = (line.split()[i] for i in (1, 3, 9))
+                if state == "0A" and f"socket:[{inode}]" in own:
+                    host, port = local.split(":")
+                    words = [bytes.fromhex(host[i : i + 8])[::-1] for i in range(0, len(host), 8)]
+                    found.add((str(ipaddress.ip_address(b"".join(words))), int(port, 16)))
         return found
 
     def ctrl_c(self) -> None:
@@ -120,17 +143,87 @@ def test_sigterm_saves_and_exits_143(launched):
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_ray_starts_breaks_nothing(launched):
-    """Ray's dashboard would die of it, and take the start of Ray with it."""
+def test_ctrl_c_while_ray_starts_leaves_at_once_and_nothing_behind(launched):
     run = launched("--steps", "1000000")
     while len(run.family()) < 4:
         time.sleep(0.02)
     time.sleep(0.5)
     run.ctrl_c()
-    assert run.code() == 130, run.said
+    assert run.code(3.0) == 130, run.said
     run.assert_gone()
     assert "Traceback" not in run.said
-    assert state_in(run.path)["session"]["env_steps"] >= 0
+    assert "left while Ray was starting" in run.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_is_enough_while_an_environment_hangs(launched, number):
+    run = launched(*LOCAL, "--steps", "1000", env="tests.runtime.broken:Deaf-v0")
+    run.until("learning since")
+    time.sleep(1.0)
+    run.process.send_signal(number)
+    assert run.code(4.0) == 128 + number, run.said
+    assert "actor-0: a call of its environment tests.runtime.broken:Deaf-v0 has not" in run.said
+    assert run.said.rstrip().endswith(f"Go on: --resume {run.path}")
+    assert state_in(run.path)["session"]["env_steps"] > 150
+
+
+@pytest.mark.slow
+def test_a_local_run_ends_saved_when_its_environment_hangs(launched):
+    timeout = ("--set", "train.env_timeout_s=1")
+    run = launched(*LOCAL, *timeout, "--steps", "1000", env="tests.runtime.broken:Deaf-v0")
+    assert run.code() == 1, run.said
+    assert run.said.rstrip().splitlines()[-1] == (
+        "actor-0: a call of its environment tests.runtime.broken:Deaf-v0 took longer than 1 s "
+        f"(train.env_timeout_s). Go on: --resume {run.path}"
+    )
+    assert "Traceback" not in run.said
+    assert state_in(run.path)["session"]["env_steps"] > 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("process", "named"),
+    [
+        ("ray::ReplayHost", "replay broke: its process died"),
+        ("ray::LocalWeights", "the weight store broke: its process died"),
+        ("ray::WorkerHost", "dreamer-0 broke: its process died"),
+        ("raylet/raylet", "Ray broke: its process raylet died"),
+        ("gcs/gcs_server", "Ray broke: its process gcs_server died"),
+    ],
+)
+def test_the_process_that_died_is_named_and_how_to_go_on(launched, process, named):
+    run = launched(*CLUSTER, "--steps", "1000000", "--set", "train.checkpoint_every=50")
+    run.until("saved")
+    os.kill(run.process_of(process), signal.SIGKILL)
+    assert run.code() == 1, run.said
+    last = run.said.rstrip().splitlines()[-1]
+    assert last.startswith(named)
+    assert last.endswith(f"Go on: --resume {run.path}")
+    assert "Traceback" not in run.said
+    run.assert_gone()
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_heard_while_the_replay_is_silent(launched):
+    run = launched(*CLUSTER, "--steps", "1000000")
+    run.until("learning since")
+    os.kill(run.process_of("ray::ReplayHost"), signal.SIGSTOP)
+    run.until("waiting for replay")
+    run.ctrl_c()
+    run.until("SIGINT: saving, then leaving", 1.5)
+    assert run.code(30.0) == 130, run.said
+    assert "not saved: replay broke: no answer in 10 s" in run.said
+    run.assert_gone()
+
+
+@pytest.mark.slow
+def test_all_ports_of_a_run_are_bound_to_the_loopback_address(launched):
+    run = launched("--num-actors", "1", "--steps", "1000000")
+    run.until("learning since")
+    found = run.listening()
+    assert len(found) > 5
+    assert {address for address, _ in found} <= {"127.0.0.1", "::ffff:127.0.0.1"}, found
 
 
 @pytest.mark.slow
@@ -146,6 +239,7 @@ def test_the_second_signal_leaves_at_once(launched, place):
     time.sleep(0.5)
     run.process.terminate()
     assert run.code(20.0) == 143, run.said
+    assert "left at once, nothing saved" in run.said
     run.assert_gone()
     assert "Traceback" not in run.said
 

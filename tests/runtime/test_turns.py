@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dreamfleet.core.errors import EnvironmentFault
+from dreamfleet.core.errors import EnvironmentFault, Gone
 from dreamfleet.runtime.blueprint import Progress
 from dreamfleet.runtime.turns import Turns
 
@@ -118,3 +118,26 @@ def test_an_interrupt_is_no_fault():
     with pytest.raises(KeyboardInterrupt):
         it.step()
     assert not it.broken
+
+
+@pytest.mark.parametrize("raised", [SystemExit(), KeyboardInterrupt(), GeneratorExit()])
+def test_whatever_a_worker_raises_while_nobody_interrupts_is_a_fault(raised):
+    class Raising(Scripted):
+        def step(self):
+            raise raised
+
+    it = Turns("actor-0", lambda progress: Raising(), Progress(), interrupted=lambda: False)
+    assert not it.step()
+    assert it.broken
+    assert type(raised).__name__ in it.report().fault.error
+
+
+def test_a_process_that_did_not_answer_is_told_from_other_faults():
+    assert faulted(Gone("a process that this one needs died")).lost
+    assert not faulted(OSError("gone")).lost
+
+
+def faulted(error: Exception):
+    it = turns(error)
+    it.step()
+    return it.report().fault

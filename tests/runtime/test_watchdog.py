@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from dreamfleet.runtime.watchdog import EnvCalls, Watchdog, WatchedEnv
+from tests.fakes import FakeEnv
+
+
+class Slow(FakeEnv):
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def step(self, action):
+        self.go_on.wait(10.0)
+        return super().step(action)
+
+
+def test_a_call_under_way_is_seen_with_its_worker_and_its_time():
+    calls, slow = EnvCalls(), Slow()
+    env, seen = WatchedEnv(slow, "actor-3", calls), []
+
+    def look(call):
+        seen.append(call)
+        if call and call[1] > 0.3:
+            slow.go_on.set()
+
+    with Watchdog(calls, look):
+        env.reset()
+        env.step(np.zeros(2, np.int64))
+    workers = {call[0] for call in seen if call}
+    assert workers == {"actor-3"}
+    assert max(call[1] for call in seen if call) > 0.3
+    with calls.held() as call:
+        assert call is None
+
+
+def test_no_call_ends_while_somebody_acts_on_it():
+    calls, ended = EnvCalls(), threading.Event()
+    entered = threading.Event()
+
+    def work() -> None:
+        with calls.by("evaluator"):
+            entered.set()
+        ended.set()
+
+    with calls.held() as call:
+        assert call is None
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert entered.wait(5.0)
+        time.sleep(0.1)
+        assert not ended.is_set()
+    assert ended.wait(5.0)
+    thread.join()
+
+
+def test_a_watched_environment_is_the_environment():
+    env = WatchedEnv(FakeEnv((2, 3)), "actor-0", EnvCalls())
+    rows = env.reset(seeds=(1, 2))
+    assert rows["first"].all()
+    assert (env.num_envs, env.spec, env.state()) == (2, env._env.spec, {})
+    env._env.info = {"is_success": np.ones(2, bool)}
+    env.step(np.zeros(2, np.int64))
+    assert env.info["is_success"].all()
+    env.close()
+    assert env._env.closed
+
+
+def test_what_an_environment_raises_passes_through():
+    class Broken(FakeEnv):
+        def step(self, action):
+            raise OSError("no")
+
+    calls = EnvCalls()
+    env = WatchedEnv(Broken(), "actor-0", calls)
+    env.reset()
+    with pytest.raises(OSError, match="no"):
+        env.step(np.zeros(2, np.int64))
+    with calls.held() as call:
+        assert call is None
