@@ -71,6 +71,14 @@ def test_a_grey_picture_gets_a_channel_and_stays_bytes():
         encode(seen / 255)
 
 
+def test_channels_that_come_first_are_moved_behind():
+    encode = spaces.Encoder("Some-v0", Box(0, 255, (3, 8, 9), np.uint8))
+    seen = np.arange(3 * 8 * 9, dtype=np.uint8).reshape(3, 8, 9)
+    assert encode.space == Space((8, 9, 3), "uint8")
+    np.testing.assert_array_equal(encode(seen)[2, 5], seen[:, 2, 5])
+    np.testing.assert_array_equal(encode.boxes(np.stack([seen, seen]), 2)[1], encode(seen))
+
+
 @pytest.mark.parametrize(
     ("seen", "message"),
     [
