@@ -178,7 +178,7 @@ def _parts(env_id: str, space: gym.Space[Any]) -> list[Part]:
     parts: list[Part] = []
     start = 0
     for path, inner in _leaves(space):
-        size = _size(env_id, space, inner, inside=bool(path))
+        size = _size(env_id, space, inner, path)
         parts.append(Part(_name(path), path, inner, start, size))
         start += size
     return parts
@@ -197,14 +197,17 @@ def _leaves(
     return [leaf for key, value in inner for leaf in _leaves(value, (*path, key))]
 
 
-def _size(env_id: str, whole: gym.Space[Any], space: Any, inside: bool) -> int:
+def _size(env_id: str, whole: gym.Space[Any], space: Any, path: tuple[str | int, ...]) -> int:
     """Returns how many numbers a part becomes. Raises UserError where it cannot become numbers."""
     opening = f'env "{env_id}" observes {_short(whole)}'
     if isinstance(space, Box) and space.dtype is not None and space.dtype.kind in "biuf":
-        if inside and _picture(space) and len(space.shape) == 3:
+        if path and _picture(space) and len(space.shape) == 3:
+            keys = "".join(f"[{key!r}]" for key in path)
             raise UserError(
-                f"{opening}: pictures inside a Dict or Tuple are not supported yet. Keep the "
-                "picture alone, or the rest: gymnasium.wrappers.FilterObservation(env, [KEY])."
+                f"{opening}: pictures inside a Dict or Tuple are not supported yet. Keep the rest, "
+                "gymnasium.wrappers.FilterObservation(env, KEYS), or the picture alone, "
+                f"gymnasium.wrappers.TransformObservation(env, lambda seen: seen{keys}, "
+                f"env.observation_space{keys})."
             )
         return int(np.prod(space.shape))
     if isinstance(space, MultiBinary):

@@ -172,6 +172,20 @@ def test_the_wrapper_that_a_refusal_names_works(space):
             wrapped.step(own if space.shape != (1,) else -np.abs(own))
 
 
+@pytest.mark.parametrize("kind", [lambda parts: Dict(parts), lambda parts: Tuple(parts.values())])
+def test_a_picture_can_be_taken_out_as_the_refusal_says(kind):
+    env = Acts(Discrete(2))
+    env.observation_space = kind({"b": Discrete(3), "a": Box(0, 255, (8, 8, 3), np.uint8)})
+    with pytest.raises(UserError) as error:
+        spaces.observation("Some-v0", env.observation_space)
+    expression = str(error.value).partition("the picture alone, ")[2].removesuffix(".")
+    alone = eval(expression, {"gymnasium": gym, "env": env})
+    assert spaces.observation("Some-v0", alone.observation_space).image
+    key = "b" if isinstance(env.observation_space, Dict) else 0
+    rest = gym.wrappers.FilterObservation(env, [key])
+    assert spaces.observation("Some-v0", rest.observation_space) == Space((3,), "float32")
+
+
 @pytest.mark.parametrize(
     "space",
     [MultiDiscrete([2, 3]), MultiDiscrete([[2, 3], [1, 2]]), MultiBinary(3), MultiBinary((2, 2))]
