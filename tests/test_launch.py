@@ -258,7 +258,7 @@ def test_a_picture_the_agent_cannot_see_is_refused_before_a_folder_is_made(
 def test_a_resumed_run_keeps_the_spaces_of_its_environment(started, walk, tmp_path, capsys):
     assert cli.main([*walk, "--run-dir=run", *options("env.size=3")]) == 0
     run = tmp_path / "run"
-    checkpoint.save(run / "checkpoints", 5, {"n": 1}, agent="dreamer-lite", env="walk:Walk-v0")
+    save_start(run, 5)
     capsys.readouterr()
     resumed = ["--resume", str(run)]
     assert "it has observations float32 (3,)" in refused([*resumed, "--set=env.size=4"], capsys)

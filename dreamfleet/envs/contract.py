@@ -35,10 +35,10 @@ def step_result(result: Any) -> tuple[Any, Any, Any, Any, Mapping[Any, Any]] | N
 
 
 def described(result: Any) -> str:
-    """Says in a few words what was returned: `a tuple of 4`, `a ndarray (3,)`."""
+    """Says in a few words what was returned: `a tuple (ndarray, float, bool)`, `a ndarray (3,)`."""
     kind = type(result).__name__
     if isinstance(result, (tuple, list)):
-        return f"a {kind} of {len(result)}"
+        return f"a {kind} ({', '.join(type(item).__name__ for item in result[:6])})"
     return f"a {kind} {result.shape}" if isinstance(result, np.ndarray) else f"a {kind}"
 
 

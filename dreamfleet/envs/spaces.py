@@ -1,7 +1,8 @@
 """What an agent sees of a gymnasium space, and the way back from its actions.
 
-An observation is a picture, rows × columns × channels of uint8, or one vector of float32. Whatever
-is not a picture becomes such a vector: a Box is flattened, a Discrete and each entry of a
+An observation is a picture, rows × columns × channels of uint8, or one vector of float32. A picture
+whose channels come first is turned, and a grey one without channels gets one. Whatever is not a
+picture becomes a vector: a Box is flattened, a Discrete and each entry of a
 MultiDiscrete become one-hot, a MultiBinary is taken as it is, and the parts of a Dict or a Tuple
 are concatenated in the order of the space (a Dict sorts its keys).
 """
@@ -50,8 +51,11 @@ class Encoder:
         self.parts = _parts(env_id, space)
         self.box = space if isinstance(space, Box) else None  # no more to do than to reshape it
         self._shape: tuple[int, ...] = space.shape or ()
+        self._channels_first = False
         if isinstance(space, Box) and _picture(space):
-            height, width, channels = (*space.shape, 1)[:3]
+            self._channels_first = _channels_first(space)
+            shape = (*space.shape[1:], *space.shape[:1]) if self._channels_first else space.shape
+            height, width, channels = (*shape, 1)[:3]
             self.space = Space((height, width, channels), "uint8")
         else:
             self.space = Space((sum(part.size for part in self.parts),), "float32")
@@ -64,7 +68,7 @@ class Encoder:
         The result may share memory with `seen`. Raises Mismatch.
         """
         if self.box is not None:
-            return self._numbers(seen, self._shape).reshape(self.space.shape)
+            return self._turned(self._numbers(seen, self._shape))
         vector = np.empty(self.space.shape)
         for part in self.parts:
             values = self._values(part, follow(part, seen))
@@ -73,7 +77,7 @@ class Encoder:
 
     def boxes(self, seen: Any, n: int) -> Array:
         """Returns n observations of a Box, (n, …), as a call does with one."""
-        return self._numbers(seen, (n, *self._shape)).reshape(n, *self.space.shape)
+        return self._turned(self._numbers(seen, (n, *self._shape)))
 
     def where(self, index: int) -> str:
         """Returns which part holds number `index` of the vector: `" at speed[1]"`, or nothing."""
@@ -81,6 +85,12 @@ class Encoder:
             if part.name and part.start <= index < part.start + part.size:
                 return f" at {part.name}" + (f"[{index - part.start}]" if part.size > 1 else "")
         return ""
+
+    def _turned(self, array: Array) -> Array:
+        """Returns the numbers of a Box in the shape of `space`, behind the axes in front."""
+        lead = array.shape[: array.ndim - len(self._shape)]
+        array = np.moveaxis(array, -3, -1) if self._channels_first else array
+        return array.reshape(*lead, *self.space.shape)
 
     def _values(self, part: Part, seen: Any) -> Array:
         space = part.space
@@ -168,7 +178,7 @@ def _parts(env_id: str, space: gym.Space[Any]) -> list[Part]:
     parts: list[Part] = []
     start = 0
     for path, inner in _leaves(space):
-        size = _size(env_id, space, inner, inside=bool(path))
+        size = _size(env_id, space, inner, path)
         parts.append(Part(_name(path), path, inner, start, size))
         start += size
     return parts
@@ -187,14 +197,17 @@ def _leaves(
     return [leaf for key, value in inner for leaf in _leaves(value, (*path, key))]
 
 
-def _size(env_id: str, whole: gym.Space[Any], space: Any, inside: bool) -> int:
+def _size(env_id: str, whole: gym.Space[Any], space: Any, path: tuple[str | int, ...]) -> int:
     """Returns how many numbers a part becomes. Raises UserError where it cannot become numbers."""
     opening = f'env "{env_id}" observes {_short(whole)}'
     if isinstance(space, Box) and space.dtype is not None and space.dtype.kind in "biuf":
-        if inside and _picture(space) and len(space.shape) == 3:
+        if path and _picture(space) and len(space.shape) == 3:
+            keys = "".join(f"[{key!r}]" for key in path)
             raise UserError(
-                f"{opening}: pictures inside a Dict or Tuple are not supported yet. Keep the "
-                "picture alone, or the rest: gymnasium.wrappers.FilterObservation(env, [KEY])."
+                f"{opening}: pictures inside a Dict or Tuple are not supported yet. Keep the rest, "
+                "gymnasium.wrappers.FilterObservation(env, KEYS), or the picture alone, "
+                f"gymnasium.wrappers.TransformObservation(env, lambda seen: seen{keys}, "
+                f"env.observation_space{keys})."
             )
         return int(np.prod(space.shape))
     if isinstance(space, MultiBinary):
@@ -227,6 +240,12 @@ def _picture(space: Box) -> bool:
         and not space.low.any()
         and bool((space.high == 255).all())
     )
+
+
+def _channels_first(space: Box) -> bool:
+    """Tells channels × rows × columns, as of stacked grey frames, from the order of pictures."""
+    counts = (1, 3, 4)
+    return len(space.shape) == 3 and space.shape[0] in counts and space.shape[2] not in counts
 
 
 def _name(path: tuple[str | int, ...]) -> str:

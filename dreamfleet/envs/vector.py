@@ -157,9 +157,12 @@ class GymVector:
                     self._tell(i, contract.facts(info))
             if contract.UNSHAPED in info:
                 self._tell(i, {"return": info[contract.UNSHAPED]})
-            self.seen[i] = self._encoded(i, seen, action)
-            with np.errstate(over="ignore"):
-                obs[i] = self.seen[i]
+            self.seen[i] = found = self._encoded(i, seen, action)
+            if found.dtype == self._dtype:
+                obs[i] = found
+            else:
+                with np.errstate(over="ignore"):
+                    obs[i] = found
         return obs, reward, terminal, truncated
 
     def _reset(self, i: int, action: Any) -> tuple[Any, Mapping[Any, Any]]:

@@ -71,6 +71,14 @@ def test_a_grey_picture_gets_a_channel_and_stays_bytes():
         encode(seen / 255)
 
 
+def test_channels_that_come_first_are_moved_behind():
+    encode = spaces.Encoder("Some-v0", Box(0, 255, (3, 8, 9), np.uint8))
+    seen = np.arange(3 * 8 * 9, dtype=np.uint8).reshape(3, 8, 9)
+    assert encode.space == Space((8, 9, 3), "uint8")
+    np.testing.assert_array_equal(encode(seen)[2, 5], seen[:, 2, 5])
+    np.testing.assert_array_equal(encode.boxes(np.stack([seen, seen]), 2)[1], encode(seen))
+
+
 @pytest.mark.parametrize(
     ("seen", "message"),
     [
@@ -162,6 +170,20 @@ def test_the_wrapper_that_a_refusal_names_works(space):
     for own in decode(np.repeat(unit, size, axis=1)):
         if not isinstance(space, Box) or not space.is_bounded("below"):
             wrapped.step(own if space.shape != (1,) else -np.abs(own))
+
+
+@pytest.mark.parametrize("kind", [lambda parts: Dict(parts), lambda parts: Tuple(parts.values())])
+def test_a_picture_can_be_taken_out_as_the_refusal_says(kind):
+    env = Acts(Discrete(2))
+    env.observation_space = kind({"b": Discrete(3), "a": Box(0, 255, (8, 8, 3), np.uint8)})
+    with pytest.raises(UserError) as error:
+        spaces.observation("Some-v0", env.observation_space)
+    expression = str(error.value).partition("the picture alone, ")[2].removesuffix(".")
+    alone = eval(expression, {"gymnasium": gym, "env": env})
+    assert spaces.observation("Some-v0", alone.observation_space).image
+    key = "b" if isinstance(env.observation_space, Dict) else 0
+    rest = gym.wrappers.FilterObservation(env, [key])
+    assert spaces.observation("Some-v0", rest.observation_space) == Space((3,), "float32")
 
 
 @pytest.mark.parametrize(
