@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from dreamfleet.core.own_files import open_own
+from dreamfleet.core.own_files import append, open_own
 from dreamfleet.core.types import Event
 
 
@@ -31,14 +31,7 @@ class MetricsWriter:
         """Append one line, or none at all. Raises OSError when the disk refuses."""
         assert "kind" in event and "env_steps" in event, event
         line = json.dumps({key: _plain(value) for key, value in event.items()}, allow_nan=False)
-        content = line.encode() + b"\n"
-        begin = os.fstat(self._file).st_size
-        try:
-            while content:
-                content = content[os.write(self._file, content) :]
-        except OSError:
-            os.ftruncate(self._file, begin)  # half a line would spoil the next one
-            raise
+        append(self._file, line.encode() + b"\n")
 
     def close(self) -> None:
         os.close(self._file)

@@ -30,6 +30,17 @@ def open_own(path: Path, flags: int) -> int:
     return descriptor
 
 
+def append(descriptor: int, content: bytes) -> None:
+    """Appends all of `content`, or nothing. Raises OSError when the disk refuses."""
+    begin = os.fstat(descriptor).st_size
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+    except OSError:
+        os.ftruncate(descriptor, begin)  # half a record would spoil the next one
+        raise
+
+
 def check_own_file(path: Path) -> None:
     """UserError where `path` is there and `open_own` would refuse it."""
     if path.is_symlink() or path.exists():

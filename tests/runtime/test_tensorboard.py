@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import os
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
 from dreamfleet.runtime.tensorboard import TensorBoard, scalars
 
 
@@ -16,8 +23,48 @@ def test_numbers_are_grouped_and_the_rest_is_left_out():
 
 
 def test_events_reach_a_file_that_tensorboard_reads(tmp_path):
-    board = TensorBoard(tmp_path)
-    board.write({"kind": "episode", "env_steps": 7, "return": 3.0})
+    board = TensorBoard(tmp_path / "tensorboard")
+    for step in (7, 8):
+        board.write({"kind": "episode", "env_steps": step, "return": 3.0, "loss/critic": 0.5})
     board.close()
-    (file,) = tmp_path.glob("events.out.tfevents.*")
-    assert b"episode/return" in file.read_bytes()
+    (file,) = tmp_path.glob("tensorboard/events.out.tfevents.*")
+    first, *records = read(file.read_bytes())
+    assert first.file_version == "brain.Event:2"
+    assert [record.step for record in records] == [7, 8]
+    for record in records:
+        found = {value.tag: value.simple_value for value in record.summary.value}
+        assert found == {"episode/return": 3.0, "loss/critic": 0.5}
+
+
+def read(content: bytes) -> list:
+    """The records of a file, as TensorBoard reads them."""
+    records = []
+    while content:
+        length, check = struct.unpack("<QI", content[:12])
+        assert check == masked_crc32c(content[:8])
+        records.append(Event.FromString(content[12 : 12 + length]))
+        (check,) = struct.unpack("<I", content[12 + length : 16 + length])
+        assert check == masked_crc32c(content[12 : 12 + length])
+        content = content[16 + length :]
+    return records
+
+
+def test_a_full_disk_is_told_and_tears_no_record(tmp_path, monkeypatch):
+    board, write = TensorBoard(tmp_path), os.write
+    event = {"kind": "episode", "env_steps": 7, "return": 3.0}
+    board.write(event)
+
+    def short(file, content):
+        if len(content) > 4:
+            return write(file, content[:4])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", short)
+        for _ in range(30):
+            with pytest.raises(OSError, match="No space"):
+                board.write(event)
+    board.write(event)
+    board.close()
+    (file,) = tmp_path.iterdir()
+    assert len(read(file.read_bytes())) == 3
