@@ -191,6 +191,9 @@ class Fleet:
                 if session.save_due:
                     self.save()
             session.refresh()
+            if session.interrupted and not self._learners_up():
+                session.display.note("not saved: it was still starting")
+                return
             self._take_last()
             self.save()
             self._score()
@@ -201,6 +204,9 @@ class Fleet:
             if not session.interrupted:
                 raise
             session.display.note(f"not saved: {str(failure).splitlines()[-1]}")
+
+    def _learners_up(self) -> bool:
+        return all(self._processes[names].up for names in self._owners.values())
 
     def save(self) -> None:
         """Have the session write a checkpoint."""
