@@ -192,6 +192,9 @@ class Fleet:
                 if session.save_due:
                     self.save()
             session.refresh()
+            if session.interrupted and not self._learners_up():
+                session.display.note("not saved: it was still starting")
+                return
             self._take_last()
             saved, states = self.save()
             if saved and not session.interrupted:
@@ -204,6 +207,9 @@ class Fleet:
             if not session.interrupted:
                 raise
             session.display.note(f"not saved: {str(failure).splitlines()[-1]}")
+
+    def _learners_up(self) -> bool:
+        return all(self._processes[names].up for names in self._owners.values())
 
     def save(self) -> tuple[Path | None, dict[str, Any]]:
         """Have the session write a checkpoint → its path, the state of each weight group."""

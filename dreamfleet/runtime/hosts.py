@@ -313,7 +313,7 @@ def try_out(blueprint: Blueprint) -> str:
         found = type(blueprint).of(blueprint.config).spec
         blueprint.agent("driver", "cpu")
     except Exception as error:
-        return " ".join(f"it cannot be built: {error}".split())
+        return " ".join(f"the run cannot be built: {error}".split())
     if found != blueprint.spec:
         return f'env "{found.env_id}" is another one: {found}, and here {blueprint.spec}'
     return ""

@@ -144,3 +144,24 @@ def test_what_an_actor_adds_has_the_shape_of_its_streams(blueprint):
     assert table == "real"
     assert rows["obs"].shape == (2, blueprint.config.train.chunk, 2)
     np.testing.assert_array_equal(streams, [2, 3])
+
+
+def test_a_process_learns_an_environment_that_only_the_driver_registered(tmp_path):
+    import gymnasium as gym
+
+    from dreamfleet.runtime.hosts import try_out
+
+    gym.register("Cell-v0", "dreamfleet.envs.probe:Count")
+    try:
+        blueprint = Blueprint.of(RunConfig(agent="gated-rainbow", env="Cell-v0"))
+    finally:
+        entry = gym.registry.pop("Cell-v0")  # as in another process
+    assert blueprint.registered is entry
+    try:
+        assert try_out(blueprint) == ""
+        other = replace(blueprint, spec=replace(blueprint.spec, obs=Space((5,), "float32")))
+        assert "is another one" in try_out(other)
+        unknown = replace(blueprint, config=replace(blueprint.config, env="Cel-v0"))
+        assert 'cannot be built: env "Cel-v0" not found' in try_out(replace(unknown))
+    finally:
+        gym.registry.pop("Cell-v0")

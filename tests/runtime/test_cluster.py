@@ -13,7 +13,7 @@ from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import EnvironmentFault, UserError, WorkerFailed
 from dreamfleet.core.types import Origin
 from dreamfleet.learner.weight_store import LocalWeights
-from dreamfleet.runtime.cluster import RayCluster, start
+from dreamfleet.runtime.cluster import RayCluster, start, wanted_mode
 from dreamfleet.runtime.fleet import shares, start_replay
 from dreamfleet.runtime.proxies import ASK_EVERY_S, ReplayProxy, WeightsProxy
 from tests.fakes import FakeAgent
@@ -218,4 +218,36 @@ def test_what_answers_and_is_no_ray_is_told_from_it(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(UserError, match=f"--address {address}: no Ray cluster is well there"):
-            cluster.wanted_mode(address, address)
+            wanted_mode(address, address)
+
+
+@pytest.mark.parametrize(
+    ("asks", "token", "mode"),
+    [(False, "", "disabled"), (False, "~/.ray/auth_token", "disabled"), (True, "here", "token")],
+)
+def test_a_cluster_is_joined_in_the_mode_it_wants(monkeypatch, asks, token, mode):
+    head(monkeypatch, asks, token, right=True)
+    assert wanted_mode("auto", "127.0.0.1:6399") == mode
+
+
+@pytest.mark.parametrize(
+    ("token", "why"), [("", "none was found here"), ("RAY_AUTH_TOKEN", "of RAY_AUTH_TOKEN is an")]
+)
+def test_a_token_that_is_missing_or_wrong_is_one_line(monkeypatch, token, why):
+    head(monkeypatch, asks=True, token=token, right=False)
+    with pytest.raises(UserError, match=why) as refused:
+        wanted_mode("there:6399", "there:6399")
+    assert "ray get-auth-token" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def head(monkeypatch, asks: bool, token: str, right: bool) -> None:
+    """A cluster that asks for a token or not, and what of a token there is here."""
+    from dreamfleet.runtime import cluster
+
+    def health(target: str, mode: str) -> list[str]:
+        shown = mode == "token" and right
+        return ["RPC error: InvalidAuthToken", "help"] if asks and not shown else []
+
+    monkeypatch.setattr(cluster, "_health", health)
+    monkeypatch.setattr(cluster.preflight, "token_source", lambda: token)

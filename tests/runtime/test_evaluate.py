@@ -131,6 +131,14 @@ def test_a_run_without_a_checkpoint_says_so(run):
     assert "--resume" not in str(refused.value)  # there is nothing to resume
 
 
+def play_in(env: str, run: RunFolder, monkeypatch) -> None:
+    """Makes the run one of another environment, with the policy that it has."""
+    config = replace(read_config(run.path), env=env)
+    monkeypatch.setattr("dreamfleet.runtime.evaluate.read_config", lambda path: config)
+    state = checkpoint.load(next(run.checkpoints.iterdir()))
+    checkpoint.save(run.checkpoints, 900, state, agent="pusher", env=env)
+
+
 def test_what_an_environment_prints_stays_out_of_the_object(run, monkeypatch, capfd):
     def obs(env, t):
         print("talks", flush=True)  # noqa: T201
@@ -138,8 +146,7 @@ def test_what_an_environment_prints_stays_out_of_the_object(run, monkeypatch, ca
         ctypes.CDLL(None).puts(b"mutters")  # stays in the buffer of C for a while
         return np.zeros(2)
 
-    config = replace(read_config(run.path), env=own.register("Talks-v0", obs=obs))
-    monkeypatch.setattr("dreamfleet.runtime.evaluate.read_config", lambda path: config)
+    play_in(own.register("Talks-v0", obs=obs), run, monkeypatch)
     assert cli.main(["eval", str(run.path), "--episodes=1", "--json"]) == 0
     said = capfd.readouterr()
     assert json.loads(said.out)["return_mean"] == 5.0
@@ -147,8 +154,7 @@ def test_what_an_environment_prints_stays_out_of_the_object(run, monkeypatch, ca
 
 
 def test_a_seed_names_the_episodes_of_an_environment_that_draws_from_everywhere(run, monkeypatch):
-    config = replace(read_config(run.path), env=own.drawing("Draws-v0"))
-    monkeypatch.setattr("dreamfleet.runtime.evaluate.read_config", lambda path: config)
+    play_in(own.drawing("Draws-v0"), run, monkeypatch)
     assert evaluate(run.path, 3, 5, "cpu") == evaluate(run.path, 3, 5, "cpu")
 
 

@@ -174,13 +174,13 @@ def test_every_resume_adds_to_the_config_and_none_overwrites(tmp_path):
         folder.record({"lr": 0.1})
     texts = [folder.path.joinpath("config.yaml").read_text()]
     for steps in (77, 88):
-        config = replace(read_config(path), steps=steps, train=TrainConfig(env={"size": steps}))
+        config = replace(read_config(path), steps=steps, env_options={"size": steps})
         with RunFolder.reopen(path, config, f"to {steps}") as again:
             again.record()  # before and after its agent is there: one entry
             again.record({"lr": 0.1, "new": 1})
         texts.append(path.joinpath("config.yaml").read_text())
         assert read_config(path).steps == steps
-        assert read_config(path).train.env == {"size": steps}
+        assert read_config(path).env_options == {"size": steps}
     assert texts[1].startswith(texts[0])
     assert texts[2].startswith(texts[1])
     history = written(path)["history"]
