@@ -100,6 +100,7 @@ def test_a_peer_learns_what_is_paid_next(played, replay, tidy):
 
 @PEERS
 def test_targets_are_those_of_the_paper(played, replay, tidy):
+    torch.manual_seed(0)
     learner = peer(SMALL, played, replay, tidy)
     learner.online.draw()
     learner.target.draw()
