@@ -65,7 +65,7 @@ class Blueprint:
         from dreamfleet.envs import registry
 
         path, entry = agents.find(config.agent).path, registry.registered(config.env)
-        return cls(config, registry.describe(config.env), path, entry)
+        return cls(config, describe(config), path, entry)
 
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
         """The agent of one process, drawing from generators of its own. Imports torch."""
@@ -192,6 +192,13 @@ class Blueprint:
             seed=self.seed("evaluator"),
             env_steps=site.progress.env_steps,
         )
+
+
+def describe(config: RunConfig) -> EnvSpec:
+    """Returns the spaces of a run's environment; builds one. Raises UserError as `registry` does."""
+    from dreamfleet.envs import registry
+
+    return registry.describe(config.env)
 
 
 def weight_groups(agent: Agent) -> tuple[str, ...]:
