@@ -195,7 +195,7 @@ class Blueprint:
 
 
 def describe(config: RunConfig) -> EnvSpec:
-    """Returns the spaces of a run's environment; builds one. Raises UserError as `registry` does."""
+    """Returns the spaces of a run's environment. Builds one; raises UserError as that does."""
     from dreamfleet.envs import registry
 
     return registry.describe(config.env)
