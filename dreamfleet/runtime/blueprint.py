@@ -78,7 +78,7 @@ class Blueprint:
         from dreamfleet.envs import registry
 
         path, entry = agents.find(config.agent).path, registry.registered(config.env)
-        return cls(config, registry.describe(config.env, **config.env_options), path, entry)
+        return cls(config, describe(config), path, entry)
 
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
         """The agent of one process, drawing from generators of its own. Imports torch."""
@@ -231,6 +231,13 @@ class Blueprint:
             best_score=site.progress.best_score,
             env_steps=site.progress.env_steps,
         )
+
+
+def describe(config: RunConfig) -> EnvSpec:
+    """Returns the spaces of a run's environment. Builds one; raises UserError as that does."""
+    from dreamfleet.envs import registry
+
+    return registry.describe(config.env, **config.env_options)
 
 
 def weight_groups(agent: Agent) -> tuple[str, ...]:

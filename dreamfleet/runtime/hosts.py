@@ -25,7 +25,7 @@ from dreamfleet.core.types import (
 )
 from dreamfleet.replay_server.limiter import Pace
 from dreamfleet.replay_server.server import ReplayServer
-from dreamfleet.runtime.blueprint import Blueprint, Progress, Site, weight_groups
+from dreamfleet.runtime.blueprint import Blueprint, Progress, Site, describe, weight_groups
 from dreamfleet.runtime.packed import Drawn, Packed
 from dreamfleet.runtime.turns import Report, Turns
 
@@ -310,7 +310,7 @@ def try_out(blueprint: Blueprint) -> str:
 
     try:
         registry.register_missing(blueprint.registered)
-        found = type(blueprint).of(blueprint.config).spec
+        found = describe(blueprint.config)
         blueprint.agent("driver", "cpu")
     except Exception as error:
         return " ".join(f"the run cannot be built: {error}".split())
