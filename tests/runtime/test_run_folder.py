@@ -185,7 +185,8 @@ def test_every_resume_adds_to_the_config_and_none_overwrites(tmp_path):
     assert texts[2].startswith(texts[1])
     history = written(path)["history"]
     assert [entry["command"] for entry in history] == ["first", "to 77", "to 88"]
-    assert history[1]["changed"] == {"steps": 77, "env_options": {"size": 77}, "agent_options.new": 1}
+    changed = {"steps": 77, "env_options": {"size": 77}, "agent_options.new": 1}
+    assert history[1]["changed"] == changed
     assert history[2]["changed"] == {"steps": 88, "env_options": {"size": 88}}
     assert read_config(path).agent_options == {"lr": 0.1, "new": 1}
 
