@@ -9,6 +9,7 @@ import numpy as np
 
 from dreamfleet.actors.episodes import Episode, Episodes, summary
 from dreamfleet.core.pull import pull
+from dreamfleet.core.soundness import check_choice
 from dreamfleet.core.types import Agent, Event, Replay, VectorEnv, WeightStore
 
 
@@ -88,6 +89,7 @@ def _play_each(env: VectorEnv, agent: Agent, seeds: Sequence[int], due: int) -> 
     rows, state = env.reset(seeds), agent.initial(env.num_envs)
     while not all(i in ended for i in range(due)):
         action, state, _ = agent.act(rows, state, explore=False)
+        check_choice(action, {})
         rows = env.step(action)
         for episode in running.add(rows, env.info):
             ended.setdefault(episode.environment, episode)

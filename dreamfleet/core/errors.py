@@ -18,6 +18,10 @@ class WorkerFailed(Exception):
     """A part of a run broke for good; the text opens with its own traceback. Exit code 1."""
 
 
+class Diverged(Exception):
+    """Learning cannot go on: one line on which part failed and what to look at. Exit code 1."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`" Nearest: X."` for a mistyped `word`, or nothing when no known one resembles it."""
     known = list(known)

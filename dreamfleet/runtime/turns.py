@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dreamfleet.core.errors import EnvironmentFault
+from dreamfleet.core.errors import Diverged, EnvironmentFault
 from dreamfleet.core.types import Event, Worker
 from dreamfleet.runtime.blueprint import Progress
 
@@ -22,6 +22,7 @@ class Fault:
     error: str  # its last line
     text: str  # its whole traceback
     environment: bool = False  # an environment broke its contract: a row was refused
+    final: bool = False  # a restart cannot help, and `error` says all
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ class Turns:
             if self._worker is None:
                 self._worker = self._build(self._progress)
             moved = self._worker.step()
+        except Diverged as error:
+            self._fault = Fault(str(error), "", final=True)
+            return False
         except Exception as error:  # told to the session, which has it restarted or gives up
             last_line = traceback.format_exception_only(error)[-1].strip()
             environment = isinstance(error, EnvironmentFault)
