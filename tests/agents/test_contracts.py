@@ -89,6 +89,51 @@ class Synthetic:
         self.phase = self.phase + 0.3 + 0.1 * action.reshape(self.n, -1).sum(1)
 
 
+def sentinel(rows: Batch, rng: np.random.Generator) -> None:
+    rows["obs"][rng.random(len(rows["obs"])) < 0.2] = 3.4e38
+
+
+def noise(rows: Batch, rng: np.random.Generator) -> None:
+    faulty = rng.random(len(rows["obs"])) < 0.02
+    rows["obs"][faulty] = rng.choice([1e20, -3e38, 1e6], rows["obs"][faulty].shape)
+    rows["reward"][faulty] = rng.choice([1e20, -3e38, 1e6], faulty.sum())
+
+
+def stamps(rows: Batch, rng: np.random.Generator) -> None:
+    rows["obs"] += np.float32(1.7e9)
+
+
+def rewards(size: float) -> Callable[[Batch, np.random.Generator], None]:
+    def apply(rows: Batch, rng: np.random.Generator) -> None:
+        rows["reward"] *= np.float32(size)
+
+    return apply
+
+
+EXTREMES = {
+    "sentinel": sentinel,
+    "noise": noise,
+    "stamps": stamps,
+    "rewards-of-1e6": rewards(1e6),
+    "rewards-of-1e10": rewards(1e10),
+    "rewards-of-1e15": rewards(1e15),
+    "rewards-of-1e-15": rewards(1e-15),
+}
+
+
+class Extreme(Synthetic):
+    """The same, with numbers that float32 holds and whose squares, or differences, it does not."""
+
+    def __init__(self, spec: EnvSpec, n: int, kind: str) -> None:
+        super().__init__(spec, n)
+        self.change = EXTREMES[kind]
+
+    def rows(self) -> Batch:
+        rows = super().rows()
+        self.change(rows, self.rng)
+        return rows
+
+
 def live(agent: Any, env: Synthetic, steps: int) -> Batch:
     """What an actor would send: rows (N, steps, …)."""
     chunk, state = [], agent.initial(env.n)
@@ -103,15 +148,18 @@ def live(agent: Any, env: Synthetic, steps: int) -> Batch:
 class Experience:
     """Batches for an agent's consumers, out of a replay that makes nobody wait."""
 
-    def __init__(self, agent: Any, ends: float = 0.2, terminal: bool = False) -> None:
+    def __init__(
+        self, agent: Any, ends: float = 0.2, terminal: bool = False, env: Synthetic | None = None
+    ) -> None:
         self.agent = agent
+        env = env or Synthetic(agent.spec, STREAMS, ends, terminal)
         real = agent.tables["real"]
         eager = {
             name: replace(consumer, samples_per_step=None, min_steps=1)
             for name, consumer in real.consumers.items()
         }
         self.replay = ReplayServer({"real": replace(real, consumers=eager)}, seed=0)
-        rows = live(agent, Synthetic(agent.spec, STREAMS, ends, terminal), steps=64)
+        rows = live(agent, env, steps=64)
         assert self.replay.add("real", rows, np.arange(STREAMS))
 
     def sample(self, consumer: str) -> Sample | None:
@@ -333,6 +381,26 @@ def test_the_loss_falls_on_a_fixed_batch(case):
 
 
 # ------------------------------------------------------------------------ weights and state
+
+
+@pytest.mark.parametrize("kind", EXTREMES)
+def test_finite_numbers_of_any_size_are_learned_from_and_leave_an_agent_sound(case, kind):
+    """No step is skipped, no statistic and no weight is ruined, and what it then chooses is one."""
+    if case.spec.obs.image and not kind.startswith("rewards"):
+        pytest.skip("bytes have no such values")
+    agent = case.build()
+    experience = Experience(agent, env=Extreme(case.spec, STREAMS, kind))
+    skipped = {}
+    for said in learn(agent, experience, steps=2 if case.spec.obs.image else 6):
+        for name, value in said.get("metrics", {}).items():
+            assert not np.isnan(float(value)), name
+            if name.startswith("fault/skipped"):
+                skipped[name] = float(value)
+    assert skipped and not any(skipped.values())
+    for path, value in everything(agent).items():
+        assert not np.any(np.isnan(np.asarray(value, np.float64))), path
+    chunk = live(agent, Extreme(case.spec, 3, kind), steps=3)
+    assert np.isfinite(chunk["action"]).all()
 
 
 def zero(tree: Any) -> None:
