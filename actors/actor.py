@@ -8,6 +8,7 @@ import numpy as np
 
 from dreamfleet.actors.episodes import Episodes
 from dreamfleet.core.pull import pull
+from dreamfleet.core.soundness import check_choice
 from dreamfleet.core.types import Agent, Array, Batch, Event, Origin, Replay, VectorEnv, WeightStore
 
 
@@ -65,6 +66,7 @@ class Actor:
 
         rows = self._env.reset() if self._rows is None else self._rows
         action, self._state, extras = self._agent.act(rows, self._state, explore=True)
+        check_choice(action, extras)
         self._chunk.append({**rows, "action": action, **extras})
         self._rows = self._env.step(action)
         self._report(self._rows)

@@ -9,6 +9,7 @@ from typing import Any
 from dreamfleet.actors.episodes import Episode, Episodes, summary
 from dreamfleet.core import seeding
 from dreamfleet.core.pull import pull
+from dreamfleet.core.soundness import check_choice
 from dreamfleet.core.types import Agent, Best, Event, Replay, VectorEnv, WeightStore
 
 Stop = Callable[[], bool]  # whether somebody wants the evaluation to end at once
@@ -136,6 +137,7 @@ def _play_each(
         if stop():
             raise Stopped
         action, state, _ = agent.act(rows, state, explore=False)
+        check_choice(action, {})
         rows = env.step(action)
         for episode in running.add(rows, env.info):
             ended.setdefault(episode.environment, episode)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import cast
 
 from dreamfleet.core.pull import pull
+from dreamfleet.core.soundness import Soundness, check_weights
 from dreamfleet.core.types import Agent, Batch, Event, Replay, Sample, TableSpec, WeightStore
 
 
@@ -41,6 +42,7 @@ class Dreamer:
             self._works.append(self._imagine)
         self._pending: Batch | None = None
         self._events: list[Event] = []
+        self._soundness = Soundness("world model")
         self.updates = updates
         self.version = 0  # of "world", as published
         self.versions = dict.fromkeys(pulls, 0)
@@ -69,6 +71,7 @@ class Dreamer:
         if feedback.priorities is not None:
             self._replay.update("real", real.keys, feedback.priorities)
         self.updates += 1
+        self._soundness.check(feedback.metrics, self.updates)
         # The first update is published at once: a version says that there is a world to dream in.
         if self.version == 0 or self.updates % self._publish_every == 0:
             self._publish()
@@ -97,4 +100,5 @@ class Dreamer:
         return waits
 
     def _publish(self) -> None:
-        self.version = self._weights.publish("world", self._agent.weights("world"))
+        weights = check_weights("world", self._agent.weights("world"))
+        self.version = self._weights.publish("world", weights)

@@ -112,15 +112,18 @@ def live(agent: Any, env: Synthetic, steps: int) -> Batch:
 class Experience:
     """Batches for an agent's consumers, out of a replay that makes nobody wait."""
 
-    def __init__(self, agent: Any, ends: float = 0.2, terminal: bool = False) -> None:
+    def __init__(
+        self, agent: Any, ends: float = 0.2, terminal: bool = False, env: Synthetic | None = None
+    ) -> None:
         self.agent = agent
+        env = env or Synthetic(agent.spec, STREAMS, ends, terminal)
         real = agent.tables["real"]
         eager = {
             name: replace(consumer, samples_per_step=None, min_steps=1)
             for name, consumer in real.consumers.items()
         }
         self.replay = ReplayServer({"real": replace(real, consumers=eager)}, seed=0)
-        rows = live(agent, Synthetic(agent.spec, STREAMS, ends, terminal), steps=64)
+        rows = live(agent, env, steps=64)
         assert self.replay.add("real", rows, np.arange(STREAMS))
 
     def sample(self, consumer: str) -> Sample | None:

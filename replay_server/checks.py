@@ -57,6 +57,11 @@ def check_spec(name: str, spec: TableSpec, limits: Limits = OWN) -> None:
         limit = limits.max_bytes
         holds += f" in a budget of {budget.sized(spec.max_bytes or 0)}"
     require(rows >= 1, f"must hold at least 1 row, {holds}: raise {limit}")
+    if name_of_return := spec.episode_return:
+        what = _unknown((name_of_return,), spec.columns) or _not_a_number(
+            name_of_return, spec.columns
+        )
+        require(not what, f"episode_return: {what}")
     for consumer, of in spec.consumers.items():
         require(
             of.batch >= 1 and of.window >= 1 and of.context >= 0,

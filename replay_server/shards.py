@@ -24,6 +24,7 @@ from dreamfleet.core.types import (
     Selector,
     TableSpec,
 )
+from dreamfleet.replay_server.played import merged
 from dreamfleet.replay_server.server import ReplayServer
 
 
@@ -171,7 +172,8 @@ class ShardedReplay:
                 data[name][at] = column
             keys[at] = sample.keys * n + i
             prob[at] = sample.prob * order.shares[i]
-        return Sample(data, keys, prob, sum(sample.size for sample in samples))
+        size, played = sum(sample.size for sample in samples), [s.played for s in samples]
+        return Sample(data, keys, prob, size, merged(played))
 
 
 # ----------------------------------------------------------------- what is each, and what is all

@@ -15,8 +15,8 @@ Everyone but the world model's own loss sees a slow copy of it, whose dreams are
 accurate and whose latents hold still for the policy.
 
 Dreams (`dream`), H steps from real starts, each under a member of its own. Where two members
-disagree by more than they do on real data, a dream is not trusted any further: returns bootstrap
-at that step and later ones do not count.
+disagree by more than they do on real data, a dream is not trusted any further: nothing is learned
+from that step nor from later ones, and returns bootstrap at the row before it.
 
 Policy and value (`learn_policy`), from dreams and from a share of real windows. The critic learns
 Retrace(lambda) returns: on dreams of the policy itself these are Dreamer's lambda-returns, on real
@@ -50,6 +50,7 @@ from dreamfleet.agents.blocks.training import (
     Learning,
     Trainer,
     WeightGroups,
+    faults,
     generator,
     masked_mean,
     resolve,
@@ -192,6 +193,8 @@ class DreamerLite(WeightGroups):
         self.world.normaliser.update(rows["obs"], rows["reward"])
         loss, metrics = self.world_loss(rows)
         metrics["grad_norm/world"] = self.world_trainer.step(loss)
+        metrics |= faults("world", self.world_trainer)
+        metrics["data/outliers"] = 1 - self.world.normaliser.sound(rows["obs"]).mean()
         self.world_follower.step(self.rate(self.config.slow_world))
         metrics["model/disagreement"] = self.measure_disagreement(rows)
         return Feedback(metrics)
@@ -201,7 +204,9 @@ class DreamerLite(WeightGroups):
         world, members = self.world, self.config.members
         x = world.normaliser(rows["obs"])
         z = world.encode_normalised(x)  # (B, T, L)
+        sound = world.normaliser.sound(rows["obs"])
         alive = (~rows["last"]).float().cumprod(1)[:, :-1]  # is the step from row t still inside?
+        alive = alive * sound[:, :1] * sound[:, 1:]  # and from and to what is no fault?
 
         def share(value: Tensor) -> Tensor:
             return value.unflatten(0, (members, -1))  # (B, …) → (M, B/M, …)
@@ -221,17 +226,19 @@ class DreamerLite(WeightGroups):
         # The spread is fitted to the one-step error, without pulling on the mean.
         variance = (2 * log_stds[0].flatten(0, 1)).exp()
         squared = (means[0].flatten(0, 1) - z[:, 1]).detach().square()
+        spread = (0.5 * squared / variance + 0.5 * variance.log()).mean(-1)
         decoded = (world.decoder(after) - x[:, 1:]).square().mean(-1)  # (B, T-1)
         reward = world.reward(torch.cat([before, action.flatten(0, 1)[:, :-1]], -1)).squeeze(-1)
-        reward_error = (reward - rows["reward"][:, 1:] / world.normaliser.reward_rms).square()
+        real_reward = world.normaliser.plausible(rows["reward"]) / world.normaliser.reward_rms
+        reward_error = (reward - real_reward[:, 1:]).square()
         stays = (~rows["terminal"]).float()
         terms = {
             "loss/transition": masked_mean(error, alive),
-            "loss/spread": 0.1 * (0.5 * squared / variance + 0.5 * variance.log()).mean(),
-            "loss/reconstruction": (world.decoder(z) - x).square().mean(),
+            "loss/spread": 0.1 * masked_mean(spread, sound[:, 0] * sound[:, 1]),
+            "loss/reconstruction": masked_mean((world.decoder(z) - x).square().mean(-1), sound),
             "loss/prediction": masked_mean(decoded, alive),
             "loss/reward": masked_mean(reward_error, alive),
-            "loss/continue": continue_loss(world.cont(z), stays).mean()
+            "loss/continue": masked_mean(continue_loss(world.cont(z), stays), sound)
             + masked_mean(continue_loss(world.cont(after), stays[:, 1:]), alive),
         }
         horizon = decoded.shape[1]
@@ -308,8 +315,9 @@ class DreamerLite(WeightGroups):
         taken, options = self.critic(rows["latent"], rows["action"], policy)
         with torch.no_grad():
             returns = self.returns(rows, policy)
-            scale = self.return_range.update(returns)
-        weight = rows["weight"][:, :-1]
+            weight = rows["weight"][:, :-1]
+            scale = self.return_range.update(returns, weight)
+            dreamt = weight[: 0 if dreams is None else len(dreams["latent"])].sum()
 
         critic_loss = masked_mean((taken[:, :, :-1] - returns).square().sum(0), weight)
         policy_loss = masked_mean(
@@ -323,29 +331,39 @@ class DreamerLite(WeightGroups):
             "policy/entropy": masked_mean(policy.entropy().detach()[:, :-1], weight),
             "value/mean": returns.mean() * self.value_unit,
             "value/range": scale * self.value_unit,
-            "dream/share": torch.tensor(1 - self.config.real / self.config.trajectories),
+            "dream/share": dreamt / weight.sum().clamp(min=1e-6),
             "dream/trust": rows["trust"].mean(),
         }
+        metrics |= faults("policy", self.critic_trainer, self.policy_trainer)
         self.critic_follower.step(self.config.slow_critic)
         return Feedback(metrics)
 
     def dreamed(self, dreams: Batch) -> Batch:
-        """Dreams as trajectories to learn from, each row weighted by how likely it is reached."""
-        reached = dreams["cont"].cumprod(1) * dreams["trust"]
-        return {**dreams, "weight": reached, "inside": torch.ones_like(reached)}
+        """Dreams as trajectories to learn from.
+
+        A row weighs as much as it is likely to be reached, and nothing where the step from it is
+        not trusted: its return would consist of what that step leads to.
+        """
+        reached = dreams["cont"].cumprod(1)
+        trusted = F.pad(dreams["trust"][:, 1:], (0, 1))  # is the step from the row?
+        return {**dreams, "weight": reached * trusted, "inside": torch.ones_like(reached)}
 
     @torch.no_grad()
     def lived(self, rows: Batch) -> Batch:
-        """Real windows as trajectories to learn from. A `last` row only bootstraps."""
+        """Real windows as trajectories to learn from. A `last` row only bootstraps.
+
+        Nothing is learned from observations with outliers, nor from a step to them.
+        """
         inside = (~rows["last"]).float()
+        sound = self.slow_world.normaliser.sound(rows["obs"])
         return {
             "latent": self.slow_world.encode(rows["obs"]),
             "action": rows["action"],
             "log_prob": rows["log_prob"],
-            "reward": rows["reward"],
+            "reward": self.slow_world.normaliser.plausible(rows["reward"]),
             "cont": (~rows["terminal"]).float(),
-            "trust": torch.ones_like(inside),
-            "weight": inside,
+            "trust": sound,
+            "weight": inside * sound * F.pad(sound[:, 1:], (0, 1)),
             "inside": inside,
         }
 
@@ -353,12 +371,13 @@ class DreamerLite(WeightGroups):
         """Targets of the critic in units of `value_unit`: trajectories (B, T, …) → (B, T-1)."""
         taken, options = self.slow_critic(rows["latent"], rows["action"], policy)
         ratio = (policy.log_prob(rows["action"]) - rows["log_prob"]).exp().clamp(max=1)
+        trusted = F.pad(rows["trust"][:, 1:], (0, 1))  # is what follows the row?
         return retrace(
             reward=rows["reward"] / self.value_unit,
             discount=self.config.gamma * rows["cont"],
             value=policy.expect(options),
             q_taken=taken.min(0).values,
-            trace=self.config.lam * ratio * rows["inside"] * rows["trust"],
+            trace=self.config.lam * ratio * rows["inside"] * trusted,
         )
 
     @property

@@ -22,6 +22,10 @@ class Gone(Exception):
     """Another process of the run is dead, or does not answer."""
 
 
+class Diverged(Exception):
+    """Learning cannot go on: one line on which part failed and what to look at. Exit code 1."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`" Nearest: X."` for a mistyped `word`, or nothing when no known one resembles it."""
     known = list(known)

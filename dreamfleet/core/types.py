@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -164,6 +164,7 @@ class TableSpec:
     consumers: Mapping[str, Consumer]
     slack: float = 1.0
     max_bytes: int | None = None  # of memory; fewer rows are held where `capacity` takes more
+    episode_return: str = ""  # the column whose value in a `last` row is its episode's return
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,13 @@ class QueueSpec:
     updates: int = 1  # of the learner that use each batch
 
 
+class Played(NamedTuple):
+    """The episodes that ended in a table so far, where it knows their returns."""
+
+    episodes: int = 0
+    mean_return: float = 0.0  # of the last hundred
+
+
 @dataclass
 class Sample:
     """What a table hands out. Keys are opaque; late priorities for overwritten rows are ignored."""
@@ -182,6 +190,7 @@ class Sample:
     keys: Array  # (B,) i64
     prob: Array  # (B,) f64, the probability of each draw
     size: int  # starts this consumer could have drawn
+    played: Played = Played()  # noqa: RUF009 - immutable
 
 
 @dataclass

@@ -172,7 +172,7 @@ class ReplayHost:
                 desk.drawn[consumer] -= 1
                 if server.intact(table, draw):
                     desk.hand_over(consumer, key)
-                    return Drawn(packed, draw.keys, draw.prob, draw.size, mass)
+                    return Drawn(packed, draw.keys, draw.prob, draw.size, mass, draw.played)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
         with self._desk(table).lock:

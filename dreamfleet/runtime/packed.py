@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamfleet.core.types import Array, Batch, Sample
+from dreamfleet.core.types import Array, Batch, Played, Sample
 
 ALIGNMENT = 64  # bytes of a cache line
 
@@ -60,9 +60,11 @@ class Drawn(NamedTuple):
     prob: Array
     size: int
     mass: float
+    played: Played = Played()
 
     def owned(self) -> Sample:
-        return Sample(self.data.owned(), self.keys.copy(), self.prob.copy(), self.size)
+        keys, prob = self.keys.copy(), self.prob.copy()
+        return Sample(self.data.owned(), keys, prob, self.size, self.played)
 
 
 def _on_host(value: Any) -> Array:

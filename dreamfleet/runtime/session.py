@@ -159,6 +159,9 @@ class Session:
             self._last_eval = event
         elif event["kind"] in ("learn", "world"):
             self._learned |= {key: value for key, value in event.items() if "/" in key}
+            for name, value in event.items():
+                if name.startswith("fault/skipped") and value:
+                    self._faults[name.removeprefix("fault/")] = int(value)
 
     def broke(self, worker: str, fault: Fault, useful: bool = False) -> None:
         """A worker broke. Returns when it is to be started again, else raises WorkerFailed.
@@ -170,6 +173,8 @@ class Session:
         self._fruitless[worker] += 1
         self.record({"kind": "fault", "worker": worker, "error": fault.error})
         role, starts = worker.partition("-")[0], self._fruitless[worker]
+        if fault.final:
+            raise WorkerFailed(f"{worker}: {fault.error}")
         if role not in ("actor", "evaluator"):
             raise WorkerFailed(f"{fault.text}\n{worker} broke: {fault.error}")
         if starts == FRUITLESS_STARTS:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dreamfleet.actors.evaluator import Evaluator
-from dreamfleet.core.errors import EnvironmentFault, Gone
+from dreamfleet.core.errors import Diverged, EnvironmentFault, Gone
 from dreamfleet.core.types import Best, Event, Worker
 from dreamfleet.runtime.blueprint import Progress
 
@@ -24,6 +24,7 @@ class Fault:
     text: str  # its whole traceback
     environment: bool = False  # an environment broke its contract: a row was refused
     lost: bool = False  # another process did not answer: it may be the one that broke
+    final: bool = False  # a restart cannot help, and `error` says all
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,9 @@ class Turns:
             if self._worker is None:
                 self._worker = self._build(self._progress)
             return call(self._worker)
+        except Diverged as error:
+            self._fault = Fault(str(error), "", final=True)
+            return False
         except BaseException as error:  # the session has it restarted or gives up
             if isinstance(error, KeyboardInterrupt) and self._interrupted():
                 raise

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dreamfleet.actors.actor import Actor
+from dreamfleet.core.errors import Diverged
 from dreamfleet.core.types import Origin
 from dreamfleet.learner.weight_store import LocalWeights
 from tests.fakes import FakeAgent, FakeEnv, FakeReplay
@@ -46,6 +47,20 @@ def test_each_row_carries_the_action_chosen_on_it():
     taken = replay.added[0][1]["action"]  # (N, T)
     np.testing.assert_array_equal(taken, np.stack(env.actions[:4], axis=1))
     np.testing.assert_array_equal(taken[0], [0, 1, 0, 1])  # the fake's policy: t % 2
+
+
+@pytest.mark.parametrize("name", ["action", "log_prob"])
+def test_an_agent_that_chooses_what_is_not_finite_is_to_blame_and_not_the_environment(name):
+    env = FakeEnv()
+    actor, agent, replay, _ = make(env)
+    agent.act = lambda rows, state, explore: (
+        np.full((2, 1), np.nan if name == "action" else 0.0, np.float32),
+        state,
+        {"log_prob": np.full(2, np.inf if name == "log_prob" else 0.0)},
+    )
+    with pytest.raises(Diverged, match=f"{name}' is not finite"):
+        actor.step()
+    assert not env.actions and not replay.added
 
 
 def test_it_explores_and_carries_its_state_from_row_to_row():

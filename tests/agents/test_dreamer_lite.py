@@ -208,7 +208,12 @@ def test_the_real_share_divides_what_the_policy_learns_from(share, dreams, real)
         windows = system.windows(real, consumers["policy"].window)
     metrics = agent.learn_policy(windows, starts).metrics
     assert all(np.isfinite(float(value)) for value in metrics.values())
-    assert float(metrics["dream/share"]) == pytest.approx(dreams / 40)
+    weight = np.zeros(2)  # of dreams and of real rows
+    if starts is not None:
+        weight[0] = agent.dreamed(starts)["weight"][:, :-1].sum()
+    if windows is not None:
+        weight[1] = (~windows.data["last"][:, :-1]).sum()
+    assert float(metrics["dream/share"]) == pytest.approx(weight[0] / weight.sum())
     ReplayServer(agent.tables, 0)
 
 
@@ -273,16 +278,56 @@ def test_returns_do_not_reach_into_the_next_episode(valued):
     assert not lived[0]["weight"][:, end].any()  # nor is anything learned there
 
 
-def test_returns_bootstrap_where_trust_ends(valued):
+@pytest.mark.parametrize("end", [1, 4])
+def test_nothing_is_learned_from_the_step_that_is_not_trusted_nor_from_what_it_leads_to(
+    valued, end
+):
+    """Where members disagree on the step to row `end`, that row may be anything."""
     dreams = valued.dream(Swing().windows(60, 1))
-    end = 4
     dreams["trust"] = torch.ones_like(dreams["trust"])
     dreams["trust"][:, end:] = 0
+    other = {**dreams, "latent": dreams["latent"].clone(), "reward": dreams["reward"].clone()}
+    other["latent"][:, end:] = torch.randn_like(other["latent"][:, end:])
+    other["reward"][:, end:] += 5
     found, value = returns_of(valued, valued.dreamed(dreams))
-    reward, cont = dreams["reward"].numpy(), dreams["cont"].numpy()
-    expected = reward[:, end] + valued.config.gamma * cont[:, end] * value[:, end]
-    np.testing.assert_allclose(found[:, end - 1], expected, rtol=1e-4, atol=1e-4)
-    assert not valued.dreamed(dreams)["weight"][:, end:].any()
+    same, _ = returns_of(valued, valued.dreamed(other))
+    weight = valued.dreamed(dreams)["weight"].numpy()
+    counts = weight[:, :-1] > 0
+    np.testing.assert_array_equal(counts, np.arange(15) < np.full((60, 1), end - 1))
+    np.testing.assert_allclose(found[counts], same[counts], rtol=1e-4, atol=1e-4)
+    if end > 1:  # the row before bootstraps at once
+        reward, cont = dreams["reward"].numpy(), dreams["cont"].numpy()
+        at = end - 1
+        expected = reward[:, at] + valued.config.gamma * cont[:, at] * value[:, at]
+        np.testing.assert_allclose(found[:, at - 1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_return_range_is_of_the_rows_that_count(valued):
+    """Returns after an end, however large, are those of another episode or of nobody."""
+    windows = Swing().windows(40, valued.config.horizon + 1)
+    windows.data["last"][:, 8], windows.data["first"][:, 9] = True, True
+    agents = [copy.deepcopy(valued) for _ in range(2)]
+    agents[0].learn_policy(windows, None)
+    windows.data["reward"][:, 9] = 50  # the first row of an episode has no reward that counts
+    agents[1].learn_policy(windows, None)
+    ranges = [float(agent.return_range.value) for agent in agents]
+    assert ranges[1] == pytest.approx(ranges[0], rel=0.05)
+
+
+@pytest.mark.parametrize("outlier", [1e6, -3e38])
+def test_nothing_is_learned_from_an_observation_with_an_outlier_nor_from_a_step_to_it(
+    valued, outlier
+):
+    windows, at = Swing().windows(60, 6), 3
+    faulty = copy.deepcopy(windows)
+    faulty.data["obs"][:, at, 0] = outlier
+    lived = [valued.lived(to_tensors(sample.data, "cpu")) for sample in (windows, faulty)]
+    np.testing.assert_array_equal(lived[1]["weight"][0], [1, 1, 0, 0, 1, 0])
+    found, same = (returns_of(valued, rows)[0] for rows in lived)
+    np.testing.assert_allclose(found[:, 4], same[:, 4], rtol=1e-4, atol=1e-4)
+    value = returns_of(valued, lived[1])[1]
+    reward, gamma = windows.data["reward"], valued.config.gamma
+    np.testing.assert_allclose(same[:, 1], reward[:, 2] + gamma * value[:, 2], rtol=1e-4, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------- probe runs

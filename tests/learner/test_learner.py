@@ -3,8 +3,10 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
-from dreamfleet.core.types import QueueSpec
+from dreamfleet.core.errors import Diverged
+from dreamfleet.core.types import Feedback, QueueSpec
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.weight_store import LocalWeights
 from tests.fakes import FakeAgent, FakeReplay, sample
@@ -61,6 +63,47 @@ def test_priorities_go_back_under_the_keys_of_their_sample():
     learner.step()
     [(table, keys, priorities)] = replay.updated
     assert table == "real" and keys.tolist() == [30, 10, 20] and priorities.tolist() == [1, 2, 3]
+
+
+def test_a_run_that_learns_nothing_any_more_ends_with_one_line():
+    """Of an agent that counts what it skips the count is believed, of another its losses."""
+    for skipped in (None, 0, 1):
+        agent, updates = FakeAgent(), 400
+
+        def learn(real, dreams, agent=agent, skipped=skipped):
+            agent.count["policy"] += 1
+            bad = agent.count["policy"] > 90
+            metrics = {"loss/policy": np.float32(np.nan if bad else 1)}
+            if skipped is not None:
+                metrics["fault/in_a_row"] = skipped * max(0, agent.count["policy"] - 90)
+            return Feedback(metrics)
+
+        agent.learn_policy = learn
+        reals, dreams = ([make_one(i) for i in range(updates)] for make_one in (sample, dict_of))
+        learner, *_ = make({POLICY: reals, DREAM: dreams}, agent)
+        if skipped == 0:
+            assert all(learner.step() for _ in range(updates))
+            continue
+        with pytest.raises(
+            Diverged, match=r"policy has stopped learning.*loss/policy is nan"
+        ) as it:
+            for _ in range(updates):
+                learner.step()
+        assert "\n" not in str(it.value)
+        assert learner.updates <= 200
+
+
+def dict_of(number):
+    return {"x": number}
+
+
+def test_weights_that_are_not_a_number_are_never_published():
+    agent = FakeAgent()
+    agent.weights = lambda group: {"net.bias": np.array([0.0, np.nan], np.float32)}
+    learner, _, _, weights = make({POLICY: [sample(1)], DREAM: [{}]}, agent)
+    with pytest.raises(Diverged, match=r"net\.bias holds NaN"):
+        learner.step()
+    assert weights.latest("policy", 0) is None
 
 
 def without(*, dream=False, policy=False):

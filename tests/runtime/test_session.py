@@ -207,6 +207,22 @@ def test_who_learns_may_not_break(opened, worker):
     assert str(failed.value).endswith(f"{worker} broke: OSError: no")
 
 
+@pytest.mark.parametrize("worker", ["learner", "dreamer-0", "actor-0"])
+def test_learning_that_cannot_go_on_ends_the_run_with_its_one_line(opened, worker):
+    with opened() as session, pytest.raises(WorkerFailed) as failed:
+        session.take(report(worker, fault=Fault("no finite loss", "", final=True)), STATS)
+    assert str(failed.value) == f"{worker}: no finite loss"
+
+
+def test_skipped_gradient_steps_are_shown_as_faults(opened):
+    with opened() as session:
+        for skipped in (0.0, 3.0):
+            event = {"kind": "learn", "updates": 1, "fault/skipped_policy": skipped}
+            session.take(report("learner", events=[event]), STATS)
+            faults = session.status().faults
+            assert faults.get("skipped_policy", 0) == skipped
+
+
 def test_a_checkpoint_is_due_at_every_multiple(opened):
     with opened(checkpoint_every=30) as session:
         assert not session.save_due

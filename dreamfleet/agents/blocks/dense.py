@@ -143,7 +143,11 @@ class BatchRenorm(nn.Module):
             scale = (spread / deviation).clamp(1 / self.SCALE, self.SCALE)
             shift = ((mean - self.mean) / deviation).clamp(-self.SHIFT, self.SHIFT)
             scale, shift = torch.where(late, scale, 1.0), torch.where(late, shift, 0.0)
-            self.mean.lerp_(mean, self.RATE)
-            self.variance.lerp_(variance, self.RATE)
+            self._follow(self.mean, mean)
+            self._follow(self.variance, variance)
             self.batches += 1
         return ((x - mean) / spread * scale + shift) * self.gain + self.offset
+
+    def _follow(self, average: Tensor, found: Tensor) -> None:
+        """Move a running statistic, but not by what is not finite."""
+        average.lerp_(torch.where(found.isfinite(), found, average), self.RATE)

@@ -1,4 +1,12 @@
-"""Running statistics that bring observations and rewards to unit scale."""
+"""Running statistics that bring observations and rewards to unit scale.
+
+Faulty numbers must not spoil them: sensors and simulators now and then return 1e20. A number of
+more than `OUTLIER` times its typical size is an outlier and does not enter them; the typical size
+is the 95th percentile of the sizes that are not 0. Of other numbers an observation enters them no
+further than `REACH` deviations from the mean, so 1 / REACH² of all rows, 2 %, may hold anything.
+Means and squares are of 64 bits: in 32 bits squares overflow beyond 1e19, and the mean of time
+stamps of 1.7e9 cannot follow them.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +17,25 @@ from torch import Tensor, nn
 
 from dreamfleet.core.types import Space
 
+REACH = 7.0  # deviations that an observation may lie off the mean in the statistics
+CLIP = 10.0  # deviations that a normalised observation may lie off the mean
+FAR = 1000.0  # deviations that an observation may lie off the mean where nothing clips it
+OUTLIER = 3000.0  # typical sizes; the reward of MountainCarContinuous' goal is 1,100 of them
+COUNTS_AS = 10.0  # root mean squares that an outlying reward counts as when it is learned from
+
 
 class RewardScale(nn.Module):
-    """The root mean square of the real rows' rewards."""
+    """The root mean square of the real rows' rewards, outliers left out."""
 
     reward_rms: Tensor
+    typical_reward: Tensor
     updates: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("reward_rms", torch.ones(()))
+        self.register_buffer("reward_rms", torch.ones((), dtype=torch.float64))
+        # Most rewards that are not 0 are smaller; 0: no such reward was seen yet.
+        self.register_buffer("typical_reward", torch.zeros((), dtype=torch.float64))
         self.register_buffer("updates", torch.zeros(()))
 
     @property
@@ -30,8 +47,51 @@ class RewardScale(nn.Module):
     def scale(self, reward: Tensor) -> None:
         """Take in a batch of rewards."""
         self.updates += 1
-        rms = self.reward_rms.square().lerp(reward.square().mean(), self.rate).sqrt()
+        rate, size = self.rate.double(), reward.flatten().double().abs()
+        follow_typical(self.typical_reward, size, rate)
+        inside = size <= self._limit
+        square = (size.square() * inside).sum() / inside.sum().clamp(min=1)
+        rms = self.reward_rms.square().lerp(square, rate).sqrt()
         self.reward_rms.copy_(rms.clamp(min=1e-3))
+
+    def plausible(self, reward: Tensor) -> Tensor:
+        """Rewards (…) to learn from: an outlier counts as ten times the root mean square."""
+        cut = reward.sign() * (COUNTS_AS * self.reward_rms).float()
+        return torch.where(reward.abs() > self._limit, cut, reward)
+
+    def largest_return(self, returns: Tensor, reward: Tensor, gamma: float) -> Tensor:
+        """The size of the largest of some discounted returns and plausible rewards, ().
+
+        A return beyond what typical rewards add up to holds an outlier, and is left out.
+        """
+        most = self.typical_reward / (1 - gamma) if gamma < 1 else torch.inf
+        most = torch.where(self.typical_reward > 0, most, torch.inf)
+        size = returns.abs()
+        inside = torch.where(size <= most, size, 0.0)
+        return torch.maximum(inside.max(), self.plausible(reward).abs().max())
+
+    @property
+    def _limit(self) -> Tensor:
+        return limit(self.typical_reward)
+
+
+def follow_typical(typical: Tensor, size: Tensor, rate: Tensor) -> None:
+    """Move `typical` (…), in place, towards the 95th percentile of the sizes (N, …) that are not 0.
+
+    Its logarithm is averaged: a batch that happens to hold many outliers moves that little. What
+    is 0 in all of the batch stays as it is.
+    """
+    ordered, zeros = size.sort(0).values, (size == 0).sum(0, keepdim=True)
+    place = zeros + (0.95 * (len(size) - zeros)).long()
+    found = ordered.gather(0, place.clamp(max=len(size) - 1)).squeeze(0).double().clamp(min=1e-30)
+    before = torch.where(typical > 0, typical, found)
+    moved = before.log().lerp(found.log(), rate).exp()
+    typical.copy_(torch.where(zeros.squeeze(0) < len(size), moved, typical))
+
+
+def limit(typical: Tensor) -> Tensor:
+    """The size beyond which a number is an outlier; infinite where no typical size is known."""
+    return torch.where(typical > 0, OUTLIER * typical, torch.inf)
 
 
 class Normaliser(RewardScale):
@@ -39,28 +99,66 @@ class Normaliser(RewardScale):
 
     obs_mean: Tensor
     obs_var: Tensor
+    typical_obs: Tensor
 
     def __init__(self, obs: Space) -> None:
         super().__init__()
         self.axes = len(obs.shape)
         size = math.prod(obs.shape)
-        self.register_buffer("obs_mean", torch.zeros(size))
-        self.register_buffer("obs_var", torch.ones(size))
+        self.register_buffer("obs_mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("obs_var", torch.ones(size, dtype=torch.float64))
+        self.register_buffer("typical_obs", torch.zeros(size, dtype=torch.float64))
+        self._begun = False  # the first update, in this process
 
     @torch.no_grad()
     def update(self, obs: Tensor, reward: Tensor) -> None:
         """Take in a batch of rows."""
         self.scale(reward)
-        x, rate = self.flat(obs).flatten(0, -2), self.rate
-        self.obs_mean.lerp_(x.mean(0), rate)
-        self.obs_var.lerp_((x - self.obs_mean).square().mean(0), rate)
+        flat, rate = self.flat(obs).flatten(0, -2), self.rate.double()
+        follow_typical(self.typical_obs, flat.abs(), rate)
+        x = self.within_reason(flat).double()
+        if torch.compiler.is_compiling() or not self._begun:
+            self._begin(x)
+        reach = REACH * self._deviation
+        offset = (x - self.obs_mean).clamp(-reach, reach).mean(0)
+        self.obs_mean += rate * offset
+        square = (x - self.obs_mean).clamp(-reach, reach).square().mean(0)
+        self.obs_var.lerp_(square, rate)
+
+    def _begin(self, x: Tensor) -> None:
+        """Start from what most of the first batch (N, O) say, from where reach is measured."""
+        first = self.updates == 1
+        quantiles = torch.tensor([0.025, 0.975], dtype=x.dtype, device=x.device)
+        low, high = torch.quantile(x, quantiles, 0)
+        self.obs_mean.copy_(torch.where(first, x.clamp(low, high).mean(0), self.obs_mean))
+        spread = ((high - low) / 4).square()  # of a normal distribution
+        self.obs_var.copy_(torch.where(first, spread, self.obs_var))
+        self._begun = True
 
     def forward(self, obs: Tensor) -> Tensor:
-        return ((self.flat(obs) - self.obs_mean) / self.deviation).clamp(-10, 10)
+        return self.standardised(obs).clamp(-CLIP, CLIP)
+
+    def standardised(self, obs: Tensor) -> Tensor:
+        """Observations (…, *O) in deviations from the mean, up to `FAR` (…, O)."""
+        x = (self.flat(obs).double() - self.obs_mean) / self._deviation
+        return x.clamp(-FAR, FAR).float()
+
+    def within_reason(self, flat: Tensor) -> Tensor:
+        """Flat observations (…, O) with the mean in the place of outliers."""
+        return torch.where(flat.abs() > limit(self.typical_obs), self.obs_mean.float(), flat)
+
+    def sound(self, obs: Tensor) -> Tensor:
+        """Whether no number of observations (…, *O) is an outlier, 1. or 0. (…)."""
+        inside = self.flat(obs).abs() <= limit(self.typical_obs)
+        return inside.all(-1).float()
 
     @property
     def deviation(self) -> Tensor:
         """Standard deviations of the observation (O,)."""
+        return self._deviation.float()
+
+    @property
+    def _deviation(self) -> Tensor:
         return (self.obs_var + 1e-6).sqrt()
 
     def flat(self, obs: Tensor) -> Tensor:
@@ -78,6 +176,10 @@ class Pixels(RewardScale):
 
     def forward(self, obs: Tensor) -> Tensor:
         return obs.movedim(-1, -3).float() / self.MOST
+
+    def sound(self, obs: Tensor) -> Tensor:
+        """Any byte is what a pixel can be: 1. (…)."""
+        return torch.ones(obs.shape[:-3], device=obs.device)
 
     def back(self, x: Tensor) -> Tensor:
         """(…, C, H, W) → whole numbers (…, H, W, C), as floats and possibly out of range."""
@@ -98,9 +200,16 @@ class ReturnRange(nn.Module):
         self.register_buffer("value", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, returns: Tensor) -> Tensor:
-        """Take in returns of any shape → the range, never nearly zero."""
-        low, high = torch.quantile(returns, returns.new_tensor([0.05, 0.95]))
+    def update(self, returns: Tensor, weight: Tensor) -> Tensor:
+        """Take in returns, each as far as its weight goes → the range, never nearly zero.
+
+        returns and weight: of the same shape. Where nothing counts, nothing is taken in.
+        """
+        ordered, order = returns.flatten().sort()
+        mass = weight.flatten()[order].cumsum(0)
+        bounds = mass[-1] * returns.new_tensor([0.05, 0.95])
+        low, high = ordered[torch.searchsorted(mass, bounds).clamp(max=len(mass) - 1)]
         rate = torch.where(self.value == 0, 1.0, self.rate)  # the first is taken as it is
-        self.value.lerp_(high - low, rate)
+        moved = self.value.lerp(high - low, rate)
+        self.value.copy_(torch.where(moved.isfinite() & (mass[-1] > 0), moved, self.value))
         return self.value.clamp(min=1e-3)

@@ -30,7 +30,9 @@ class Trainer:
 
     `decay` of weights a step is in units of the learning rate; 0 is plain Adam. Parameters and
     gradients lie in one piece each, so that a step is a few operations however many there are.
-    What a loss does not depend on has a gradient of 0.
+    What a loss does not depend on has a gradient of 0. A step whose loss or gradient is not finite
+    is skipped: parameters and moments stay what they were. Skipped steps are counted on the
+    device, so that nobody waits to know; `faults` reports them.
     """
 
     def __init__(self, net: nn.Module, lr: float, clip: float, decay: float = 0.0) -> None:
@@ -47,20 +49,31 @@ class Trainer:
             "exp_avg": torch.zeros_like(flat),
             "exp_avg_sq": torch.zeros_like(flat),
         }
+        self.skipped = flat.new_zeros(())  # steps
+        self.skipped_in_a_row = flat.new_zeros(())
 
     def step(self, loss: Tensor, lr: Tensor | None = None) -> Tensor:
-        """One step down `loss` → the gradient norm before clipping. `lr`: another rate, ()."""
+        """One step down `loss` → the gradient norm before clipping, not finite where it is skipped.
+
+        lr: another rate, ().
+        """
         keep_freed_memory()
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
         torch.cat([gradient.flatten() for gradient in gradients], out=self._gradient)
         norm = (self._gradient @ self._gradient).sqrt()
+        bad = (~(norm.isfinite() & loss.detach().isfinite())).to(norm.dtype)
         self._gradient.mul_((self._clip / (norm + 1e-6)).clamp(max=1))
-        self._descend(self._lr if lr is None else lr)
+        self._descend(self._lr if lr is None else lr, bad)
+        self.skipped += bad
+        self.skipped_in_a_row.add_(1).mul_(bad)
         return norm
 
     @torch.no_grad()
-    def _descend(self, lr: float | Tensor) -> None:
-        """As `torch.optim.AdamW` does, which imports torch's compiler: a second of a start."""
+    def _descend(self, lr: float | Tensor, bad: Tensor) -> None:
+        """As `torch.optim.AdamW` does, which imports torch's compiler: a second of a start.
+
+        bad: 1. where the step is to be skipped, else 0.
+        """
         with no_subnormals():
             adamw(
                 [self._flat],
@@ -77,14 +90,29 @@ class Trainer:
                 amsgrad=False,
                 maximize=False,
                 fused=True,
+                found_inf=bad,
             )
 
     def state(self) -> dict[str, Any]:
-        return {name: to_array(value) for name, value in self._moments.items()}
+        return {name: to_array(value) for name, value in self._saved().items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        for name, moment in self._moments.items():
-            moment.copy_(to_tensor(state.get(name, 0)))  # none yet, in an older checkpoint
+        for name, value in self._saved().items():
+            value.copy_(to_tensor(state.get(name, 0)))  # none yet, in an older checkpoint
+
+    def _saved(self) -> dict[str, Tensor]:
+        return {**self._moments, "skipped": self.skipped}
+
+
+def faults(part: str, *trainers: Trainer) -> dict[str, Tensor]:
+    """Metrics of the steps that were skipped: of all trainers of a `part`, "world" or "policy".
+
+    `fault/in_a_row` is the longest present row of skipped steps; `core.soundness` reads it.
+    """
+    return {
+        f"fault/skipped_{part}": torch.stack([trainer.skipped for trainer in trainers]).sum(),
+        "fault/in_a_row": torch.stack([trainer.skipped_in_a_row for trainer in trainers]).max(),
+    }
 
 
 @cache
@@ -183,7 +211,10 @@ def net_state(net: nn.Module) -> Weights:
 
 
 def load_net(net: nn.Module, weights: Weights) -> None:
-    net.load_state_dict({name: to_tensor(value) for name, value in weights.items()})
+    """Take weights over. A buffer that they lack, as those of an older checkpoint do, stays."""
+    present = net.state_dict()
+    buffers = {name: present[name] for name, _ in net.named_buffers() if name in present}
+    net.load_state_dict({**buffers, **{name: to_tensor(value) for name, value in weights.items()}})
 
 
 @dataclass(frozen=True)

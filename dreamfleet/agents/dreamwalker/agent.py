@@ -45,6 +45,7 @@ from dreamfleet.agents.blocks.training import (
     Learning,
     Trainer,
     WeightGroups,
+    faults,
     generator,
     resolve,
     to_array,
@@ -156,6 +157,7 @@ class Dreamwalker(WeightGroups):
         self.world.look(rows)
         loss, metrics = self.world.loss(rows, rows["action"])
         metrics["grad_norm/world"] = self.world_trainer.step(loss)
+        metrics |= faults("world", self.world_trainer)
         updates = self.world.normaliser.updates
         self.world_follower.step((1 / updates).clamp(min=self.config.slow_world))
         metrics |= self.world.measure(self.slow_world, rows, rows["action"], self.dream_noise)
@@ -242,11 +244,13 @@ class Dreamwalker(WeightGroups):
         loss, found = self.improve(before, counts, noise[1])
         metrics |= found
         metrics["grad_norm/policy"] = self.actor_trainer.step(loss)
+        metrics |= faults("policy", self.critic_trainer, self.actor_trainer)
         if config.norm != "batch":
             self.target_follower.step(config.slow)
         if not config.prioritized:
             return Feedback(metrics)
-        return Feedback(metrics, to_array(error[: len(chance)] + PRIORITY).astype(np.float64))
+        priority = (error * counts)[: len(chance)] + PRIORITY
+        return Feedback(metrics, to_array(priority).astype(np.float64))
 
     def criticise(
         self, lived: Batch, chance: Tensor, imagined: tuple[Batch, Tensor] | None, noise: Tensor
@@ -260,7 +264,12 @@ class Dreamwalker(WeightGroups):
         config, metrics = self.config, {}
         self.normaliser.update(lived["obs"], lived["reward"])
         weight = self.importance(chance)
-        rows, counts = {key: lived[key] for key in COLUMNS}, torch.ones_like(weight)
+        rows = {key: lived[key] for key in COLUMNS}
+        rows["reward"] = self.normaliser.plausible(rows["reward"])
+        sound = self.normaliser.sound(rows["obs"])
+        metrics["data/outliers"] = 1 - sound.mean()
+        counts = sound.amin(1)  # nothing is learned from a window with an outlier
+        weight = weight * counts
         if imagined is not None:
             dreamed, counting = imagined
             rows = {key: torch.cat([rows[key], dreamed[key]]) for key in rows}

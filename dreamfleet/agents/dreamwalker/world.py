@@ -73,7 +73,7 @@ class World(nn.Module):
     def look(self, rows: Batch) -> None:
         """Take in real windows (B, L, …) for the running statistics."""
         self.normaliser.update(rows["obs"], rows["reward"])
-        flat = self.normaliser.flat(rows["obs"]).flatten(0, 1)
+        flat = self.normaliser.within_reason(self.normaliser.flat(rows["obs"])).flatten(0, 1)
         self.low.copy_(torch.minimum(self.low, flat.amin(0)))
         self.high.copy_(torch.maximum(self.high, flat.amax(0)))
         self.two_valued &= ((flat == self.low) | (flat == self.high)).all(0)
@@ -88,13 +88,15 @@ class World(nn.Module):
         x = self.normaliser(rows["obs"])
         read, _ = self.transformer(self.tokens(x, code, rows["reward"], rows["first"])[:, :-1])
         held_out = rows["held_out"][:, self.context].unsqueeze(1)
-        steps = inside(rows["first"], rows["last"], self.context)
+        sound = self.normaliser.sound(rows["obs"])
+        steps = inside(rows["first"], rows["last"], self.context) * sound[:, :-1] * sound[:, 1:]
         mask = steps * ~held_out  # (B, L-1)
         said = self.heads(read.unflatten(0, (self.members, -1)).flatten(1, 2))
         change = x.diff(dim=1)  # (B, L-1, O)
         square = (said.view_as(change) - change / self.change_rms).square()
         reward, end = self.outcomes(read, change)
-        reward_error = (reward - rows["reward"][:, 1:] / self.normaliser.reward_rms).square()
+        plausible = self.normaliser.plausible(rows["reward"][:, 1:])
+        reward_error = (reward - plausible / self.normaliser.reward_rms).square()
         ended = rows["terminal"][:, 1:].float()
         terms = {
             "loss/transition": masked_mean(square.mean(-1), mask),
@@ -118,7 +120,9 @@ class World(nn.Module):
         """
         real, obs = asked.normaliser(rows["obs"]), rows["obs"][:, self.context].float()
         alive = (~rows["last"][:, self.context : -1]).cumprod(1)
-        alive = alive * rows["held_out"][:, self.context].unsqueeze(1)  # (B, H)
+        sound = asked.normaliser.sound(rows["obs"])
+        start = sound[:, : self.context + 1].amin(1) * rows["held_out"][:, self.context]
+        alive = alive * start.unsqueeze(1) * sound[:, self.context + 1 :]  # (B, H)
         tokens = asked.tokens(real, code, rows["reward"], rows["first"])
         read, past = asked.transformer(tokens[:, : self.context + 1])
         errors = []
@@ -159,7 +163,8 @@ class World(nn.Module):
         high = torch.rand(chance.shape, generator=noise, device=chance.device) < chance
         flags = torch.where(high, self.high, self.low)
         following = torch.where(self.two_valued, flags, following)
-        reward, end = self.outcomes(read, (following - now) / self.normaliser.deviation)
+        moved = self.normaliser.standardised(following) - self.normaliser.standardised(now)
+        reward, end = self.outcomes(read, moved)
         terminal = torch.rand(end.shape, generator=noise, device=end.device) < torch.sigmoid(end)
         return Step(
             following.unflatten(-1, self.shape),
@@ -170,7 +175,8 @@ class World(nn.Module):
 
     def tokens(self, x: Tensor, code: Tensor, reward: Tensor, first: Tensor) -> Tensor:
         """Normalised observations (B, T, O) and the rest of their rows → (B, T, E)."""
-        told = torch.stack([reward / self.normaliser.reward_rms, first.float()], -1)
+        reward = self.normaliser.plausible(reward) / self.normaliser.reward_rms
+        told = torch.stack([reward, first.float()], -1)
         embedded: Tensor = self.embed(torch.cat([x, code, told], -1))
         return embedded
 

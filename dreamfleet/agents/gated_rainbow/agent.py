@@ -52,6 +52,7 @@ from dreamfleet.agents.blocks.training import (
     Trainer,
     WeightGroups,
     compiled,
+    faults,
     generator,
     resolve,
     to_array,
@@ -72,6 +73,7 @@ from dreamfleet.core.types import (
     State,
 )
 
+MOST = 1e30  # of a reward in sums that shall stay finite in 32 bits
 PASSES = 3  # through a network an update: online twice, then target
 
 
@@ -81,6 +83,7 @@ class Memory(NamedTuple):
     history: Array  # (N, 4, *O), of the observations' own kind
     age: Array  # (N,) f32, steps since the episode began
     trace: Array  # (N,) f32, the discounted reward so far: γ · trace + reward
+    score: Array  # (N,) f32, the undiscounted one, outliers cut
     held_out: Array  # (N,) bool, whether this episode is kept from the world model
 
 
@@ -139,8 +142,8 @@ class GatedRainbow(WeightGroups):
 
     def initial(self, n: int) -> Memory:
         history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), self.spec.obs.dtype)
-        age, trace = np.zeros((2, n), np.float32)
-        return Memory(history, age, trace, np.zeros(n, bool))
+        age, trace, score = np.zeros((3, n), np.float32)
+        return Memory(history, age, trace, score, np.zeros(n, bool))
 
     @torch.no_grad()
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
@@ -154,15 +157,18 @@ class GatedRainbow(WeightGroups):
         fresh = first.reshape(-1, 1, *[1] * len(self.spec.obs.shape))
         newest = obs[:, None]
         history = np.where(fresh, newest, np.concatenate([memory.history[:, 1:], newest], 1))
+        counted = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
+        reward = to_array(self.online.normaliser.plausible(counted)).clip(-MOST, MOST)
         trace = np.where(first, 0, self.config.gamma * memory.trace + reward).astype(np.float32)
+        score = np.where(first, 0, memory.score + reward).astype(np.float32)
         held_out, noise = memory.held_out, None
         if explore:
             noise = self.act_noise
             drawn = torch.rand(first.shape, generator=noise, device=self.device)
             held_out = np.where(first, to_array(drawn < self.config.held_out), held_out)
         action = self.choose(torch.as_tensor(history, device=self.device), noise)
-        extras = {"trace": trace, "held_out": held_out, **replaced}
-        return to_array(action), Memory(history, age, trace, held_out), extras
+        extras = {"trace": trace, "score": score, "held_out": held_out, **replaced}
+        return to_array(action), Memory(history, age, trace, score, held_out), extras
 
     def choose(self, history: Tensor, noise: torch.Generator | None) -> Tensor:
         """Histories (B, 4, *O) → actions (B,): the best, or with `noise` those that explore."""
@@ -182,9 +188,10 @@ class GatedRainbow(WeightGroups):
         self.world.look(rows)
         loss, metrics = self.world.loss(rows, code)
         metrics["grad_norm/world"] = self.world_trainer.step(loss)
-        metrics |= self.world.measure(self.slow_world, rows, code)
+        metrics |= faults("world", self.world_trainer)
         updates = self.world.normaliser.updates
         self.world_follower.step((1 / updates).clamp(min=self.config.slow_world))
+        metrics |= self.world.measure(self.slow_world, rows, code, self.dream_noise)
         metrics["model/believed"] = self.believed().sum()
         return Feedback(metrics)
 
@@ -246,8 +253,10 @@ class GatedRainbow(WeightGroups):
         chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
         imagined = None if dreams is None else self.pick(dreams)
         noise = self.online.draw(PASSES, self.policy_noise)
-        loss, priority, metrics = self._study(lived, chance, imagined, noise)
+        played = torch.tensor(real.played, dtype=torch.float32, device=self.device)
+        loss, priority, metrics = self._study(lived, chance, played, imagined, noise)
         metrics["grad_norm/value"] = self.trainer.step(loss, metrics["learn/lr"])
+        metrics |= faults("policy", self.trainer)
         self.target_follower.step(self.config.slow)
         if not self.config.prioritized:
             return Feedback(metrics)
@@ -257,20 +266,28 @@ class GatedRainbow(WeightGroups):
         self,
         lived: Batch,
         chance: Tensor,
+        played: Tensor,
         imagined: tuple[Batch, Tensor] | None,
         noise: Tensor | None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """All of an update but its gradient step → the loss, priorities (R,) and metrics.
 
-        From R real windows and how many times likelier than others they were to be drawn (R,), and
-        dreamed windows with their weights (D,). Only tensors come in and go out, so it compiles.
+        From R real windows and how many times likelier than others they were to be drawn (R,), how
+        many episodes were played and their mean return (2,), and dreamed windows with their weights
+        (D,). Only tensors come in and go out, so it compiles.
         """
-        config, progress = self.config, self.progress
-        self.online.normaliser.update(lived["obs"], lived["reward"])
-        self.match_unit(lived["trace"])
+        config, progress, normaliser = self.config, self.progress, self.online.normaliser
+        normaliser.update(lived["obs"], lived["reward"])
+        self.match_unit(lived["trace"], lived["reward"])
         weight = self.importance(chance)
-        rows, metrics = {key: lived[key] for key in COLUMNS}, {}
+        rows = {key: lived[key] for key in COLUMNS}
+        rows["reward"] = normaliser.plausible(rows["reward"])
+        sound = normaliser.sound(lived["obs"])
+        metrics = {"data/outliers": 1 - sound.mean()}
+        sound = sound.amin(1)  # nothing is learned from a window with an outlier
+        weight, counts = weight * sound, sound
         if imagined is not None:
+            counts = torch.cat([counts, imagined[1]])
             rows = {key: torch.cat([rows[key], imagined[0][key]]) for key in rows}
             dream_weight = imagined[1] * weight.mean()
             metrics["dream/share"] = dream_weight.sum() / (dream_weight.sum() + weight.sum())
@@ -279,13 +296,13 @@ class GatedRainbow(WeightGroups):
             rows["reward"] = rows["reward"] + config.curiosity * self.surprise(rows)
 
         loss, td_error, openness, value = self.losses(rows, noise)
-        total = value_loss = (weight * loss).sum() / (weight > 0).sum()
+        total = value_loss = (weight * loss).sum() / counts.sum().clamp(min=1)
         if config.gate != "none":
             gate_loss = collapse(openness)
             total = value_loss + config.gate_weight * gate_loss
             metrics |= {"loss/gate": gate_loss.detach(), **patterns(openness.detach())}
-        progress.learned(lived["trace"], lived["last"])
-        priority = (td_error[: len(chance)] + PRIORITY) ** progress.alpha
+        progress.learned(played)
+        priority = (sound * td_error[: len(chance)] + PRIORITY) ** progress.alpha
         metrics |= {
             "loss/value": value_loss.detach(),
             "explore/epsilon": progress.epsilon,
@@ -344,10 +361,11 @@ class GatedRainbow(WeightGroups):
         return F.pad(bonus, (CONTEXT + 1, 0))
 
     @torch.no_grad()
-    def match_unit(self, trace: Tensor) -> None:
+    def match_unit(self, trace: Tensor, reward: Tensor) -> None:
         """Grow the unit of values with the largest return seen, leaving what is said of returns."""
-        before = self.online.unit
-        unit = torch.maximum(before, (trace.abs().max() / RANGE).clamp(min=1e-3))
+        before, normaliser = self.online.unit, self.online.normaliser
+        largest = normaliser.largest_return(trace, reward, self.config.gamma)
+        unit = torch.maximum(before, (largest / RANGE).clamp(min=1e-3))
         factor = torch.where(before > 0, before / unit, 1.0)
         for net in (self.online, self.target):
             net.rescale(factor)

@@ -82,9 +82,6 @@ class FrameWorld(World):
         frame = self.normaliser.back(self.normaliser(now) + mean * self.change_rms)
         return frame.clamp(self.low, self.high).to(now.dtype)
 
-    def distance(self, x: Tensor, obs: Tensor) -> Tensor:
-        return self._each((x - self.normaliser(obs)).square())
-
     @property
     def unit(self) -> Tensor:
         """The root mean square deviation of a pixel from its own mean."""

@@ -11,10 +11,11 @@ from dreamfleet.agents.gated_rainbow.config import Config
 class Progress(nn.Module):
     """How far learning has come, and all that moves with it. Tensors, so that nobody waits.
 
-    The learning rate is halved when `patience` updates in a row bring no better mean return; that
-    is the moving average of some hundred ends of episodes among the replayed rows (their trace),
-    so it lags behind what is played now by the age of those rows, and needs no messages.
+    The learning rate is halved when `patience` updates in a row bring no better mean return of the
+    last episodes played, as samples tell it. It stays while there are fewer than `ENOUGH`.
     """
+
+    ENOUGH = 10  # episodes
 
     updates: Tensor
     mean_return: Tensor
@@ -32,16 +33,15 @@ class Progress(nn.Module):
         self.register_buffer("slowdown", torch.ones(()))  # of the learning rate
 
     @torch.no_grad()
-    def learned(self, trace: Tensor, last: Tensor) -> None:
-        """One update was taken, on real windows of these columns (B, T)."""
+    def learned(self, played: Tensor) -> None:
+        """One update was taken. played (2,): episodes ever, the mean return of the last of them."""
         self.updates += 1
-        ends = last.sum()
-        found = (trace * last).sum() / ends.clamp(min=1)
-        first = self.best.isinf() & (ends > 0)
-        self.mean_return.lerp_(found, torch.where(first, 1.0, ends / (ends + 100)))
-        better = (first | self.best.isfinite()) & (self.mean_return > self.best)
-        self.stale.copy_(torch.where(better, 0, self.stale + 1))
-        self.best.copy_(torch.where(better, self.mean_return, self.best))
+        episodes, mean_return = played
+        self.mean_return.copy_(mean_return)
+        enough = episodes >= self.ENOUGH
+        better = enough & (mean_return > self.best)
+        self.stale.copy_(torch.where(better | ~enough, 0, self.stale + 1))
+        self.best.copy_(torch.where(better, mean_return, self.best))
         waited = (self.stale > 0) & (self.stale % self.config.patience == 0)
         self.slowdown.mul_(torch.where(waited, 0.5, 1.0))
 

@@ -33,8 +33,9 @@ def witnessed(spec: EnvSpec, clock: bool) -> EnvSpec:
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
     """Who samples what, how often: the replay ratios of this agent."""
-    # The discounted reward so far, and whether the world model never learns from the episode.
-    kept = columns(spec, trace=NUMBER, held_out=FLAG)
+    # The discounted and the undiscounted reward so far, and whether the world model never learns
+    # from the episode.
+    kept = columns(spec, trace=NUMBER, score=NUMBER, held_out=FLAG)
     consumers = {
         "policy": Consumer(
             config.batch - config.dreamed,
@@ -62,5 +63,5 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
             context=CONTEXT,
             columns=("obs",),
         )
-    real = TableSpec(config.capacity, kept, consumers)
+    real = TableSpec(config.capacity, kept, consumers, episode_return="score")
     return {"real": real, "dream": QueueSpec(2)} if config.dreamed else {"real": real}

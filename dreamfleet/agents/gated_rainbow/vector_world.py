@@ -8,15 +8,22 @@ import torch
 from torch import Tensor
 
 from dreamfleet.agents.blocks.nets import MLP, Ensemble
-from dreamfleet.agents.blocks.normaliser import Normaliser
+from dreamfleet.agents.blocks.normaliser import CLIP, Normaliser
 from dreamfleet.agents.gated_rainbow.world import World
 from dreamfleet.core.types import Space
 
 
 class VectorWorld(World):
-    """Changes as Gaussians, each number in units of its own typical change. X = (O,)."""
+    """Changes as means and deviations, each number in units of its own typical change. X = (O,).
+
+    What a change differs by from its mean is drawn as it was in some real row, for all numbers at
+    once: in units of their deviations. So numbers that move together in real rows do so in dreams.
+    """
+
+    RESIDUALS = 1024  # of the newest real rows
 
     normaliser: Normaliser
+    residuals: Tensor
 
     def __init__(
         self,
@@ -38,6 +45,8 @@ class VectorWorld(World):
         )
         self.outcome = MLP((2 * size + action_size, hidden, hidden, 2), zero_last=True)
         self.register_buffer("change_rms", torch.ones(size))  # in deviations of the observation
+        # In deviations of the change, the newest last; standard normal until there are real ones.
+        self.register_buffer("residuals", torch.randn(self.RESIDUALS, size))
 
     def typical(self, x: Tensor, square: Tensor, inside: Tensor) -> Tensor:
         return (square * inside.unsqueeze(-1)).sum((0, 1)) / inside.sum().clamp(min=1)
@@ -55,15 +64,25 @@ class VectorWorld(World):
         self, now: Tensor, mean: Tensor, log_std: Tensor | None, noise: torch.Generator
     ) -> Tensor:
         assert log_std is not None
-        drawn = torch.randn(mean.shape, generator=noise, device=mean.device)
-        change = (mean + log_std.exp() * drawn) * self.change_rms
+        drawn = torch.randint(self.RESIDUALS, mean.shape[:-1], generator=noise, device=mean.device)
+        change = (mean + log_std.exp() * self.residuals[drawn]) * self.change_rms
         obs = self.normaliser.flat(now) + change * self.normaliser.deviation
         return obs.unflatten(-1, self.shape).clamp(self.low, self.high)
 
-    def distance(self, x: Tensor, obs: Tensor) -> Tensor:
-        normaliser = self.normaliser  # itself it would clip
-        real = (normaliser.flat(obs) - normaliser.obs_mean) / normaliser.deviation
-        return (x - real).square().mean(-1)
+    def take_in_residuals(
+        self, change: Tensor, mean: Tensor, log_std: Tensor | None, counts: Tensor
+    ) -> None:
+        assert log_std is not None
+        found = (
+            ((change - mean) / log_std.exp()).flatten(0, 1).clamp(-CLIP, CLIP)[-self.RESIDUALS :]
+        )
+        oldest, kept = self.residuals.tensor_split([len(found)])
+        real = counts.flatten()[-self.RESIDUALS :].unsqueeze(-1) > 0
+        self.residuals.copy_(torch.cat([kept, torch.where(real, found, oldest)]))
+
+    def within_reason(self, obs: Tensor) -> Tensor:
+        flat = self.normaliser.within_reason(self.normaliser.flat(obs))
+        return flat.unflatten(-1, self.shape)
 
     @property
     def unit(self) -> float:

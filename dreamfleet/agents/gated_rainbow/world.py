@@ -58,7 +58,7 @@ class World(nn.Module, ABC):
     def look(self, rows: Batch) -> None:
         """Take in real windows (B, C + T, …) for the running statistics."""
         self.normaliser.update(rows["obs"], rows["reward"])
-        flat = rows["obs"].flatten(0, 1)
+        flat = self.within_reason(rows["obs"]).flatten(0, 1)
         self.low.copy_(torch.minimum(self.low, flat.amin(0)))
         self.high.copy_(torch.maximum(self.high, flat.amax(0)))
         x = self.normaliser(rows["obs"])
@@ -74,7 +74,8 @@ class World(nn.Module, ABC):
         histories = self._histories(x)[:, :-1]  # (B, T-1, C+1, *X)
         before, after = x[:, self.context : -1], x[:, self.context + 1 :]
         last, held_out = (rows[key][:, self.context :] for key in ("last", "held_out"))
-        mask = within(last) * (~held_out[:, :1])  # (B, T-1)
+        steps = within(last) * self._sound(rows["obs"])
+        mask = steps * (~held_out[:, :1])  # (B, T-1)
         shares = (self._share(part.flatten(0, 1)) for part in (histories, codes))
         mean, log_std = self.predict(*shares)
         mean = mean.flatten(0, 1).unflatten(0, mask.shape)
@@ -86,39 +87,48 @@ class World(nn.Module, ABC):
             spread = 0.5 * square.detach() * (-2 * log_std).exp() + log_std
             terms["loss/spread"] = 0.1 * masked_mean(self._each(spread), mask)
         reward, end = self.follow(before, codes, after)
-        real_reward = rows["reward"][:, self.context + 1 :] / self.normaliser.reward_rms
+        plausible = self.normaliser.plausible(rows["reward"][:, self.context + 1 :])
+        real_reward = plausible / self.normaliser.reward_rms
         ended = rows["terminal"][:, self.context + 1 :].float()
         reward_error = (reward - real_reward).square()
         terms["loss/reward"] = masked_mean(reward_error, mask)
         end_error = F.binary_cross_entropy_with_logits(end, ended, reduction="none")
         terms["loss/end"] = masked_mean(end_error, mask)
-        unseen = within(last) * held_out[:, :1]
+        unseen = steps * held_out[:, :1]
         metrics = {name: term.detach() for name, term in terms.items()}
         metrics["model/held_out_reward"] = masked_mean(reward_error.detach(), unseen).sqrt()
         return torch.stack(list(terms.values())).sum(), metrics
 
     @torch.no_grad()
-    def measure(self, asked: World, rows: Batch, code: Tensor) -> dict[str, Tensor]:
-        """Take in how far `asked`, predicting open-loop, is off on held-out windows (B, C + T, …).
+    def measure(
+        self, asked: World, rows: Batch, code: Tensor, noise: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Take in how far dreams of `asked` are off on held-out windows (B, C + T, …).
 
-        Also how far predicting no change is, and by how much two members disagree on the first step
-        of any window.
+        They are drawn as dreams are, as those are what is learned from: the mean of all draws is
+        nearer to what was real. The actions are the real ones. Also taken in: how far predicting no
+        change is off, by how much two members disagree on the first step of any window, and what
+        the draws of that step shall be like.
         """
-        inside = (
-            within(rows["last"][:, self.context :]) * rows["held_out"][:, self.context :][:, :1]
-        )
-        history = self._share(asked.normaliser(rows["obs"][:, : self.context + 1]))
+        steps = within(rows["last"][:, self.context :]) * self._sound(rows["obs"])
+        inside = steps * rows["held_out"][:, self.context :][:, :1]
+        history = self._share(rows["obs"][:, : self.context + 1])
         start = history[:, :, -1]
-        _, _, disagreement = asked.compare(history, self._share(code[:, self.context]))
-        rate = (1 / self.normaliser.updates).clamp(min=0.01)
-        self.usual_disagreement.lerp_(disagreement.mean(), rate)
         errors, still = [], []
         for step in range(len(self.error)):
             at = self.context + step
-            mean, _ = asked.predict(history, self._share(code[:, at]))
-            following = history[:, :, -1] + mean * asked.change_rms
-            history = torch.cat([history[:, :, 1:], following.unsqueeze(2)], 2)
+            x, asking = asked.normaliser(history), self._share(code[:, at])
             real = self._share(rows["obs"][:, at + 1])
+            if step == 0:
+                mean, log_std, disagreement = asked.compare(x, asking)
+                rate = (1 / self.normaliser.updates).clamp(min=0.01)
+                self.usual_disagreement.lerp_(disagreement.mean(), rate)
+                change = (asked.normaliser(real) - x[:, :, -1]) / asked.change_rms
+                self.take_in_residuals(change, mean, log_std, self._share(steps[:, 0]))
+            else:
+                mean, log_std = asked.predict(x, asking)
+            following = asked.draw(history[:, :, -1], mean, log_std, noise)
+            history = torch.cat([history[:, :, 1:], following.unsqueeze(2)], 2)
             errors.append(asked.distance(following, real).flatten())
             still.append(asked.distance(start, real).flatten())
         found = (self.error, torch.stack(errors, 1)), (self.still, torch.stack(still, 1))
@@ -130,7 +140,10 @@ class World(nn.Module, ABC):
         return metrics
 
     def expected_error(self, horizon: int) -> Tensor:
-        """The held-out error after 1 … `horizon` steps, in deviations of the observation (H,)."""
+        """The held-out error of dreams after 1 … `horizon` steps, in deviations of the observation.
+
+        → (H,)
+        """
         return expected_error(self.error / self.unit**2, self.seen, horizon)
 
     # ----------------------------------------------------------------------------- imagining
@@ -172,6 +185,15 @@ class World(nn.Module, ABC):
         mean, _ = self.predict(*everybody)
         return self._each(mean.var(0)).unflatten(0, shape)
 
+    def _sound(self, obs: Tensor) -> Tensor:
+        """Whether steps of windows (B, C + T, *O) are to what is no fault, from such, (B, T-1).
+
+        That is: the observation it leads to, the first history of the window, and the row before.
+        """
+        sound = self.normaliser.sound(obs)
+        start = sound[:, : self.context + 1].amin(1, keepdim=True)
+        return start * sound[:, self.context : -1] * sound[:, self.context + 1 :]
+
     def _histories(self, x: Tensor) -> Tensor:
         """Rows (B, C + T, *X) → the history at each of the last T, (B, T, C + 1, *X)."""
         return x.unfold(1, self.context + 1, 1).movedim(-1, 2)
@@ -211,9 +233,21 @@ class World(nn.Module, ABC):
     ) -> Tensor:
         """The observation after `now` (M, B, *O), given its change (M, B, *X) → (M, B, *O)."""
 
-    @abstractmethod
-    def distance(self, x: Tensor, obs: Tensor) -> Tensor:
-        """The mean squared difference in X: (…, *X), (…, *O) → (…)."""
+    def take_in_residuals(
+        self, change: Tensor, mean: Tensor, log_std: Tensor | None, counts: Tensor
+    ) -> None:
+        """Take in how real changes (M, B, *X) differ from what was said of them, as `draw` uses it.
+
+        counts: which of them are real (M, B).
+        """
+
+    def within_reason(self, obs: Tensor) -> Tensor:
+        """Observations (…, *O) without values that no state of the environment has, (…, *O)."""
+        return obs
+
+    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+        """The mean squared difference of two observations in X: (…, *O), (…, *O) → (…)."""
+        return self._each((self.normaliser(one) - self.normaliser(other)).square())
 
     @property
     @abstractmethod

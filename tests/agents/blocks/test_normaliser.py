@@ -44,10 +44,137 @@ def test_the_return_range_begins_with_the_first_and_follows_the_percentiles():
     expected = None
     for scale in (5.0, 5.0, 20.0, 20.0):
         returns = (noise.normal(size=(30, 15)) * scale).astype(np.float32)
-        low, high = np.percentile(returns, [5, 95])
+        weight = noise.uniform(size=returns.shape).astype(np.float32)
+        weight[:, 10:] = 0
+        low, high = np.percentile(
+            returns.flatten(), [5, 95], weights=weight.flatten(), method="inverted_cdf"
+        )
         expected = high - low if expected is None else 0.9 * expected + 0.1 * (high - low)
-        assert float(tracked.update(torch.tensor(returns))) == pytest.approx(expected, rel=1e-4)
+        found = tracked.update(torch.tensor(returns), torch.tensor(weight))
+        assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_return_range_is_never_nothing():
-    assert float(ReturnRange(0.1).update(torch.ones(4, 5))) == pytest.approx(1e-3)
+def test_the_return_range_is_never_nothing_and_keeps_what_it_was_where_nothing_counts():
+    tracked = ReturnRange(0.1)
+    assert float(tracked.update(torch.ones(4, 5), torch.ones(4, 5))) == pytest.approx(1e-3)
+    tracked.value.fill_(3.0)
+    for returns, weight in (
+        (torch.full((2, 3), torch.nan), torch.ones(2, 3)),
+        (torch.randn(2, 3), torch.zeros(2, 3)),
+    ):
+        assert float(tracked.update(returns, weight)) == 3.0
+
+
+# -------------------------------------------------------------------------- faulty numbers
+
+
+def poisoned(share: float, size: float, batches: int = 3000) -> tuple[Normaliser, torch.Tensor]:
+    """A normaliser after batches whose rows are noise of this size in a `share` of cases; it is
+    asked about clean rows.
+    """
+    normaliser, noise = Normaliser(Space((2,), "float32")), np.random.default_rng(0)
+    scale, shift = np.array([1.0, 0.01]), np.array([0.0, 5.0])
+    for _ in range(batches):
+        obs = noise.normal(size=(200, 2)) * scale + shift
+        reward = np.ones(200)
+        faulty = noise.random(200) < share
+        bad = np.clip(noise.normal(size=(200, 3)) * size, -3e38, 3e38)
+        obs[faulty], reward[faulty] = bad[faulty, :2], bad[faulty, 2]
+        normaliser.update(
+            torch.tensor(obs, dtype=torch.float32), torch.tensor(reward, dtype=torch.float32)
+        )
+    clean = torch.tensor(noise.normal(size=(1000, 2)) * scale + shift, dtype=torch.float32)
+    return normaliser, normaliser(clean)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e12, 1e20, 3e38])
+@pytest.mark.parametrize("share", [0.005, 0.01])
+def test_a_share_of_rows_that_are_noise_hardly_moves_the_statistics(share, size):
+    normaliser, x = poisoned(share, size)
+    np.testing.assert_allclose(x.mean(0), 0, atol=0.2)
+    assert ((x.std(0) > 0.5) & (x.std(0) < 1.1)).all()
+    reward = torch.tensor([1.0, -1.0, 0.0, 1e20, -3e38])
+    found = normaliser.plausible(reward)
+    if size >= 1e6:
+        assert float(normaliser.reward_rms) < 30  # few of the noise are of the size of the rest
+        bound = 10 * float(normaliser.reward_rms)
+        np.testing.assert_allclose(found, [1, -1, 0, bound, -bound], rtol=1e-5)
+
+
+def test_rows_with_an_outlier_are_told_from_rare_events():
+    """Noise and 1e20 are outliers; a flag that is hardly ever on and a rare large force are not."""
+    normaliser, noise = Normaliser(Space((3,), "float32")), np.random.default_rng(0)
+    for _ in range(200):
+        force = np.where(noise.random(200) < 0.01, noise.exponential(50, 200), 0)
+        obs = np.stack([noise.normal(size=200), noise.random(200) < 0.002, force], 1)
+        normaliser.update(torch.tensor(obs, dtype=torch.float32), torch.ones(200))
+    rows = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 300], [1e5, 0, 0], [0, 0, -1e20]])
+    assert normaliser.sound(rows).tolist() == [1, 1, 1, 0, 0]
+    kept = normaliser.within_reason(rows)
+    assert torch.equal(kept[:3], rows[:3])
+    assert kept[3:].abs().max() < 5
+
+
+@pytest.mark.parametrize("value", [1e20, -3e38, 1e38])
+@pytest.mark.parametrize("when", [0, 1, 50])
+def test_one_outlier_leaves_statistics_as_they_would_have_been(value, when):
+    """In the very first batch too."""
+    found = []
+    for outlier in (None, value):
+        normaliser, noise = Normaliser(Space((2,), "float32")), np.random.default_rng(0)
+        for batch in range(100):
+            obs, reward = noise.normal(3, 2, (100, 2)), noise.normal(1, 1, 100)
+            if batch == when and outlier is not None:
+                obs[7, 0], reward[7] = outlier, outlier
+            tensors = (torch.tensor(it, dtype=torch.float32) for it in (obs, reward))
+            normaliser.update(*tensors)
+        found.append([*normaliser.obs_mean, *normaliser.deviation, normaliser.reward_rms])
+    np.testing.assert_allclose(found[1], found[0], rtol=0.05)
+
+
+def test_clean_rows_have_the_statistics_they_always_had():
+    """Flags that are on now and then, skewed numbers and sparse, large rewards included."""
+    normaliser, noise = Normaliser(Space((3,), "float32")), np.random.default_rng(0)
+    everything = []
+    for _ in range(500):
+        flag = noise.random((200, 1)) < 0.05
+        obs = np.concatenate([flag, noise.exponential(2, (200, 1)), noise.normal(size=(200, 1))], 1)
+        reward = np.where(noise.random(200) < 0.01, 100.0, -0.1)
+        normaliser.update(*(torch.tensor(it, dtype=torch.float32) for it in (obs, reward)))
+        everything.append((obs, reward))
+    obs, reward = (np.concatenate(part) for part in zip(*everything, strict=True))
+    np.testing.assert_allclose(normaliser.obs_mean, obs.mean(0), rtol=0.03, atol=0.02)
+    np.testing.assert_allclose(normaliser.deviation, obs.std(0), rtol=0.03)
+    assert float(normaliser.reward_rms) == pytest.approx(np.sqrt(np.square(reward).mean()))
+    assert normaliser.plausible(torch.tensor([100.0])).tolist() == [100.0]
+
+
+def test_numbers_whose_scale_changes_are_followed():
+    """An agent that gets further sees what nobody saw before; that is no fault."""
+    normaliser, noise = Normaliser(Space((1,), "float32")), np.random.default_rng(0)
+    for scale in (1.0, 1000.0):
+        for _ in range(1500):
+            normaliser.update(
+                torch.tensor(noise.normal(size=(100, 1)) * scale, dtype=torch.float32),
+                torch.full((100,), scale),
+            )
+    assert float(normaliser.deviation) == pytest.approx(1000, rel=0.5)
+    assert float(normaliser.reward_rms) == pytest.approx(1000, rel=0.5)
+    assert normaliser.plausible(torch.tensor([1000.0])).tolist() == [1000.0]
+
+
+@pytest.mark.parametrize("step", [0.0, 1.0, 1000.0])
+def test_time_stamps_are_centred_however_large_they_are(step):
+    """float32 tells numbers of this size apart by 128."""
+    normaliser, at = Normaliser(Space((1,), "float32")), 0
+    for _ in range(3000):
+        stamps = 1.7e9 + step * np.arange(at, at + 20)
+        obs = torch.tensor(stamps, dtype=torch.float32)[:, None]
+        normaliser.update(obs, torch.ones(20))
+        at = (at + 20) % 2000
+    x = normaliser(obs)
+    assert x.isfinite().all()
+    assert x.abs().max() < 5
+    if step == 1000:
+        mean = 1.7e9 + step * 1000
+        assert float(normaliser.obs_mean) == pytest.approx(mean, abs=2e5)

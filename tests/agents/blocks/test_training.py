@@ -14,6 +14,7 @@ from dreamfleet.agents.blocks.training import (
     Follower,
     Learning,
     Trainer,
+    faults,
     generator,
     load_net,
     net_state,
@@ -51,6 +52,47 @@ def test_a_step_is_adam_on_the_clipped_gradient():
         adam.step()
         for mine, other in zip(net.parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(bad):
+    """1e30: the loss is finite, and the square of its gradient is not."""
+    _, net, trainer, _ = learning(0)
+    _, reference, same, _ = learning(0)
+    for step in range(4):
+        if step == 2:
+            before = {**net_state(net), **trainer.state()}
+            for times in (1, 2):
+                assert not trainer.step(loss(net, step) * bad).isfinite()
+                told = faults("policy", trainer)
+                assert {name: float(value) for name, value in told.items()} == {
+                    "fault/skipped_policy": times,
+                    "fault/in_a_row": times,
+                }
+            after = {**net_state(net), **trainer.state(), "skipped": before["skipped"]}
+            assert all(np.array_equal(before[name], after[name]) for name in before)
+        trainer.step(loss(net, step))
+        same.step(loss(reference, step))
+    for mine, other in zip(net.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert float(faults("policy", trainer)["fault/in_a_row"]) == 0
+    assert float(faults("policy", trainer)["fault/skipped_policy"]) == 2
+
+
+def test_a_buffer_that_older_weights_lack_stays_and_a_missing_parameter_is_an_error():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+            self.register_buffer("seen", torch.randn(4))
+
+    net, weights = Net(), net_state(Net())
+    seen = weights.pop("seen")
+    load_net(net, weights)
+    assert not np.array_equal(net_state(net)["seen"], seen)
+    assert np.array_equal(net_state(net)["linear.weight"], weights.pop("linear.weight"))
+    with pytest.raises(RuntimeError, match=r"linear\.weight"):
+        load_net(net, weights)
 
 
 def test_moments_fade_to_zero_and_never_to_subnormal_numbers_which_are_slow():

@@ -73,7 +73,7 @@ def test_every_update_and_every_act_draws_noise_of_its_own():
     assert not torch.equal(*acts)
     assert torch.equal(agent.choose(history, None), agent.choose(history, None))
     rows = to_tensors(Swing().windows(50, 4).data, "cpu")
-    agent.match_unit(rows["trace"])
+    agent.match_unit(rows["trace"], rows["reward"])
     drawn = [agent.online.draw(PASSES, agent.policy_noise) for _ in range(2)]
     losses = [agent.losses(rows, noise)[0] for noise in drawn]
     assert not torch.allclose(*losses)

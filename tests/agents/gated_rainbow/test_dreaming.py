@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.agents.gated_rainbow.tables import COLUMNS
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import Array
-from tests.agents.gated_rainbow.system import HEADS, SMALL, Swing, build, returns
+from dreamfleet.core.types import Array, EnvSpec, Sample, Space
+from tests.agents.gated_rainbow.system import CHOICE, HEADS, SMALL, Swing, build, returns
 
 # ---------------------------------------------------------------------------- world model
 
@@ -47,17 +48,27 @@ def test_held_out_windows_are_measured_and_never_learned():
     measured = []
     for one in (sample, other):
         rows, clean = to_tensors(one.data, "cpu"), build(world_window=5)
-        clean.world.measure(clean.slow_world, rows, clean.actions.code(rows["action"]))
+        for world in (clean.world, clean.slow_world):
+            world.look(to_tensors(sample.data, "cpu"))
+        code = clean.actions.code(rows["action"])
+        clean.world.measure(clean.slow_world, rows, code, clean.dream_noise)
         measured.append(clean.world.error)
     assert (measured[1] > measured[0] + 1).all()
 
 
-def test_the_held_out_error_is_that_of_an_open_loop_step_by_step(swinging):
+def test_the_held_out_error_is_that_of_dreams_step_by_step(swinging):
+    """With the real actions; what each step draws is asked of the same generator."""
     agent, sample = copy.deepcopy(swinging), Swing(edge=0.7).windows(60, 5)
     rows = to_tensors(sample.data, "cpu")
     agent.world.seen.zero_()
-    agent.world.measure(agent.slow_world, rows, agent.actions.code(rows["action"]))
+    drawing = agent.dream_noise.get_state()
+    agent.world.measure(
+        agent.slow_world, rows, agent.actions.code(rows["action"]), agent.dream_noise
+    )
+    agent.dream_noise.set_state(drawing)
+    drawn = [torch.randint(1024, (5, 12), generator=agent.dream_noise) for _ in range(4)]
     world, x = agent.slow_world, agent.slow_world.normaliser(rows["obs"])
+    low, high = world.normaliser(world.low), world.normaliser(world.high)
     errors: list[list[float]] = [[] for _ in range(4)]
     for b in np.flatnonzero(sample.data["held_out"][:, 0]):
         member, history = b // 12, x[b, : CONTEXT + 1]
@@ -67,8 +78,10 @@ def test_the_held_out_error_is_that_of_an_open_loop_step_by_step(swinging):
             code = agent.actions.code(rows["action"][b, CONTEXT + step])
             asked = history.expand(5, 1, -1, -1), code.expand(5, 1, -1)
             with torch.no_grad():
-                mean = world.predict(*asked)[0][member, 0]
-            history = torch.cat([history[1:], (history[-1] + mean * world.change_rms)[None]])
+                mean, log_std = (of[member, 0] for of in world.predict(*asked))
+            residual = world.residuals[drawn[step][member, b % 12]]
+            following = history[-1] + (mean + log_std.exp() * residual) * world.change_rms
+            history = torch.cat([history[1:], following.clamp(low, high)[None]])
             errors[step].append(float((history[-1] - x[b, CONTEXT + step + 1]).square().mean()))
     expected = [np.mean(step) for step in errors]
     np.testing.assert_allclose(agent.world.error, expected, rtol=1e-3)
@@ -90,7 +103,7 @@ def test_beyond_what_was_measured_the_error_grows_with_the_steps():
 def test_dreams_go_as_far_as_the_held_out_error_lets_them(swinging):
     starts = Swing().windows(5, 1)
     world = swinging.slow_world
-    for growth, steps in ((0.01, 6), (0.1, 3), (1.0, 0)):
+    for growth, steps in ((0.01, 6), (0.13, 3), (1.0, 0)):
         agent = copy.deepcopy(swinging)
         agent.slow_world.error.copy_((growth * torch.arange(1, 5)) ** 2)
         dreams = agent.dream(starts)
@@ -98,6 +111,35 @@ def test_dreams_go_as_far_as_the_held_out_error_lets_them(swinging):
         assert dreams["weight"].sum() <= 5 * steps
         assert (dreams["weight"].sum() > 0) == (steps > 0)
     assert world.error.max().sqrt() < swinging.config.tolerance
+
+
+def test_numbers_that_move_together_in_real_rows_do_so_in_dreams():
+    """Two numbers get one push each step, by chance; the third another, which is mostly nothing."""
+    rng = np.random.default_rng(0)
+
+    def windows(B: int, T: int) -> Sample:
+        sample = Swing().windows(B, T)
+        rows = CONTEXT + T
+        common, rare = rng.normal(size=(B, rows)), rng.exponential(size=(B, rows))
+        rare *= rng.random((B, rows)) < 0.2
+        pushes = np.stack([common, common + 0.3 * rng.normal(size=(B, rows)), rare], -1)
+        sample.data["obs"] = (0.1 * pushes.cumsum(1)).astype(np.float32)
+        return sample
+
+    spec = EnvSpec("Pushed-v0", Space((3,), "float32"), CHOICE)
+    agent = GatedRainbow(Config(**{**SMALL, "dream_after": 0, "world_window": 3}), spec, 0, "cpu")
+    for _ in range(150):
+        agent.learn_world(windows(60, 3))
+    starts = torch.tensor(windows(5000, 1).data["obs"]).unflatten(0, (5, -1))
+    code = agent.actions.code(torch.zeros(5, 1000, dtype=torch.long))
+    step = agent.slow_world.imagine(starts, code, agent.dream_noise)
+    dreamed = (step.obs - starts[:, :, -1]).flatten(0, 1).numpy()
+    real = np.diff(windows(5000, 2).data["obs"][:, CONTEXT:], axis=1)[:, 0]
+    np.testing.assert_allclose(np.corrcoef(dreamed.T), np.corrcoef(real.T), atol=0.1)
+    np.testing.assert_allclose(dreamed.std(0), real.std(0), rtol=0.15)
+    quiet = [np.mean(np.abs(of[:, 2]) < 0.01) for of in (dreamed, real)]
+    assert quiet[1] == pytest.approx(0.82, abs=0.02)  # 0.8, and pushes that are small
+    assert quiet[0] > 0.6  # a normal distribution would have 0.1 of it
 
 
 def test_dreams_wait_for_their_time(swinging):
@@ -146,7 +188,7 @@ def test_values_along_dreams_are_those_along_real_rows(swinging):
     for _ in range(200):
         agent.learn_policy(system.windows(35, 4), agent.dream(system.windows(5, 1)))
     agent.slow_world.error.zero_()  # to go all the way
-    starts, horizon = system.windows(400, 1), agent.config.dream_horizon
+    starts, horizon = system.windows(4000, 1), agent.config.dream_horizon
     dreamed = agent.dream(starts)["obs"]
     lived = list(np.moveaxis(starts.data["obs"], 1, 0))
     for _ in range(horizon):
@@ -161,7 +203,7 @@ def test_values_along_dreams_are_those_along_real_rows(swinging):
         return found.view(len(obs), -1).numpy()
 
     real, imagined = values(torch.tensor(np.stack(lived, 1))), values(dreamed)
-    assert real.shape == imagined.shape == (400, horizon + 1)
+    assert real.shape == imagined.shape == (4000, horizon + 1)
     assert np.abs(real.mean(0) - imagined.mean(0)).max() < 0.1 * real.std()
 
 
@@ -210,6 +252,40 @@ def test_dreams_nobody_believes_leave_an_update_to_the_real_rows(swinging):
     assert float(other.metrics["dream/share"]) == 0
     assert float(one.metrics["loss/value"]) == pytest.approx(float(other.metrics["loss/value"]))
     np.testing.assert_allclose(one.priorities, other.priorities, rtol=1e-4)
+
+
+@pytest.mark.parametrize("counts", [1e-4, 0.3, 1.0])
+def test_an_update_is_the_mean_over_windows_as_far_as_they_count(counts):
+    """So dreams that count little leave the gradient of the real rows as it is."""
+    agent = build(noise=0.0, gate="none", prioritized=False)
+    real = to_tensors(Swing().windows(35, 4).data, "cpu")
+    dreamed = to_tensors(Swing(edge=0.5).windows(15, 4).data, "cpu")
+    played, weight = torch.zeros(2), torch.full((15,), counts)
+    agent.match_unit(real["trace"], real["reward"])
+    loss, _, metrics = agent.study(real, torch.ones(35), played, (dreamed, weight), None)
+    each = [agent.losses(rows, None)[0].detach() for rows in (real, dreamed)]
+    expected = (each[0].sum() + counts * each[1].sum()) / (35 + 15 * counts)
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
+    assert float(metrics["dream/share"]) == pytest.approx(15 * counts / (35 + 15 * counts))
+
+
+def test_nothing_is_learned_from_windows_with_an_outlier():
+    """The update is that of the other windows, and such windows are not asked for again."""
+    found = []
+    for faulty in (False, True):
+        agent, system = build(noise=0.0, gate="none", prioritized=True), Swing()
+        agent.learn_policy(system.windows(35, 4), None)
+        real = to_tensors(system.windows(35, 4).data, "cpu")
+        if faulty:
+            real["obs"][30:, CONTEXT + 2] = torch.tensor([1e20, -1e6])
+        else:
+            real = {key: value[:30] for key, value in real.items()}
+        loss, priority, _ = agent.study(
+            real, torch.ones(len(real["obs"])), torch.zeros(2), None, None
+        )
+        found.append(float(loss.detach()))
+    assert found[1] == pytest.approx(found[0], rel=0.02)  # the statistics are of other rows
+    assert (priority[30:] < priority[:30].min()).all()
 
 
 def test_believed_dreams_are_their_share_of_the_update(swinging):

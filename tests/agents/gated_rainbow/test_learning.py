@@ -146,7 +146,8 @@ def test_what_is_drawn_follows_the_alpha_of_the_day(updates):
     system = Swing()
     data = system.windows(1, 35).data
     data["first"][:, 0] = True
-    for name in ("reward", "trace"):
+    data["score"] = data["trace"]
+    for name in ("reward", "trace", "score"):
         data[name] = data[name].astype(np.float32)
     assert replay.add("real", data, np.arange(1))
     table = replay._tables["real"]  # draws without its limiter, which wants 500 steps
@@ -156,7 +157,7 @@ def test_what_is_drawn_follows_the_alpha_of_the_day(updates):
     keys = table._ring.keys_at(slots)
     agent.progress.updates.fill_(updates)
     alpha = float(agent.progress.alpha)
-    agent.match_unit(torch.tensor(windows["trace"]))
+    agent.match_unit(torch.tensor(windows["trace"]), torch.tensor(windows["reward"]))
     state = agent.state("policy")
     feedback = agent.learn_policy(Sample(windows, keys, np.full(len(keys), 0.1), 10), None)
     agent.restore("policy", state)  # to ask for the errors, with the same noise
@@ -182,9 +183,9 @@ def test_without_priorities_rows_are_drawn_and_count_alike():
 @pytest.mark.parametrize("values", ["expected", "quantile"])
 def test_a_larger_return_changes_the_unit_and_not_what_is_said_of_returns(values):
     agent, history = build(values=values), torch.randn(6, 4, 2)
-    agent.match_unit(torch.tensor([3.0]))
+    agent.match_unit(torch.tensor([3.0]), torch.ones(1))
     before = agent.online.mean(agent.online(history)[0]) * agent.online.unit
-    agent.match_unit(torch.tensor([-60.0]))
+    agent.match_unit(torch.tensor([-60.0]), torch.ones(1))
     after = agent.online.mean(agent.online(history)[0]) * agent.online.unit
     assert float(agent.online.unit) == pytest.approx(20)
     torch.testing.assert_close(before, after)
@@ -192,23 +193,67 @@ def test_a_larger_return_changes_the_unit_and_not_what_is_said_of_returns(values
 
 def test_the_learning_rate_halves_where_returns_stay_as_they_are():
     progress = build(patience=10, lr=1e-3).progress
-    last = torch.ones(1, 1, dtype=torch.bool)
     for step in range(5):
-        progress.learned(torch.full((1, 1), 10.0 * step), last)
+        progress.learned(torch.tensor([100.0 + step, 10.0 * step]))
     assert float(progress.lr) == pytest.approx(1e-3)
     for _ in range(25):
-        progress.learned(torch.zeros(1, 1), last)
+        progress.learned(torch.tensor([105.0, 40.0]))
     assert float(progress.lr) == pytest.approx(2.5e-4)
 
 
 def test_returns_below_nothing_can_get_better_too():
     progress = build(patience=10).progress
-    nothing, end = torch.zeros(1, 1, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool)
-    progress.learned(torch.zeros(1, 1), nothing)
+    progress.learned(torch.tensor([0.0, 0.0]))
     for step in range(3):
-        progress.learned(torch.full((1, 1), -100.0 + 10 * step), end)
+        progress.learned(torch.tensor([10.0 + step, -100.0 + 10 * step]))
     assert float(progress.stale) == 0
-    assert -100 < float(progress.mean_return) < -80
+    assert float(progress.mean_return) == -80
+
+
+def test_the_learning_rate_stays_while_too_few_episodes_were_played_to_judge():
+    progress = build(patience=10, lr=1e-3).progress
+    for _ in range(50):
+        progress.learned(torch.tensor([3.0, 7.0]))
+    assert float(progress.lr) == pytest.approx(1e-3)
+
+
+def test_the_plateau_is_that_of_the_episodes_played(tmp_path):
+    """CartPole's episodes as metrics.jsonl has them, against what the learner went by."""
+    rhythm = TrainConfig(eval_every=0, log_every=1, chunk=1)
+    options = {**SMALL, "warmup": 100, "share": 0.0}
+    run = train(
+        tmp_path / "run", "CartPole-v1", 260, options=options, agent="gated-rainbow", train=rhythm
+    )
+    ended: list[float] = []
+    found = []
+    for event in run.events:
+        if event["kind"] == "episode":
+            ended.append(event["return"])
+        elif event["kind"] == "learn":
+            found.append((event["learn/return"], np.mean(ended[-100:])))
+    assert len(found) > 100
+    assert np.mean([told == pytest.approx(mean) for told, mean in found]) > 0.9  # a row or so late
+
+
+@pytest.mark.parametrize("outlier", [1e6, -1e20, 3e38])
+def test_an_outlying_reward_leaves_the_unit_of_values_as_it_was(outlier):
+    """Neither where it is in a window, nor where only the trace knows of it."""
+    agent, system = build(share=0.0), Swing()
+    for _ in range(3):
+        agent.learn_policy(system.windows(50, 4), None)
+    before = float(agent.online.unit)
+    for column in ("reward", "trace"):
+        windows = system.windows(50, 4)
+        windows.data[column][7, CONTEXT + 1] = outlier
+        metrics = agent.learn_policy(windows, None).metrics
+        assert all(np.isfinite(float(value)) for value in metrics.values())
+    assert float(agent.online.unit) == pytest.approx(before, rel=0.2)
+    rows = {"obs": np.zeros((1, 2), np.float32), "first": np.array([False])}
+    rows["reward"] = np.array([outlier], np.float32)
+    extras = agent.act(rows, agent.initial(1), explore=True)[2]
+    bound = 10 * float(agent.online.normaliser.reward_rms)
+    assert abs(extras["score"][0]) == pytest.approx(bound, rel=1e-5)
+    assert abs(extras["trace"][0]) == pytest.approx(bound, rel=1e-5)
 
 
 # ------------------------------------------------------------------------------- probe runs

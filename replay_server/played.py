@@ -1,0 +1,45 @@
+"""The returns of the episodes whose rows a table was given."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dreamfleet.core.types import Array, Played
+
+LAST = 100  # episodes that the mean return is of
+
+
+class PlayedEpisodes:
+    """Counts episodes and keeps the returns of the last hundred."""
+
+    def __init__(self) -> None:
+        self._episodes = 0
+        self._returns: deque[float] = deque(maxlen=LAST)
+
+    def add(self, returns: Array) -> None:
+        """Take in the returns of episodes that ended (K,)."""
+        self._episodes += returns.size
+        self._returns.extend(returns.tolist())
+
+    def summary(self) -> Played:
+        """Return how many episodes ended so far, and the mean return of the last hundred."""
+        return Played(self._episodes, float(np.mean(self._returns)) if self._returns else 0.0)
+
+    def state(self) -> dict[str, Any]:
+        return {"episodes": self._episodes, "returns": np.array(self._returns, np.float64)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state, or from nothing, which older checkpoints have."""
+        self._episodes = int(state.get("episodes", 0))
+        self._returns = deque(np.asarray(state.get("returns", ())).tolist(), LAST)
+
+
+def merged(parts: Sequence[Played]) -> Played:
+    """Return what several shards, each with its own episodes, know together."""
+    weights = [min(part.episodes, LAST) for part in parts]
+    total = sum(weight * part.mean_return for weight, part in zip(weights, parts, strict=True))
+    return Played(sum(part.episodes for part in parts), total / max(sum(weights), 1))
