@@ -62,15 +62,17 @@ class Games:
         self.spec: EnvSpec = env.spec
         rows, played = env.reset(), []
         history = np.zeros((GAMES, CONTEXT + 1, *env.spec.obs.shape), np.float32)
-        trace = np.zeros(GAMES, np.float32)
+        trace, score = np.zeros((2, GAMES), np.float32)
         taken = 0
         while taken < steps:
             first, obs = rows["first"], rows["obs"][:, None]
             moved = np.concatenate([history[:, 1:], obs], 1)
             history = np.where(first[:, None, None], obs, moved)
             trace = np.where(first, 0, gamma * trace + rows["reward"]).astype(np.float32)
+            score = np.where(first, 0, score + rows["reward"]).astype(np.float32)
             action = random.integers(0, env.spec.action.n - 1, GAMES)  # a draw would end them all
-            played.append({**rows, "action": action, "history": history, "trace": trace})
+            told = {"action": action, "history": history, "trace": trace, "score": score}
+            played.append({**rows, **told})
             taken += int((~rows["last"]).sum())
             rows = env.step(action)
         env.close()
