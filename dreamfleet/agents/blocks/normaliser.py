@@ -21,6 +21,7 @@ REACH = 7.0  # deviations that an observation may lie off the mean in the statis
 CLIP = 10.0  # deviations that a normalised observation may lie off the mean
 FAR = 1000.0  # deviations that an observation may lie off the mean where nothing clips it
 OUTLIER = 3000.0  # typical sizes; the reward of MountainCarContinuous' goal is 1,100 of them
+SORTED = 64  # rows of a batch, at most, that the typical size is found among
 COUNTS_AS = 10.0  # root mean squares that an outlying reward counts as when it is learned from
 
 
@@ -79,14 +80,17 @@ def follow_typical(typical: Tensor, size: Tensor, rate: Tensor) -> None:
     """Move `typical` (…), in place, towards the 95th percentile of the sizes (N, …) that are not 0.
 
     Its logarithm is averaged: a batch that happens to hold many outliers moves that little. What
-    is 0 in all of the batch stays as it is.
+    is 0 in all of the batch stays as it is. Of a large batch every k-th row is looked at, since
+    sorting all would take longer than all other statistics.
     """
-    ordered, zeros = size.sort(0).values, (size == 0).sum(0, keepdim=True)
-    place = zeros + (0.95 * (len(size) - zeros)).long()
-    found = ordered.gather(0, place.clamp(max=len(size) - 1)).squeeze(0).double().clamp(min=1e-30)
+    size = size[:: -(-len(size) // SORTED)].movedim(0, -1).contiguous()
+    ordered, zeros = size.sort().values, (size == 0).sum(-1, keepdim=True)
+    n = size.shape[-1]
+    place = (zeros + (0.95 * (n - zeros)).long()).clamp(max=n - 1)
+    found = ordered.gather(-1, place).squeeze(-1).double().clamp(min=1e-30)
     before = torch.where(typical > 0, typical, found)
     moved = before.log().lerp(found.log(), rate).exp()
-    typical.copy_(torch.where(zeros.squeeze(0) < len(size), moved, typical))
+    typical.copy_(torch.where(zeros.squeeze(-1) < n, moved, typical))
 
 
 def limit(typical: Tensor) -> Tensor:
@@ -116,13 +120,17 @@ class Normaliser(RewardScale):
         self.scale(reward)
         flat, rate = self.flat(obs).flatten(0, -2), self.rate.double()
         follow_typical(self.typical_obs, flat.abs(), rate)
-        x = self.within_reason(flat).double()
+        x = self.within_reason(flat)
         if torch.compiler.is_compiling() or not self._begun:
-            self._begin(x)
-        reach = REACH * self._deviation
-        offset = (x - self.obs_mean).clamp(-reach, reach).mean(0)
-        self.obs_mean += rate * offset
-        square = (x - self.obs_mean).clamp(-reach, reach).square().mean(0)
+            self._begin(x.double())
+        # What is mostly 0 may be a flag, which is no outlier for being many deviations off.
+        mostly_0 = self.obs_mean.abs() < self.typical_obs / 10
+        flag = torch.where(mostly_0, self.typical_obs, 0.0)
+        reach = torch.maximum(REACH * self._deviation, flag)
+        offset = (x - self.obs_mean).float().clamp(-reach.float(), reach.float())
+        moved = rate * offset.mean(0)
+        self.obs_mean += moved
+        square = (offset - moved.float()).double().square().mean(0)
         self.obs_var.lerp_(square, rate)
 
     def _begin(self, x: Tensor) -> None:

@@ -178,3 +178,13 @@ def test_time_stamps_are_centred_however_large_they_are(step):
     if step == 1000:
         mean = 1.7e9 + step * 1000
         assert float(normaliser.obs_mean) == pytest.approx(mean, abs=2e5)
+
+
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.3])
+def test_the_variance_of_a_flag_is_its_own_however_seldom_it_is_set(share):
+    normaliser, noise = Normaliser(Space((1,), "float32")), np.random.default_rng(0)
+    for _ in range(500):
+        obs = (noise.random((400, 1)) < share).astype(np.float32)
+        normaliser.update(torch.tensor(obs), torch.zeros(400))
+    found = float(normaliser.obs_var)
+    assert found == pytest.approx(share * (1 - share), rel=0.1)
