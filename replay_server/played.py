@@ -11,6 +11,7 @@ import numpy as np
 from dreamfleet.core.types import Array, Played
 
 LAST = 100  # episodes that the mean return is of
+OUTLIER = 3000.0  # median sizes; a return beyond is left out, as a faulty reward made it
 
 
 class PlayedEpisodes:
@@ -27,7 +28,13 @@ class PlayedEpisodes:
 
     def summary(self) -> Played:
         """Return how many episodes ended so far, and the mean return of the last hundred."""
-        return Played(self._episodes, float(np.mean(self._returns)) if self._returns else 0.0)
+        if not self._returns:
+            return Played()
+        returns = np.array(self._returns)
+        size = np.abs(returns)
+        usual = np.median(size)
+        kept = returns[size <= OUTLIER * usual] if usual else returns
+        return Played(self._episodes, float(kept.mean()))
 
     def state(self) -> dict[str, Any]:
         return {"episodes": self._episodes, "returns": np.array(self._returns, np.float64)}
