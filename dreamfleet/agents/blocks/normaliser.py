@@ -21,7 +21,8 @@ REACH = 7.0  # deviations that an observation may lie off the mean in the statis
 CLIP = 10.0  # deviations that a normalised observation may lie off the mean
 FAR = 1000.0  # deviations that an observation may lie off the mean where nothing clips it
 OUTLIER = 3000.0  # typical sizes; the reward of MountainCarContinuous' goal is 1,100 of them
-SORTED = 64  # rows of a batch, at most, that the typical size is found among
+SORTED = 256  # rows of a batch, at most, that the typical size is found among
+SORT_EVERY = 10  # updates, after the first hundred
 COUNTS_AS = 10.0  # root mean squares that an outlying reward counts as when it is learned from
 
 
@@ -38,6 +39,7 @@ class RewardScale(nn.Module):
         # Most rewards that are not 0 are smaller; 0: no such reward was seen yet.
         self.register_buffer("typical_reward", torch.zeros((), dtype=torch.float64))
         self.register_buffer("updates", torch.zeros(()))
+        self._taken: int | None = None  # `updates`, counted here so that no update waits for it
 
     @property
     def rate(self) -> Tensor:
@@ -49,11 +51,19 @@ class RewardScale(nn.Module):
         """Take in a batch of rewards."""
         self.updates += 1
         rate, size = self.rate.double(), reward.flatten().double().abs()
-        follow_typical(self.typical_reward, size, rate)
+        self._taken = int(self.updates) if self._taken is None else self._taken + 1
+        if self.sorts:
+            follow_typical(self.typical_reward, size, rate)
         inside = size <= self._limit
         square = (size.square() * inside).sum() / inside.sum().clamp(min=1)
         rms = self.reward_rms.square().lerp(square, rate).sqrt()
         self.reward_rms.copy_(rms.clamp(min=1e-3))
+
+    @property
+    def sorts(self) -> bool:
+        """Whether this update looks for the typical size, which takes longer than all the rest."""
+        taken = self._taken or 0
+        return torch.compiler.is_compiling() or taken <= 100 or taken % SORT_EVERY == 0
 
     def plausible(self, reward: Tensor) -> Tensor:
         """Rewards (…) to learn from: an outlier counts as ten times the root mean square."""
@@ -112,26 +122,25 @@ class Normaliser(RewardScale):
         self.register_buffer("obs_mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("obs_var", torch.ones(size, dtype=torch.float64))
         self.register_buffer("typical_obs", torch.zeros(size, dtype=torch.float64))
-        self._begun = False  # the first update, in this process
 
     @torch.no_grad()
     def update(self, obs: Tensor, reward: Tensor) -> None:
         """Take in a batch of rows."""
         self.scale(reward)
         flat, rate = self.flat(obs).flatten(0, -2), self.rate.double()
-        follow_typical(self.typical_obs, flat.abs(), rate)
+        if self.sorts:
+            follow_typical(self.typical_obs, flat.abs(), rate)
         x = self.within_reason(flat)
-        if torch.compiler.is_compiling() or not self._begun:
+        if torch.compiler.is_compiling() or self._taken == 1:
             self._begin(x.double())
         # What is mostly 0 may be a flag, which is no outlier for being many deviations off.
         mostly_0 = self.obs_mean.abs() < self.typical_obs / 10
         flag = torch.where(mostly_0, self.typical_obs, 0.0)
         reach = torch.maximum(REACH * self._deviation, flag)
-        offset = (x - self.obs_mean).float().clamp(-reach.float(), reach.float())
+        offset = (x - self.obs_mean).clamp(-reach, reach)
         moved = rate * offset.mean(0)
         self.obs_mean += moved
-        square = (offset - moved.float()).double().square().mean(0)
-        self.obs_var.lerp_(square, rate)
+        self.obs_var.lerp_((offset - moved).square().mean(0), rate)
 
     def _begin(self, x: Tensor) -> None:
         """Start from what most of the first batch (N, O) say, from where reach is measured."""
@@ -141,7 +150,6 @@ class Normaliser(RewardScale):
         self.obs_mean.copy_(torch.where(first, x.clamp(low, high).mean(0), self.obs_mean))
         spread = ((high - low) / 4).square()  # of a normal distribution
         self.obs_var.copy_(torch.where(first, spread, self.obs_var))
-        self._begun = True
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.standardised(obs).clamp(-CLIP, CLIP)

@@ -251,7 +251,7 @@ def test_it_plays_learns_and_dreams_of_space_invaders(tmp_path):
     pytest.importorskip("ale_py")
     options = {**SMALL, "warmup": 20, "policy_per_step": 0.25, "dream_after": 0, "tolerance": 9.0}
     options |= {"dream_horizon": 2, "dreams_per_step": 1.0, "capacity": 500, "held_out": 0.5}
-    rhythm = TrainConfig(chunk=4, eval_every=0, log_every=5, env={"max_num_frames_per_episode": 40})
+    rhythm = TrainConfig(chunk=4, eval_every=0, log_every=5)
     run = train(
         tmp_path / "run",
         "ALE/SpaceInvaders-v5",
@@ -259,6 +259,7 @@ def test_it_plays_learns_and_dreams_of_space_invaders(tmp_path):
         options=options,
         agent="gated-rainbow",
         envs_per_actor=2,
+        env_options={"max_num_frames_per_episode": 40},
         train=rhythm,
     )
     learned = [event for event in run.events if event["kind"] == "learn"]
