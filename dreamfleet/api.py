@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def train(
     KeyboardInterrupt after a checkpoint is saved when somebody interrupts.
     """
     given = {"agent": agent, "env": env, **flags} if resume is None else flags
-    known = [field.name for field in fields(Flags)]
+    known = [flag.name for flag in fields(Flags)]
     for name in given:
         if name not in known:
             raise UserError(f"train takes no {name!r}.{nearest(name, known)}")
@@ -120,7 +120,7 @@ class PolicyState:
     """What a policy remembers of the episodes of n environments. Opaque."""
 
     n: int
-    memory: State
+    memory: State = field(repr=False)
 
 
 class Policy:

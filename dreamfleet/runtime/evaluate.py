@@ -39,27 +39,26 @@ def player(run: Path, checkpoint: str = "latest", device: str = "auto") -> Playe
     """
     config = read_config(run)
     agents.find(config.agent)
+    folder = {"latest": run / CHECKPOINTS, "best": run / BEST}.get(checkpoint)
+    if folder and not any(folder.glob("ckpt-*")):
+        raise UserError(_no_checkpoint(run, checkpoint))
 
     from dreamfleet.runtime.blueprint import Blueprint  # heavy, as is an agent
 
-    made: list[tuple[Blueprint, Agent]] = []
+    blueprint = Blueprint.of(config)
+    agent = blueprint.agent("evaluation", device)
 
     def load(state: Mapping[str, Any]) -> None:
-        if not made:  # only once there is a checkpoint that can be read
-            blueprint = Blueprint.of(config)
-            made.append((blueprint, blueprint.agent("evaluation", device)))
-        load_policy(made[0][1], state)
+        load_policy(agent, state)
 
-    about = {"agent": config.agent, "env": config.env}
-    if checkpoint in ("latest", "best"):
-        folder = run / (BEST if checkpoint == "best" else CHECKPOINTS)
-        saved = checkpoints.read_newest(folder, **about, parts=("agent", "weights"), check=load)
+    about: dict[str, Any] = {"agent": config.agent, "env": config.env}
+    about |= {"parts": ("agent", "weights"), "check": load}
+    if folder:
+        saved = checkpoints.read_newest(folder, **about)
+        assert saved is not None
     else:
-        given = Path(checkpoint)
-        saved = checkpoints.read(given, **about, parts=("agent", "weights"), check=load)
-    if saved is None:
-        raise UserError(_no_checkpoint(run, checkpoint))
-    return Player(*made[0], saved.env_steps, saved.path)
+        saved = checkpoints.read(Path(checkpoint), **about)
+    return Player(blueprint, agent, saved.env_steps, saved.path)
 
 
 def evaluate(
