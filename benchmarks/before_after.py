@@ -4,7 +4,7 @@
     python benchmarks/before_after.py show OLD_FOLDER NEW_FOLDER
 
 Each run keeps its `config.yaml`, `versions.json` and `metrics.jsonl`, and beside them the score of
-its end: 100 greedy episodes, the same for all. `show` keeps a summary of both in `--out`.
+its end: greedy episodes, the same for all. `show` keeps a summary of both in `--out`.
 """
 
 from __future__ import annotations
@@ -20,22 +20,29 @@ from typing import Any, Final
 
 import numpy as np
 
-SCORED: Final = ("--episodes", "100", "--seed", "7000", "--json")
-LOOKS: Final = {  # task → flags, how often it is evaluated, on how many episodes; fresh seeds
-    "cartpole": (("--env", "CartPole-v1", "--steps", "5000"), 500, 100, range(211, 216)),
-    "pendulum": (("--env", "Pendulum-v1", "--steps", "3000"), 500, 100, range(211, 216)),
+TASKS: Final = {  # task → flags, steps between evaluations, their episodes, those of the end; seeds
+    "cartpole": (("--env", "CartPole-v1", "--steps", "5000"), 500, 100, 100, range(211, 216)),
+    "pendulum": (("--env", "Pendulum-v1", "--steps", "3000"), 500, 100, 100, range(211, 216)),
     "walker": (
         ("--agent", "dreamwalker", "--env", "BipedalWalker-v3", "--steps", "30000"),
         10_000,
         50,
+        100,
         range(221, 223),
+    ),
+    "number-game": (
+        ("--agent", "gated-rainbow", "--env", "NumberGame-v1", "--steps", "120000"),
+        20_000,
+        5_000,
+        5_000,
+        range(231, 233),
     ),
 }
 
 
 def run(checkout: Path, folder: Path) -> None:
     """Brings every run of one checkout to its end, from wherever it is."""
-    for task, (flags, every, episodes, seeds) in LOOKS.items():
+    for task, (flags, every, episodes, scored, seeds) in TASKS.items():
         for seed in seeds:
             path, score = folder / f"{task}-{seed}", folder / f"{task}-{seed}.json"
             if score.is_file():
@@ -44,7 +51,8 @@ def run(checkout: Path, folder: Path) -> None:
             new = [*flags, "--seed", str(seed), "--run-dir", str(path), "--local"]
             new += ["--num-actors", "1", *(word for look in looks for word in ("--set", look))]
             launch(checkout, path, ["--resume", str(path)] if path.exists() else new)
-            found = launch(checkout, path, ["eval", str(path), *SCORED])
+            ask = ["--episodes", str(scored), "--seed", "7000", "--json"]
+            found = launch(checkout, path, ["eval", str(path), *ask])
             score.write_text(found)
             print(path.name, json.loads(found)["return_mean"], flush=True)
 
@@ -122,7 +130,7 @@ def main() -> None:
         "| new - old |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for task in LOOKS:
+    for task in TASKS:
         print(row(task, old, new))
 
 
