@@ -36,7 +36,8 @@ EXAMPLES = """examples:
   python launch.py --env Pendulum-v1 --local --seed 3            in one thread, deterministic
   python launch.py eval latest --episodes 100 --video films/     how good is it?
 
-commands: train (the default) · eval RUN · list [agents|envs|presets] · check AGENT · bench replay
+commands: train (the default) · eval RUN · list [agents|envs|presets|settings]
+          check AGENT · bench replay
 `python launch.py COMMAND --help` describes each.
 """
 
@@ -155,12 +156,19 @@ def show(args: Sequence[str]) -> int:
     """Print the agents, environments or presets there are."""
 
     def command(
-        what: Positional[Literal["agents", "envs", "presets", "all"]] = "all",
-    ) -> str:
-        """List what can be trained: the agents, the environments, the presets."""
-        return what
+        what: Positional[Literal["agents", "envs", "presets", "settings", "all"]] = "all",
+        agent: Annotated[Positional[str | None], arg(metavar="AGENT")] = None,
+    ) -> tuple[str, str | None]:
+        """List what can be trained: the agents, the environments, the presets; or every setting.
 
-    what = parse(command, args, "list")
+        Args:
+            agent: of list settings: whose; none: those of all agents
+        """
+        return what, agent
+
+    what, agent = parse(command, args, "list")
+    if agent is not None and what != "settings":
+        raise UserError(f"only list settings takes an agent; found list {what} {agent}.")
     lines: list[str] = []
     if what in ("agents", "all"):
         lines.append("agents")
@@ -178,6 +186,12 @@ def show(args: Sequence[str]) -> int:
 
         lines.append("envs, and your own as pkg.module:EnvId-v0")
         lines += [f"  {env}" for env in registry.known()]
+    if what == "settings":
+        from dreamfleet.runtime import reference
+
+        for title, settings in reference.groups(agent).items():
+            lines.append(title)
+            lines += [f"  {reference.in_line(setting)}" for setting in settings]
     try:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:  # whoever reads has seen enough, as `| head` does

@@ -76,12 +76,12 @@ from dreamfleet.core.types import (
 class Config:
     """Units and sources beside each value; those without a source are choices of ours."""
 
-    latent: int = 32  # seed 003
+    latent: int = 32  # numbers of a latent; seed 003
     hidden: int = 128  # units of every hidden layer; seed 003
     members: int = 5  # transitions in the ensemble; MBPO 7
-    lr_world: float = 1e-3
-    lr_policy: float = 3e-4  # seed 003
-    lr_critic: float = 1e-3
+    lr_world: float = 1e-3  # learning rate of the world model
+    lr_policy: float = 3e-4  # learning rate of the policy; seed 003
+    lr_critic: float = 1e-3  # learning rate of the critic
     clip: float = 10.0  # gradient norm
     slow_world: float = 0.01  # rate at which the slow world follows
     world_batch: int = 120  # windows, shared out among the members
@@ -89,8 +89,8 @@ class Config:
     world_per_step: float = 1.0  # world-model updates per agent step
     horizon: int = 15  # imagined steps; seed 003
     trust: float = 3.0  # disagreement tolerated in dreams, in multiples of that on real data
-    gamma: float = 0.997  # DreamerV3; at seed 003's 0.99 CartPole's slow drift goes unpunished
-    lam: float = 0.95  # Dreamer
+    gamma: float = 0.997  # discount; DreamerV3. At seed 003's 0.99 CartPole's drift goes unpunished
+    lam: float = 0.95  # λ of returns; Dreamer
     trajectories: int = 80  # dreams and real windows that one policy update learns from
     real_share: float = 0.5  # of them; MBPO 0.05 to 0.25, see docs/adr/0006; 1: no dreams
     policy_per_step: float = 1.0  # policy and value updates per agent step

@@ -27,7 +27,7 @@ class Config:
     dense: bool = True  # every hidden layer reads the input; D2RL and seed 002
     norm: Literal["none", "layer", "batch"] = "none"  # of critics: DroQ's layer, CrossQ's batch
     dropout: float = within(0.0, 0.0, 0.9)  # chance of a critic's unit to be left out; DroQ 0.01
-    gamma: float = within(0.99, 0.0, 1.0)  # seed 002: 0.98
+    gamma: float = within(0.99, 0.0, 1.0)  # discount; seed 002: 0.98
     temperature: float = within(1.0, 1e-6)  # of the policy at first; Haarnoja et al. 2018
     reward_scale: float = 1.0  # what rewards are multiplied by before they are learned
     batch: int = within(256, 1)  # windows an update, dreamed ones included; seed 002
@@ -56,12 +56,12 @@ class Config:
     trust: float = 3.0  # disagreement tolerated in dreams, in multiples of that on real rows
     context: int = within(8, 0)  # rows before the present one that the world reads; seed 002: 39
     world_size: int = 64  # of a token's embedding; seed 002: 256
-    world_layers: int = within(2, 1)  # seed 002: 10
-    world_heads: int = 4  # seed 002: 16
+    world_layers: int = within(2, 1)  # layers of the transformer; seed 002: 10
+    world_heads: int = 4  # attention heads of a layer; seed 002: 16
     members: int = within(5, 2)  # heads of the world, each learned from other rows
     world_batch: int = 60  # windows, shared out among the members
     world_per_step: float = 0.25  # world-model updates per agent step
-    lr_world: float = 1e-3
+    lr_world: float = 1e-3  # learning rate of the world model
     slow_world: float = 0.01  # rate at which the slow world follows
     held_out: float = within(0.1, 0.0, 1.0)  # share of episodes the world never learns from
 

@@ -22,15 +22,16 @@ class Config:
 
     clock: bool = False  # see how long an episode has lasted; Pardo et al. 2018
     hidden: int = 128  # features of the body; seed 000
-    gate: Literal["mlp", "transformer", "none"] = "mlp"
+    gate: Literal["mlp", "transformer", "none"] = "mlp"  # the network that computes gates
     gate_weight: float = 0.01  # of the gate's regulariser; seed 000
+    # What the value network predicts: the mean return, or its distribution in one of two forms.
     values: Literal["expected", "c51", "quantile"] = "quantile"
     atoms: int = 51  # of c51; Bellemare et al. 2017
     quantiles: int = 32  # of quantile; QR-DQN has 200 for Atari
     noise: float = 0.5  # σ0 of noisy layers, Rainbow and seed 000; 0: plain layers
     epsilon: float = 0.01  # chance of a random action in the end; seed 000
     epsilon_half_life: float = 1_000.0  # agent steps, from 1 down; seed 000: 138 episodes
-    gamma: float = 0.99  # seed 000: 0.999
+    gamma: float = 0.99  # discount; seed 000: 0.999
     n: int = 3  # steps of a return; Rainbow and seed 000
     batch: int = 0  # windows an update, dreamed ones included; 0: 256 (seed 000), of frames 32
     policy_per_step: float = 1.0  # updates per agent step; seed 000
@@ -40,7 +41,7 @@ class Config:
     alpha_steps: tuple[float, float] = (60_000.0, 180_000.0)  # agent steps each; seed: episodes
     beta: float = 0.4  # of importance weights, rising to 1; seed 000
     beta_steps: float = 126_000.0  # agent steps; seed 000: 4,200 episodes
-    lr: float = 5e-4
+    lr: float = 5e-4  # learning rate of the values, before the plateau schedule
     lr_floor: float = 1e-6  # where the plateau schedule stops; seed 000
     patience: int = 20_000  # updates without a better mean return, after which lr is halved
     decay: float = 1e-4  # of weights, in units of lr; seed 000
@@ -63,7 +64,7 @@ class Config:
     world_batch: int = 0  # windows, shared out among the members; 0: 12 for each, of frames 2
     world_window: int = 0  # rows, one more than the error is measured at; 0: 9, of frames 6
     world_per_step: float = 0.25  # world-model updates per agent step; seed 000
-    lr_world: float = 1e-3  # seed 000
+    lr_world: float = 1e-3  # learning rate of the world model; seed 000
     slow_world: float = 0.01  # rate at which the slow world follows
     held_out: float = (
         0.1  # share of episodes the world never learns from; none: no dream is believed

@@ -1,0 +1,13 @@
+"""Writes the pages of `docs/` that are made from the code: `python docs/generate.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
+
+from dreamfleet.runtime import reference  # noqa: E402 - found beside this folder
+
+(DOCS / "settings.md").write_text(reference.page(), encoding="utf-8")

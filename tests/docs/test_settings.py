@@ -1,0 +1,73 @@
+"""The reference of settings is made from the code, and is current."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from dreamfleet import agents, cli
+from dreamfleet.core.config import within
+from dreamfleet.core.settings import Setting, described
+from dreamfleet.runtime import reference
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A configuration."""
+
+    plain: int = within(8, 1, 64)  # rows; a paper
+    # The comment above counts
+    # where none stands beside.
+    above: float = within(1e-4, 0.0)
+    kind: Literal["a", "b"] = "a"  # which one
+    several: tuple[float, float] = (
+        0.5,
+        1.0,
+    )  # first and last
+    nothing: str | None = None
+
+
+def test_a_setting_is_what_its_field_and_the_comment_beside_it_say():
+    assert described(Example, "x.") == [
+        Setting("x.plain", "8", "from 1 to 64", "rows; a paper"),
+        Setting(
+            "x.above",
+            "0.0001",
+            "at least 0.0",
+            "The comment above counts where none stands beside.",
+        ),
+        Setting("x.kind", "a", "a, b", "which one"),
+        Setting("x.several", "[0.5, 1]", "", "first and last"),
+        Setting("x.nothing", "null", "", ""),
+    ]
+
+
+def test_the_page_is_current():
+    text = (DOCS / "settings.md").read_text(encoding="utf-8")
+    assert text == reference.page(), "run python docs/generate.py"
+
+
+def test_every_setting_says_what_it_means():
+    for title, settings in reference.groups().items():
+        silent = [it.name for it in settings if not it.meaning]
+        assert not silent, f"{title}: no comment beside {silent}"
+
+
+@pytest.mark.parametrize("agent", [None, *agents.REGISTRY])
+def test_the_settings_of_an_agent_can_be_listed(capsys, agent):
+    assert cli.main(["list", "settings", *([agent] if agent else [])]) == 0
+    said = capsys.readouterr().out
+    assert "train.chunk = 8 (from 1 to 4096): vector steps" in said
+    listed = [name for name in agents.REGISTRY if f"\n{name}\n" in said]
+    assert listed == ([agent] if agent else list(agents.REGISTRY))
+
+
+def test_only_settings_are_listed_by_agent(capsys):
+    assert cli.main(["list", "envs", "dreamwalker"]) == 2
+    assert cli.main(["list", "settings", "dreamwalkr"]) == 2
+    assert "Nearest: dreamwalker" in capsys.readouterr().err
