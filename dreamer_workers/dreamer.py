@@ -14,8 +14,8 @@ class Dreamer:
     """Trains the world model if it is the one that `trains`, and keeps the learner in dreams.
 
     The writer of weight group "world" where it trains. pulls: the weight groups others write, empty
-    where the agent is shared with them. publish_every, log_every: updates. updates:
-    those taken before a resume.
+    where the agent is shared with them. publish_every, log_every: updates. updates: those taken
+    before a resume.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Dreamer:
             self._works.append(self._imagine)
         self._pending: Batch | None = None
         self._events: list[Event] = []
-        self._soundness = Soundness("world model")
+        self._soundness = Soundness("world model", updates)
         self.updates = updates
         self.version = 0  # of "world", as published
         self.versions = dict.fromkeys(pulls, 0)

@@ -49,7 +49,7 @@ class Learner:
         self._dreams: Batch | None = None
         self._dream_uses = 0  # updates that learned from it
         self._events: list[Event] = []
-        self._soundness = Soundness("policy")
+        self._soundness = Soundness("policy", updates)
         self.updates = updates
         self.version = 0  # of "policy", as published
         self.versions = dict.fromkeys(pulls, 0)
