@@ -197,7 +197,7 @@ def read(
             _check_digest(archive, about["sha256"])
         tree = {key: node for key, node in about["state"].items() if parts is None or key in parts}
         with Archive(archive) as arrays:
-            state: dict[str, Any] = _decode(tree, arrays)
+            state = {key: _decode(node, arrays) for key, node in tree.items()}
     if problem := not_finite(state):
         raise _damaged(path, problem)
     if check is not None:
