@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -246,7 +247,7 @@ def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def split_state(state: Mapping[str, Any], shards: int) -> list[dict[str, Any]]:
     """What `join_states` joined. Raises UserError for another number of shards."""
-    found = sum(name.startswith("shard-") for name in state) or 1
+    found = next(i for i in itertools.count() if f"shard-{i}" not in state) or 1
     if found != shards:
         raise UserError(
             f"this checkpoint's replay has {found} shards, here are {shards}; "
