@@ -109,7 +109,7 @@ class Table:
         left, steps = self.total - self.steps, last.size - int(np.count_nonzero(last))
         for part, n in _first_steps(rows, left) if steps > left else [(rows, len(streams))]:
             self._store(part, streams[:n], places[:n])
-        self._counters["left_out"] += max(0, steps - int(min(left, steps)))
+        self._counters["left_out"] += steps - int(min(left, steps))
         return True
 
     def _store(self, rows: Batch, streams: Array, places: Array) -> None:

@@ -368,7 +368,7 @@ def _all(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot read the checkpoints in {folder}: {error.strerror}.") from None
     found = [(match, name) for name in names if (match := _NAME.fullmatch(name))]
-    found.sort(key=lambda it: (int(it[0][1]), int(it[0][2])))
+    found.sort(key=lambda pair: (int(pair[0][1]), int(pair[0][2])))
     return [folder / name for _, name in found]
 
 

@@ -40,7 +40,8 @@ class _Guard:
         if not self._inside(PathFinder.find_spec(name, path)):
             return None
         entries = [entry for entry in (sys.path if path is None else path) if entry is not None]
-        elsewhere = PathFinder.find_spec(name, [it for it in entries if not self.covers(it)])
+        outside = [entry for entry in entries if not self.covers(entry)]
+        elsewhere = PathFinder.find_spec(name, outside)
         if elsewhere is None or self._inside(elsewhere):
             raise ImportError(f"{name} lies in a run's folder, from which no code is imported")
         return elsewhere

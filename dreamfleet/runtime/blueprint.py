@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -91,8 +90,7 @@ class Blueprint:
 
     def _agent_class(self) -> tuple[Any, Any]:
         """→ the agent's class, and the options to build it with."""
-        module, _, name = self.agent_path.partition(":")
-        agent_class = getattr(importlib.import_module(module), name)
+        agent_class = agents.class_at(self.agent_path)
         return agent_class, apply(agent_class.Config(), self.config.agent_options, prefix="agent.")
 
     def tables(self, agent: Agent) -> dict[str, TableSpec | QueueSpec]:

@@ -212,12 +212,12 @@ def _longest(waits: Mapping[str, float]) -> list[tuple[str, float]]:
 
 def _by_group(metrics: Mapping[str, float]) -> dict[str, list[str]]:
     """The metrics of the groups that are shown, in words; a group that nobody measures is not."""
-    said: dict[str, list[str]] = {group: [] for group in GROUPS}
+    shown: dict[str, list[str]] = {group: [] for group in GROUPS}
     for key, value in metrics.items():
         group, _, name = key.partition("/")
-        if group in said:
-            said[group].append(f"{name.replace('_', ' ')} {value:.3g}")
-    return {group: parts for group, parts in said.items() if parts}
+        if group in shown:
+            shown[group].append(f"{name.replace('_', ' ')} {value:.3g}")
+    return {group: parts for group, parts in shown.items() if parts}
 
 
 def _number(value: float | None) -> str:

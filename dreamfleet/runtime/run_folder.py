@@ -87,7 +87,7 @@ class RunFolder:
         """
         path = Path(config.run_dir) if config.run_dir else _free_path(config, runs)
         check_new(path)
-        made = [it for it in (path, *path.parents) if not it.exists()]
+        made = [new for new in (path, *path.parents) if not new.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path, replace(config, run_dir=str(path)), command, made)

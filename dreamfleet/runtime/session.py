@@ -72,9 +72,8 @@ class Session:
         self._starts: Counter[str] = Counter(earlier.get("starts", {}))
         self._envs: dict[str, Any] = dict(earlier.get("envs", {}))  # actor → state of its envs
         self._resumes = int(earlier.get("resumes", -1)) + 1
-        self._spent: dict[str, dict[str, float]] = defaultdict(  # role → whom, "" when busy → s
-            lambda: defaultdict(float)
-        )
+        # Role → the partner that it waited for, "" when busy → seconds.
+        self._spent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._waits: dict[str, float] = {}
         self._period_ends = self._began + PERIOD_S
         self._next_save = self._multiple_after(self.env_steps)
@@ -127,8 +126,8 @@ class Session:
             for group, version in report.versions.items():
                 self._lags[group].append(max(0, self._published[group] - version))
         if role != "evaluator":  # it is meant to wait
-            for whom, seconds in (("", report.busy_s), *report.waits_s.items()):
-                self._spent[role][whom] += seconds
+            for partner, seconds in (("", report.busy_s), *report.waits_s.items()):
+                self._spent[role][partner] += seconds
         # An evaluator is of use while it lives, an actor once the replay has taken rows from it.
         if report.chunks or (role == "evaluator" and not report.fault):
             self._fruitless[report.worker] = 0
@@ -209,19 +208,17 @@ class Session:
             self.display.note(f"{name}: saving, then leaving (once more to leave at once)")
 
     def _close_period(self) -> None:
-        """Sum up who waited for whom in the period that is over, and write it down."""
+        """Writes down which part of the period each role waited for another one."""
         self._waits = {
-            f"{role} → {whom}": seconds / total
+            f"{role} → {partner}": seconds / total
             for role, spent in self._spent.items()
             if (total := sum(spent.values()))
-            for whom, seconds in spent.items()
-            if whom
+            for partner, seconds in spent.items()
+            if partner
         }
         self._spent.clear()
         self.record({"kind": "run", **self._numbers()})
-        if (
-            self.learning
-        ):  # the first one takes a second of imports, which learning shall not wait for
+        if self.learning:  # the first time imports for a second, which learning shall not wait for
             self._mirror()
 
     def _mirror(self) -> None:

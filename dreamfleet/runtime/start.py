@@ -102,7 +102,7 @@ def start(planned: Plan, command: str) -> tuple[int, Path]:
             )
     with opened as folder:
         state = None
-        if resumed:
+        if resumed is not None:
             from dreamfleet.runtime.resume import restored
 
             state = restored(folder.checkpoints, config)
