@@ -34,27 +34,22 @@ class Codec:
             extra = np.ndim(spaces.follow(part, obs)) - axes
             if extra not in (0, 1):
                 raise spaces.Mismatch(f"an observation with {extra + axes} axes, not {axes}")
-            each = [_at(obs, i) for i in range(self._number(obs))] if extra else [obs]
-            rows = np.stack([np.array(self._encode(one)) for one in each])
+            each = [obs] if not extra else self._each(obs, len(spaces.follow(part, obs)))
+            rows = np.stack([np.array(self._encode(it)) for it in each])
         except spaces.Mismatch as error:
             raise ValueError(f"this policy cannot see {error}".rstrip(",")) from None
         return rows.astype(self._encode.space.dtype), bool(extra)
-
-    def _number(self, obs: Any) -> int:
-        """Returns how many observations there are. Raises Mismatch where parts differ in that."""
-        sizes = {np.shape(spaces.follow(part, obs))[:1] for part in self._encode.parts}
-        if len(sizes) > 1:
-            raise spaces.Mismatch("a batch with different numbers of observations in its parts")
-        ((n,),) = sizes
-        return n
 
     def decode(self, action: Array) -> Any:
         """Turns actions (N, …) of an agent into the environment's own (N, …)."""
         return self._decode(action)
 
+    def _each(self, obs: Any, n: int) -> list[Any]:
+        """Takes N observations apart."""
+        return [_at(obs, i) for i in range(n)]
+
 
 def _at(obs: Any, i: int) -> Any:
-    """Returns the i-th of many observations."""
     if isinstance(obs, Mapping):
         return {key: _at(value, i) for key, value in obs.items()}
     if isinstance(obs, tuple):
