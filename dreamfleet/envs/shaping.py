@@ -6,8 +6,6 @@ from typing import Any
 
 import gymnasium as gym
 
-from dreamfleet.envs.contract import UNSHAPED
-
 
 class RewardFloor(gym.Wrapper[Any, Any, Any, Any]):
     """Pays no reward below `floor`. infos["unshaped_return"]: what the episode paid so far.
@@ -24,10 +22,10 @@ class RewardFloor(gym.Wrapper[Any, Any, Any, Any]):
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(**options)
         self._return = 0.0
-        return obs, {**info, UNSHAPED: self._return}
+        return obs, {**info, "unshaped_return": self._return}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._return += float(reward)
-        info = {**info, UNSHAPED: self._return}
-        return obs, max(float(reward), self._floor), terminated, truncated, info
+        told = {**info, "unshaped_return": self._return}
+        return obs, max(float(reward), self._floor), terminated, truncated, told
