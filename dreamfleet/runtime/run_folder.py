@@ -91,9 +91,12 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path, replace(config, run_dir=str(path)), command, made)
-            folder.record()
         except OSError as error:
             raise _unwritable(path, error) from None
+        with contextlib.ExitStack() as broken:
+            broken.push(folder)  # takes it away where its record cannot be written
+            folder.record()
+            broken.pop_all()
         return folder
 
     @classmethod
