@@ -56,7 +56,7 @@ class Learner:
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """One update. False: a batch is missing; the one that came is kept, as it is paid for."""
+        """Takes one update. False: a batch is missing; one that came is kept, as it is paid for."""
         if self.version == 0:  # actors and dreamers start from what this learner starts from
             self._publish()
         if not self._gather():
@@ -79,7 +79,7 @@ class Learner:
         return True
 
     def drain(self) -> list[Event]:
-        """The events since the last call."""
+        """Returns the events since the last call."""
         events, self._events = self._events, []
         return events
 

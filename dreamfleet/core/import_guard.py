@@ -14,7 +14,7 @@ from types import ModuleType
 
 
 def never_import_from(folder: Path) -> None:
-    """From now on, no module that lies inside `folder` is imported by this process."""
+    """Has this process import no module that lies inside `folder` from now on."""
     _guard.folders.add(str(folder.absolute()))
     _guard.folders.add(str(folder.resolve()))
     if _guard not in sys.meta_path:
@@ -47,7 +47,7 @@ class _Guard:
         return elsewhere
 
     def covers(self, place: str) -> bool:
-        """Whether a file or folder lies inside, by its own path or by where its links lead."""
+        """Tells whether a file or folder lies inside, by its path or by where its links lead."""
         paths = {str(Path(place).absolute()), str(Path(place).resolve())}
         return any(
             path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

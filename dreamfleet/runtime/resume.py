@@ -141,7 +141,7 @@ def _unlike(ours: Any, theirs: Any, where: str) -> str:
 
 
 def _may_be_missing(where: str) -> bool:
-    """Whether `Table.restore` does without this part of its state, which is newer than others."""
+    """Tells whether `Table.restore` does without this part, which older checkpoints lack."""
     return where.endswith(".played") or ".counters." in where
 
 

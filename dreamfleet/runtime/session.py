@@ -96,7 +96,7 @@ class Session:
         return self._earlier_s + time.monotonic() - self._began
 
     def progress(self, worker: str) -> Progress:
-        """Where a worker that is started now takes up its work."""
+        """Returns where a worker that is started now takes up its work."""
         starts = self._starts[worker] + self._resumes
         env = self._envs.get(worker, {})
         return Progress(self.env_steps, dict(self.updates), starts, env, self._best_score)
@@ -144,7 +144,7 @@ class Session:
                 self.display.note(f"replay: table {table!r}, {rows}, {sized(stats[name])}")
 
     def record(self, event: Event) -> None:
-        """One line of metrics.jsonl, and soon of TensorBoard; lost where the disk is full."""
+        """Writes a line of metrics.jsonl, and soon of TensorBoard; lost where the disk is full."""
         stamped = {"kind": event["kind"], "env_steps": self.env_steps, **event}
         stamped["wall_s"] = round(self.elapsed_s, 3)
         try:
@@ -163,9 +163,9 @@ class Session:
                     self._faults[name.removeprefix("fault/")] = int(value)
 
     def broke(self, worker: str, fault: Fault, useful: bool = False) -> None:
-        """A worker broke. Returns when it is to be started again, else raises WorkerFailed.
+        """Counts a worker's fault. Raises WorkerFailed unless the worker is to be restarted.
 
-        useful: it was of use since its last start, as far as no report said so.
+        useful: whether it was of use since its last start though no report of it came.
         """
         if useful:
             self._fruitless[worker] = 0
@@ -192,7 +192,7 @@ class Session:
         return min(REST_S[0] * 2 ** (in_vain - 1), REST_S[1]) if in_vain > 0 else 0.0
 
     def refresh(self) -> None:
-        """Whatever the clock says is due: a line of "run" metrics, the display."""
+        """Does what the clock says is due: a line of "run" metrics, the display."""
         self.announce()
         if time.monotonic() >= self._period_ends:
             self._period_ends = time.monotonic() + PERIOD_S
@@ -314,7 +314,7 @@ class Session:
             self._best_score = best.score
 
     def _best_so_far(self) -> float | None:
-        """The score of the best evaluation of the run that is resumed."""
+        """Returns the score of the best evaluation of the run that is resumed."""
         try:
             best = checkpoint.read_newest(
                 self.folder.best, agent=self.config.agent, env=self.config.env
@@ -394,7 +394,7 @@ class Session:
             self._keep(report.best)
 
     def broke_in_last_evaluation(self, fault: Fault) -> None:
-        """The run is done and saved, so this ends nothing."""
+        """Notes a fault of the last evaluation, which ends nothing: the run is done and saved."""
         self.record({"kind": "fault", "worker": "evaluator", "error": fault.error})
         self.display.note(f"the last evaluation broke: {fault.error}")
 
@@ -435,6 +435,6 @@ class Session:
 
 
 def _steps_in(replay: Mapping[str, Any]) -> int:
-    """The env steps that the replay's state holds."""
+    """Returns the env steps that the replay's state holds."""
     shards = [state for name, state in replay.items() if name.startswith("shard-")] or [replay]
     return sum(int(shard.get("real", {}).get("limiter", {}).get("steps", 0)) for shard in shards)

@@ -148,5 +148,5 @@ def check_same_run(
 
 
 def run_path(given: str) -> Path:
-    """A run's folder as a person names it."""
+    """Returns a run's folder, as a person names it."""
     return latest() if given == "latest" else Path(given)
