@@ -61,7 +61,8 @@ def summary(episodes: Sequence[Episode]) -> dict[str, float]:
     for name in _names(episodes, categories=True):
         of_each = [episode.facts.get(name) for episode in episodes]
         for category in sorted({value for value in of_each if value is not None}):
-            these = [it for it, value in zip(episodes, of_each, strict=True) if value == category]
+            pairs = zip(episodes, of_each, strict=True)
+            these = [episode for episode, value in pairs if value == category]
             found |= {f"{name}_{category}/{key}": value for key, value in figures(these).items()}
     return found
 

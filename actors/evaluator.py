@@ -55,7 +55,7 @@ class Evaluator:
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """One whole evaluation. False: it is not due yet."""
+        """Plays one whole evaluation. False: it is not due yet."""
         at = int(self._replay.stats()["env_steps"])
         if at < self._next:
             self.waiting_for = f"replay: the next evaluation at {self._next} steps"
@@ -93,12 +93,12 @@ class Evaluator:
         return True
 
     def drain(self) -> list[Event]:
-        """The events since the last call."""
+        """Returns the events since the last call."""
         events, self._events = self._events, []
         return events
 
     def take_best(self) -> Best | None:
-        """The best evaluation since the last call, if one was the best of the run so far."""
+        """Returns the newest evaluation that was the best of its run, once; None without one."""
         best, self._best = self._best, None
         return best
 
@@ -111,8 +111,10 @@ def play(
     max_steps: int,
     stop: Stop = lambda: False,
 ) -> list[Episode]:
-    """Greedy episodes, in order. Episode k has seed k of those that `seed` leads to, so the same
-    are played however many environments there are.
+    """Plays greedy episodes, in order → what became of each.
+
+    Episode k has seed k of those that `seed` leads to, so the same are played however many
+    environments there are.
 
     Each environment plays one at a time, and all wait for the longest: counting whichever ends
     first would favour short ones. An episode is cut short after `max_steps` steps. Raises Stopped
@@ -130,7 +132,7 @@ def play(
 def _play_each(
     env: VectorEnv, agent: Agent, seeds: Sequence[int], due: int, max_steps: int, stop: Stop
 ) -> list[Episode]:
-    """The first greedy episode of the first `due` environments, from seeds (N,)."""
+    """Plays the first greedy episode of the first `due` environments, from seeds (N,)."""
     running, ended = Episodes(env.num_envs), dict[int, Episode]()
     rows, state = env.reset(seeds), agent.initial(env.num_envs)
     for _ in range(max_steps):

@@ -76,7 +76,8 @@ def sequences_on_ray(scale: Scale) -> Iterator[Side]:
 def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], None]]:
     """→ what has so many chunks added and so many samples taken, at the same time."""
     from dreamfleet.runtime.cluster import RayCluster, joined
-    from dreamfleet.runtime.fleet import ANSWER_S, start_replay
+    from dreamfleet.runtime.fleet import ANSWER_S
+    from dreamfleet.runtime.processes import start_replay
 
     config = RunConfig(dashboard=False)
     cluster = RayCluster(config)

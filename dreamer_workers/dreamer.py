@@ -14,8 +14,8 @@ class Dreamer:
     """Trains the world model if it is the one that `trains`, and keeps the learner in dreams.
 
     The writer of weight group "world" where it trains. pulls: the weight groups others write, empty
-    where the agent is shared with them. publish_every, log_every: updates. updates:
-    those taken before a resume.
+    where the agent is shared with them. publish_every, log_every: updates. updates: those taken
+    before a resume.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Dreamer:
             self._works.append(self._imagine)
         self._pending: Batch | None = None
         self._events: list[Event] = []
-        self._soundness = Soundness("world model")
+        self._soundness = Soundness("world model", updates)
         self.updates = updates
         self.version = 0  # of "world", as published
         self.versions = dict.fromkeys(pulls, 0)
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """At most one update and one dream. False: neither was possible."""
+        """Takes at most one update and makes one dream. False: neither was possible."""
         if self._trains and self.updates and self.version == 0:
             self._publish()  # resumed: there is a world to dream in before the next update
         pull(self._agent, self._weights, self.versions)
@@ -58,12 +58,12 @@ class Dreamer:
         return "" in waits
 
     def drain(self) -> list[Event]:
-        """The events since the last call."""
+        """Returns the events since the last call."""
         events, self._events = self._events, []
         return events
 
     def _train(self) -> str:
-        """One update → whom it waits for, or nothing."""
+        """Takes one update → whom it waits for, or nothing."""
         real = cast(Sample | None, self._replay.sample("real", "world"))
         if real is None:
             return "replay: real rows to learn the world from"
@@ -81,9 +81,9 @@ class Dreamer:
         return ""
 
     def _imagine(self) -> str:
-        """One dream, kept until there is room for it, so that none grows stale behind another.
+        """Makes one dream, and hands it over once there is room → whom it waits for, or nothing.
 
-        → whom it waits for, or nothing.
+        A dream is kept until then, so that none grows stale behind another.
         """
         waits = "learner: room for a dream"
         if self._pending is None:

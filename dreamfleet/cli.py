@@ -171,8 +171,7 @@ def show(args: Sequence[str]) -> int:
         raise UserError(f"only list settings takes an agent; found list {what} {agent}.")
     lines: list[str] = []
     if what in ("agents", "all"):
-        lines.append("agents")
-        lines[0] += ", and your own as pkg.module:Class"
+        lines.append("agents, and your own as pkg.module:Class")
         lines += [f"  {name}: {what}" for name, what in agents.known().items()]
     if what in ("presets", "all"):
         from dreamfleet.runtime import presets
@@ -330,9 +329,9 @@ def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str
     tyro prints its mistakes as boxes of many lines; the first one of them says what was wrong.
     """
     description = f"{more}\n{(command.__doc__ or '').partition('Args:')[0].strip()}".strip()
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             result, unknown = tyro.cli(
                 command,
                 prog=f"launch.py {name}",
@@ -343,7 +342,9 @@ def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        raise UserError(f"{first_sentence(said.getvalue())} See: launch.py {name} --help") from None
+        raise UserError(
+            f"{first_sentence(printed.getvalue())} See: launch.py {name} --help"
+        ) from None
     if unknown:
         kind = "flag" if unknown[0].startswith("-") else "argument"
         word = unknown[0].partition("=")[0]
@@ -364,8 +365,8 @@ def flag_names(command: Callable[..., Any]) -> list[str]:
 def first_sentence(box: str) -> str:
     """What tyro says below the title of its box, up to the next rule."""
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]
-    said = itertools.dropwhile(_is_rule, lines)
-    text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), said))
+    below = itertools.dropwhile(_is_rule, lines)
+    text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below))
     text = text.removeprefix("Error parsing ").rstrip(".") + "."
     return text.replace("invalid literal for int() with base 10:", "must be a whole number; found")
 

@@ -49,14 +49,14 @@ class Learner:
         self._dreams: Batch | None = None
         self._dream_uses = 0  # updates that learned from it
         self._events: list[Event] = []
-        self._soundness = Soundness("policy")
+        self._soundness = Soundness("policy", updates)
         self.updates = updates
         self.version = 0  # of "policy", as published
         self.versions = dict.fromkeys(pulls, 0)
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """One update. False: a batch is missing; the one that came is kept, as it is paid for."""
+        """Takes one update. False: a batch is missing; one that came is kept, as it is paid for."""
         if self.version == 0:  # actors and dreamers start from what this learner starts from
             self._publish()
         if not self._gather():
@@ -79,7 +79,7 @@ class Learner:
         return True
 
     def drain(self) -> list[Event]:
-        """The events since the last call."""
+        """Returns the events since the last call."""
         events, self._events = self._events, []
         return events
 

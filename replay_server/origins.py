@@ -29,7 +29,7 @@ class Origins:
         return self._newest.get(actor)
 
     def known(self, origin: Origin) -> bool:
-        """Whether this chunk is not to be stored; if so, it is counted."""
+        """Tells whether this chunk is not to be stored; if so, it is counted."""
         newest = self._newest.get(origin.actor)
         if newest is None or origin > newest:
             return False

@@ -58,7 +58,7 @@ class ReplayServer:
         return taken
 
     def sample(self, table: str, consumer: str, count: int | None = None) -> Sample | Batch | None:
-        """The next draw of this consumer, or a queue's next batch. None: not now.
+        """Returns the next draw of this consumer, or a queue's next batch. None: not now.
 
         count: another number of windows than the consumer's batch.
         """
@@ -75,7 +75,7 @@ class ReplayServer:
         return self._ring(table).gather(draw)
 
     def intact(self, table: str, draw: Draw) -> bool:
-        """Whether nothing that was drawn has been overwritten; if not, it was not counted."""
+        """Tells whether nothing that was drawn has been overwritten; if not, it was not counted."""
         return self._ring(table).intact(draw)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
@@ -88,7 +88,7 @@ class ReplayServer:
     # ------------------------------------------------------------------------------- asking
 
     def room(self, table: str) -> float:
-        """Agent steps, or a queue's batches, that may be added; none below 0, or a queue's 1."""
+        """Returns how many agent steps may be added (none below 0), or batches (none below 1)."""
         return self._table(table).room
 
     def capacity(self, table: str) -> int:
@@ -96,12 +96,12 @@ class ReplayServer:
         return self._table(table).capacity
 
     def added(self, table: str) -> int:
-        """Agent steps, or a queue's batches, added so far."""
+        """Returns the agent steps, or a queue's batches, added so far."""
         of = self._table(table)
         return of.inserted if isinstance(of, ConsumeOnce) else of.steps
 
     def actors(self, table: str) -> int:
-        """How many actors have added chunks."""
+        """Returns how many actors have added chunks."""
         return self._origins[table].actors
 
     def newest(self, table: str, actor: int) -> Origin | None:
@@ -109,7 +109,7 @@ class ReplayServer:
         return self._origins[table].newest(actor)
 
     def mass(self, table: str, consumer: str) -> float:
-        """What this consumer's starts weigh together, comparable with the table's other shards."""
+        """Returns the priority mass of a consumer's starts, in one unit for all shards."""
         of = self._table(table)
         return 0.0 if isinstance(of, ConsumeOnce) else of.mass(consumer)
 
@@ -125,11 +125,11 @@ class ReplayServer:
     # ------------------------------------------------------------------------------- saving
 
     def state(self) -> dict[str, Any]:
-        """Nested dicts of copied arrays, numbers and strings. Queued batches are let go."""
+        """Returns nested dicts of copied arrays, numbers and strings. Queued batches are let go."""
         return {name: self.saving(name).state() for name in self._tables}
 
     def saving(self, table: str) -> Saving:
-        """The part of `state` that is one table's, as it stands, to be copied piece by piece."""
+        """Returns one table's part of `state`, as it stands now, to be copied piece by piece."""
         return Saving(self._table(table), self._origins[table])
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -168,5 +168,5 @@ class Saving:
         return self._snapshot is not None and self._snapshot.copy_piece()
 
     def state(self) -> dict[str, Any]:
-        """All of it; copies what is left."""
+        """Returns all of it; copies what is left."""
         return self._rest | (self._snapshot.state() if self._snapshot else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ class Shard(Protocol):
         ...
 
     def answer(self, asked: Any) -> Part | Batch | None:
-        """What was asked for, once. None: not yet."""
+        """Returns what was asked for, once. None: not yet."""
         ...
 
     def update(self, table: str, keys: Array, priorities: Array) -> None: ...
@@ -182,7 +183,7 @@ class ShardedReplay:
 def shard_tables(
     tables: Mapping[str, TableSpec | QueueSpec], shards: int
 ) -> dict[str, TableSpec | QueueSpec]:
-    """The tables of each of so many shards, which together hold and hand out what these would."""
+    """Returns the tables of each shard, which together hold and hand out what `tables` would."""
     return {
         name: spec if isinstance(spec, QueueSpec) else _thinned(spec, shards)
         for name, spec in tables.items()
@@ -200,7 +201,7 @@ def _thinned(spec: TableSpec, shards: int) -> TableSpec:
 
 
 def _share(of: Consumer, shards: int) -> Consumer:
-    """Every sample asks every shard, and each shard sees its part of the steps."""
+    """Returns a shard's part of a consumer: all samples, but only a part of the steps, reach it."""
     return replace(
         of,
         batch=-(-of.batch // shards),
@@ -225,7 +226,7 @@ def _selector(spec: Selector, shards: int) -> Selector:
 
 
 def merged_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The counters of the whole: sums; but each sample is one of every shard."""
+    """Returns the counters of all shards: sums, but of samples the least, as each asks all."""
     merged: dict[str, float] = {}
     for name in stats[0]:
         values = [each[name] for each in stats]
@@ -240,13 +241,13 @@ def merged_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The states of all shards as one; that of a single shard is what it always was."""
+    """Returns the states of all shards as one; that of a single shard is what it always was."""
     return states[0] if len(states) == 1 else {f"shard-{i}": s for i, s in enumerate(states)}
 
 
 def split_state(state: Mapping[str, Any], shards: int) -> list[dict[str, Any]]:
-    """What `join_states` joined. Raises UserError for another number of shards."""
-    found = sum(name.startswith("shard-") for name in state) or 1
+    """Returns what `join_states` joined. Raises UserError for another number of shards."""
+    found = next(i for i in itertools.count() if f"shard-{i}" not in state) or 1
     if found != shards:
         raise UserError(
             f"this checkpoint's replay has {found} shards, here are {shards}; "

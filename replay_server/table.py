@@ -109,7 +109,7 @@ class Table:
         left, steps = self.total - self.steps, last.size - int(np.count_nonzero(last))
         for part, n in _first_steps(rows, left) if steps > left else [(rows, len(streams))]:
             self._store(part, streams[:n], places[:n])
-        self._counters["left_out"] += max(0, steps - int(min(left, steps)))
+        self._counters["left_out"] += steps - int(min(left, steps))
         return True
 
     def _store(self, rows: Batch, streams: Array, places: Array) -> None:
@@ -128,7 +128,7 @@ class Table:
             self._played.add(rows[self._spec.episode_return][last])
 
     def _places(self, rows: Batch, streams: Array) -> Array:
-        """Where `Streams` keeps these streams, if their rows keep the contract."""
+        """Returns where `Streams` keeps these streams, if their rows keep the contract."""
         fault = find_fault(rows, streams, self._spec.columns)
         if not fault:
             places = self._streams.places(streams)
@@ -164,7 +164,7 @@ class Table:
                     view.withdraw(slots)
 
     def _admit(self, lines: Array, new: int) -> None:
-        """The last `new` keys of each line have come: take the starts whose windows they close."""
+        """Admits the starts whose windows the last `new` keys of each line complete."""
         slots = self._ring.slots(lines)
         sound = self._ring.live(lines) & ~self._rows.columns["last"][slots]
         for view in self._views.values():
@@ -212,7 +212,7 @@ class Table:
         return self._views[draw.consumer].gather(draw.slots)
 
     def intact(self, draw: Draw) -> bool:
-        """Whether no row that was drawn has been overwritten, and no episode been cut, since then.
+        """Tells whether no drawn row was overwritten, and no episode was cut, since the draw.
 
         If not, throw away what was gathered: the sample has been uncounted. Ask once a draw.
         """
@@ -223,7 +223,7 @@ class Table:
         return intact
 
     def mass(self, consumer: str) -> float:
-        """How much of all draws this table should get among shards like it, in their own unit."""
+        """Returns the priority mass of a consumer's starts, in one unit for all shards."""
         view = self._views[consumer]
         return view.selector.mass() if view.starts.count else 0.0
 
@@ -315,7 +315,7 @@ class Table:
         self._rng.bit_generator.state = state["generator"]
 
     def _layout(self) -> dict[str, str]:
-        """What a state must agree on with the table that takes it over."""
+        """Returns what a state must agree on with the table that takes it over."""
         layout = {"capacity": f"{self._ring.capacity} rows"}
         for name, space in self._spec.columns.items():
             layout[f"column {name}"] = f"{space.dtype} {space.shape}"

@@ -68,7 +68,7 @@ class View:
         return batch
 
     def _layout(self, lead: tuple[int, ...]) -> tuple[list[Place], int]:
-        """Where the columns of a batch lie, and the bytes they take."""
+        """Returns where the columns of a batch lie, and the bytes they take."""
         places, size = [], 0
         for name, column in self._columns.items():
             places.append(Place(name, column, lead + column.shape[1:], size))

@@ -88,8 +88,8 @@ def check(name: str, spec: EnvSpec) -> None:
         return
     able = [
         other
-        for other, it in REGISTRY.items()
-        if found[0] in it.observations and found[1] in it.actions
+        for other, able_to in REGISTRY.items()
+        if found[0] in able_to.observations and found[1] in able_to.actions
     ]
     raise UserError(
         f"{name} acts in {' or '.join(entry.actions)} spaces on {' or '.join(entry.observations)} "

@@ -184,7 +184,7 @@ def read(
     parts: Collection[str] | None = None,
     check: Check | None = None,
 ) -> Saved:
-    """As `load`, with what the checkpoint says of itself."""
+    """Loads as `load` does, with what the checkpoint says of itself."""
     about = manifest(path)
     for kind, wanted in (("agent", agent), ("env", env)):
         if wanted is not None and about[kind] != wanted:
@@ -197,7 +197,7 @@ def read(
             _check_digest(archive, about["sha256"])
         tree = {key: node for key, node in about["state"].items() if parts is None or key in parts}
         with Archive(archive) as arrays:
-            state: dict[str, Any] = _decode(tree, arrays)
+            state = {key: _decode(node, arrays) for key, node in tree.items()}
     if problem := not_finite(state):
         raise _damaged(path, problem)
     if check is not None:
@@ -209,7 +209,7 @@ def read(
 
 
 def manifest(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: format, version, agent, env, env_steps, sha256, state.
+    """Returns a checkpoint's manifest: format, version, agent, env, env_steps, sha256, state.
 
     Raises UserError when `path` holds no checkpoint of this format, or a damaged manifest.
     """
@@ -238,7 +238,7 @@ def manifest(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path, *, agent: str | None = None, env: str | None = None) -> Path | None:
-    """The path of the checkpoint that `read_newest` reads; None when there is none at all."""
+    """Returns the path of the checkpoint that `read_newest` reads; None when there is none."""
     saved = read_newest(folder, agent=agent, env=env)
     return saved.path if saved else None
 
@@ -251,7 +251,7 @@ def read_newest(
     parts: Collection[str] | None = None,
     check: Check | None = None,
 ) -> Saved | None:
-    """The newest whole checkpoint of `folder`; a damaged one is passed over with a warning.
+    """Returns the newest whole checkpoint of `folder`; a damaged one is passed over with a warning.
 
     None when there is none at all; UserError when there are some and none can be read. The
     arguments are those of `load`. A run may save, and so remove checkpoints, meanwhile.
@@ -295,7 +295,7 @@ def _check_fields(about: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _reading(path: Path, name: str) -> Iterator[None]:
-    """Whatever goes wrong with the file `name` of the checkpoint at `path` becomes a UserError.
+    """Makes a UserError of whatever goes wrong with the file `name` of the checkpoint at `path`.
 
     A damaged file may raise anything: RecursionError and MemoryError are among what was seen.
     """
@@ -324,7 +324,7 @@ def _check_digest(archive: Path, expected: str) -> None:
 
 
 def _encode(node: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
-    """`node` as JSON, its arrays moved to `arrays`."""
+    """Returns `node` as JSON, its arrays moved to `arrays`."""
     if isinstance(node, np.generic):
         node = node.item()
     if node is None or isinstance(node, (bool, int, float, str)):
@@ -368,7 +368,7 @@ def _all(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot read the checkpoints in {folder}: {error.strerror}.") from None
     found = [(match, name) for name in names if (match := _NAME.fullmatch(name))]
-    found.sort(key=lambda it: (int(it[0][1]), int(it[0][2])))
+    found.sort(key=lambda pair: (int(pair[0][1]), int(pair[0][2])))
     return [folder / name for _, name in found]
 
 
@@ -377,7 +377,7 @@ def _steps(path: Path) -> int:
 
 
 def _free_name(folder: Path, env_steps: int) -> Path:
-    """ckpt-<env steps>.<n>: a later save at the same env step has a name of its own."""
+    """Returns ckpt-<env steps>.<n>: a later save at the same env step has a name of its own."""
     taken = [int(path.suffix[1:]) for path in _all(folder) if _steps(path) == env_steps]
     return folder / f"ckpt-{env_steps:012d}.{max(taken, default=-1) + 1:03d}"
 
@@ -417,7 +417,7 @@ def _remove(path: Path) -> None:
 
 
 def _manifest_digest(about: Mapping[str, Any]) -> str:
-    """The sha256 of a manifest without its own digest, whatever the order of its keys."""
+    """Returns the sha256 of a manifest without its own digest, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 
 
 def never_import_from(folder: Path) -> None:
-    """From now on, no module that lies inside `folder` is imported by this process."""
+    """Has this process import no module that lies inside `folder` from now on."""
     _guard.folders.add(str(folder.absolute()))
     _guard.folders.add(str(folder.resolve()))
     if _guard not in sys.meta_path:
@@ -40,13 +40,14 @@ class _Guard:
         if not self._inside(PathFinder.find_spec(name, path)):
             return None
         entries = [entry for entry in (sys.path if path is None else path) if entry is not None]
-        elsewhere = PathFinder.find_spec(name, [it for it in entries if not self.covers(it)])
+        outside = [entry for entry in entries if not self.covers(entry)]
+        elsewhere = PathFinder.find_spec(name, outside)
         if elsewhere is None or self._inside(elsewhere):
             raise ImportError(f"{name} lies in a run's folder, from which no code is imported")
         return elsewhere
 
     def covers(self, place: str) -> bool:
-        """Whether a file or folder lies inside, by its own path or by where its links lead."""
+        """Tells whether a file or folder lies inside, by its path or by where its links lead."""
         paths = {str(Path(place).absolute()), str(Path(place).resolve())}
         return any(
             path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

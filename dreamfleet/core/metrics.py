@@ -49,7 +49,7 @@ class MetricsWriter:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in JSON's own types; anything with `.item()` is a number."""
+    """Returns `value` in JSON's own types; anything with `.item()` is a number."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray) and value.ndim:

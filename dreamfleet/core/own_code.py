@@ -45,8 +45,8 @@ def pip_line(missing: ModuleNotFoundError) -> str:
 
 def in_line(error: BaseException) -> str:
     """Returns the kind of an exception and what it says, on one line."""
-    said, _, _ = str(error).partition(" was raised from the environment creator")  # gymnasium's
-    return f"{type(error).__name__}: {' '.join(said.split())}".removesuffix(": ")
+    text, _, _ = str(error).partition(" was raised from the environment creator")  # gymnasium's
+    return f"{type(error).__name__}: {' '.join(text.split())}".removesuffix(": ")
 
 
 def interrupts(error: BaseException) -> bool:

@@ -18,13 +18,13 @@ HOPELESS: Final = 100  # updates in a row without a finite loss and gradient
 class Soundness:
     """Ends the run when a part of an agent takes no good gradient step for a long time.
 
-    part: what the message calls it. Agents that count skipped steps report `fault/in_a_row`; of
-    others the losses themselves are looked at.
+    part: what the message calls it. updates: those taken before a resume. Agents that count skipped
+    steps report `fault/in_a_row`; of others the losses themselves are looked at.
     """
 
-    def __init__(self, part: str) -> None:
+    def __init__(self, part: str, updates: int = 0) -> None:
         self._part = part
-        self._good = 0  # the last update that was seen to be good
+        self._good = updates  # the last update that was seen to be good
 
     def check(self, metrics: Mapping[str, Any], updates: int) -> None:
         """Raise Diverged when the last `HOPELESS` updates had no finite loss and gradient."""

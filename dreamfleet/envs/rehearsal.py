@@ -35,10 +35,10 @@ def rehearse(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, list[str
         finally:
             env.close()
     assert fault is not None
-    said = str(fault) if isinstance(fault, EnvironmentFault) else in_line(fault)
+    reason = str(fault) if isinstance(fault, EnvironmentFault) else in_line(fault)
     raise UserError(
         f'env "{env_id}" cannot be played: of {ATTEMPTS} tries to reset it and take one step, '
-        f"each failed. {said}"
+        f"each failed. {reason}"
     ) from fault
 
 

@@ -89,11 +89,10 @@ class GymVector:
     def step(self, action: Array) -> Batch:
         """Act (N, …) → rows (N, …). Where the previous row was `last`, reset and ignore the action.
 
-        Raises EnvironmentFault when an environment returns what its spaces do not hold, or ends the
-        process; other exceptions of an environment pass through.
+        Actions are finite: their agent's caller has checked them. Raises EnvironmentFault when an
+        environment returns what its spaces do not hold, or ends the process; other exceptions of an
+        environment pass through.
         """
-        if not np.isfinite(action).all():
-            raise FloatingPointError(f"the agent chose an action that is not finite: {action}")
         return self._advance(self._decode(action))
 
     def state(self) -> dict[str, Any]:
@@ -246,7 +245,7 @@ class GymVector:
     def _encoded_batch(self, seen: Any, action: Any) -> Any:
         if self._encode.box is None:
             each = gym.vector.utils.iterate(self._batch.observation_space, seen)
-            return np.stack([self._encoded(i, it, action) for i, it in enumerate(each)])
+            return np.stack([self._encoded(i, obs, action) for i, obs in enumerate(each)])
         try:
             return self._encode.boxes(seen, self.num_envs)
         except spaces.Mismatch as error:
@@ -270,14 +269,14 @@ class GymVector:
         except Exception as error:
             expected = contract.misunderstanding(error)
             if expected:
-                said = f"another interface, as {expected} ({error}),"
-                raise self._fault(i, said, action, verb="has") from error
+                what = f"another interface, as {expected} ({error}),"
+                raise self._fault(i, what, action, verb="has") from error
             raise
         except BaseException as error:
             if interrupts(error):
                 raise
-            said = f"{type(error).__name__} {error}".strip()
-            raise self._fault(i, said, action, verb="raised") from error
+            what = f"{type(error).__name__} {error}".strip()
+            raise self._fault(i, what, action, verb="raised") from error
 
     def _not_finite(self, name: str, seen: Any, taken: Array, action: Any) -> EnvironmentFault:
         """Returns the fault of the first number in `taken` (N, …) that is not finite."""

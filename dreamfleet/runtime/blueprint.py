@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -74,29 +73,28 @@ class Blueprint:
 
     @classmethod
     def of(cls, config: RunConfig) -> Blueprint:
-        """The blueprint of a run. Raises UserError for an unknown agent or environment."""
+        """Returns the blueprint of a run. Raises UserError for an unknown agent or environment."""
         from dreamfleet.envs import registry
 
         path, entry = agents.find(config.agent).path, registry.registered(config.env)
         return cls(config, describe(config), path, entry)
 
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
-        """The agent of one process, drawing from generators of its own. Imports torch."""
+        """Returns the agent of one process, drawing from generators of its own. Imports torch."""
         agent_class, options = self._agent_class()
         return cast(Agent, agent_class(options, self.spec, self.seed(part, starts), device))
 
     def agent_options(self) -> dict[str, Any]:
-        """Every option of the agent with its value. Imports torch."""
+        """Returns every option of the agent with its value. Imports torch."""
         return asdict(self._agent_class()[1])
 
     def _agent_class(self) -> tuple[Any, Any]:
-        """→ the agent's class, and the options to build it with."""
-        module, _, name = self.agent_path.partition(":")
-        agent_class = getattr(importlib.import_module(module), name)
+        """Returns the agent's class, and the options to build it with."""
+        agent_class = agents.class_at(self.agent_path)
         return agent_class, apply(agent_class.Config(), self.config.agent_options, prefix="agent.")
 
     def tables(self, agent: Agent) -> dict[str, TableSpec | QueueSpec]:
-        """The agent's tables, within the memory that the run allows.
+        """Returns the agent's tables, within the memory that the run allows.
 
         Raises UserError where the replay could not serve them, or they do not fit into this machine
         (of those of a cluster it is not known which will hold them).
@@ -113,7 +111,7 @@ class Blueprint:
         return tables
 
     def crew(self, groups: tuple[str, ...]) -> list[str]:
-        """The names of all workers, actors first; without a world model there is no dreamer."""
+        """Returns the names of all workers, actors first; no dreamer without a world model."""
         config = self.config
         actors = [f"actor-{index}" for index in range(config.num_actors)]
         dreamers = [f"dreamer-{index}" for index in range(max(1, config.num_dreamers))]
@@ -121,7 +119,7 @@ class Blueprint:
         return actors + (dreamers if "world" in groups else []) + ["learner"] + evaluators
 
     def worker(self, name: str, site: Site) -> Worker:
-        """The worker called `actor-3`, `dreamer-0`, `learner` or `evaluator`."""
+        """Returns the worker called `actor-3`, `dreamer-0`, `learner` or `evaluator`."""
         role, _, index = name.partition("-")
         if role in ("actor", "evaluator"):
             from dreamfleet.envs import registry
@@ -134,16 +132,16 @@ class Blueprint:
         return self._learner(site) if role == "learner" else self._evaluator(site)
 
     def seed(self, part: str, starts: int = 0) -> int:
-        """The seed of a part, the same in every wiring and on every machine."""
+        """Returns the seed of a part, the same in every wiring and on every machine."""
         return seeding.spread((self.config.seed, zlib.crc32(part.encode()), starts), 1)[0]
 
     def shard_seeds(self) -> list[int]:
-        """The seed of each shard of the replay."""
+        """Returns the seed of each shard of the replay."""
         names = ["replay", *(f"replay-{i}" for i in range(1, self.config.train.replay_shards))]
         return [self.seed(name) for name in names]
 
     def evaluation(self, episodes: int) -> VectorEnv:
-        """The environments that play so many episodes of an evaluation."""
+        """Returns the environments that play so many episodes of an evaluation."""
         from dreamfleet.envs.vector import GymVector
 
         env = GymVector.to_play(self.config.env, episodes, self.config.evaluated_options)
@@ -241,7 +239,7 @@ def describe(config: RunConfig) -> EnvSpec:
 
 
 def weight_groups(agent: Agent) -> tuple[str, ...]:
-    """The groups this agent learns: a model-free one has no world."""
+    """Returns the groups this agent learns: a model-free one has no world."""
     real = agent.tables["real"]
     assert isinstance(real, TableSpec)
     return ("world", "policy") if "world" in real.consumers else ("policy",)

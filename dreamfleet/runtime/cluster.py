@@ -33,9 +33,10 @@ from dreamfleet.core.own_files import open_own
 from dreamfleet.runtime import preflight
 from dreamfleet.runtime.blueprint import Blueprint
 from dreamfleet.runtime.display import Display
-from dreamfleet.runtime.fleet import Fleet, Lost
+from dreamfleet.runtime.fleet import Fleet
 from dreamfleet.runtime.hosts import try_out
 from dreamfleet.runtime.interrupts import descendants, kill_descendants
+from dreamfleet.runtime.processes import Lost
 from dreamfleet.runtime.proxies import Unreachable
 from dreamfleet.runtime.run_folder import RUNS, RunFolder
 from dreamfleet.runtime.session import Session
@@ -79,7 +80,7 @@ def train(
 
 @contextmanager
 def cluster(session: Session, agent_path: str, meanwhile: Callable[[], T]) -> Iterator[T]:
-    """A Ray cluster on this machine, or the running one at `--address`; → what `meanwhile` gives.
+    """Starts Ray on this machine, or joins it at `--address` → what `meanwhile` returns.
 
     No signal reaches Ray while it starts: one would leave it half started, its processes behind.
     An interrupt meanwhile ends this process, and whatever of Ray has started.
@@ -116,7 +117,7 @@ class Joining:
 
 @contextmanager
 def joined(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> Iterator[Joining]:
-    """Ray, until left.
+    """Starts or joins Ray, and leaves it in the end.
 
     The thread that starts a cluster lives as long as it, as its processes die with that thread.
     What this process has joined before is used as it is, and not left.
@@ -131,7 +132,7 @@ def joined(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> Iterato
     try:
         yield joining
     finally:
-        with suppress(Exception):  # it has been said
+        with suppress(Exception):  # whoever waited for it has it already
             joining.dashboard.result()
         if not before:
             if dead_services():  # Ray would wait for them, and leave others behind
@@ -177,7 +178,7 @@ def only_dreamfleet() -> Path:
 
 
 def _join(config: RunConfig, importable: Path, agent_path: str, run: Path) -> str:
-    """Start or join Ray → where its dashboard is, if wanted. Raises UserError for `--address`."""
+    """Starts or joins Ray → where its dashboard is, if wanted. Raises UserError for `--address`."""
     if not config.address:
         path = [str(importable), *importable_path()]  # as this process imports
         with _bound_to_loopback():
@@ -227,20 +228,20 @@ def wanted_mode(address: str, target: str) -> str:
     Raises UserError unless a Ray cluster answers, where joining would wait for ever, and where its
     token is not here.
     """
-    said = _health(target, "disabled")
+    problems = _health(target, "disabled")
     found = preflight.token_source()
-    if not any("InvalidAuthToken" in line for line in said):
+    if not any("InvalidAuthToken" in line for line in problems):
         mode = "disabled"
     elif found:
-        mode, said = "token", _health(target, "token")
-    if any("InvalidAuthToken" in line for line in said):
+        mode, problems = "token", _health(target, "token")
+    if any("InvalidAuthToken" in line for line in problems):
         why = f"the token of {found} is another one" if found else "none was found here"
         raise UserError(
             f"--address {address}: the cluster there asks for its token, and {why}. Run `ray "
             "get-auth-token` on its head, and put the token into RAY_AUTH_TOKEN here."
         )
-    if said:
-        raise UserError(f"--address {address}: no Ray cluster is well there: {said[-1]}")
+    if problems:
+        raise UserError(f"--address {address}: no Ray cluster is well there: {problems[-1]}")
     return mode
 
 
@@ -252,8 +253,8 @@ def _health(target: str, mode: str) -> list[str]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_S, env=env)
     except subprocess.TimeoutExpired:
         return [f"no answer in {HEALTH_S:g} s"]
-    said = (done.stderr or done.stdout).strip().splitlines()
-    return (said or ["it does not say why"]) if done.returncode else []
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return (lines or ["it does not say why"]) if done.returncode else []
 
 
 def _authenticate(mode: str | None) -> None:
@@ -317,7 +318,7 @@ class RayLine:
         return self.handle.__ray_ready__.remote()
 
     def stop(self) -> None:
-        """Kill the process."""
+        """Kills the process."""
         ray.kill(self.handle)
 
 
@@ -330,10 +331,7 @@ def start(
     groups: Mapping[str, str] | None = None,
     **about: str,
 ) -> RayLine:
-    """A process of its own for `kind(*args)`, which must be importable there.
-
-    threads: how many in each group of them. about: Ray's `name` and `namespace`.
-    """
+    """As `Cluster.start`. about: Ray's `name` and `namespace`."""
     remote = ray.remote(concurrency_groups=dict(threads)) if threads else ray.remote
     process = remote(kind).options(num_cpus=cpus, num_gpus=gpus, **about)
     return RayLine(process.remote(*args), groups or {})
@@ -373,12 +371,11 @@ class RayCluster:
         return dead_services()
 
     def resources(self) -> Mapping[str, float]:
-        """What there is for this run: of a cluster that ran before, what others leave."""
-        config = self._config
-        found = ray.available_resources() if config.address else ray.cluster_resources()
-        return dict(found)
+        """Returns what there is for this run: of a cluster that ran before, what others leave."""
+        shared = bool(self._config.address)
+        return dict(ray.available_resources() if shared else ray.cluster_resources())
 
 
 def _plain(error: RayError) -> str:
-    """What an error of Ray says, without colours."""
+    """Returns what an error of Ray says, without colours."""
     return re.sub(r"\x1b\[\d*m", "", str(error)).strip() or type(error).__name__

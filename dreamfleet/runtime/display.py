@@ -64,7 +64,7 @@ class Display:
         self._live = Live(console=self._console, auto_refresh=False) if live else None
 
     def due(self) -> bool:
-        """Whether `update` would show anything now; building a status costs more than asking."""
+        """Tells whether `update` would show anything now: building a status costs more."""
         return self._clock() >= self._next
 
     def update(self, status: Status) -> None:
@@ -118,7 +118,7 @@ class Display:
 def panel(
     title: str, status: Status, env_speed: float | None, update_speed: float | None
 ) -> RenderableType:
-    """The live view. Speeds are per second."""
+    """Returns the live view. Speeds are per second."""
     share = min(1.0, status.env_steps / status.steps)
     head = Table.grid(padding=(0, 2))
     head.add_row(
@@ -167,7 +167,7 @@ def panel(
 
 
 def plain(status: Status, env_speed: float | None, update_speed: float | None) -> str:
-    """The same on one line."""
+    """Returns the same as `panel` shows, on one line."""
     words = [
         f"step {status.env_steps}/{status.steps} {min(1.0, status.env_steps / status.steps):.0%}",
         f"env {_number(env_speed)}/s",
@@ -211,13 +211,13 @@ def _longest(waits: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def _by_group(metrics: Mapping[str, float]) -> dict[str, list[str]]:
-    """The metrics of the groups that are shown, in words; a group that nobody measures is not."""
-    said: dict[str, list[str]] = {group: [] for group in GROUPS}
+    """Returns the metrics of the groups that are shown, in words; empty groups are left out."""
+    shown: dict[str, list[str]] = {group: [] for group in GROUPS}
     for key, value in metrics.items():
         group, _, name = key.partition("/")
-        if group in said:
-            said[group].append(f"{name.replace('_', ' ')} {value:.3g}")
-    return {group: parts for group, parts in said.items() if parts}
+        if group in shown:
+            shown[group].append(f"{name.replace('_', ' ')} {value:.3g}")
+    return {group: parts for group, parts in shown.items() if parts}
 
 
 def _number(value: float | None) -> str:

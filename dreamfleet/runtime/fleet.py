@@ -12,13 +12,12 @@ import itertools
 import time
 import uuid
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from dreamfleet.core.config import RunConfig
-from dreamfleet.core.errors import UserError, WorkerFailed
+from dreamfleet.core.errors import WorkerFailed
 from dreamfleet.core.types import Agent
 from dreamfleet.learner.weight_store import LocalWeights
 from dreamfleet.replay_server.shards import (
@@ -29,19 +28,14 @@ from dreamfleet.replay_server.shards import (
     step_shares,
 )
 from dreamfleet.runtime.blueprint import Blueprint, weight_groups
-from dreamfleet.runtime.hosts import ReplayHost, WorkerHost
-from dreamfleet.runtime.proxies import AHEAD, Line, ReplayProxy, WeightsProxy
+from dreamfleet.runtime.hosts import WorkerHost
+from dreamfleet.runtime.processes import Cluster, Lost, ProcessLine, shares, start_replay
+from dreamfleet.runtime.proxies import ReplayProxy, WeightsProxy
 from dreamfleet.runtime.session import Session
 from dreamfleet.runtime.turns import Fault, Report
 
 TURN_S: Final = 1.0  # how long a worker works between two reports
 EARLY_TURN_S: Final = 0.2  # the same before the first gradient step, so that it is seen at once
-ASKING: Final = 4 * AHEAD  # threads for what one process samples; more would find no use
-SERVED_BY: Final = {  # method of the replay → threads, so that no kind of call holds up another
-    **dict.fromkeys(("add", "update"), "insert"),
-    "sample": "sample",
-    **dict.fromkeys(("stats", "state", "newest"), "control"),
-}
 START_S: Final = 180.0  # how long a process may take to start, all packages imported
 ANSWER_S: Final = 300.0  # how long a gradient step, or an answer to the driver, may take
 EVALUATION_S: Final = 3600.0  # how long an evaluation may take
@@ -55,64 +49,6 @@ LEARN_S: Final = 60.0  # the same for a gradient step that is under way
 SIGN_OF_LIFE_S: Final = 2.0  # how long each process has to show that it lives
 
 
-class Lost(Exception):
-    """A call was not answered: `died` where its process is known to be dead."""
-
-    def __init__(self, text: str, died: bool) -> None:
-        super().__init__(text)
-        self.died = died
-
-
-class ProcessLine(Line, Protocol):
-    """A Line to a process of this run."""
-
-    def stop(self) -> None:
-        """Kills the process."""
-        ...
-
-    def alive(self) -> Any:
-        """Sends a call that any living process answers, once it has the time."""
-        ...
-
-
-class Cluster(Protocol):
-    """What starts processes, and hands over their answers."""
-
-    def start(
-        self,
-        kind: type,
-        *args: Any,
-        cpus: float = 0.0,
-        gpus: float = 0.0,
-        threads: Mapping[str, int] | None = None,
-        groups: Mapping[str, str] | None = None,
-        name: str,
-        namespace: str,
-    ) -> ProcessLine:
-        """A process of its own for `kind(*args)`; groups: which threads serve a method."""
-        ...
-
-    def share(self, value: Any) -> Any:
-        """Returns what stands for a value that many processes are given."""
-        ...
-
-    def answered(self, calls: Collection[Any], seconds: float, every: bool = False) -> list[Any]:
-        """Waits until one call, or every call, is answered, or time is up → the answered ones."""
-        ...
-
-    def answer(self, call: Any) -> Any:
-        """Returns the answer that has come. Raises Lost."""
-        ...
-
-    def dead_services(self) -> list[str]:
-        """Returns the names of the cluster's own processes that died, where that is known."""
-        ...
-
-    def resources(self) -> Mapping[str, float]:
-        """Returns how much of each resource there is for this run."""
-        ...
-
-
 @dataclass
 class Process:
     """A host of workers and the turn it is taking."""
@@ -122,7 +58,7 @@ class Process:
     turn: Any
     deadline: float  # of that turn, on the monotonic clock
     up: bool = False  # it finished a turn: the first one of no time says that it has started
-    silent: bool = False  # the display said that it is waited for
+    silent: bool = False  # the display has shown that it is waited for
 
     @property
     def role(self) -> str:
@@ -134,7 +70,7 @@ class Process:
 
 
 class Fleet:
-    """All processes of a run, and the loop of their driver.
+    """Starts all processes of a run, gives them turns, replaces those that break.
 
     agent: one like those of the processes, for its tables and to read a checkpoint. resumed: the
     state of the checkpoint to go on from, or nothing.
@@ -181,7 +117,7 @@ class Fleet:
         self._alone_until = time.monotonic() + ALONE_S
 
     def run(self) -> None:
-        """Until the session is over; then the work under way is awaited, saved and scored."""
+        """Gives turns until the session is over, then awaits open work, saves and evaluates."""
         session = self._session
         try:
             while not session.over:
@@ -212,7 +148,7 @@ class Fleet:
         return all(self._processes[names].up for names in self._owners.values())
 
     def save(self) -> tuple[Path | None, dict[str, Any]]:
-        """Have the session write a checkpoint → its path, the state of each weight group."""
+        """Has the session write a checkpoint → its path, the state of each weight group."""
         owners = {group: self._processes[self._owners[group]] for group in self._groups}
         asked = {group: owner.line.call("state", group) for group, owner in owners.items()}
         states = [replay.call("state") for replay in self._replays]
@@ -223,7 +159,7 @@ class Fleet:
         return self._session.save(agent, join_states(self._answers(states))), agent
 
     def close(self) -> None:
-        """Stop every process of this run; others in the cluster stay."""
+        """Stops every process of this run; others in the cluster stay."""
         workers = [process.line for process in self._processes.values()]
         for line in (*workers, *self._replays, self._weights):
             line.stop()
@@ -231,7 +167,7 @@ class Fleet:
     # ------------------------------------------------------------------------------- turns
 
     def _finished(self, seconds: float) -> list[Process]:
-        """The processes whose turn is over or overdue, once there is one or the time is up."""
+        """Returns the processes whose turn is over or overdue, once there is one or time is up."""
         by_turn = {process.turn: process for process in self._processes.values()}
         done, now = self._cluster.answered(list(by_turn), seconds), time.monotonic()
         overdue = []
@@ -247,18 +183,21 @@ class Fleet:
         return [by_turn[turn] for turn in (*done, *overdue)]
 
     def _take(self, processes: Sequence[Process], then_s: float | None) -> None:
-        """Hear the reports of turns that are over; restart what broke, give turns of `then_s`."""
+        """Takes the reports of turns that are over; restarts what broke, gives turns of `then_s`.
+
+        then_s: None at the end of the run, when no more turns are given.
+        """
         if not processes:
             return
         stats = self._stats()
         for process in processes:
             if not self._cluster.answered([process.turn], 0.0):
-                self._replace(process, self._overdue(process), then_s)
+                self._replace(process, self._overdue(process))
                 continue
             try:
                 reports: list[Report] = self._cluster.answer(process.turn)
             except Lost as lost:
-                self._replace(process, self._death(process, lost), then_s)
+                self._replace(process, self._death(process, lost))
                 continue
             process.up, process.silent = True, False
             for report in reports:
@@ -273,7 +212,7 @@ class Fleet:
                 patience = self._patience(process.role)
                 process.deadline = time.monotonic() + then_s + rest_s + patience
 
-    def _replace(self, process: Process, fault: Fault, then_s: float | None) -> None:
+    def _replace(self, process: Process, fault: Fault) -> None:
         """Have another process take the place of one that died or hangs, after a rest."""
         if process.role in ("learner", "dreamer"):
             self._check_vital()
@@ -282,13 +221,12 @@ class Fleet:
         for name in process.names:
             self._session.broke(name, fault, useful=self._handed_over(name))
         process.line.stop()
-        if then_s is not None:
-            del self._processes[process.names]
-            rest_s = max(self._session.rest_s(name) for name in process.names)
-            self._resting[process.names] = time.monotonic() + rest_s
+        del self._processes[process.names]
+        rest_s = max(self._session.rest_s(name) for name in process.names)
+        self._resting[process.names] = time.monotonic() + rest_s
 
     def _handed_over(self, name: str) -> bool:
-        """Whether the replay took rows from an actor since its last start."""
+        """Tells whether the replay took rows from an actor since its last start."""
         role, _, index = name.partition("-")
         if role != "actor":
             return False
@@ -300,11 +238,13 @@ class Fleet:
         return newest is not None and newest.incarnation == starts
 
     def _stats(self) -> dict[str, float]:
-        """The counters of the whole replay."""
+        """Returns the counters of the whole replay."""
         return merged_stats(self._answers([replay.call("stats") for replay in self._replays]))
 
     def _take_last(self) -> None:
-        """Await the turns under way: of those who learn for sure, of the others for a moment."""
+        """Awaits the turns under way: those of learner and dreamers until they end, those of actors
+        for `PART_S`.
+        """
         up = [process for process in self._processes.values() if process.up]
         learn = [process for process in up if process.role in ("learner", "dreamer")]
         others = [process for process in up if process.role == "actor"]
@@ -320,13 +260,13 @@ class Fleet:
             self._take([turns[turn] for turn in done], None)
 
     def _await_evaluation(self) -> None:
-        """Await the evaluation under way, unless somebody interrupts."""
+        """Awaits the evaluation under way, unless somebody interrupts."""
         evaluator = self._processes.get(("evaluator",))
         if evaluator and self._over(evaluator):
             self._take([evaluator], None)
 
     def _evaluate_saved(self, states: Mapping[str, Any]) -> None:
-        """Have the policy that was saved evaluated, unless somebody interrupts."""
+        """Has the policy that was saved evaluated, unless somebody interrupts."""
         if ("evaluator",) in (*self._to_start, *self._resting):
             self._start(("evaluator",))
         evaluator, session = self._processes.get(("evaluator",)), self._session
@@ -345,7 +285,7 @@ class Fleet:
             session.take_last_evaluation(report)
 
     def _over(self, process: Process) -> bool:
-        """Wait for its turn, unless it is overdue or somebody interrupts."""
+        """Waits for a turn to end → whether it did; else it is overdue, or somebody interrupts."""
         while not self._cluster.answered([process.turn], POLL_S):
             self._session.refresh()
             if self._session.interrupted or time.monotonic() > process.deadline:
@@ -355,38 +295,38 @@ class Fleet:
     # ------------------------------------------------------------------------------- faults
 
     def _answers(self, calls: Sequence[Any]) -> list[Any]:
-        """What every shard of the replay answers, a call for each."""
+        """Returns what every shard of the replay answers, to a call each. Raises WorkerFailed."""
         shards = zip(calls, self._replays, self._replay_names, strict=True)
         return [self._answer(call, line, name) for call, line, name in shards]
 
-    def _answer(self, call: Any, line: ProcessLine, whom: str) -> Any:
-        """What a process answers. Raises WorkerFailed when it is dead or silent."""
-        session, since, said = self._session, time.monotonic(), False
+    def _answer(self, call: Any, line: ProcessLine, name: str) -> Any:
+        """Returns what a process answers. Raises WorkerFailed when it is dead or silent."""
+        session, since, noted = self._session, time.monotonic(), False
         limit = ANSWER_S
         while not self._cluster.answered([call], POLL_S):
             session.refresh()
             self._check_services()
-            if not said and time.monotonic() - since > SILENT_S:
-                said = True
-                session.display.note(f"waiting for {whom}")
+            if not noted and time.monotonic() - since > SILENT_S:
+                noted = True
+                session.display.note(f"waiting for {name}")
             if session.interrupted and limit == ANSWER_S:
-                limit = LEAVE_S if whom.startswith("replay") else LEARN_S
+                limit = LEAVE_S if name.startswith("replay") else LEARN_S
                 since = max(since, session.interrupts.since)
             if time.monotonic() - since > limit:
                 if not self._cluster.answered([line.alive()], SIGN_OF_LIFE_S):
-                    raise WorkerFailed(f"{whom} broke: no answer in {limit:g} s")
+                    raise WorkerFailed(f"{name} broke: no answer in {limit:g} s")
                 since = time.monotonic()  # it works on the answer
         try:
             return self._cluster.answer(call)
         except Lost as lost:
             self._check_vital()
-            raise WorkerFailed(f"{whom} broke: {_reason(lost)}") from lost
+            raise WorkerFailed(f"{name} broke: {_reason(lost)}") from lost
 
     def _patience(self, role: str) -> float:
         return {"actor": self._train.env_timeout_s, "evaluator": EVALUATION_S}.get(role, ANSWER_S)
 
     def _overdue(self, process: Process) -> Fault:
-        """What is known of a process whose turn is overdue."""
+        """Returns what is known of a process whose turn is overdue."""
         role = process.role
         what = {"actor": "a step of its environment took"}.get(role, "its turn took")
         limit = f"{self._patience(role):g} s" + " (train.env_timeout_s)" * (role == "actor")
@@ -394,7 +334,7 @@ class Fleet:
         return Fault(why, why)
 
     def _death(self, process: Process, lost: Lost) -> Fault:
-        """What is known of a process that did not finish its turn."""
+        """Returns what is known of a process that did not finish its turn."""
         return Fault(_reason(lost), _reason(lost) if lost.died else str(lost))
 
     def _check_services(self) -> None:
@@ -410,8 +350,11 @@ class Fleet:
         self._check_services()
         lines = dict(zip(self._replay_names, self._replays, strict=True))
         lines["the weight store"] = self._weights
-        trainers = [it for it in self._processes.values() if it.role in ("learner", "dreamer")]
-        lines |= {process.label: process.line for process in trainers}
+        lines |= {
+            process.label: process.line
+            for process in self._processes.values()
+            if process.role in ("learner", "dreamer")
+        }
         asked = {line.alive(): name for name, line in lines.items()}
         for call in self._cluster.answered(list(asked), SIGN_OF_LIFE_S, every=True):
             try:
@@ -422,7 +365,7 @@ class Fleet:
     # ------------------------------------------------------------------------------ starting
 
     def _stage(self) -> None:
-        """Start more processes, without slowing the first gradient step down for them."""
+        """Starts more processes, without slowing the first gradient step down for them."""
         now = time.monotonic()
         for names, due in list(self._resting.items()):
             if now >= due:
@@ -434,7 +377,7 @@ class Fleet:
             self._start(self._to_start.popleft())
 
     def _start_replays(self, state: Mapping[str, Any] | None) -> list[ProcessLine]:
-        """A process for each shard, going on from what a checkpoint holds of it."""
+        """Starts a process for each shard, which goes on from what a checkpoint holds of it."""
         config, seeds = self._blueprint.config, self._blueprint.shard_seeds()
         tables = shard_tables(self._tables, len(seeds))
         states = split_state(state, len(seeds)) if state else [None] * len(seeds)
@@ -472,42 +415,8 @@ class Fleet:
         self._processes[names] = Process(names, line, turn, deadline)
 
 
-def start_replay(
-    cluster: Cluster,
-    tables: Mapping[str, Any],
-    seed: int,
-    consuming: int,
-    state: dict[str, Any] | None = None,
-    end_at: int | None = None,
-    **about: Any,
-) -> ProcessLine:
-    """A process for tables that so many other processes sample. about: as of `Cluster.start`."""
-    threads = {"insert": 2, "sample": ASKING * consuming, "control": 2}
-    return cluster.start(
-        ReplayHost, tables, seed, state, end_at, threads=threads, groups=SERVED_BY, **about
-    )
-
-
-def shares(config: RunConfig, found: Mapping[str, float]) -> dict[str, Any]:
-    """How much of the machines each process asks for, and where networks are trained.
-
-    `found`: the cluster's resources by name. One CPU each where there are enough, else equal parts
-    of what there is, so that 16 actors start on 2 cores. Raises UserError without a GPU for `cuda`.
-    """
-    trainers = 1 + config.num_dreamers
-    wanted = {"actor": 1.0, "learner": 1.0, "dreamer": 1.0, "replay": 0.5, "evaluator": 0.5}
-    total = config.num_actors + trainers + 0.5 * config.train.replay_shards + 0.5
-    part = min(1.0, found.get("CPU", 0.0) / total)
-    gpus = found.get("GPU", 0.0)
-    if config.device == "cuda" and gpus == 0:
-        raise UserError("--device cuda: no machine of this cluster has a GPU. Use --device cpu.")
-    device = "cuda" if gpus > 0 and config.device != "cpu" else "cpu"
-    cpus = {role: int(1000 * part * share) / 1000 for role, share in wanted.items()}
-    return {**cpus, "device": device, "gpu": int(1000 * min(1.0, gpus / trainers)) / 1000}
-
-
 def _reason(lost: Lost) -> str:
-    """Returns in a line why a call was not answered."""
+    """Returns, on one line, why a call was not answered."""
     if lost.died:
         return "its process died: killed, out of memory, or ended by its own code"
     lines = str(lost).strip().splitlines()

@@ -112,7 +112,7 @@ class ReplayHost:
     def add(
         self, table: str, rows: Packed, streams: Array | None = None, origin: Origin | None = None
     ) -> Receipt:
-        """As Replay.add, at once. A queue keeps its batch packed."""
+        """Adds as Replay.add does, at once. A queue keeps its batch packed."""
         desk, actor, queue = self._desk(table), origin.actor if origin else None, streams is None
         batch = cast(Batch, rows) if queue else rows.batch()
         with desk.lock:
@@ -142,7 +142,7 @@ class ReplayHost:
         count: int | None = None,
         reader: Reader | None = None,
     ) -> Drawn | Packed | None:
-        """As Replay.sample, waiting up to `wait_s` seconds for rows. Packed: a queue's batch.
+        """Samples as Replay.sample does, waiting `wait_s` seconds at most. Packed: a queue's batch.
 
         count: another number of windows than the consumer's batch.
         """
@@ -190,7 +190,7 @@ class ReplayHost:
             return self._server.newest(table, actor)
 
     def state(self) -> dict[str, Any]:
-        """As the server's, copied while others go on.
+        """Returns a state as the server's, copied while others go on.
 
         Samples still on their way do not count, as they will be lost.
         """
@@ -216,7 +216,7 @@ class ReplayHost:
 
 
 def _until(changed: threading.Condition, deadline: float, attempt: Callable[[], Any]) -> Any:
-    """Try, and again whenever something changed, until there is a result or the time is up."""
+    """Tries, and again whenever something changed, until there is a result or the time is up."""
     while True:
         result = attempt()
         remaining = deadline - time.monotonic()
@@ -291,12 +291,12 @@ class WorkerHost:
         return [turns.report()]
 
     def state(self, group: str) -> dict[str, Any]:
-        """All of a weight group that learning continues from."""
+        """Returns all of a weight group that learning continues from."""
         return self._agent.state(group)
 
 
 def pulled(agent: Agent, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The weight groups that workers of these names need and do not write themselves."""
+    """Returns the weight groups that workers of these names need and do not write themselves."""
     writes = {"learner": "policy", "dreamer-0": "world"}
     written = {writes[name] for name in names if name in writes}
     roles = {name.partition("-")[0] for name in names}

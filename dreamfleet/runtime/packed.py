@@ -39,15 +39,16 @@ class Packed(NamedTuple):
         return cls(columns, memory)
 
     def batch(self) -> Batch:
-        """The columns, as views."""
+        """Returns the columns, as views."""
         return {
             name: np.ndarray(shape, dtype, self.memory, begin)
             for name, dtype, shape, begin in self.columns
         }
 
     def owned(self) -> Batch:
-        """The columns in memory of their own: what Ray hands out is read-only, and a view of it
-        would keep it in the object store.
+        """Returns the columns in memory of their own.
+
+        What Ray hands out is read-only, and a view of it would keep it in the object store.
         """
         return self._replace(memory=self.memory.copy()).batch()
 
@@ -73,7 +74,7 @@ def _on_host(value: Any) -> Array:
 
 
 def _is_whole(memory: Array, arrays: dict[str, Array], bases: list[Any]) -> bool:
-    """Whether these arrays are views of this memory, and most of it."""
+    """Tells whether these arrays are views of this memory, and most of it."""
     if memory.dtype != np.uint8 or memory.ndim != 1 or any(base is not memory for base in bases):
         return False
     slack = ALIGNMENT * (len(arrays) + 1)

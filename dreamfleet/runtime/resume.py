@@ -104,21 +104,19 @@ def _other_shape(ours: Any, theirs: Any, where: str) -> str:
 
 
 def _check_session(session: Mapping[str, Any]) -> None:
-    kinds: dict[str, tuple[type, ...]] = {
-        "env_steps": (int,),
-        "wall_s": (int, float),
-        "updates": (Mapping,),
-        "starts": (Mapping,),
-        "resumes": (int,),
-        "envs": (Mapping,),
-    }
-    for name, kind in kinds.items():
-        if not isinstance(session.get(name), kind):
-            raise UserError(f"session.{name} is {session.get(name)!r:.60}.")
+    """UserError unless what a Session goes on from is there and can be counted on."""
+    for name in ("updates", "starts", "envs"):
+        if not isinstance(session.get(name), Mapping):
+            raise UserError(f"session.{name} is {_kind(session.get(name))}.")
+    counts = {name: session.get(name) for name in ("env_steps", "resumes")}
     for name in ("updates", "starts"):
-        for key, value in session[name].items():
-            if not isinstance(value, int) or value < 0:
-                raise UserError(f"session.{name}.{key} is {value!r:.60}.")
+        counts |= {f"{name}.{key}": value for key, value in session[name].items()}
+    for name, value in counts.items():
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise UserError(f"session.{name} is {_kind(value)}.")
+    wall_s = session.get("wall_s")
+    if not isinstance(wall_s, (int, float)) or not 0 <= wall_s < float("inf"):
+        raise UserError(f"session.wall_s is {_kind(wall_s)}.")
 
 
 def _unlike(ours: Any, theirs: Any, where: str) -> str:
@@ -126,7 +124,9 @@ def _unlike(ours: Any, theirs: Any, where: str) -> str:
     if isinstance(ours, Mapping):
         if not isinstance(theirs, Mapping):
             return f"{where} is missing"
-        found = (_unlike(ours[key], theirs.get(key), f"{where}.{key}") for key in ours)
+        places = {key: f"{where}.{key}" for key in ours}
+        needed = [key for key in ours if key in theirs or not _may_be_missing(places[key])]
+        found = (_unlike(ours[key], theirs.get(key), places[key]) for key in needed)
         return next(filter(None, found), "")
     if isinstance(ours, np.ndarray):
         same = isinstance(theirs, np.ndarray) and theirs.dtype == ours.dtype
@@ -138,6 +138,11 @@ def _unlike(ours: Any, theirs: Any, where: str) -> str:
     if not fits or (isinstance(ours, int) and theirs < 0):  # whole numbers are counts
         return f"{where} is {_kind(theirs)}"
     return ""
+
+
+def _may_be_missing(where: str) -> bool:
+    """Tells whether `Table.restore` does without this part, which older checkpoints lack."""
+    return where.endswith(".played") or ".counters." in where
 
 
 def _kind(value: Any) -> str:

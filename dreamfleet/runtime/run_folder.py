@@ -81,24 +81,27 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: RunConfig, runs: Path = RUNS, command: str = "") -> Self:
-        """A new folder at `config.run_dir` or, without one, a dated one under `runs`.
+        """Makes a new folder at `config.run_dir` or, without one, a dated one under `runs`.
 
         `command`: what the person called, for config.yaml.
         """
         path = Path(config.run_dir) if config.run_dir else _free_path(config, runs)
         check_new(path)
-        made = [it for it in (path, *path.parents) if not it.exists()]
+        made = [new for new in (path, *path.parents) if not new.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path, replace(config, run_dir=str(path)), command, made)
-            folder.record()
         except OSError as error:
             raise _unwritable(path, error) from None
+        with contextlib.ExitStack() as broken:
+            broken.push(folder)  # takes it away where its record cannot be written
+            folder.record()
+            broken.pop_all()
         return folder
 
     @classmethod
     def reopen(cls, path: Path, config: RunConfig, command: str = "") -> Self:
-        """The folder of an earlier run, to go on with `config`; nothing in it changes yet."""
+        """Opens the folder of an earlier run, to go on with `config`; nothing in it changes yet."""
         try:
             return cls(path, replace(config, run_dir=str(path)), command, ())
         except OSError as error:
@@ -175,7 +178,7 @@ def check_new(path: Path) -> None:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The config of the run in `path`, as its last start left it.
+    """Returns the config of the run in `path`, as its last start left it.
 
     No module in `path` is imported by this process from now on. The address of a cluster is left
     out: a run joins one only when a person says so again. Raises UserError when there is no
@@ -197,13 +200,13 @@ def read_config(path: Path) -> RunConfig:
 
 
 def last_address(path: Path) -> str | None:
-    """The cluster that the run in `path` was on when it was last started."""
+    """Returns the cluster that the run in `path` was on when it was last started."""
     address = _applied(*_parsed(path / CONFIG, _read(path / CONFIG))).get("address")
     return address if isinstance(address, str) else None
 
 
 def latest(runs: Path = RUNS) -> Path:
-    """The run under `runs` that was last written to, among those that have a checkpoint.
+    """Returns the run under `runs` that was last written to, among those that have a checkpoint.
 
     Raises UserError when there is none.
     """
@@ -232,7 +235,7 @@ def _read(file: Path) -> str:
 
 
 def _parsed(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """→ The settings that config.yaml was written with, and its history: an entry a start."""
+    """Returns the settings that config.yaml was written with, and its history: an entry a start."""
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -256,7 +259,7 @@ def _short(value: Any) -> str:
 
 
 def _applied(settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The settings after all changes, by dotted name."""
+    """Returns the settings after all changes, by dotted name."""
     values = flatten({key: value for key, value in settings.items() if key != HISTORY})
     for entry in history:
         values |= entry.get("changed") or {}
@@ -278,7 +281,7 @@ def _check_grown(file: Path, text: str, entry: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """What this program runs on: Python, platform, git commit, packages. Imports none of them."""
+    """Returns what this program runs on: Python, platform, git commit, packages; imports none."""
     packages: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
@@ -294,7 +297,7 @@ def versions() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of this checkout, `+` when files differ from it; None outside a checkout."""
+    """Returns the commit of this checkout, with `+` when files differ; None outside of one."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(
@@ -321,7 +324,7 @@ def _free_path(config: RunConfig, runs: Path) -> Path:
 
 
 def _lock(path: Path) -> int:
-    """An exclusive hold on `path` that ends with this process, however it ends."""
+    """Takes an exclusive hold on `path`, which ends with this process, however it ends."""
     descriptor = open_own(path / LOCK, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -349,7 +352,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _as_yaml(node: Any) -> Any:
-    """YAML has lists, not tuples."""
+    """Returns `node` with lists in the place of tuples, which YAML lacks."""
     if isinstance(node, dict):
         return {key: _as_yaml(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

@@ -72,9 +72,8 @@ class Session:
         self._starts: Counter[str] = Counter(earlier.get("starts", {}))
         self._envs: dict[str, Any] = dict(earlier.get("envs", {}))  # actor → state of its envs
         self._resumes = int(earlier.get("resumes", -1)) + 1
-        self._spent: dict[str, dict[str, float]] = defaultdict(  # role → whom, "" when busy → s
-            lambda: defaultdict(float)
-        )
+        # Role → the partner that it waited for, "" when busy → seconds.
+        self._spent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._waits: dict[str, float] = {}
         self._period_ends = self._began + PERIOD_S
         self._next_save = self._multiple_after(self.env_steps)
@@ -97,7 +96,7 @@ class Session:
         return self._earlier_s + time.monotonic() - self._began
 
     def progress(self, worker: str) -> Progress:
-        """Where a worker that is started now takes up its work."""
+        """Returns where a worker that is started now takes up its work."""
         starts = self._starts[worker] + self._resumes
         env = self._envs.get(worker, {})
         return Progress(self.env_steps, dict(self.updates), starts, env, self._best_score)
@@ -127,8 +126,8 @@ class Session:
             for group, version in report.versions.items():
                 self._lags[group].append(max(0, self._published[group] - version))
         if role != "evaluator":  # it is meant to wait
-            for whom, seconds in (("", report.busy_s), *report.waits_s.items()):
-                self._spent[role][whom] += seconds
+            for partner, seconds in (("", report.busy_s), *report.waits_s.items()):
+                self._spent[role][partner] += seconds
         # An evaluator is of use while it lives, an actor once the replay has taken rows from it.
         if report.chunks or (role == "evaluator" and not report.fault):
             self._fruitless[report.worker] = 0
@@ -145,7 +144,7 @@ class Session:
                 self.display.note(f"replay: table {table!r}, {rows}, {sized(stats[name])}")
 
     def record(self, event: Event) -> None:
-        """One line of metrics.jsonl, and soon of TensorBoard; lost where the disk is full."""
+        """Writes a line of metrics.jsonl, and soon of TensorBoard; lost where the disk is full."""
         stamped = {"kind": event["kind"], "env_steps": self.env_steps, **event}
         stamped["wall_s"] = round(self.elapsed_s, 3)
         try:
@@ -164,9 +163,9 @@ class Session:
                     self._faults[name.removeprefix("fault/")] = int(value)
 
     def broke(self, worker: str, fault: Fault, useful: bool = False) -> None:
-        """A worker broke. Returns when it is to be started again, else raises WorkerFailed.
+        """Counts a worker's fault. Raises WorkerFailed unless the worker is to be restarted.
 
-        useful: it was of use since its last start, as far as no report said so.
+        useful: whether it was of use since its last start though no report of it came.
         """
         if useful:
             self._fruitless[worker] = 0
@@ -193,7 +192,7 @@ class Session:
         return min(REST_S[0] * 2 ** (in_vain - 1), REST_S[1]) if in_vain > 0 else 0.0
 
     def refresh(self) -> None:
-        """Whatever the clock says is due: a line of "run" metrics, the display."""
+        """Does what the clock says is due: a line of "run" metrics, the display."""
         self.announce()
         if time.monotonic() >= self._period_ends:
             self._period_ends = time.monotonic() + PERIOD_S
@@ -209,19 +208,17 @@ class Session:
             self.display.note(f"{name}: saving, then leaving (once more to leave at once)")
 
     def _close_period(self) -> None:
-        """Sum up who waited for whom in the period that is over, and write it down."""
+        """Writes down which part of the period each role waited for another one."""
         self._waits = {
-            f"{role} → {whom}": seconds / total
+            f"{role} → {partner}": seconds / total
             for role, spent in self._spent.items()
             if (total := sum(spent.values()))
-            for whom, seconds in spent.items()
-            if whom
+            for partner, seconds in spent.items()
+            if partner
         }
         self._spent.clear()
         self.record({"kind": "run", **self._numbers()})
-        if (
-            self.learning
-        ):  # the first one takes a second of imports, which learning shall not wait for
+        if self.learning:  # the first time imports for a second, which learning shall not wait for
             self._mirror()
 
     def _mirror(self) -> None:
@@ -317,7 +314,7 @@ class Session:
             self._best_score = best.score
 
     def _best_so_far(self) -> float | None:
-        """The score of the best evaluation of the run that is resumed."""
+        """Returns the score of the best evaluation of the run that is resumed."""
         try:
             best = checkpoint.read_newest(
                 self.folder.best, agent=self.config.agent, env=self.config.env
@@ -397,7 +394,7 @@ class Session:
             self._keep(report.best)
 
     def broke_in_last_evaluation(self, fault: Fault) -> None:
-        """The run is done and saved, so this ends nothing."""
+        """Notes a fault of the last evaluation, which ends nothing: the run is done and saved."""
         self.record({"kind": "fault", "worker": "evaluator", "error": fault.error})
         self.display.note(f"the last evaluation broke: {fault.error}")
 
@@ -438,6 +435,6 @@ class Session:
 
 
 def _steps_in(replay: Mapping[str, Any]) -> int:
-    """The env steps that the replay's state holds."""
+    """Returns the env steps that the replay's state holds."""
     shards = [state for name, state in replay.items() if name.startswith("shard-")] or [replay]
     return sum(int(shard.get("real", {}).get("limiter", {}).get("steps", 0)) for shard in shards)

@@ -102,7 +102,7 @@ def start(planned: Plan, command: str) -> tuple[int, Path]:
             )
     with opened as folder:
         state = None
-        if resumed:
+        if resumed is not None:
             from dreamfleet.runtime.resume import restored
 
             state = restored(folder.checkpoints, config)
@@ -148,5 +148,5 @@ def check_same_run(
 
 
 def run_path(given: str) -> Path:
-    """A run's folder as a person names it."""
+    """Returns a run's folder, as a person names it."""
     return latest() if given == "latest" else Path(given)

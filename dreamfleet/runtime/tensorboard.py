@@ -46,7 +46,7 @@ class TensorBoard:
 
 
 def framed(record: Any) -> bytes:
-    """A record of the file: its length and its content, each with its checksum."""
+    """Returns a record of the file: its length and its content, each with its checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
     content = record.SerializeToString()
@@ -56,7 +56,7 @@ def framed(record: Any) -> bytes:
 
 
 def scalars(event: Event) -> dict[str, float]:
-    """The numbers of an event by `group/name`."""
+    """Returns the numbers of an event by `group/name`."""
     return {
         key if "/" in key else f"{event['kind']}/{key}": float(value)
         for key, value in event.items()

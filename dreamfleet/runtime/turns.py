@@ -77,7 +77,7 @@ class Turns:
         return " + ".join(dict.fromkeys(reason.partition(":")[0] for reason in reasons))
 
     def step(self) -> bool:
-        """One step of the worker. False: it waited, or broke."""
+        """Takes one step of the worker. False: it waited, or broke."""
         began = time.perf_counter()
         moved = self._try(lambda worker: worker.step())
         if self.broken:
@@ -106,7 +106,7 @@ class Turns:
         self._waits_s[self.waiting_for] += seconds
 
     def _try(self, call: Callable[[Worker], bool]) -> bool:
-        """What `call` of the worker returns. False: it broke, of which the session is told."""
+        """Returns what `call` of the worker returns. False: it broke, as the next report says."""
         try:
             if self._worker is None:
                 self._worker = self._build(self._progress)
@@ -132,7 +132,7 @@ class Turns:
         self._worker, self._fault, self._progress = None, None, progress
 
     def report(self) -> Report:
-        """What happened since the last report."""
+        """Returns what happened since the last report."""
         worker = self._worker
         report = Report(
             worker=self.name,

@@ -175,6 +175,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "env a number": set_field(env=3),
     "state a list": set_field(state=[]),
     "state empty": set_field(state={}),
+    "state an array": set_field(state={"$array": "a0"}),
     "$array a list": edit_state(lambda tree: tree["replay"].update(rows={"$array": ["a1"]})),
     "$array unknown": edit_state(lambda tree: tree["replay"].update(rows={"$array": "a9"})),
     "$array with more": edit_state(lambda tree: tree["replay"]["rows"].update(more=1)),

@@ -93,6 +93,14 @@ def test_a_run_that_learns_nothing_any_more_ends_with_one_line():
         assert learner.updates <= 200
 
 
+def test_a_resumed_run_counts_its_bad_updates_from_the_resume():
+    agent, n = FakeAgent(), 60
+    agent.learn_policy = lambda real, dreams: Feedback({"loss/policy": np.float32(np.nan)})
+    offers = {POLICY: [sample(i) for i in range(n)], DREAM: [{}] * n}
+    learner, *_ = make(offers, agent, updates=10_000)
+    assert all(learner.step() for _ in range(n))  # fewer than a run gives up at
+
+
 def dict_of(number):
     return {"x": number}
 

@@ -14,7 +14,7 @@ from dreamfleet.core.errors import EnvironmentFault, UserError, WorkerFailed
 from dreamfleet.core.types import Origin
 from dreamfleet.learner.weight_store import LocalWeights
 from dreamfleet.runtime.cluster import RayCluster, start, wanted_mode
-from dreamfleet.runtime.fleet import shares, start_replay
+from dreamfleet.runtime.processes import shares, start_replay
 from dreamfleet.runtime.proxies import ASK_EVERY_S, ReplayProxy, WeightsProxy
 from tests.fakes import FakeAgent
 from tests.runtime.runs import FAKE, config, state_in, streams, train

@@ -72,7 +72,7 @@ def test_another_thread_than_the_main_one_leaves_signals_alone():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_alldescendants_are_killed():
+def test_all_descendants_are_killed():
     nested = "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
     script = (
         "import subprocess, sys, time\n"

@@ -122,8 +122,15 @@ LACKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         lambda state: state.update(replay={f"shard-{i}": state["replay"] for i in range(2)}),
         "has 2 shards, here are 1",
     ),
+    "a shard": (
+        lambda state: state.update(replay={"shard-1": state["replay"]}),
+        r"replay\.real is missing",
+    ),
     "session": (drop("session"), "session is missing"),
     "steps": (put("session", "env_steps", value="7"), "session.env_steps is '7'"),
+    "negative steps": (put("session", "env_steps", value=-7), "session.env_steps is -7"),
+    "resumes": (put("session", "resumes", value=True), "session.resumes is True"),
+    "a time": (put("session", "wall_s", value=float("nan")), "session.wall_s is nan"),
     "updates": (put("session", "updates", value={"learner": -1}), "session.updates.learner is -1"),
     "starts": (put("session", "starts", value=None), "session.starts is None"),
     "envs": (put("session", "envs", value=[1]), "session.envs is"),
@@ -143,6 +150,15 @@ def test_a_newer_one_that_lacks_something_is_passed_over(config, caplog, change,
         path.unlink()
     with pytest.raises(UserError, match=said):
         restored(folder, config)
+
+
+def test_a_checkpoint_from_before_returns_were_kept_and_steps_left_out_serves(config):
+    folder = Path(config.run_dir) / "checkpoints"
+    state = save_start(folder.parent, 100)
+    del state["replay"]["real"]["played"]
+    del state["replay"]["real"]["counters"]["left_out"]
+    checkpoint.save(folder, 200, state, agent=config.agent, env=config.env)
+    assert restored(folder, config)["replay"]["real"].keys() == state["replay"]["real"].keys()
 
 
 def test_a_run_that_is_done_is_said_to_be(config):

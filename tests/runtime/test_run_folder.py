@@ -281,6 +281,18 @@ def test_a_mistake_before_the_first_checkpoint_leaves_nothing(tmp_path, there):
     assert list(tmp_path.rglob("*")) == ([*reversed(path.parents[:2]), path] if there else [])
 
 
+def test_a_disk_that_is_full_from_the_beginning_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dreamfleet.runtime.run_folder._replace", refuse)
+    config = replace(CONFIG, run_dir=str(tmp_path / "runs" / "one"))
+    for _ in range(2):  # nor is anything held
+        with pytest.raises(UserError, match=r"cannot write the run folder .*No space left"):
+            RunFolder.create(config)
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_not_the_runs_own_is_left(tmp_path):
     path = tmp_path / "run"
     with (

@@ -312,7 +312,7 @@ def test_a_full_disk_is_said_once_a_minute_and_ends_nothing(opened, said, monkey
         with monkeypatch.context() as patch:
             full(patch)
             patch.setattr(session._metrics, "write", checkpoint.save)
-            for step in range(1, 131):  # two seconds each
+            for step in range(1, 131):  # a second each
                 session.take(report("actor-0"), {"env_steps": step})
                 assert session.save_due
                 assert session.save({}, {}) is None

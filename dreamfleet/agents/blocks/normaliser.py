@@ -51,7 +51,8 @@ class RewardScale(nn.Module):
         """Take in a batch of rewards."""
         self.updates += 1
         rate, size = self.rate.double(), reward.flatten().double().abs()
-        self._taken = int(self.updates) if self._taken is None else self._taken + 1
+        if not torch.compiler.is_compiling():  # its value would be a constant of what is compiled
+            self._taken = int(self.updates) if self._taken is None else self._taken + 1
         if self.sorts:
             follow_typical(self.typical_reward, size, rate)
         inside = size <= self._limit

@@ -187,8 +187,8 @@ class Dreamwalker(WeightGroups):
         past = None
         if self.config.context:
             before = world.normaliser(rows["obs"][:, :-1])
-            told = world.tokens(before, rows["action"][:, :-1], reward[:, :-1], first[:, :-1])
-            _, past = world.transformer(told)
+            tokens = world.tokens(before, rows["action"][:, :-1], reward[:, :-1], first[:, :-1])
+            _, past = world.transformer(tokens)
         reward, first = reward[:, -1], first[:, -1]
         lived, actions, rewards, ends, agreed = [obs], [], [reward], [], []
         for _ in range(horizon):
@@ -227,9 +227,9 @@ class Dreamwalker(WeightGroups):
         lived = to_tensors(real.data, self.device)
         chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
         if dreams is not None:
-            told = to_tensors(dreams, self.device)
-            imagined = pick(told, COLUMNS, config.dreamed, 0, 1, self.policy_noise)
-            age = self.slow_world.normaliser.updates - told["version"].mean()
+            batch = to_tensors(dreams, self.device)
+            imagined = pick(batch, COLUMNS, config.dreamed, 0, 1, self.policy_noise)
+            age = self.slow_world.normaliser.updates - batch["version"].mean()
             metrics["dream/age"] = age.clamp(min=0)  # in updates of the model, those heard of
         shape = (
             2,
@@ -281,8 +281,8 @@ class Dreamwalker(WeightGroups):
         reward = config.reward_scale * rows["reward"][:, 1]
         discount = config.gamma * ~rows["terminal"][:, 1]
         quantiles, target = self.compare(taken, after, reward, discount, noise)
-        loss, said = critic_loss(quantiles, target, weight, counts), quantiles.detach()
-        surprise = target.mean(-1) - said.mean((0, 2))
+        loss, value = critic_loss(quantiles, target, weight, counts), quantiles.detach()
+        surprise = target.mean(-1) - value.mean((0, 2))
         error = surprise.abs()
         if imagined is not None:  # how much more dreams promise than real rows do
             real, dreamt = surprise.split([len(chance), len(counting)])
@@ -290,7 +290,7 @@ class Dreamwalker(WeightGroups):
             metrics["dream/optimism"] = optimism / config.reward_scale
         metrics |= {
             "loss/critic": loss.detach(),
-            "value/mean": said.mean() / config.reward_scale,
+            "value/mean": value.mean() / config.reward_scale,
             "value/td_error": error.mean() / config.reward_scale,
         }
         return loss, error, before, counts, metrics

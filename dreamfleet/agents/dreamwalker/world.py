@@ -91,9 +91,9 @@ class World(nn.Module):
         sound = self.normaliser.sound(rows["obs"])
         steps = inside(rows["first"], rows["last"], self.context) * sound[:, :-1] * sound[:, 1:]
         mask = steps * ~held_out  # (B, L-1)
-        said = self.heads(read.unflatten(0, (self.members, -1)).flatten(1, 2))
+        predicted = self.heads(read.unflatten(0, (self.members, -1)).flatten(1, 2))
         change = x.diff(dim=1)  # (B, L-1, O)
-        square = (said.view_as(change) - change / self.change_rms).square()
+        square = (predicted.view_as(change) - change / self.change_rms).square()
         reward, end = self.outcomes(read, change)
         plausible = self.normaliser.plausible(rows["reward"][:, 1:])
         reward_error = (reward - plausible / self.normaliser.reward_rms).square()
@@ -136,8 +136,8 @@ class World(nn.Module):
             errors.append((x - real[:, at]).square().mean(-1))
             if step + 1 < len(self.error):
                 first = torch.zeros_like(rows["first"][:, :1])
-                told = (x[:, None], code[:, at : at + 1], imagined.reward[:, None], first)
-                read, past = asked.transformer(asked.tokens(*told), past)
+                row = (x[:, None], code[:, at : at + 1], imagined.reward[:, None], first)
+                read, past = asked.transformer(asked.tokens(*row), past)
         take_in(self.seen, alive, (self.error, torch.stack(errors, 1)))
         shown = sorted({0, len(self.error) // 2, len(self.error) - 1})
         metrics = {f"model/error_{h + 1}": self.error[h].sqrt() for h in shown}
@@ -176,14 +176,14 @@ class World(nn.Module):
     def tokens(self, x: Tensor, code: Tensor, reward: Tensor, first: Tensor) -> Tensor:
         """Normalised observations (B, T, O) and the rest of their rows → (B, T, E)."""
         reward = self.normaliser.plausible(reward) / self.normaliser.reward_rms
-        told = torch.stack([reward, first.float()], -1)
-        embedded: Tensor = self.embed(torch.cat([x, code, told], -1))
+        rest = torch.stack([reward, first.float()], -1)
+        embedded: Tensor = self.embed(torch.cat([x, code, rest], -1))
         return embedded
 
     def outcomes(self, read: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards in units of the typical one, and logits of the end: (…, E), (…, O) → (…)."""
-        told = torch.cat([read, change / self.change_rms], -1)
-        reward, end = self.outcome(told).unbind(-1)
+        step = torch.cat([read, change / self.change_rms], -1)
+        reward, end = self.outcome(step).unbind(-1)
         return reward, end
 
 

@@ -7,9 +7,9 @@ Values (`learn_policy`) are those of a history h_t = (o_{t-3} … o_t), from one
     streams    Q = V + A - mean A                          noisy layers; mean, atoms or quantiles
     target     r_1 + … + γ^{m-1} r_m + γ^m Q'(h_m, argmax Q(h_m))       m ≤ n: early at an end
 
-Real windows come by priority. The table keeps |δ|^α as of the day of each row's last update, so the
-α of today acts on what is drawn, and the importance weights carry today's β. Acting mixes noise
-drawn for every row with an ε that decays; greedy has neither.
+Real windows are drawn by priority. A row's priority is |δ|^α with the α in force when it was last
+updated; importance weights use the current β. Acting mixes noise drawn for every row with an ε that
+decays; greedy has neither.
 
 World model (`learn_world`), from windows of real rows:
 
@@ -233,7 +233,8 @@ class GatedRainbow(WeightGroups):
         terminal = torch.stack(ends, 1)  # (B, H)
         going_on = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
         real = agreement.cumprod(1) * believed[:horizon] * going_on  # is the step to row h + 1?
-        # A row is the last where the step from it is not; what is terminal is believed to be.
+        # A dream ends (`last`) at the first row whose next step is not trusted. A predicted
+        # termination counts only on trusted steps.
         last = F.pad(real == 0, (CONTEXT, 1), value=True)
         last[:, :CONTEXT] = False
         return {
@@ -290,7 +291,8 @@ class GatedRainbow(WeightGroups):
             counts = torch.cat([counts, imagined[1]])
             rows = {key: torch.cat([rows[key], imagined[0][key]]) for key in rows}
             dream_weight = imagined[1] * weight.mean()
-            metrics["dream/share"] = dream_weight.sum() / (dream_weight.sum() + weight.sum())
+            both = dream_weight.sum() + weight.sum()
+            metrics["dream/share"] = dream_weight.sum() / both.clamp(min=1e-6)
             weight = torch.cat([weight, dream_weight])
         if config.curiosity:
             rows["reward"] = rows["reward"] + config.curiosity * self.surprise(rows)
@@ -319,8 +321,8 @@ class GatedRainbow(WeightGroups):
 
     def pick(self, dreams: Batch) -> tuple[Batch, Tensor]:
         """Windows (D, C + n + 1, …) at believed rows of dreams, and how much each counts (D,)."""
-        told, config = to_tensors(dreams, self.device), self.config
-        return pick(told, COLUMNS, config.dreamed, CONTEXT, config.n, self.policy_noise)
+        batch, config = to_tensors(dreams, self.device), self.config
+        return pick(batch, COLUMNS, config.dreamed, CONTEXT, config.n, self.policy_noise)
 
     def losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Windows (B, C + n + 1, …) → loss, |δ| and value (B,), gate openness (B, F).
@@ -362,7 +364,7 @@ class GatedRainbow(WeightGroups):
 
     @torch.no_grad()
     def match_unit(self, trace: Tensor, reward: Tensor) -> None:
-        """Grow the unit of values with the largest return seen, leaving what is said of returns."""
+        """Grows the unit of values with the largest return seen, and leaves predicted returns."""
         before, normaliser = self.online.unit, self.online.normaliser
         largest = normaliser.largest_return(trace, reward, self.config.gamma)
         unit = torch.maximum(before, (largest / RANGE).clamp(min=1e-3))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from dreamfleet.agents.blocks.normaliser import Normaliser, ReturnRange
 from dreamfleet.core.types import Space
@@ -188,3 +189,18 @@ def test_the_variance_of_a_flag_is_its_own_however_seldom_it_is_set(share):
         normaliser.update(torch.tensor(obs), torch.zeros(400))
     found = float(normaliser.obs_var)
     assert found == pytest.approx(share * (1 - share), rel=0.1)
+
+
+def test_an_update_is_compiled_once():
+    """And is the same as one that is not compiled, while every update sorts."""
+    one, other = (Normaliser(Space((3,), "float32")) for _ in range(2))
+    graphs = CompileCounter()
+    fast = torch.compile(other.update, backend=graphs, fullgraph=True, dynamic=False)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(12):
+        obs, reward = torch.randn(8, 4, 3, generator=rng), torch.randn(8, 4, generator=rng)
+        one.update(obs, reward)
+        fast(obs, reward)
+    assert graphs.frame_count == 1
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, msg=name)
