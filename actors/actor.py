@@ -66,7 +66,7 @@ class Actor:
 
         rows = self._env.reset() if self._rows is None else self._rows
         action, self._state, extras = self._agent.act(rows, self._state, explore=True)
-        check_choice(action, extras)
+        check_choice(action, extras, self._env.spec.action)
         self._chunk.append({**rows, "action": action, **extras})
         self._rows = self._env.step(action)
         self._report(self._rows)

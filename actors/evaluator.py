@@ -139,7 +139,7 @@ def _play_each(
         if stop():
             raise Stopped
         action, state, _ = agent.act(rows, state, explore=False)
-        check_choice(action, {})
+        check_choice(action, {}, env.spec.action)
         rows = env.step(action)
         for episode in running.add(rows, env.info):
             ended.setdefault(episode.environment, episode)

@@ -4,61 +4,72 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from dreamfleet.core.config import Flags, RunConfig, apply
 from dreamfleet.core.errors import UserError, WorkerFailed, nearest
-from dreamfleet.core.types import Agent, Array, Event, State
+from dreamfleet.core.types import Agent, Array, EnvSpec, Event, State
 from dreamfleet.envs.codec import Codec
 from dreamfleet.runtime import start
-from dreamfleet.runtime.run_folder import read_config
+from dreamfleet.runtime.run_folder import METRICS, read_config
+
+KINDS: Final = ("episode", "eval", "learn", "world", "run", "fault", "milestone", "resume")
 
 
-def load(run: str | Path, checkpoint: str = "latest", device: str = "auto") -> Policy:
+def load(
+    run: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] = "latest",
+    device: str = "auto",
+) -> Policy:
     """Returns the policy that a run learned.
 
     run: its folder, or `latest`. checkpoint: `latest`, `best` by evaluation score, or the path of
     one. device: auto, cpu or cuda. Raises UserError where there is no such run or checkpoint.
     """
-    return Run(start.run_path(str(run))).policy(checkpoint, device)
+    return Run(start.run_path(os.fspath(run))).policy(checkpoint, device)
 
 
 def train(
-    agent: str = "dreamer-lite",
-    env: str = "CartPole-v1",
+    agent: str | None = None,
+    env: str | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
-    resume: str | Path | None = None,
+    resume: str | os.PathLike[str] | None = None,
     **flags: Any,
 ) -> Run:
     """Trains an agent until its steps are done → its run.
 
-    agent, env: as `--agent` and `--env`. settings: as `--set`, by dotted name:
-    `{"agent.horizon": 10}`. resume: a run's folder, or `latest`; agent and env are then that
-    run's. flags: every other flag of the command line: `steps=5_000`, `seed=1`, `local=True`.
-    Raises UserError for a mistake, WorkerFailed when a part breaks for good, and
-    KeyboardInterrupt after a checkpoint is saved when somebody interrupts.
+    agent, env: as `--agent` and `--env`, which say what is trained without them. settings: as
+    `--set`, by dotted name: `{"agent.horizon": 10}`. resume: a run, its folder, or `latest`; agent
+    and env are then that run's. flags: every other flag of the command line: `steps=5_000`,
+    `seed=1`, `local=True`. Raises UserError for a mistake, WorkerFailed when a part breaks for
+    good, and KeyboardInterrupt after a checkpoint is saved when somebody interrupts.
     """
-    given = {"agent": agent, "env": env, **flags} if resume is None else flags
+    named = {"agent": agent, "env": env}
+    given = {name: value for name, value in named.items() if value is not None} | flags
     known = [flag.name for flag in fields(Flags)]
     for name in given:
         if name not in known:
             raise UserError(f"train takes no {name!r}.{nearest(name, known)}")
+    if not isinstance(settings, Mapping | None):
+        raise UserError(
+            f'settings must be a mapping, as {{"agent.horizon": 10}}; found {settings!r}.'
+        )
+    given = {name: plain(f"--{name}", value) for name, value in given.items()}
+    chosen = {str(name): plain(str(name), value) for name, value in (settings or {}).items()}
+    resumed = None if resume is None else os.fspath(resume)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the command line does
-    planned = start.plan(
-        lambda base: apply(base, given, "--"),
-        settings or {},
-        None if resume is None else str(resume),
-    )
+    planned = start.plan(lambda base: apply(base, given, "--"), chosen, resumed)
     words = [f"{name}={value!r}" for name, value in given.items()]
-    words += [f"settings={dict(settings)!r}"] if settings else []
-    words += [f"resume={str(resume)!r}"] if resume is not None else []
+    words += [f"settings={chosen!r}"] if chosen else []
+    words += [f"resume={resumed!r}"] if resumed is not None else []
     code, path = start.start(planned, f"dreamfleet.train({', '.join(words)})")
     if code == 128 + signal.SIGINT:
         raise KeyboardInterrupt(f"stopped. Go on: dreamfleet.train(resume={str(path)!r})")
@@ -67,11 +78,35 @@ def train(
     return Run(path)
 
 
+def plain(name: str, value: Any) -> Any:
+    """Returns a setting as config.yaml can hold it. UserError for what it cannot hold."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(name, value.tolist())
+    if isinstance(value, Mapping):
+        return {key: plain(f"{name}.{key}", inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(name, inner) for inner in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(
+        f"{name} must be made of numbers, texts, lists and mappings; found "
+        f"{reprlib.repr(value)} ({type(value).__name__})."
+    )
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's folder: what was asked for, what happened, how good it is."""
 
     path: Path
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        object.__setattr__(self, "path", Path(path))
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def config(self) -> RunConfig:
@@ -81,17 +116,21 @@ class Run:
     def metrics(self, kind: str | None = None) -> list[Event]:
         """Returns the events of `metrics.jsonl`, oldest first; of one kind if it is named.
 
-        Kinds are `episode`, `eval`, `learn`, `world`, `run`, `fault`, `milestone` and `resume`.
+        Kinds are those of `KINDS`. Raises UserError for another one, and where there is no run.
         """
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        events = [json.loads(line) for line in lines]
+        if kind not in (None, *KINDS):
+            raise UserError(f"no events of kind {kind!r}.{nearest(str(kind), KINDS)}")
+        read_config(self.path)  # says so where there is no run
+        text = (self.path / METRICS).read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # a run that goes on may be writing the last line
+        events = [json.loads(line) for line in whole.splitlines()]
         return [event for event in events if kind in (None, event["kind"])]
 
     def evaluate(
         self,
         episodes: int = 100,
         seed: int = 0,
-        checkpoint: str = "latest",
+        checkpoint: str | os.PathLike[str] = "latest",
         device: str = "auto",
         video: str | Path | None = None,
     ) -> dict[str, Any]:
@@ -102,17 +141,24 @@ class Run:
         from dreamfleet.runtime.evaluate import evaluate
 
         return evaluate(
-            self.path, episodes, seed, device, Path(video) if video else None, checkpoint
+            self.path,
+            episodes,
+            seed,
+            device,
+            Path(video) if video else None,
+            os.fspath(checkpoint),
         )
 
-    def policy(self, checkpoint: str = "latest", device: str = "auto") -> Policy:
+    def policy(self, checkpoint: str | os.PathLike[str] = "latest", device: str = "auto") -> Policy:
         """Returns the policy of a checkpoint: `latest`, `best` or the path of one."""
         from dreamfleet.runtime.evaluate import player
 
-        played = player(self.path, checkpoint, device)
+        played = player(self.path, os.fspath(checkpoint), device)
         config = played.blueprint.config
         codec = Codec(config.env, config.evaluated_options)
-        return Policy(played.agent, codec, played.env_steps, played.checkpoint)
+        return Policy(
+            played.agent, played.blueprint.spec, codec, played.env_steps, played.checkpoint
+        )
 
 
 @dataclass(frozen=True)
@@ -121,6 +167,7 @@ class PolicyState:
 
     n: int
     memory: State = field(repr=False)
+    kind: tuple[type, EnvSpec] = field(repr=False)  # of the agent: its class, what it sees and does
 
 
 class Policy:
@@ -129,8 +176,10 @@ class Policy:
     env_steps: how long it had learned. checkpoint: where it is kept.
     """
 
-    def __init__(self, agent: Agent, codec: Codec, env_steps: int, checkpoint: Path) -> None:
-        self._agent, self._codec = agent, codec
+    def __init__(
+        self, agent: Agent, spec: EnvSpec, codec: Codec, env_steps: int, checkpoint: Path
+    ) -> None:
+        self._agent, self._codec, self._kind = agent, codec, (type(agent), spec)
         self.env_steps, self.checkpoint = env_steps, checkpoint
 
     def act(
@@ -140,27 +189,31 @@ class Policy:
 
         obs: as the environment returns it. state: what the last call returned, None when all
         episodes start here. first: (N,) bool, which episodes of a batch start here although `state`
-        is given. Actions are in the environment's own units. Raises ValueError for observations of
-        another shape, or of another number of environments than `state` is of.
+        is given. Actions are in the environment's own units. Raises ValueError for observations
+        that the environment cannot make, and for a state or flags of other environments.
         """
         rows, batched = self._codec.encode(obs)
         n = len(rows)
         if state is None:
-            state, first = PolicyState(n, self._agent.initial(n)), np.ones(n, bool)
+            state = PolicyState(n, self._agent.initial(n), self._kind)
+            first = np.ones(n, bool)
+        elif not isinstance(state, PolicyState) or state.kind != self._kind:
+            raise ValueError("the state is not one that this policy returned")
         elif state.n != n:
             raise ValueError(
                 f"the state is of {state.n} environments, but there are {n} observations"
             )
-        elif first is None:
-            first = np.zeros(n, bool)
+        first = np.zeros(n, bool) if first is None else np.atleast_1d(np.asarray(first, bool))
+        if first.shape != (n,):
+            raise ValueError(f"first must be ({n},) flags; found an array of {first.shape}")
         nothing = np.zeros(n, bool)
         row = {
             "obs": rows,
             "reward": np.zeros(n, np.float32),
-            "first": np.asarray(first, bool).reshape(n),
+            "first": first,
             "last": nothing,
             "terminal": nothing,
         }
         action, memory, _ = self._agent.act(row, state.memory, explore=False)
         decoded = self._codec.decode(action)
-        return (decoded if batched else decoded[0]), PolicyState(n, memory)
+        return (decoded if batched else decoded[0]), PolicyState(n, memory, self._kind)

@@ -109,18 +109,10 @@ def evaluate(args: Sequence[str]) -> int:
         return dict(locals())
 
     given = parse(command, args, "eval")
-    if given["episodes"] < 1:
-        raise UserError(f"--episodes must be at least 1; found {given['episodes']}.")
-    if given["max_steps"] is not None and given["max_steps"] < 1:
-        raise UserError(f"--max-steps must be at least 1; found {given['max_steps']}.")
-    if given["seed"] < 0:
-        raise UserError(f"--seed must be at least 0; found {given['seed']}.")
-    Flags(device=given["device"])
 
-    from dreamfleet.runtime import preflight, start
+    from dreamfleet.runtime import start
     from dreamfleet.runtime.evaluate import evaluate as play
 
-    preflight.check_device(given["device"])
     run = start.run_path(given["run"])
     asked = {key: value for key, value in given.items() if key not in ("run", "json")}
     with stdout_to_stderr():  # environments print as they like

@@ -18,7 +18,6 @@ from dreamfleet import agents
 from dreamfleet.core import checkpoint
 from dreamfleet.core.types import (
     ENV_COLUMNS,
-    Array,
     Batch,
     EnvSpec,
     Feedback,
@@ -29,11 +28,11 @@ from dreamfleet.core.types import (
     TableSpec,
 )
 from dreamfleet.replay_server.server import ReplayServer
+from dreamfleet.runtime.trial import STREAMS, Synthetic, groups, live
 
 OBSERVATIONS = {"vector": Space((4,), "float32"), "image": Space((64, 64, 3), "uint8")}
 ACTIONS = {"discrete": Space((), "int64", n=3), "continuous": Space((2,), "float32")}
 AGENTS = pytest.StashKey[Iterable[str]]()  # names of the agents to test; none: all registered ones
-STREAMS = 8
 
 
 @dataclass(frozen=True)
@@ -64,51 +63,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("case", cases)
 
 
-class Synthetic:
-    """Numbers that go round: obs are cosines of a phase that the action moves, so is the reward.
-
-    An episode ends after each step with a probability of `ends`, half of the times truncated
-    unless every end is to be `terminal`.
-    """
-
-    def __init__(self, spec: EnvSpec, n: int, ends: float = 0.2, terminal: bool = False) -> None:
-        self.spec, self.n, self.ends = spec, n, ends
-        self.terminal_share = 1.0 if terminal else 0.5
-        self.rng = np.random.default_rng(0)
-        self.phase = np.zeros(n)
-        self.last = np.ones(n, bool)
-
-    def rows(self) -> Batch:
-        first = self.last
-        self.phase = np.where(first, self.rng.uniform(-np.pi, np.pi, self.n), self.phase)
-        self.last = ~first & (self.rng.random(self.n) < self.ends)
-        space = self.spec.obs
-        places = np.arange(int(np.prod(space.shape))).reshape(space.shape)
-        obs = np.cos(self.phase.reshape(-1, *[1] * len(space.shape)) + places)  # (N, *O)
-        obs = 127 * (1 + obs) if space.dtype == "uint8" else obs
-        return {
-            "obs": obs.astype(space.dtype),
-            "reward": np.where(first, 0, np.cos(self.phase)).astype(np.float32),
-            "first": first,
-            "last": self.last,
-            "terminal": self.last & (self.rng.random(self.n) < self.terminal_share),
-        }
-
-    def act(self, action: Array) -> None:
-        self.phase = self.phase + 0.3 + 0.1 * action.reshape(self.n, -1).sum(1)
-
-
-def live(agent: Any, env: Synthetic, steps: int) -> Batch:
-    """What an actor would send: rows (N, steps, …)."""
-    chunk, state = [], agent.initial(env.n)
-    for _ in range(steps):
-        rows = env.rows()
-        action, state, extras = agent.act(rows, state, explore=True)
-        chunk.append({**rows, "action": action, **extras})
-        env.act(action)
-    return {key: np.stack([row[key] for row in chunk], axis=1) for key in chunk[0]}
-
-
 class Experience:
     """Batches for an agent's consumers, out of a replay that makes nobody wait."""
 
@@ -137,10 +91,6 @@ class Experience:
 
 def imagine(agent: Any, starts: Sample | None) -> Batch | None:
     return None if starts is None else agent.dream(starts)
-
-
-def groups(agent: Any) -> tuple[str, ...]:
-    return ("world", "policy") if "world" in agent.tables["real"].consumers else ("policy",)
 
 
 def learn(agent: Any, experience: Experience, steps: int) -> Iterator[Any]:

@@ -122,6 +122,13 @@ def test_a_run_goes_on_where_it_stopped(cartpole):
         ({"settings": {"train.chunks": 3}}, "Nearest: train.chunk"),
         ({"settings": {"agent.horizn": 3}}, "Nearest: agent.horizon"),
         ({"settings": {"steps": 3}}, "for this there is --steps"),
+        ({"settings": ["train.chunk=3"]}, "settings must be a mapping"),
+        ({"settings": {3: 4}}, "found '3'"),
+        ({"settings": {"env.gravity": object()}}, "env.gravity must be made of numbers"),
+        ({"env": gymnasium.make("CartPole-v1")}, "--env must be made of numbers, texts"),
+        ({"agent": "my_agent.py:MyAgent"}, "leave out .py"),
+        ({"agent": "./my_agent:MyAgent"}, "is no name of a module"),
+        ({"agent": ":MyAgent"}, "is no name of a module"),
     ],
 )
 def test_a_mistake_is_a_user_error_and_leaves_nothing(tmp_path, monkeypatch, given, said):
@@ -129,6 +136,62 @@ def test_a_mistake_is_a_user_error_and_leaves_nothing(tmp_path, monkeypatch, giv
     with pytest.raises(UserError, match=said):
         dreamfleet.train(local=True, **given)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"agent": "gated-rainbow"}, "--agent gated-rainbow contradicts the run to resume"),
+        ({"env": "Pendulum-v1"}, "--env Pendulum-v1 contradicts the run to resume"),
+    ],
+)
+def test_a_resumed_run_is_not_another_one(cartpole, given, said):
+    with pytest.raises(UserError, match=said):
+        dreamfleet.train(resume=cartpole, steps=1000, **given)
+
+
+def test_paths_and_numbers_of_numpy_are_taken_as_what_they_are(tmp_path):
+    run = dreamfleet.train(
+        env="LunarLander-v3",
+        run_dir=tmp_path / "run",
+        steps=np.int64(10),
+        local=True,
+        num_actors=1,
+        settings={"env.gravity": np.float32(-5), "train.eval_every": np.int64(0)},
+    )
+    assert run.config.steps == 10
+    assert run.config.env_options == {"gravity": -5.0}
+    assert dreamfleet.load(run).env_steps == 10
+    assert dreamfleet.Run(str(tmp_path / "run")) == run
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"episodes": 0}, "--episodes must be at least 1; found 0"),
+        ({"episodes": 1.5}, "--episodes must be a whole number; found 1.5"),
+        ({"seed": -1}, "--seed must be from 0 to 2147483647; found -1"),
+        ({"seed": 2**40}, "--seed must be from 0"),
+        ({"device": "tpu"}, "--device must be auto, cpu or cuda; found 'tpu'"),
+        ({"checkpoint": "bestt"}, "no checkpoint at bestt"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_a_user_error(cartpole, given, said):
+    with pytest.raises(UserError, match=said):
+        cartpole.evaluate(**{"episodes": 1, **given})
+
+
+def test_events_that_cannot_be_read_are_named_or_still_to_come(cartpole, tmp_path):
+    with pytest.raises(UserError, match="no events of kind 'episodes'"):
+        cartpole.metrics("episodes")
+    with pytest.raises(UserError, match="no run at nowhere"):
+        dreamfleet.Run("nowhere").metrics()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((cartpole.path / name).read_bytes())
+    whole = dreamfleet.Run(tmp_path).metrics()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "epis')  # as of a run that goes on
+    assert dreamfleet.Run(tmp_path).metrics() == whole
 
 
 @pytest.mark.parametrize("missing", ["nowhere", Path("nowhere")])

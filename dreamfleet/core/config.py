@@ -16,6 +16,8 @@ from dreamfleet.core.errors import UserError, nearest
 
 T = TypeVar("T")
 
+LARGEST_SEED: Final = 2**31 - 1  # environments take seeds that fit a signed 32-bit number
+
 
 def within(default: T, low: float, high: float = float("inf")) -> T:
     """A dataclass field whose value must lie in [low, high]; `check_ranges` enforces it."""
@@ -59,7 +61,7 @@ class Flags:
     envs_per_actor: int = within(1, 1, 1024)  # environments each actor steps together
     num_dreamers: int = within(1, 0, 64)  # processes that dream; 0: the learner's own does
     steps: int = within(10_000, 1)  # env steps to train for, counted over all actors
-    seed: int = within(0, 0, 2**31 - 1)  # every generator of the run derives from it
+    seed: int = within(0, 0, LARGEST_SEED)  # every generator of the run derives from it
     device: str = "auto"  # where networks live: auto, cpu or cuda
     run_dir: str | None = None  # an empty or new folder; none: runs/<time>_<agent>_<env>_s<seed>
     address: str | None = None  # HOST:PORT of a running Ray cluster, or auto; none: start one here

@@ -19,6 +19,11 @@ def import_module(module: str, kind: str) -> ModuleType:
     kind: what the module holds, for messages: `env` or `agent`. Raises UserError when the module
     is not there, needs a package that is not installed, or fails while it is imported.
     """
+    if any(not part or "/" in part for part in module.split(".")):
+        raise UserError(
+            f'{kind} module "{module}" is no name of a module. Give it as `import` would take it: '
+            "pkg.module"
+        )
     if str(Path.cwd()) not in sys.path:  # `python launch.py` has no current folder on the path
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -27,8 +32,9 @@ def import_module(module: str, kind: str) -> ModuleType:
     except ModuleNotFoundError as missing:
         if missing.name and f"{module}.".startswith(f"{missing.name}."):
             where = f"neither in {Path.cwd()} nor among the installed packages"
+            hint = ". A module has no ending: leave out .py" if module.endswith(".py") else ""
             raise UserError(
-                f'{kind} module "{module}" not found: "{missing.name}" is {where}'
+                f'{kind} module "{module}" not found: "{missing.name}" is {where}{hint}'
             ) from missing
         raise UserError(f'{kind} module "{module}" needs {pip_line(missing)}') from missing
     except BaseException as error:

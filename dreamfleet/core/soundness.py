@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from dreamfleet.core.errors import Diverged
-from dreamfleet.core.types import Array, Batch, Weights
+from dreamfleet.core.types import Array, Batch, Space, Weights
 
 CHECK_EVERY: Final = 50  # updates between two looks at their metrics, each of which may wait
 HOPELESS: Final = 100  # updates in a row without a finite loss and gradient
@@ -59,8 +59,10 @@ def check_weights(group: str, weights: Weights) -> Weights:
     return weights
 
 
-def check_choice(action: Array, extras: Batch) -> None:
-    """Raise Diverged when what an agent chose is not finite; no environment is to blame."""
+def check_choice(action: Array, extras: Batch, space: Space) -> None:
+    """Raise Diverged when what an agent chose is not finite, or not of the space of actions; no
+    environment is to blame.
+    """
     for name, value in {"action": action, **extras}.items():
         found = np.asarray(value)
         if found.dtype.kind == "f" and not np.isfinite(found).all():
@@ -69,3 +71,16 @@ def check_choice(action: Array, extras: Batch) -> None:
                 "weights, or what it carries along, hold such numbers. Go on from an older "
                 "checkpoint with a lower learning rate."
             )
+    whole = space.discrete
+    if not isinstance(action, np.ndarray):
+        found_is = type(action).__name__
+    elif action.shape[1:] != space.shape or action.dtype.kind != np.dtype(space.dtype).kind:
+        found_is = f"{action.dtype} {action.shape}"
+    elif whole and not ((action >= 0) & (action < space.n)).all():
+        found_is = str(action[(action < 0) | (action >= space.n)][0])
+    else:
+        return
+    due = (
+        f"whole numbers from 0 to {space.n - 1}, (N,)" if whole else f"floats (N, {space.shape[0]})"
+    )
+    raise Diverged(f"the agent's actions must be numpy's {due}; found {found_is}.")

@@ -26,27 +26,52 @@ class Codec:
         """Turns one observation or N of them into (N, *O), and tells whether there were many.
 
         Many: an array with one more axis, in each part of a Dict or a Tuple. Raises ValueError for
-        what is neither.
+        what is neither, and for numbers that are not finite.
         """
-        part = self._encode.parts[0]
-        axes = len(part.space.shape or ())
         try:
-            extra = np.ndim(spaces.follow(part, obs)) - axes
-            if extra not in (0, 1):
-                raise spaces.Mismatch(f"an observation with {extra + axes} axes, not {axes}")
-            each = [obs] if not extra else self._each(obs, len(spaces.follow(part, obs)))
+            n = self._number(obs)
+            each = [obs] if n is None else [_at(obs, i) for i in range(n)]
             rows = np.stack([np.array(self._encode(it)) for it in each])
+            with np.errstate(over="ignore"):  # what is too large is refused by the next lines
+                rows = rows.astype(self._encode.space.dtype)
+            if not np.isfinite(rows).all():
+                _, *place = np.argwhere(~np.isfinite(rows))[0].tolist()
+                where = self._encode.where(place[0])
+                raise spaces.Mismatch(f"an observation that is not finite{where}")
         except spaces.Mismatch as error:
             raise ValueError(f"this policy cannot see {error}".rstrip(",")) from None
-        return rows.astype(self._encode.space.dtype), bool(extra)
+        return rows, n is not None
 
     def decode(self, action: Array) -> Any:
         """Turns actions (N, …) of an agent into the environment's own (N, …)."""
         return self._decode(action)
 
-    def _each(self, obs: Any, n: int) -> list[Any]:
-        """Takes N observations apart."""
-        return [_at(obs, i) for i in range(n)]
+    def _number(self, obs: Any) -> int | None:
+        """Returns how many observations there are, None for a single one. Raises Mismatch."""
+        parts = self._encode.parts
+        numbers = [_leading(part, spaces.follow(part, obs)) for part in parts]
+        n = numbers[0]
+        if any(other != n for other in numbers):
+            found = zip(parts, numbers, strict=True)
+            said = ", ".join(f"{part.name}: {'one' if k is None else k}" for part, k in found)
+            raise spaces.Mismatch(f"parts of different numbers of observations ({said})")
+        if n == 0:
+            raise spaces.Mismatch("a batch without observations")
+        return n
+
+
+def _leading(part: spaces.Part, seen: Any) -> int | None:
+    """Returns how many values of a part there are, None for a single one. Raises Mismatch."""
+    axes, name = len(part.space.shape or ()), f" {part.name}:" if part.name else ""
+    try:
+        shape = np.shape(seen)
+    except ValueError:  # numpy's own words are about arrays
+        raise spaces.Mismatch(f"an observation{name} that is no array") from None
+    if len(shape) == axes:
+        return None
+    if len(shape) != axes + 1:
+        raise spaces.Mismatch(f"an observation{name} with {len(shape)} axes, not {axes}")
+    return int(shape[0])
 
 
 def _at(obs: Any, i: int) -> Any:

@@ -27,7 +27,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
 
 from dreamfleet.core.config import RunConfig
-from dreamfleet.core.errors import Gone, UserError
+from dreamfleet.core.errors import Gone, UserError, WorkerFailed
 from dreamfleet.core.import_guard import importable_path
 from dreamfleet.core.own_files import open_own
 from dreamfleet.runtime import preflight
@@ -178,15 +178,22 @@ def only_dreamfleet() -> Path:
 
 
 def _join(config: RunConfig, importable: Path, agent_path: str, run: Path) -> str:
-    """Starts or joins Ray → where its dashboard is, if wanted. Raises UserError for `--address`."""
+    """Starts or joins Ray → where its dashboard is, if wanted.
+
+    Raises UserError for `--address`, and WorkerFailed where Ray does not start.
+    """
     if not config.address:
         path = [str(importable), *importable_path()]  # as this process imports
-        with _bound_to_loopback():
-            context = _init(
-                address="local",
-                include_dashboard=config.dashboard,
-                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path)}},
-            )
+        try:
+            with _bound_to_loopback():
+                context = _init(
+                    address="local",
+                    include_dashboard=config.dashboard,
+                    runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path)}},
+                )
+        except Exception as error:  # Ray raises plain ones, as of a machine that is too busy
+            said = " ".join(str(error).split()).rstrip(".")
+            raise WorkerFailed(f"Ray did not start here: {said}. --local needs no Ray") from error
         return str(context.dashboard_url or "") if config.dashboard else ""
     target = preflight.target_of(config.address)
     _authenticate(wanted_mode(config.address, target))

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from dreamfleet import agents
 from dreamfleet.core import checkpoint as checkpoints
 from dreamfleet.core import seeding
+from dreamfleet.core.config import LARGEST_SEED, Flags
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Agent
+from dreamfleet.runtime import preflight
 from dreamfleet.runtime.run_folder import BEST, CHECKPOINTS, read_config
 
 if TYPE_CHECKING:
@@ -34,9 +36,11 @@ def player(run: Path, checkpoint: str = "latest", device: str = "auto") -> Playe
     """Returns the agent of `run` with the policy of a checkpoint; the replay is not read.
 
     checkpoint: `latest`, `best` by evaluation score (of equal ones the newer), or the path of one.
-    A damaged one is passed over for the newest whole one, unless its path was given. Raises
-    UserError when `run` holds no run, or no such checkpoint.
+    A damaged one is passed over for the newest whole one, unless its path was given. device: auto,
+    cpu or cuda. Raises UserError when `run` holds no run, or no such checkpoint or device.
     """
+    Flags(device=device)
+    preflight.check_device(device)
     config = read_config(run)
     agents.find(config.agent)
     folder = {"latest": run / CHECKPOINTS, "best": run / BEST}.get(checkpoint)
@@ -74,8 +78,18 @@ def evaluate(
 
     Returns are undiscounted and unshaped. `video`: a folder for films of every tenth episode.
     `checkpoint`: as for `player`. `max_steps`: an episode is cut short there; None: where the run's
-    own evaluations are. Raises UserError when `run` holds no run, or no such checkpoint.
+    own evaluations are. Raises UserError for a number out of its range, and as `player` does.
     """
+    for name, value, low, high in (
+        ("episodes", episodes, 1, None),
+        ("max-steps", 1 if max_steps is None else max_steps, 1, None),
+        ("seed", seed, 0, LARGEST_SEED),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UserError(f"--{name} must be a whole number; found {value!r}.")
+        if value < low or (high is not None and value > high):
+            limit = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise UserError(f"--{name} must be {limit}; found {value}.")
     found = player(run, checkpoint, device)
     config = found.blueprint.config
 

@@ -104,13 +104,18 @@ def check_same_spaces(spec: EnvSpec, saved: RunConfig) -> None:
 
 def check_agent(config: RunConfig, spec: EnvSpec) -> None:
     """UserError for an environment or options that the agent does not take, or tables that no
-    replay could serve.
+    replay could serve. A person's own agent is tried out.
 
     Builds an agent, which imports torch.
     """
     from dreamfleet.runtime.blueprint import Blueprint
 
-    blueprint = Blueprint(config, spec, agents.find(config.agent).path)
+    path = agents.find(config.agent).path
+    blueprint = Blueprint(config, spec, path)
+    if config.agent not in agents.REGISTRY:
+        from dreamfleet.runtime.trial import try_agent
+
+        try_agent(path, spec, lambda: blueprint.agent("driver", "cpu"))
     blueprint.tables(blueprint.agent("driver", "cpu"))
 
 

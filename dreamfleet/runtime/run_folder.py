@@ -314,8 +314,8 @@ def _last_written(config_file: Path) -> float:
 
 
 def _free_path(config: RunConfig, runs: Path) -> Path:
-    env = re.sub(r"[^\w.-]+", "-", config.env)
-    stem = f"{time.strftime('%Y-%m-%d_%H%M%S')}_{config.agent}_{env}_s{config.seed}"
+    agent, env = (re.sub(r"[^\w.-]+", "-", name) for name in (config.agent, config.env))
+    stem = f"{time.strftime('%Y-%m-%d_%H%M%S')}_{agent}_{env}_s{config.seed}"
     path, n = runs / stem, 1
     while path.exists():
         n += 1

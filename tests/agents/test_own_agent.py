@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import dreamfleet
 from dreamfleet import agents
 from dreamfleet.core.errors import UserError
 
@@ -109,6 +110,48 @@ def test_what_an_agent_does_not_declare_is_named(tmp_path, monkeypatch, old, new
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(UserError, match=re.escape(said)):
         agents.find(f"{name}:MyAgent")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("return to_array(best)", "return to_array(best)[:, None]", "found int64 (3, 1)"),
+        ("return to_array(best)", "return to_array(best).astype('f4')", "found float32 (3,)"),
+        ("return to_array(best)", "return to_array(best) + 2", "whole numbers from 0 to 1"),
+        ("return to_array(best)", "return best", "found Tensor"),
+        ("state, {}", "state", "it must return (actions, state, further columns), found tuple"),
+        ("state, {}", "state, {'x': np.zeros(len(best))}", "does not declare its column x"),
+        ("state, {}", "state, {'x': np.full(len(best), np.nan)}", "'x' is not finite"),
+        ("columns(spec)", "columns(spec, x=spec.action)", "does not return the column x"),
+        ("loss.detach()", "loss", "the metric 'loss/value' carries gradients: detach it"),
+        ("loss.detach()", "rows['reward']", "the metric 'loss/value' is no number"),
+        ('"loss/value"', '"loss"', "metrics are called group/name, found 'loss'"),
+        ("return Feedback", "Feedback", "it must return a Feedback, found None"),
+        ("norm = ", "raise SystemExit('no')\n        norm = ", "SystemExit: no"),
+        ("norm = ", "1 / 0\n        norm = ", "learn_policy failed. ZeroDivisionError"),
+        ("self.act_rng =", "1 / 0\n        self.act_rng =", "building it failed. ZeroDivision"),
+        ("lr: float = 1e-3", "lr: float", "missing 1 required positional argument: 'lr'"),
+        ("self.tables =", "self.tabels =", "`tables` must be a dict, found None"),
+        ('"real": Table', '"reel": Table', "`tables['real']` must be a TableSpec, found None"),
+        ('{"policy": C', '{"polic": C', "unknown consumer polic"),
+        ('{"policy": C', '{"world": Consumer(8), "policy": C', "needs the method learn_world"),
+        ('{"policy": C', '{"start": Consumer(8), "policy": C', "the table 'dream' go together"),
+        ('("policy",)  #', '("policy")  #', "`act_groups` must be a tuple of policy"),
+    ],
+)
+def test_a_fault_of_an_agent_is_one_line_and_leaves_nothing(project, monkeypatch, old, new, said):
+    name = f"faulty_{abs(hash((new, said)))}"
+    code = (project / "my_agent.py").read_text()
+    assert old in code
+    (project / f"{name}.py").write_text(code.replace(old, new, 1))
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(UserError, match=re.escape(said)) as refused:
+        dreamfleet.train(f"{name}:MyAgent", steps=10, local=True, num_actors=1, run_dir="run")
+    assert str(refused.value).startswith(f"agent '{name}:MyAgent'")
+    assert str(refused.value).endswith(f"launch.py check {name}:MyAgent")
+    assert "\n" not in str(refused.value)
+    assert not (project / "run").exists()
 
 
 def test_an_installed_package_offers_its_agents_by_name(project, monkeypatch):

@@ -251,3 +251,17 @@ def head(monkeypatch, asks: bool, token: str, right: bool) -> None:
 
     monkeypatch.setattr(cluster, "_health", health)
     monkeypatch.setattr(cluster.preflight, "token_source", lambda: token)
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch, tmp_path):
+    from dreamfleet.runtime import cluster
+
+    def slow(**about: object) -> None:
+        raise Exception("The current node timed out during startup.\nIt is overloaded.")
+
+    monkeypatch.setitem(agents.REGISTRY, "fake", FAKE)
+    monkeypatch.setattr(cluster, "_init", slow)
+    with pytest.raises(WorkerFailed, match="Ray did not start here: The current") as failed:
+        train("cluster", config(tmp_path))
+    assert "\n" not in str(failed.value)
+    assert "start a new run" in str(failed.value)

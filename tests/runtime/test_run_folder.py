@@ -327,3 +327,9 @@ def test_a_run_without_a_checkpoint_is_not_latest(tmp_path):
         checkpoint.save(third.checkpoints, 1, {}, agent="dreamer-lite", env="CartPole-v1")
     os.utime(third.path / "config.yaml", (10, 10))
     assert latest(tmp_path) == third.path
+
+
+def test_the_folder_of_a_run_has_no_odd_signs_in_its_name(tmp_path):
+    given = RunConfig(agent="my_pkg.module:MyAgent", env="my_pkg.envs:Mine-v0", seed=3)
+    with RunFolder.create(given, runs=tmp_path) as folder:
+        assert folder.path.name.endswith("_my_pkg.module-MyAgent_my_pkg.envs-Mine-v0_s3")

@@ -1,0 +1,255 @@
+"""Has an agent do a little of everything on made-up rows, so that its faults show before a run."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from dreamfleet.core.errors import Diverged, EnvironmentFault, UserError
+from dreamfleet.core.own_code import in_line, interrupts
+from dreamfleet.core.soundness import check_choice, check_weights
+from dreamfleet.core.types import (
+    Agent,
+    Array,
+    Batch,
+    EnvSpec,
+    Feedback,
+    Mixture,
+    Prioritized,
+    QueueSpec,
+    Sample,
+    Selector,
+    TableSpec,
+)
+from dreamfleet.replay_server.server import ReplayServer
+
+STREAMS: Final = 8
+CONSUMERS: Final = {"policy": "learn_policy", "world": "learn_world", "start": "dream"}
+
+
+class Unfit(Exception):
+    """An agent does not keep what it promises; the text says which promise."""
+
+
+class Synthetic:
+    """Numbers that go round: obs are cosines of a phase that the action moves, so is the reward.
+
+    An episode ends after each step with a probability of `ends`, half of the times truncated
+    unless every end is to be `terminal`.
+    """
+
+    def __init__(self, spec: EnvSpec, n: int, ends: float = 0.2, terminal: bool = False) -> None:
+        self.spec, self.n, self.ends = spec, n, ends
+        self.terminal_share = 1.0 if terminal else 0.5
+        self.rng = np.random.default_rng(0)
+        self.phase = np.zeros(n)
+        self.last = np.ones(n, bool)
+
+    def rows(self) -> Batch:
+        first = self.last
+        self.phase = np.where(first, self.rng.uniform(-np.pi, np.pi, self.n), self.phase)
+        self.last = ~first & (self.rng.random(self.n) < self.ends)
+        space = self.spec.obs
+        places = np.arange(int(np.prod(space.shape))).reshape(space.shape)
+        obs = np.cos(self.phase.reshape(-1, *[1] * len(space.shape)) + places)  # (N, *O)
+        obs = 127 * (1 + obs) if space.dtype == "uint8" else obs
+        return {
+            "obs": obs.astype(space.dtype),
+            "reward": np.where(first, 0, np.cos(self.phase)).astype(np.float32),
+            "first": first,
+            "last": self.last,
+            "terminal": self.last & (self.rng.random(self.n) < self.terminal_share),
+        }
+
+    def act(self, action: Array) -> None:
+        self.phase = self.phase + 0.3 + 0.1 * action.reshape(self.n, -1).sum(1)
+
+
+def groups(agent: Any) -> tuple[str, ...]:
+    return ("world", "policy") if "world" in agent.tables["real"].consumers else ("policy",)
+
+
+def live(agent: Any, env: Synthetic, steps: int) -> Batch:
+    """What an actor would send: rows (N, steps, …)."""
+    chunk, state = [], agent.initial(env.n)
+    for _ in range(steps):
+        rows = env.rows()
+        action, state, extras = agent.act(rows, state, explore=True)
+        chunk.append({**rows, "action": action, **extras})
+        env.act(action)
+    return {key: np.stack([row[key] for row in chunk], axis=1) for key in chunk[0]}
+
+
+# ---------------------------------------------------------------------------------- the trial
+
+
+def try_agent(name: str, spec: EnvSpec, build: Callable[[], Agent]) -> None:
+    """Builds an agent, has it act, learn and dream once. Raises UserError, in one line, where it
+    breaks or does not keep what an agent promises.
+    """
+    with _named(name, "building it"):
+        agent = build()
+        _check_tables(agent)
+    with _named(name, "act"):
+        _check_acting(agent, spec)
+    with _named(name, "act, as an actor calls it,"):
+        replay = _experience(agent, spec)
+    for group in groups(agent):
+        with _named(name, f"weights, load, state or restore of {group!r}"):
+            _check_state(agent, group)
+    _check_learning(agent, name, replay)
+
+
+@contextmanager
+def _named(name: str, what: str) -> Iterator[None]:
+    """Turns whatever is raised inside into a UserError that names the agent and the place."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and interrupts(error):
+            raise
+        said = str(error) if isinstance(error, Unfit | Diverged) else in_line(error)
+        said = " ".join(said.split()).rstrip(".")
+        top = name.partition(":")[0].partition(".")[0]
+        places = [
+            f" ({frame.f_code.co_filename}:{line})"
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if str(frame.f_globals.get("__name__")).partition(".")[0] == top
+        ]
+        raise UserError(
+            f"agent {name!r}: {what} failed. {said}{places[-1] if places else ''}. "
+            f"All that an agent promises is tested by: launch.py check {name}"
+        ) from error
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise Unfit(what)
+
+
+def _check_tables(agent: Any) -> None:
+    tables = getattr(agent, "tables", None)
+    _require(isinstance(tables, Mapping), f"`tables` must be a dict, found {tables!r:.80}")
+    real, dream = agent.tables.get("real"), agent.tables.get("dream")
+    _require(isinstance(real, TableSpec), f"`tables['real']` must be a TableSpec, found {real!r}")
+    _require(dream is None or isinstance(dream, QueueSpec), "`tables['dream']` is no QueueSpec")
+    consumers = real.consumers
+    unknown = [name for name in consumers if name not in CONSUMERS]
+    known = ", ".join(CONSUMERS)
+    _require(not unknown, f"unknown consumer {', '.join(unknown)} of 'real'; there are: {known}")
+    _require("policy" in consumers or dream is not None, "'real' lacks the consumer 'policy'")
+    _require(
+        ("start" in consumers) == (dream is not None),
+        "the consumer 'start' and the table 'dream' go together: declare both or neither",
+    )
+    for consumer in consumers:
+        method = CONSUMERS[consumer]
+        has = callable(getattr(agent, method, None))
+        _require(has, f"the consumer {consumer!r} needs the method {method}")
+    acting = getattr(agent, "act_groups", None)
+    possible = groups(agent)
+    _require(
+        isinstance(acting, tuple) and bool(acting) and set(acting) <= set(possible),
+        f"`act_groups` must be a tuple of {' and '.join(possible)}, found {acting!r}",
+    )
+
+
+def _check_acting(agent: Any, spec: EnvSpec) -> None:
+    declared = agent.tables["real"].columns
+    for explore in (True, False):
+        rows = Synthetic(spec, 3).rows()
+        acted = agent.act(rows, agent.initial(3), explore)
+        _require(
+            isinstance(acted, tuple) and len(acted) == 3,
+            f"it must return (actions, state, further columns), found {type(acted).__name__}",
+        )
+        action, _, extras = acted
+        _require(isinstance(extras, Mapping), f"its further columns are no dict: {extras!r:.80}")
+        check_choice(action, extras, spec.action)
+    found = {*rows, "action", *extras}
+    lacking, unknown = sorted(declared.keys() - found), sorted(found - declared.keys())
+    _require(not lacking, f"it does not return the column {', '.join(lacking)} of the table 'real'")
+    _require(not unknown, f"the table 'real' does not declare its column {', '.join(unknown)}")
+
+
+def _experience(agent: Any, spec: EnvSpec) -> ReplayServer:
+    """Returns a replay of made-up rows, which makes nobody wait."""
+    real = agent.tables["real"]
+    longest = max(of.context + of.window for of in real.consumers.values())
+    largest = max(of.batch * (of.context + of.window) for of in real.consumers.values())
+    steps = 2 * longest + 32
+    eager = {
+        name: replace(consumer, samples_per_step=None, min_steps=1)
+        for name, consumer in real.consumers.items()
+    }
+    capacity = max(STREAMS * steps, largest)
+    table = replace(real, capacity=capacity, max_bytes=None, consumers=eager)
+    replay = ReplayServer({"real": table}, seed=0)
+    try:
+        replay.add(
+            "real", live(agent, Synthetic(spec, STREAMS, ends=0.02), steps), np.arange(STREAMS)
+        )
+    except EnvironmentFault as error:
+        raise Unfit(str(error)) from error
+    return replay
+
+
+def _check_state(agent: Any, group: str) -> None:
+    weights, state = agent.weights(group), agent.state(group)
+    flat = isinstance(weights, Mapping) and all(
+        isinstance(value, np.ndarray) for value in weights.values()
+    )
+    _require(flat, "`weights` must be a flat dict of numpy arrays")
+    _require(isinstance(state, Mapping), f"`state` must be a dict, found {type(state).__name__}")
+    agent.load(group, check_weights(group, weights))
+    agent.restore(group, state)
+
+
+def _check_learning(agent: Any, name: str, replay: ReplayServer) -> None:
+    """One gradient step of each group, and one dream."""
+    consumers = agent.tables["real"].consumers
+    drawn = {consumer: replay.sample("real", consumer) for consumer in consumers}
+    dreams = None
+    if "world" in consumers:
+        with _named(name, "learn_world"):
+            _check_feedback(agent.learn_world(drawn["world"]), drawn["world"], consumers["world"])
+    if "start" in consumers:
+        with _named(name, "dream"):
+            dreams = agent.dream(drawn["start"])
+            _require(
+                isinstance(dreams, Mapping) and bool(dreams), "it must return a dict of columns"
+            )
+    with _named(name, "learn_policy"):
+        policy = consumers.get("policy")
+        _check_feedback(
+            agent.learn_policy(drawn.get("policy"), dreams), drawn.get("policy"), policy
+        )
+
+
+def _check_feedback(feedback: Any, real: Sample | Any, consumer: Any) -> None:
+    _require(isinstance(feedback, Feedback), f"it must return a Feedback, found {feedback!r:.80}")
+    for name, value in feedback.metrics.items():
+        _require("/" in name, f"metrics are called group/name, found {name!r}")
+        graph = getattr(value, "requires_grad", False)
+        _require(not graph, f"the metric {name!r} carries gradients: detach it")
+        try:
+            float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise Unfit(f"the metric {name!r} is no number: {value!r:.80}") from None
+    if consumer is not None and _prioritized(consumer.selector):
+        found = feedback.priorities
+        fits = found is not None and np.shape(found) == real.keys.shape
+        _require(fits, f"a priority for each of its {len(real.keys)} windows is missing")
+
+
+def _prioritized(selector: Selector) -> bool:
+    if isinstance(selector, Mixture):
+        return any(_prioritized(part) for _, part in selector.parts)
+    return isinstance(selector, Prioritized)
