@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,7 +58,8 @@ def make(env_id: str, *, reward_floor: float | None = None, **kwargs: Any) -> gy
     )
     if reward_floor is None:
         return env
-    if isinstance(reward_floor, bool) or not isinstance(reward_floor, (int, float)):
+    number = isinstance(reward_floor, (int, float)) and not isinstance(reward_floor, bool)
+    if not number or not math.isfinite(reward_floor):
         raise UserError(f"env.reward_floor must be a number or null; found {reward_floor!r}.")
     if env.metadata.get("batched"):
         raise UserError(

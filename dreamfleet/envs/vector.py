@@ -16,6 +16,7 @@ from dreamfleet.core.errors import EnvironmentFault, UserError
 from dreamfleet.core.own_code import interrupts
 from dreamfleet.core.types import Array, Batch
 from dreamfleet.envs import contract, registry, spaces
+from dreamfleet.envs.shaping import RewardFloor
 
 AT_ONCE: Final = 100  # environments that are stepped one by one and play together
 BATCHED_AT_ONCE: Final = 1_000  # the same where one call steps them all
@@ -155,8 +156,9 @@ class GymVector:
                 truncated[i] = self._flag(i, "truncated", cut, action)
                 if terminal[i] or truncated[i]:
                     self._tell(i, contract.facts(info))
-            if contract.UNSHAPED in info:
-                self._tell(i, {"return": info[contract.UNSHAPED]})
+            env = self._envs[i]
+            if isinstance(env, RewardFloor):
+                self._tell(i, {"return": env.unshaped_return})
             self.seen[i] = found = self._encoded(i, seen, action)
             if found.dtype == self._dtype:
                 obs[i] = found
