@@ -138,6 +138,9 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
     [
         (["agent.horzon=3"], "unknown setting agent.horzon. Nearest: agent.horizon"),
         (["agent.real_share=2"], "agent.real_share must be from 0 to 1"),
+        (["agent.lr_policy=-1"], "agent.lr_policy must be at least 0; found -1"),
+        (["agent.horizon=-3"], "agent.horizon must be from 1 to 1000; found -3"),
+        (["agent.members=0"], "agent.members must be at least 1; found 0"),
         (["agent.capacity=0"], "agent.capacity must be at least 1 row, found 0"),
         (["agent.capacity=500"], "raise agent.capacity to hold 600 or more, found 500"),
         (
