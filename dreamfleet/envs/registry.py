@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -31,7 +32,7 @@ def describe(env_id: str, **kwargs: Any) -> EnvSpec:
 def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
     """The spaces of `env` as an agent sees them. Raises UserError where it declares none."""
     for name in ("observation_space", "action_space"):
-        declared = getattr(env, name, None)
+        declared = guarded(env_id, {}, partial(getattr, env, name, None))
         if not isinstance(declared, gym.Space):
             raise UserError(
                 f'env "{env_id}" has {declared!r} as its {name}. Set self.{name} to a space of '

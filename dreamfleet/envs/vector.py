@@ -327,6 +327,10 @@ def _filmed(
             f'env "{env_id}" cannot be filmed: it lacks render mode rgb_array (has: {found})'
         )
     env.close()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot film into {folder}: {error.strerror}. Name a folder.") from None
     env = registry.make(env_id, render_mode="rgb_array", **options)
     name = env_id.replace("/", "-").replace(":", "-")
     try:

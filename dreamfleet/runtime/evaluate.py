@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dreamfleet import agents
 from dreamfleet.core import checkpoint as checkpoints
 from dreamfleet.core import seeding
-from dreamfleet.core.errors import UserError
+from dreamfleet.core.errors import EnvironmentFault, UserError, WorkerFailed
 from dreamfleet.core.types import Agent
 from dreamfleet.runtime.run_folder import BEST, CHECKPOINTS, read_config
 
@@ -75,8 +75,10 @@ def evaluate(
 
     Returns are undiscounted and unshaped. `video`: a folder for films of every tenth episode.
     `checkpoint`: as for `player`. `max_steps`: an episode is cut short there; None: where the run's
-    own evaluations are. Raises UserError when `run` holds no run, or no such checkpoint.
+    own evaluations are. Raises UserError when `run` holds no run, or no such checkpoint, and
+    WorkerFailed when an environment breaks its contract.
     """
+    video = video.absolute() if video else None  # an environment may change the working directory
     found = player(run, checkpoint, device)
     config = found.blueprint.config
 
@@ -92,6 +94,8 @@ def evaluate(
             env = GymVector(config.env, n, seed, options, video_dir=video)
         try:
             played = play(env, found.agent, episodes, seed, max_steps or config.train.eval_steps)
+        except EnvironmentFault as fault:
+            raise WorkerFailed(f"the evaluation broke: {fault}") from None
         finally:
             env.close()
     return {
