@@ -20,7 +20,7 @@ from dreamfleet.envs import (
 from dreamfleet.envs.shaping import RewardFloor
 
 
-def describe(env_id: str, **kwargs: Any) -> EnvSpec:
+def describe(env_id: str, /, **kwargs: Any) -> EnvSpec:
     """What an agent must know of `env_id`. Builds one environment and closes it."""
     env = make(env_id, **kwargs)
     try:
@@ -45,7 +45,7 @@ def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
     )
 
 
-def make(env_id: str, *, reward_floor: float | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
+def make(env_id: str, /, *, reward_floor: float | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
     """Build one environment from a Gymnasium id, `ALE/…` or `pkg.module:EnvId-v0`.
 
     reward_floor: the least reward it pays, whatever it is; kwargs are its own.
