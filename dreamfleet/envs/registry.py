@@ -26,7 +26,16 @@ def describe(env_id: str, /, **kwargs: Any) -> EnvSpec:
     try:
         return spec_of(env_id, env)
     finally:
+        close(env)
+
+
+def close(env: Any) -> None:
+    """Closes an environment; what it raises then harms nobody and is ignored."""
+    try:
         env.close()
+    except BaseException as error:
+        if not isinstance(error, Exception) and interrupts(error):
+            raise
 
 
 def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:

@@ -73,7 +73,7 @@ class GymVector:
         options = unshaped(options or {})
         env = registry.make(env_id, **options)
         most = BATCHED_AT_ONCE if env.metadata.get("batched") else AT_ONCE
-        env.close()
+        registry.close(env)
         return cls(env_id, min(episodes, most), seed=0, options=options)
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
@@ -109,11 +109,7 @@ class GymVector:
     def close(self) -> None:
         """Close the environments; what they raise then harms nobody and is ignored."""
         for env in (*self._envs, *([] if self._batch is None else [self._batch])):
-            try:
-                env.close()
-            except BaseException as error:
-                if not isinstance(error, Exception) and interrupts(error):
-                    raise
+            registry.close(env)
 
     def _advance(self, action: Any) -> Batch:
         first = self._ended
@@ -326,7 +322,7 @@ def _filmed(
         raise UserError(
             f'env "{env_id}" cannot be filmed: it lacks render mode rgb_array (has: {found})'
         )
-    env.close()
+    registry.close(env)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

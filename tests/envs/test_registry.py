@@ -10,6 +10,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Space
 from dreamfleet.envs import registry
+from dreamfleet.envs.vector import GymVector
 
 
 def test_discrete_and_box_environments_are_described_as_the_agent_sees_them():
@@ -139,3 +140,15 @@ def test_spaces_that_cannot_be_asked_for_are_named():
     gym.register("Late-v0", Late)
     with pytest.raises(UserError, match=r"Late-v0.* could not be built: RuntimeError: known after"):
         registry.describe("Late-v0")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), RuntimeError("no window")])
+def test_an_environment_that_breaks_when_it_is_closed_harms_nobody(error):
+    class Clings(CartPoleEnv):
+        def close(self):
+            raise error
+
+    gym.register("Clings-v0", Clings)
+    assert registry.describe("Clings-v0").action.n == 2
+    GymVector.to_play("Clings-v0", 2).close()
+    gym.registry.pop("Clings-v0")
