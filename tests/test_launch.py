@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from dreamfleet import cli
@@ -16,6 +18,7 @@ from dreamfleet.core import checkpoint
 from dreamfleet.core.errors import WorkerFailed
 from dreamfleet.replay_server import budget
 from dreamfleet.runtime.run_folder import RunFolder, read_config
+from tests.envs import own
 from tests.runtime.runs import save_start
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +141,9 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
     [
         (["agent.horzon=3"], "unknown setting agent.horzon. Nearest: agent.horizon"),
         (["agent.real_share=2"], "agent.real_share must be from 0 to 1"),
+        (["agent.lr_policy=-1"], "agent.lr_policy must be at least 0; found -1"),
+        (["agent.horizon=-3"], "agent.horizon must be from 1 to 1000; found -3"),
+        (["agent.members=0"], "agent.members must be at least 1; found 0"),
         (["agent.capacity=0"], "agent.capacity must be at least 1 row, found 0"),
         (["agent.capacity=500"], "raise agent.capacity to hold 600 or more, found 500"),
         (
@@ -199,6 +205,20 @@ def walk(started, tmp_path, monkeypatch):
 
 def options(*given: str) -> list[str]:
     return [f"--set={option}" for option in given]
+
+
+@pytest.mark.parametrize("flags", [[], ["--run-dir", "mine"]], ids=["dated", "named"])
+def test_a_run_stays_where_it_was_started_whatever_folder_its_environment_moves_to(
+    started, tmp_path, flags
+):
+    def moving(env, t):
+        os.chdir("/")
+        return np.zeros(2)
+
+    name = own.register("Moves-v0", obs=moving)
+    assert cli.main(["--local", "--env", name, *flags]) == 0
+    path = started[0].folder.path
+    assert path.is_absolute() and path.is_relative_to(tmp_path)
 
 
 @pytest.mark.parametrize("group", ["env", "train.env"])

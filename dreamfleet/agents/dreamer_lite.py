@@ -57,6 +57,7 @@ from dreamfleet.agents.blocks.training import (
     to_array,
     to_tensors,
 )
+from dreamfleet.core.config import check_ranges, within
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import (
     Array,
@@ -76,38 +77,41 @@ from dreamfleet.core.types import (
 class Config:
     """Units and sources beside each value; those without a source are choices of ours."""
 
-    latent: int = 32  # numbers of a latent; seed 003
-    hidden: int = 128  # units of every hidden layer; seed 003
-    members: int = 5  # transitions in the ensemble; MBPO 7
-    lr_world: float = 1e-3  # learning rate of the world model
-    lr_policy: float = 3e-4  # learning rate of the policy; seed 003
-    lr_critic: float = 1e-3  # learning rate of the critic
-    clip: float = 10.0  # gradient norm
-    slow_world: float = 0.01  # rate at which the slow world follows
-    world_batch: int = 120  # windows, shared out among the members
-    world_window: int = 5  # rows: open-loop over 4 steps
-    world_per_step: float = 1.0  # world-model updates per agent step
-    horizon: int = 15  # imagined steps; seed 003
-    trust: float = 3.0  # disagreement tolerated in dreams, in multiples of that on real data
-    gamma: float = 0.997  # discount; DreamerV3. At seed 003's 0.99 CartPole's drift goes unpunished
-    lam: float = 0.95  # λ of returns; Dreamer
-    trajectories: int = 80  # dreams and real windows that one policy update learns from
-    real_share: float = 0.5  # of them; MBPO 0.05 to 0.25, see docs/adr/0006; 1: no dreams
-    policy_per_step: float = 1.0  # policy and value updates per agent step
-    warmup: int = 250  # agent steps before the first policy update
-    entropy: float = 3e-3  # weight in units of the return range; DreamerV3 3e-4
-    slow_critic: float = 0.02  # rate at which the slow critic follows; DreamerV3
-    return_rate: float = 0.01  # of the moving average of the return range; DreamerV3
+    latent: int = within(32, 4, 16_384)  # numbers of a latent; seed 003
+    hidden: int = within(128, 4, 16_384)  # units of every hidden layer; seed 003
+    members: int = within(5, 1)  # transitions in the ensemble; MBPO 7
+    lr_world: float = within(1e-3, 0)  # learning rate of the world model
+    lr_policy: float = within(3e-4, 0)  # learning rate of the policy; seed 003
+    lr_critic: float = within(1e-3, 0)  # learning rate of the critic
+    clip: float = within(10.0, 1e-6)  # gradient norm
+    slow_world: float = within(0.01, 0, 1)  # rate at which the slow world follows
+    world_batch: int = within(120, 1)  # windows, shared out among the members
+    world_window: int = within(5, 2, 1_000)  # rows: open-loop over 4 steps
+    world_per_step: float = within(1.0, 1e-3)  # world-model updates per agent step
+    horizon: int = within(15, 1, 1_000)  # imagined steps; seed 003
+    # Disagreement tolerated in dreams, in multiples of that on real data.
+    trust: float = within(3.0, 0)
+    # Discount; DreamerV3. At seed 003's 0.99 CartPole's slow drift goes unpunished.
+    gamma: float = within(0.997, 0, 1)
+    lam: float = within(0.95, 0, 1)  # λ of returns; Dreamer
+    trajectories: int = within(80, 1)  # dreams and real windows that one policy update learns from
+    # Of them; MBPO 0.05 to 0.25, see docs/adr/0006; 1: no dreams.
+    real_share: float = within(0.5, 0, 1)
+    policy_per_step: float = within(1.0, 1e-3)  # policy and value updates per agent step
+    warmup: int = within(250, 0)  # agent steps before the first policy update
+    entropy: float = within(3e-3, 0)  # weight in units of the return range; DreamerV3 3e-4
+    slow_critic: float = within(0.02, 0, 1)  # rate at which the slow critic follows; DreamerV3
+    # Of the moving average of the return range; DreamerV3.
+    return_rate: float = within(0.01, 0, 1)
     capacity: int = 100_000  # real rows; seed 003
 
     def __post_init__(self) -> None:
+        check_ranges(self, "agent.")
         if self.world_batch % self.members:
             raise UserError(
                 f"agent.world_batch must be a multiple of agent.members ({self.members}); "
                 f"found {self.world_batch}."
             )
-        if not 0 <= self.real_share <= 1:
-            raise UserError(f"agent.real_share must be from 0 to 1; found {self.real_share}.")
 
     @property
     def dreams(self) -> int:

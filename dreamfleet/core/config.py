@@ -20,7 +20,10 @@ LARGEST_SEED: Final = 2**31 - 1  # environments take seeds that fit a signed 32-
 
 
 def within(default: T, low: float, high: float = float("inf")) -> T:
-    """A dataclass field whose value must lie in [low, high]; `check_ranges` enforces it."""
+    """A dataclass field whose value must lie in [low, high]; `check_ranges` enforces it.
+
+    Of a tuple, each number must.
+    """
     declared: T = field(default=default, metadata={"range": (low, high)})
     return declared
 
@@ -284,7 +287,8 @@ def check_ranges(config: Any, prefix: str = "") -> None:
             continue
         low, high = item.metadata["range"]
         value = getattr(config, item.name)
-        if not low <= value <= high:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not numbers or not all(low <= number <= high for number in numbers):
             name = item.name.replace("_", "-") if prefix == "--" else item.name
             limit = f"from {low} to {high}" if high < float("inf") else f"at least {low}"
             raise UserError(f"{prefix}{name} must be {limit}; found {value}.")

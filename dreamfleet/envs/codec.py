@@ -20,7 +20,7 @@ class Codec:
             self._encode = spaces.Encoder(env_id, env.observation_space)
             self._decode = spaces.decoder(env.action_space)
         finally:
-            env.close()
+            registry.close(env)
 
     def encode(self, obs: Any) -> tuple[Array, bool]:
         """Turns one observation or N of them into (N, *O), and tells whether there were many.

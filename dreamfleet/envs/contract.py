@@ -105,7 +105,7 @@ def facts(info: Mapping[Any, Any]) -> dict[str, bool | float]:
     """
     found: dict[str, bool | float] = {}
     for key, value in info.items():
-        if not isinstance(key, str) or key == UNSHAPED:
+        if not isinstance(key, str):
             continue
         if isinstance(value, (bool, np.bool_)):
             found[named(key)] = bool(value)
@@ -130,9 +130,6 @@ def batched_facts(info: Mapping[Any, Any], n: int) -> dict[str, Array]:
         and value.shape == (n,)
         and value.dtype.kind in "biuf"
     }
-
-
-UNSHAPED: Final = "unshaped_return"  # what `shaping` says of an episode
 
 
 def named(key: str) -> str:

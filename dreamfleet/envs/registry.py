@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -18,19 +20,28 @@ from dreamfleet.envs import (
 from dreamfleet.envs.shaping import RewardFloor
 
 
-def describe(env_id: str, **kwargs: Any) -> EnvSpec:
+def describe(env_id: str, /, **kwargs: Any) -> EnvSpec:
     """What an agent must know of `env_id`. Builds one environment and closes it."""
     env = make(env_id, **kwargs)
     try:
         return spec_of(env_id, env)
     finally:
+        close(env)
+
+
+def close(env: Any) -> None:
+    """Closes an environment; what it raises then harms nobody and is ignored."""
+    try:
         env.close()
+    except BaseException as error:
+        if not isinstance(error, Exception) and interrupts(error):
+            raise
 
 
 def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
     """The spaces of `env` as an agent sees them. Raises UserError where it declares none."""
     for name in ("observation_space", "action_space"):
-        declared = getattr(env, name, None)
+        declared = guarded(env_id, {}, partial(getattr, env, name, None))
         if not isinstance(declared, gym.Space):
             raise UserError(
                 f'env "{env_id}" has {declared!r} as its {name}. Set self.{name} to a space of '
@@ -43,7 +54,7 @@ def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
     )
 
 
-def make(env_id: str, *, reward_floor: float | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
+def make(env_id: str, /, *, reward_floor: float | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
     """Build one environment from a Gymnasium id, `ALE/…` or `pkg.module:EnvId-v0`.
 
     reward_floor: the least reward it pays, whatever it is; kwargs are its own.
@@ -57,7 +68,8 @@ def make(env_id: str, *, reward_floor: float | None = None, **kwargs: Any) -> gy
     )
     if reward_floor is None:
         return env
-    if isinstance(reward_floor, bool) or not isinstance(reward_floor, (int, float)):
+    number = isinstance(reward_floor, (int, float)) and not isinstance(reward_floor, bool)
+    if not number or not math.isfinite(reward_floor):
         raise UserError(f"env.reward_floor must be a number or null; found {reward_floor!r}.")
     if env.metadata.get("batched"):
         raise UserError(

@@ -60,7 +60,8 @@ class Encoder:
         else:
             self.space = Space((sum(part.size for part in self.parts),), "float32")
         if not math.prod(self.space.shape):
-            raise UserError(f'env "{env_id}" observes {_short(space)}, which holds no number.')
+            found = f"{_short(space)}, which holds no number"
+            raise UserError(f'env "{env_id}" observes {found}. {_REMEDY}')
 
     def __call__(self, seen: Any) -> Array:
         """Returns one observation in the shape of `space`; its numbers may be of any real dtype.
@@ -105,7 +106,7 @@ class Encoder:
 
         Pixels must be bytes; whatever else becomes float32 later.
         """
-        array, image = np.asarray(seen), self.space.image
+        array, image = _array(seen, part), self.space.image
         if array.shape != shape or not (
             array.dtype == np.uint8 if image else array.dtype.kind in "biuf"
         ):
@@ -137,7 +138,10 @@ def action(env_id: str, space: gym.Space[Any]) -> Space:
         )
     size = int(np.prod(space.shape))
     if not size:
-        raise UserError(f'env "{env_id}" acts in {_short(space)}, which holds no number.')
+        raise UserError(
+            f'env "{env_id}" acts in {_short(space)}, which holds no number. Give it at least one, '
+            "or a Discrete(1) where there is nothing to choose."
+        )
     if not space.is_bounded("both"):
         raise UserError(
             f'env "{env_id}" acts in an unbounded {_short(space)}. Give it finite bounds, or wrap '
@@ -272,9 +276,17 @@ def follow(part: Part, seen: Any) -> Any:
     return seen
 
 
+def _array(seen: Any, part: Part | None) -> Array:
+    try:
+        return np.asarray(seen)
+    except (ValueError, TypeError, RuntimeError):  # lists of different lengths, a tensor on a GPU
+        shown = reprlib.repr(seen).replace("\n", " ")
+        raise Mismatch(f"an observation{_of(part)} {shown}, which is no array,") from None
+
+
 def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
     """Returns whole numbers of `shape`; a single one may come as an array of shape (1,)."""
-    array = np.asarray(seen)
+    array = _array(seen, part)
     if shape == () and array.size == 1:
         array = array.reshape(())
     whole = array.dtype.kind in "biu" or (array.dtype.kind == "f" and bool(np.all(array % 1 == 0)))

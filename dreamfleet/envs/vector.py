@@ -16,6 +16,7 @@ from dreamfleet.core.errors import EnvironmentFault, UserError
 from dreamfleet.core.own_code import interrupts
 from dreamfleet.core.types import Array, Batch
 from dreamfleet.envs import contract, registry, spaces
+from dreamfleet.envs.shaping import RewardFloor
 
 AT_ONCE: Final = 100  # environments that are stepped one by one and play together
 BATCHED_AT_ONCE: Final = 1_000  # the same where one call steps them all
@@ -72,7 +73,7 @@ class GymVector:
         options = unshaped(options or {})
         env = registry.make(env_id, **options)
         most = BATCHED_AT_ONCE if env.metadata.get("batched") else AT_ONCE
-        env.close()
+        registry.close(env)
         return cls(env_id, min(episodes, most), seed=0, options=options)
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
@@ -107,11 +108,7 @@ class GymVector:
     def close(self) -> None:
         """Close the environments; what they raise then harms nobody and is ignored."""
         for env in (*self._envs, *([] if self._batch is None else [self._batch])):
-            try:
-                env.close()
-            except BaseException as error:
-                if not isinstance(error, Exception) and interrupts(error):
-                    raise
+            registry.close(env)
 
     def _advance(self, action: Any) -> Batch:
         first = self._ended
@@ -154,8 +151,9 @@ class GymVector:
                 truncated[i] = self._flag(i, "truncated", cut, action)
                 if terminal[i] or truncated[i]:
                     self._tell(i, contract.facts(info))
-            if contract.UNSHAPED in info:
-                self._tell(i, {"return": info[contract.UNSHAPED]})
+            env = self._envs[i]
+            if isinstance(env, RewardFloor):
+                self._tell(i, {"return": env.unshaped_return})
             self.seen[i] = found = self._encoded(i, seen, action)
             if found.dtype == self._dtype:
                 obs[i] = found
@@ -323,7 +321,11 @@ def _filmed(
         raise UserError(
             f'env "{env_id}" cannot be filmed: it lacks render mode rgb_array (has: {found})'
         )
-    env.close()
+    registry.close(env)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot film into {folder}: {error.strerror}. Name a folder.") from None
     env = registry.make(env_id, render_mode="rgb_array", **options)
     name = env_id.replace("/", "-").replace(":", "-")
     try:

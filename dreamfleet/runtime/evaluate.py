@@ -11,7 +11,7 @@ from dreamfleet import agents
 from dreamfleet.core import checkpoint as checkpoints
 from dreamfleet.core import seeding
 from dreamfleet.core.config import LARGEST_SEED, Flags
-from dreamfleet.core.errors import UserError
+from dreamfleet.core.errors import EnvironmentFault, UserError, WorkerFailed
 from dreamfleet.core.types import Agent
 from dreamfleet.runtime import preflight
 from dreamfleet.runtime.run_folder import BEST, CHECKPOINTS, read_config
@@ -78,7 +78,8 @@ def evaluate(
 
     Returns are undiscounted and unshaped. `video`: a folder for films of every tenth episode.
     `checkpoint`: as for `player`. `max_steps`: an episode is cut short there; None: where the run's
-    own evaluations are. Raises UserError for a number out of its range, and as `player` does.
+    own evaluations are. Raises UserError for a number out of its range, as `player` does, and
+    WorkerFailed when an environment breaks its contract.
     """
     for name, value, low, high in (
         ("episodes", episodes, 1, None),
@@ -90,6 +91,7 @@ def evaluate(
         if value < low or (high is not None and value > high):
             limit = f"at least {low}" if high is None else f"from {low} to {high}"
             raise UserError(f"--{name} must be {limit}; found {value}.")
+    video = video.absolute() if video else None  # an environment may change the working directory
     found = player(run, checkpoint, device)
     config = found.blueprint.config
 
@@ -105,6 +107,8 @@ def evaluate(
             env = GymVector(config.env, n, seed, options, video_dir=video)
         try:
             played = play(env, found.agent, episodes, seed, max_steps or config.train.eval_steps)
+        except EnvironmentFault as fault:
+            raise WorkerFailed(f"the evaluation broke: {fault}") from None
         finally:
             env.close()
     return {

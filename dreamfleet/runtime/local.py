@@ -58,8 +58,12 @@ def train(
 
     calls = EnvCalls()
 
+    def interrupted() -> bool:
+        session.interrupts.listen()  # environments may have taken the signals
+        return session.interrupted
+
     def build(name: str, progress: Progress) -> Worker:
-        site = Site(agent, replay, weights, (), progress, lambda: session.interrupted, calls)
+        site = Site(agent, replay, weights, (), progress, interrupted, calls)
         return blueprint.worker(name, site)
 
     def save() -> Path | None:
@@ -80,6 +84,7 @@ def train(
             for name in names
         ]
         while not session.over:
+            session.interrupts.listen()
             moved = False
             for turns in crew:
                 if turns.name == "evaluator" and session.over:

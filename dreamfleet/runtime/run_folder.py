@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import reprlib
 import secrets
 import shutil
 import subprocess
@@ -255,7 +256,7 @@ def _parsed(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]
 
 
 def _short(value: Any) -> str:
-    return f"{value!r:.60}"
+    return reprlib.repr(value)
 
 
 def _applied(settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

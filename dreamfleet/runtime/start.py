@@ -12,6 +12,7 @@ from dreamfleet.core.config import Flags, RunConfig, configure
 from dreamfleet.core.errors import UserError
 from dreamfleet.runtime import preflight, presets
 from dreamfleet.runtime.run_folder import (
+    RUNS,
     RunFolder,
     check_new,
     last_address,
@@ -75,6 +76,10 @@ def start(planned: Plan, command: str) -> tuple[int, Path]:
     Raises UserError before anything is written, and WorkerFailed when a part breaks for good.
     """
     config, resumed = planned.config, planned.resumed
+    # An environment may change the working directory as soon as one is built.
+    runs, resumed = RUNS.absolute(), resumed.absolute() if resumed else None
+    if config.run_dir:
+        config = replace(config, run_dir=str(Path(config.run_dir).absolute()))
     if resumed is None and config.run_dir:
         check_new(Path(config.run_dir))
     if config.address:
@@ -92,7 +97,7 @@ def start(planned: Plan, command: str) -> tuple[int, Path]:
     from dreamfleet.runtime.display import Display
 
     if resumed is None:
-        opened = RunFolder.create(config, command=command)
+        opened = RunFolder.create(config, runs, command)
     else:
         opened = RunFolder.reopen(resumed, config, command)
         if config.address is None and (was := last_address(resumed)):
@@ -133,6 +138,8 @@ def check_same_run(
     """UserError where a resumed run is asked to be another run."""
     for field in fields(Flags):
         was, now = getattr(saved, field.name), getattr(config, field.name)
+        if field.name == "run_dir" and now and Path(now).absolute() == path.absolute():
+            continue
         if was != now and field.name not in MAY_CHANGE:
             flag = "--" + field.name.replace("_", "-")
             raise UserError(

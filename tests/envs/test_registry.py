@@ -3,11 +3,14 @@
 import subprocess
 import sys
 
+import gymnasium as gym
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Space
 from dreamfleet.envs import registry
+from dreamfleet.envs.vector import GymVector
 
 
 def test_discrete_and_box_environments_are_described_as_the_agent_sees_them():
@@ -116,3 +119,36 @@ def test_a_package_that_an_environment_misses_comes_with_its_pip_line(in_folder)
 def test_importing_the_package_does_not_import_gymnasium():
     code = "import dreamfleet.envs, sys; sys.exit('gymnasium' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["env_id", "id", "self", "disable_env_checker", "name"])
+def test_an_argument_of_whatever_name_is_the_environments_own(name):
+    with pytest.raises(UserError, match=f"CartPole-v1.* could not be built with {name}="):
+        registry.describe("CartPole-v1", **{name: "x"})
+
+
+def test_spaces_that_cannot_be_asked_for_are_named():
+    class Late(CartPoleEnv):
+        @property
+        def observation_space(self):
+            raise RuntimeError("known after reset")
+
+        @observation_space.setter
+        def observation_space(self, space):
+            pass
+
+    gym.register("Late-v0", Late)
+    with pytest.raises(UserError, match=r"Late-v0.* could not be built: RuntimeError: known after"):
+        registry.describe("Late-v0")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), RuntimeError("no window")])
+def test_an_environment_that_breaks_when_it_is_closed_harms_nobody(error):
+    class Clings(CartPoleEnv):
+        def close(self):
+            raise error
+
+    gym.register("Clings-v0", Clings)
+    assert registry.describe("Clings-v0").action.n == 2
+    GymVector.to_play("Clings-v0", 2).close()
+    gym.registry.pop("Clings-v0")

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dreamfleet.core.errors import UserError
+from dreamfleet.core.errors import EnvironmentFault, UserError
 from dreamfleet.envs import registry
 from dreamfleet.envs.vector import GymVector
+from tests.envs import own
 
 COUNT = "dreamfleet.envs.probe:Count-v0"  # pays 1, 2, 3, 4, 5
 
@@ -13,11 +14,11 @@ COUNT = "dreamfleet.envs.probe:Count-v0"  # pays 1, 2, 3, 4, 5
 def test_no_reward_is_below_the_floor_and_the_return_is_told_without_it():
     env = registry.make(COUNT, reward_floor=3.5)
     for _ in range(2):
-        _, info = env.reset(seed=0)
-        assert info["unshaped_return"] == 0
-        steps = [env.step(0) for _ in range(5)]
-        assert [reward for _, reward, *_ in steps] == [3.5, 3.5, 3.5, 4, 5]
-        assert [step[-1]["unshaped_return"] for step in steps] == [1, 3, 6, 10, 15]
+        env.reset(seed=0)
+        assert env.unshaped_return == 0
+        steps = [(env.step(0)[1], env.unshaped_return) for _ in range(5)]
+        assert [reward for reward, _ in steps] == [3.5, 3.5, 3.5, 4, 5]
+        assert [unshaped for _, unshaped in steps] == [1, 3, 6, 10, 15]
 
 
 def test_rows_are_shaped_and_what_is_told_of_episodes_is_not():
@@ -39,3 +40,28 @@ def test_without_a_floor_nothing_is_told():
 def test_an_environment_stepped_as_a_batch_refuses_it():
     with pytest.raises(UserError, match=r"NumberGame-v1.* takes no reward_floor"):
         registry.make("NumberGame-v1", reward_floor=0.0)
+
+
+def test_an_environment_that_speaks_of_an_unshaped_return_is_not_believed():
+    told = {"unshaped_return": 1e6}
+    name = own.register("Boasts-v0", info=lambda t: told, ended=lambda t: t == 2)
+    env = GymVector(name, 1, seed=0)
+    env.reset()
+    for _ in range(2):
+        env.step(np.zeros(1, np.int64))
+    assert "return" not in env.info and env.info["unshaped_return"].tolist() == [1e6]
+
+
+@pytest.mark.parametrize("reward", [None, "1.0", [1, 2]])
+def test_under_a_floor_what_is_no_reward_is_named(reward):
+    name = own.register("Reward-v0", reward=lambda t: reward)
+    env = GymVector(name, 1, seed=0, options={"reward_floor": -1.0})
+    env.reset()
+    with pytest.raises(EnvironmentFault, match="as its reward, which is no number"):
+        env.step(np.zeros(1, np.int64))
+
+
+@pytest.mark.parametrize("floor", [float("nan"), float("inf"), -float("inf"), True, "low"])
+def test_a_floor_is_a_finite_number(floor):
+    with pytest.raises(UserError, match=r"env\.reward_floor must be a number or null; found"):
+        registry.make(COUNT, reward_floor=floor)

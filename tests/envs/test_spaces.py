@@ -90,6 +90,8 @@ def test_channels_that_come_first_are_moved_behind():
         ({"hand": [0, 1], "seat": 1, "speed": [0]}, r"speed: int64 \(1,\) where"),
         ({"hand": [0, 1], "seat": 1}, "an observation without 'speed'"),
         ((1, 2), "an observation without 'hand'"),
+        ({"hand": [0, [1]], "seat": 1, "speed": [0, 0]}, r"hand: \[0, \[1\]\], which is no array"),
+        ({"hand": [0, 1], "seat": 1, "speed": [[0], [0, 1]]}, "speed: .* is no array"),
     ],
 )
 def test_an_observation_outside_of_its_space_is_named_with_its_part(seen, message):

@@ -264,3 +264,24 @@ def test_eval_is_stopped_at_once(tmp_path, number, code):
             time.sleep(0.05)
         playing.send_signal(number)
         assert playing.wait(3.0) == code
+
+
+def test_an_environment_that_breaks_an_evaluation_is_named_in_one_line(run, capsys, monkeypatch):
+    steps = GymVector._step_each
+
+    def broken(self, action):
+        obs, reward, *flags = steps(self, action)
+        return obs, np.full_like(reward, np.nan), *flags
+
+    monkeypatch.setattr(GymVector, "_step_each", broken)
+    assert cli.main(["eval", str(run.path), "--episodes", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "the evaluation broke: CartPole-v1[0] returned a reward of nan" in said
+    assert "Traceback" not in said
+
+
+def test_films_go_into_a_folder_and_nowhere_else(run, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    assert cli.main(["eval", str(run.path), "--episodes", "1", "--video", str(file)]) == 2
+    assert f"cannot film into {file}: File exists" in capsys.readouterr().err

@@ -7,9 +7,13 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
+from dreamfleet import agents
 from dreamfleet.runtime.interrupts import Interrupts
+from tests.envs import own
+from tests.runtime import runs
 
 
 @pytest.fixture
@@ -96,3 +100,18 @@ def running(pid: int) -> bool:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_an_environment_that_takes_the_signals_does_not_keep_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(agents.REGISTRY, "fake", runs.FAKE)
+
+    def obs(env, t):
+        if t == 0:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        elif t == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return np.zeros(2)
+
+    name = own.register("Takes-v0", obs=obs)
+    left = runs.train("local", runs.config(tmp_path / "run", env=name))
+    assert left.code == 128 + signal.SIGINT

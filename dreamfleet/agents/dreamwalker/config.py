@@ -22,48 +22,53 @@ class Config:
     critics: int = within(5, 1)  # quantile networks; Kuznetsov et al. 2020 and seed 002
     quantiles: int = within(25, 1)  # of each; the same
     drop: int = within(2, 0)  # of the largest, for each network; the same
-    critic_hidden: tuple[int, ...] = (256, 256)  # units; seed 002
-    actor_hidden: tuple[int, ...] = (256, 256)  # units; Kuznetsov et al., seed 002: 512
+    critic_hidden: tuple[int, ...] = within((256, 256), 1, 16_384)  # units; seed 002
+    # Units; Kuznetsov et al., seed 002: 512.
+    actor_hidden: tuple[int, ...] = within((256, 256), 1, 16_384)
     dense: bool = True  # every hidden layer reads the input; D2RL and seed 002
     norm: Literal["none", "layer", "batch"] = "none"  # of critics: DroQ's layer, CrossQ's batch
     dropout: float = within(0.0, 0.0, 0.9)  # chance of a critic's unit to be left out; DroQ 0.01
-    gamma: float = within(0.99, 0.0, 1.0)  # discount; seed 002: 0.98
+    gamma: float = within(0.99, 0, 1)  # discount; seed 002: 0.98
     temperature: float = within(1.0, 1e-6)  # of the policy at first; Haarnoja et al. 2018
-    reward_scale: float = 1.0  # what rewards are multiplied by before they are learned
+    # What rewards are multiplied by before they are learned.
+    reward_scale: float = within(1.0, 1e-6)
     batch: int = within(256, 1)  # windows an update, dreamed ones included; seed 002
     policy_per_step: float = within(1.0, 1e-3)  # updates per agent step; seed 002
-    warmup: int = 1_000  # agent steps at random before the first update
-    lr: float = 3e-4  # of actor, critics and temperature; seed 002
-    clip: float = 10.0  # gradient norm
-    slow: float = 0.005  # rate at which the target critics follow; seed 002
+    warmup: int = within(1_000, 0)  # agent steps at random before the first update
+    lr: float = within(3e-4, 0)  # of actor, critics and temperature; seed 002
+    clip: float = within(10.0, 1e-6)  # gradient norm
+    slow: float = within(0.005, 0, 1)  # rate at which the target critics follow; seed 002
     capacity: int = 1_000_000  # real rows; seed 002
 
     recent: bool = True  # emphasize recent rows
-    eta: float = within(0.996, 0.0, 1.0)  # of emphasis at first; seed 002
-    floor: int = 5_000  # newest rows that are always drawn from; seed 002
+    eta: float = within(0.996, 0, 1)  # of emphasis at first; seed 002
+    floor: int = within(5_000, 1)  # newest rows that are always drawn from; seed 002
     cycle: int = within(1_000, 1)  # updates over which the emphasis grows: an episode's
     anneal: int = within(100_000, 1)  # agent steps over which eta and beta rise to 1: the run's
     prioritized: bool = False  # draw by error; with `recent`, a half of the rows
-    alpha: float = 0.6  # exponent of priorities; Schaul et al. 2016
-    beta: float = 0.4  # exponent of importance weights at first; the same
+    alpha: float = within(0.6, 0, 1)  # exponent of priorities; Schaul et al. 2016
+    beta: float = within(0.4, 0, 1)  # exponent of importance weights at first; the same
 
     share: float = 0.25  # of an update that is dreamed; 0: no dreams
     dreams: int = within(20, 1)  # begun per update
     dream_every: int = within(8, 1)  # updates; all dreams for them are begun together
-    dream_horizon: int = within(5, 1)  # steps of a dream at most; MBPO
-    dream_after: int = 5_000  # agent steps
-    tolerance: float = 0.3  # held-out error a dream may have, in deviations of the observation
-    trust: float = 3.0  # disagreement tolerated in dreams, in multiples of that on real rows
-    context: int = within(8, 0)  # rows before the present one that the world reads; seed 002: 39
-    world_size: int = 64  # of a token's embedding; seed 002: 256
+    dream_horizon: int = within(5, 1, 1_000)  # steps of a dream at most; MBPO
+    dream_after: int = within(5_000, 0)  # agent steps
+    # Held-out error a dream may have, in deviations of the observation.
+    tolerance: float = within(0.3, 0)
+    # Disagreement tolerated in dreams, in multiples of that on real rows.
+    trust: float = within(3.0, 0)
+    # Rows before the present one that the world reads; seed 002: 39.
+    context: int = within(8, 0, 1_000)
+    world_size: int = within(64, 4, 16_384)  # of a token's embedding; seed 002: 256
     world_layers: int = within(2, 1)  # layers of the transformer; seed 002: 10
-    world_heads: int = 4  # attention heads of a layer; seed 002: 16
+    world_heads: int = within(4, 1)  # attention heads of a layer; seed 002: 16
     members: int = within(5, 2)  # heads of the world, each learned from other rows
-    world_batch: int = 60  # windows, shared out among the members
-    world_per_step: float = 0.25  # world-model updates per agent step
-    lr_world: float = 1e-3  # learning rate of the world model
-    slow_world: float = 0.01  # rate at which the slow world follows
-    held_out: float = within(0.1, 0.0, 1.0)  # share of episodes the world never learns from
+    world_batch: int = within(60, 1)  # windows, shared out among the members
+    world_per_step: float = within(0.25, 1e-3)  # world-model updates per agent step
+    lr_world: float = within(1e-3, 0)  # learning rate of the world model
+    slow_world: float = within(0.01, 0, 1)  # rate at which the slow world follows
+    held_out: float = within(0.1, 0, 1)  # share of episodes the world never learns from
 
     def __post_init__(self) -> None:
         check_ranges(self, "agent.")
