@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, as in our own runs
+# A shell's background job ignores Ctrl-C, and so would every run that a test starts from there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

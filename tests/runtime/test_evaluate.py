@@ -259,11 +259,14 @@ def test_eval_is_stopped_at_once(tmp_path, number, code):
     command = [sys.executable, "launch.py", "eval", str(path), "--max-steps", "1000000000"]
     around = os.environ | {"STEPPED": str(path / "stepped"), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=around) as playing:
-        while not (path / "stepped").exists():
-            assert playing.poll() is None
-            time.sleep(0.05)
-        playing.send_signal(number)
-        assert playing.wait(3.0) == code
+        try:
+            while not (path / "stepped").exists():
+                assert playing.poll() is None
+                time.sleep(0.05)
+            playing.send_signal(number)
+            assert playing.wait(3.0) == code
+        finally:
+            playing.kill()
 
 
 def test_an_environment_that_breaks_an_evaluation_is_named_in_one_line(run, capsys, monkeypatch):
