@@ -164,7 +164,7 @@ class Blueprint:
         # Streams of its own for every start: a chunk of an actor that died may still be on its way.
         stream = (starts * config.num_actors + index) * n
         worker = f"actor-{index}"
-        with site.calls.by(worker):
+        with site.calls.by(worker, n):
             seed = self.seed(f"env-{index}", starts)
             env = GymVector(config.env, n, seed, config.env_options)
             self._check_spaces(env)
@@ -211,7 +211,7 @@ class Blueprint:
         train = self.config.train
 
         def make_env() -> WatchedEnv:
-            with site.calls.by("evaluator"):
+            with site.calls.by("evaluator", train.eval_episodes):
                 env = self.evaluation(train.eval_episodes)
             return WatchedEnv(env, "evaluator", site.calls)
 

@@ -24,7 +24,7 @@ from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.run_folder import RunFolder
 from dreamfleet.runtime.session import Session
 from dreamfleet.runtime.turns import Turns
-from dreamfleet.runtime.watchdog import LOOK_S, EnvCalls, Watchdog
+from dreamfleet.runtime.watchdog import LOOK_S, EnvCall, EnvCalls, Watchdog
 
 HEARD_S: Final = 0.7  # after an interrupt, how long an environment's call may go on
 
@@ -116,7 +116,7 @@ def _rest(session: Session, seconds: float) -> None:
         time.sleep(LOOK_S)
 
 
-def _look(session: Session, save: Callable[[], object], call: tuple[str, float] | None) -> None:
+def _look(session: Session, save: Callable[[], object], call: EnvCall | None) -> None:
     """Ends the process when an environment hangs, or does not let an interrupt through.
 
     Runs in the watchdog's thread. The one thread of the run is inside the environment then, and
@@ -128,8 +128,8 @@ def _look(session: Session, save: Callable[[], object], call: tuple[str, float] 
         session.announce()
     if call is None:
         return
-    worker, seconds = call
-    hangs = f"{worker}: a call of its environment {config.env}"
+    seconds, allowed = call.seconds, config.train.env_timeout_s * call.environments
+    hangs = f"{call.worker}: a call of its environment {config.env}"
     if interrupts.at_once:
         session.leave(f"left at once, nothing saved. {session.go_on}", interrupts.exit_code)
     elif min(waited, seconds) > HEARD_S:
@@ -138,9 +138,10 @@ def _look(session: Session, save: Callable[[], object], call: tuple[str, float] 
             f"{_saved(session, save)}",
             interrupts.exit_code,
         )
-    elif seconds > config.train.env_timeout_s:
+    elif seconds > allowed:
+        each = f" for each of {call.environments}" if call.environments > 1 else ""
         session.leave(
-            f"{hangs} took longer than {config.train.env_timeout_s:g} s (train.env_timeout_s). "
+            f"{hangs} took longer than {allowed:g} s (train.env_timeout_s{each}). "
             f"{_saved(session, save)}",
             1,
         )

@@ -175,12 +175,11 @@ class Session:
         if fault.final:
             raise WorkerFailed(f"{worker}: {fault.error}")
         if role not in ("actor", "evaluator"):
-            raise WorkerFailed(f"{fault.text}\n{worker} broke: {fault.error}")
+            raise WorkerFailed(f"{fault.text}\n{worker} broke: {fault.error}".lstrip())
         if starts == FRUITLESS_STARTS:
             vain = "before it handed over a single row" if role == "actor" else "at once"
-            raise WorkerFailed(
-                f"{fault.text}\n{worker} broke {starts} times in a row {vain}: {fault.error}"
-            )
+            line = f"{worker} broke {starts} times in a row {vain}: {fault.error}"
+            raise WorkerFailed(f"{fault.text}\n{line}".lstrip())
         self._starts[worker] += 1
         self._faults["restarts"] += 1
         self._faults["refused"] += fault.environment

@@ -114,13 +114,15 @@ class Turns:
         except Diverged as error:
             self._fault = Fault(str(error), "", final=True)
             return False
+        except EnvironmentFault as error:  # its line says all, and names the environment
+            self._fault = Fault(str(error), "", environment=True)
+            return False
         except BaseException as error:  # the session has it restarted or gives up
             if isinstance(error, KeyboardInterrupt) and self._interrupted():
                 raise
             last_line = traceback.format_exception_only(error)[-1].strip()
-            environment = isinstance(error, EnvironmentFault)
             lost = isinstance(error, Gone)
-            self._fault = Fault(last_line, traceback.format_exc(), environment, lost)
+            self._fault = Fault(last_line, traceback.format_exc(), lost=lost)
             return False
 
     def restart(self, progress: Progress) -> None:

@@ -6,11 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dreamfleet.core.types import Array, Batch, VectorEnv
 
 LOOK_S: Final = 0.1  # between two looks of the watchdog
+
+
+class EnvCall(NamedTuple):
+    """A call that has not returned yet."""
+
+    worker: str  # whose environments are called
+    seconds: float  # since the call began
+    environments: int  # that the call steps, resets or builds, one after another
 
 
 class EnvCalls:
@@ -21,12 +29,13 @@ class EnvCalls:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._under_way: list[tuple[str, float]] = []  # worker, since when; inner calls last
+        # Worker, since when, how many environments; inner calls last.
+        self._under_way: list[tuple[str, float, int]] = []
 
     @contextmanager
-    def by(self, worker: str) -> Iterator[None]:
-        """Marks what happens inside as a call of this worker's environment."""
-        self._under_way.append((worker, time.monotonic()))
+    def by(self, worker: str, environments: int = 1) -> Iterator[None]:
+        """Marks what happens inside as a call of so many environments of this worker."""
+        self._under_way.append((worker, time.monotonic(), environments))
         try:
             yield
         finally:
@@ -34,15 +43,12 @@ class EnvCalls:
                 self._under_way.pop()
 
     @contextmanager
-    def held(self) -> Iterator[tuple[str, float] | None]:
-        """Yields the worker whose environment is being called, and for how many seconds so far.
-
-        No call ends before the context does.
-        """
+    def held(self) -> Iterator[EnvCall | None]:
+        """Yields the call under way, or nothing. No call ends before the context does."""
         with self._lock:
             if self._under_way:
-                worker, since = self._under_way[-1]
-                yield worker, time.monotonic() - since
+                worker, since, environments = self._under_way[-1]
+                yield EnvCall(worker, time.monotonic() - since, environments)
             else:
                 yield None
 
@@ -55,13 +61,13 @@ class WatchedEnv:
         self.spec, self.num_envs, self.info = env.spec, env.num_envs, env.info
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
-        with self._calls.by(self._worker):
+        with self._calls.by(self._worker, self.num_envs):
             rows = self._env.reset(seeds)
         self.info = self._env.info
         return rows
 
     def step(self, action: Array) -> Batch:
-        with self._calls.by(self._worker):
+        with self._calls.by(self._worker, self.num_envs):
             rows = self._env.step(action)
         self.info = self._env.info
         return rows
@@ -73,18 +79,17 @@ class WatchedEnv:
         self._env.restore(state)
 
     def close(self) -> None:
-        with self._calls.by(self._worker):
+        with self._calls.by(self._worker, self.num_envs):
             self._env.close()
 
 
 class Watchdog:
     """A thread that looks at the calls under way; use as a context.
 
-    look: gets the worker and the seconds of the call under way, or nothing, a few times a second.
-    No call ends while `look` runs.
+    look: gets the call under way, or nothing, a few times a second. No call ends while `look` runs.
     """
 
-    def __init__(self, calls: EnvCalls, look: Callable[[tuple[str, float] | None], None]) -> None:
+    def __init__(self, calls: EnvCalls, look: Callable[[EnvCall | None], None]) -> None:
         self._calls, self._look = calls, look
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)

@@ -65,11 +65,16 @@ def test_a_report_tells_only_what_happened_since_the_last():
     assert report.busy_s > 0
 
 
-@pytest.mark.parametrize(
-    ("error", "environment"),
-    [(EnvironmentFault("a reward of nan"), True), (OSError("gone"), False)],
-)
-def test_an_exception_becomes_a_fault_in_words(error, environment):
+def test_the_fault_of_an_environment_is_its_own_line():
+    it = turns(EnvironmentFault("Env-v0[0] returned a reward of nan after action 1"))
+    assert not it.step()
+    fault = it.report().fault
+    assert (fault.error, fault.text) == ("Env-v0[0] returned a reward of nan after action 1", "")
+    assert fault.environment
+
+
+def test_an_exception_becomes_a_fault_in_words():
+    error = OSError("gone")
     it = turns(error)
     assert not it.step()
     assert it.broken
@@ -78,7 +83,7 @@ def test_an_exception_becomes_a_fault_in_words(error, environment):
     assert "\n" not in fault.error
     assert fault.text.startswith("Traceback (most recent call last):")
     assert fault.text.rstrip().endswith(fault.error)
-    assert fault.environment == environment
+    assert not fault.environment
 
 
 def test_a_worker_that_cannot_be_built_is_broken_too():

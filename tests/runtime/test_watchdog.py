@@ -26,15 +26,16 @@ def test_a_call_under_way_is_seen_with_its_worker_and_its_time():
 
     def look(call):
         seen.append(call)
-        if call and call[1] > 0.3:
+        if call and call.seconds > 0.3:
             slow.go_on.set()
 
     with Watchdog(calls, look):
         env.reset()
         env.step(np.zeros(2, np.int64))
-    workers = {call[0] for call in seen if call}
+    workers = {call.worker for call in seen if call}
     assert workers == {"actor-3"}
-    assert max(call[1] for call in seen if call) > 0.3
+    assert max(call.seconds for call in seen if call) > 0.3
+    assert {call.environments for call in seen if call} == {2}
     with calls.held() as call:
         assert call is None
 

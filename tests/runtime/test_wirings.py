@@ -151,8 +151,8 @@ def test_an_environment_that_breaks_now_and_then_is_started_again(tmp_path, wiri
 @pytest.mark.parametrize(
     ("env", "error"),
     [
-        ("dreamfleet.envs.probe:FaultyNaN-v0", "EnvironmentFault"),
-        ("dreamfleet.envs.probe:FaultyShape-v0", "EnvironmentFault"),
+        ("dreamfleet.envs.probe:FaultyNaN-v0", "returned an observation of nan"),
+        ("dreamfleet.envs.probe:FaultyShape-v0", "returned an observation float32 (3,)"),
         ("dreamfleet.envs.probe:FaultyReset-v0", "RuntimeError: the probe never starts"),
     ],
 )
@@ -161,7 +161,7 @@ def test_an_environment_that_never_works_ends_the_run(tmp_path, wiring, env, err
     with pytest.raises(WorkerFailed, match="before it handed over a single row") as failed:
         train(wiring, config(tmp_path, rhythm, env=env, num_actors=2))
     text = str(failed.value)
-    assert text.startswith("Traceback (most recent call last):")
+    assert text.startswith("Traceback") == ("RuntimeError" in error)  # a fault of ours to find
     assert error in text
     assert text.splitlines()[-1].startswith("actor-")
 
