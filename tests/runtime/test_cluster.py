@@ -259,9 +259,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, tmp_path):
     def slow(**about: object) -> None:
         raise Exception("The current node timed out during startup.\nIt is overloaded.")
 
-    monkeypatch.setitem(agents.REGISTRY, "fake", FAKE)
     monkeypatch.setattr(cluster, "_init", slow)
     with pytest.raises(WorkerFailed, match="Ray did not start here: The current") as failed:
-        train("cluster", config(tmp_path))
+        cluster._join(config(tmp_path), tmp_path, "", tmp_path)
     assert "\n" not in str(failed.value)
-    assert "start a new run" in str(failed.value)
