@@ -168,7 +168,7 @@ def test_paths_and_numbers_of_numpy_are_taken_as_what_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"episodes": 0}, "--episodes must be at least 1; found 0"),
+        ({"episodes": 0}, "--episodes must be from 1 to 1000000; found 0"),
         ({"episodes": 1.5}, "--episodes must be a whole number; found 1.5"),
         ({"seed": -1}, "--seed must be from 0 to 2147483647; found -1"),
         ({"seed": 2**40}, "--seed must be from 0"),

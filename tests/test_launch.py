@@ -118,7 +118,7 @@ def test_the_folder_is_written_before_the_first_step(started):
         (["--resume", "latest"], "no run under"),
         (["eval", "nowhere"], "no run at nowhere"),
         (["eval"], "RUN"),
-        (["eval", "x", "--episodes", "0"], "--episodes must be at least 1; found 0"),
+        (["eval", "x", "--episodes", "0"], "--episodes must be from 1 to 1000000; found 0"),
         (["list", "agnts"], "invalid choice 'agnts'"),
         (["bench", "reply"], "invalid choice 'reply'"),
         (["bench", "replay", "--rows", "cycl"], "unknown row 'cycl'. Nearest: cycle"),

@@ -19,6 +19,7 @@ from dreamfleet.runtime.run_folder import BEST, CHECKPOINTS, read_config
 if TYPE_CHECKING:
     from dreamfleet.runtime.blueprint import Blueprint
 
+MOST_EPISODES: Final = 1_000_000  # each has a seed, and all seeds are drawn at once
 FILMED: Final = 10  # environments that play together for a film, one of which is shown
 
 
@@ -82,7 +83,7 @@ def evaluate(
     WorkerFailed when an environment breaks its contract.
     """
     for name, value, low, high in (
-        ("episodes", episodes, 1, None),
+        ("episodes", episodes, 1, MOST_EPISODES),
         ("max-steps", 1 if max_steps is None else max_steps, 1, None),
         ("seed", seed, 0, LARGEST_SEED),
     ):

@@ -238,6 +238,9 @@ def _read(file: Path) -> str:
 def _parsed(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns the settings that config.yaml was written with, and its history: an entry a start."""
     try:
+        # A run writes no aliases, and a few of them can stand for more than any memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise UserError(f"{file} has YAML aliases (*name). Write out what they stand for.")
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None

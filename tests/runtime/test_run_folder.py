@@ -202,6 +202,12 @@ def test_a_config_of_before_there_was_a_history_is_read_and_added_to(tmp_path):
     assert read_config(tmp_path).steps == 80
 
 
+# Forty lists, each of ten times the one before it.
+BOMB = "x0: &x0 [1]\n" + "".join(
+    f"x{i}: &x{i} [{', '.join(10 * [f'*x{i - 1}'])}]\n" for i in range(1, 40)
+)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -211,6 +217,8 @@ def test_a_config_of_before_there_was_a_history_is_read_and_added_to(tmp_path):
         ("history:\n- changed: {chunk: 3}", "unknown setting chunk"),
         ("1: 2", "expected settings by name"),
         ("[" * 20_000, "is not YAML"),
+        ("env_options: {a: &a [1], b: *a}", r"has YAML aliases \(\*name\)"),
+        (BOMB, "has YAML aliases"),
     ],
 )
 def test_a_broken_history_is_named_with_its_file(tmp_path, text, said):
