@@ -35,7 +35,7 @@ from dreamfleet.runtime.blueprint import Blueprint
 from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.fleet import Fleet
 from dreamfleet.runtime.hosts import try_out
-from dreamfleet.runtime.interrupts import descendants, kill_descendants
+from dreamfleet.runtime.interrupts import adopt_orphans, descendants, kill_descendants
 from dreamfleet.runtime.processes import Lost
 from dreamfleet.runtime.proxies import Unreachable
 from dreamfleet.runtime.run_folder import RUNS, RunFolder
@@ -128,6 +128,7 @@ def joined(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> Iterato
         return "" if before else _join(config, importable, agent_path, run)
 
     others, mode = descendants(), os.environ.get(MODE)
+    adopt_orphans(True)
     joining = Joining(_in_thread(join, until=left), importable, others)
     try:
         yield joining
@@ -141,6 +142,7 @@ def joined(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> Iterato
             if config.address:
                 _authenticate(mode)
         left.set()
+        adopt_orphans(False)
         shutil.rmtree(importable, ignore_errors=True)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Collection
@@ -13,6 +15,7 @@ from types import FrameType
 from typing import Any, Final
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_SET_CHILD_SUBREAPER: Final = 36  # sys/prctl.h
 
 
 class Interrupts:
@@ -77,6 +80,15 @@ class Interrupts:
 
     def _note(self, number: int) -> None:
         self.number, self.since = int(number), time.monotonic()
+
+
+def adopt_orphans(wanted: bool) -> None:
+    """Has processes that lose their parent become children of this one, or no longer so.
+
+    Where Ray's `raylet` dies, its own children would otherwise live on for a minute, out of sight.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 def kill_descendants(but: Collection[int]) -> None:

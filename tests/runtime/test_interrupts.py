@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dreamfleet import agents
-from dreamfleet.runtime.interrupts import Interrupts
+from dreamfleet.runtime.interrupts import Interrupts, adopt_orphans, descendants, kill_descendants
 from tests.envs import own
 from tests.runtime import runs
 
@@ -115,3 +115,25 @@ def test_an_environment_that_takes_the_signals_does_not_keep_them(tmp_path, monk
     name = own.register("Takes-v0", obs=obs)
     left = runs.train("local", runs.config(tmp_path / "run", env=name))
     assert left.code == 128 + signal.SIGINT
+
+
+def test_the_children_of_a_child_that_dies_are_found_and_killed():
+    """As those of Ray's raylet."""
+    code = (
+        "import subprocess, sys, time\n"
+        "sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "print(subprocess.Popen(sleep).pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    others = descendants()
+    adopt_orphans(True)
+    try:
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+            grandchild = int(child.stdout.readline())
+            child.kill()
+            child.wait()
+            assert grandchild in descendants()
+            kill_descendants(others)
+            assert os.waitpid(grandchild, 0)[1] == signal.SIGKILL
+    finally:
+        adopt_orphans(False)
