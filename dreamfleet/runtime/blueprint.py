@@ -84,9 +84,14 @@ class Blueprint:
         agent_class, options = self._agent_class()
         return cast(Agent, agent_class(options, self.spec, self.seed(part, starts), device))
 
-    def agent_options(self) -> dict[str, Any]:
-        """Returns every option of the agent with its value. Imports torch."""
-        return asdict(self._agent_class()[1])
+    def agent_options(self, agent: Agent) -> dict[str, Any]:
+        """Returns every option of an agent with its value.
+
+        An agent may resolve options that were left open, in a `config` of its own class of options.
+        """
+        agent_class, options = self._agent_class()
+        resolved = getattr(agent, "config", None)
+        return asdict(resolved if isinstance(resolved, agent_class.Config) else options)
 
     def _agent_class(self) -> tuple[Any, Any]:
         """Returns the agent's class, and the options to build it with."""

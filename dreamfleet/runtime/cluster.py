@@ -67,7 +67,7 @@ def train(
         cluster(session, blueprint.agent_path, meanwhile=build) as agent,
         Watchdog(EnvCalls(), lambda call: session.announce()),  # while something is saved, too
     ):
-        folder.record(blueprint.agent_options())
+        folder.record(blueprint.agent_options(agent))
         if config.address:
             check_environment(session, blueprint)
         fleet = Fleet(RayCluster(config), blueprint, agent, session, resumed or {})

@@ -70,7 +70,7 @@ def train(
         states = join_states([shard.state() for shard in shards])
         return session.save({group: agent.state(group) for group in groups}, states)
 
-    folder.record(blueprint.agent_options())
+    folder.record(blueprint.agent_options(agent))
 
     with session, Watchdog(calls, partial(_look, session, save)):
         names = blueprint.crew(groups)

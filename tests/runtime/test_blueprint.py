@@ -165,3 +165,13 @@ def test_a_process_learns_an_environment_that_only_the_driver_registered(tmp_pat
         assert 'cannot be built: env "Cel-v0" not found' in try_out(replace(unknown))
     finally:
         gym.registry.pop("Cell-v0")
+
+
+def test_options_that_an_agent_resolves_are_recorded_as_it_did(tmp_path):
+    """Gated Rainbow's sizes follow from the kind of observation where they are left at 0."""
+    given = Blueprint.of(RunConfig(agent="gated-rainbow", agent_options={"hidden": 64}))
+    agent = given.agent("test", "cpu")
+    options = given.agent_options(agent)
+    assert (options["hidden"], options["batch"], options["world_window"]) == (64, 256, 9)
+    again = Blueprint.of(RunConfig(agent="gated-rainbow", agent_options=options))
+    assert again.agent("test", "cpu").config == agent.config
