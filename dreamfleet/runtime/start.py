@@ -71,7 +71,8 @@ def plan(
 def start(planned: Plan, command: str) -> tuple[int, Path]:
     """Trains until the steps are done or somebody interrupts → the exit code, the run's folder.
 
-    command: what the person called, for the record. Raises UserError before anything is written, and WorkerFailed when a part breaks for good.
+    command: what the person called, for the record. Raises UserError before anything
+    is written, and WorkerFailed when a part breaks for good.
     """
     config, resumed = planned.config, planned.resumed
     # An environment may change the working directory as soon as one is built.
