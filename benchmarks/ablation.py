@@ -27,16 +27,16 @@ PRESET: Final = "the preset"
 # Of an agent: what is different → the setting that does so.
 VARIANTS: Final[dict[str, dict[str, str]]] = {
     "gated-rainbow": {
-        "without dreams": "agent.share=0",
-        "without clock": "agent.clock=false",
+        "without dreams": "agent.dream_share=0",
+        "without clock": "agent.observe_time=false",
         "without gate": "agent.gate=none",
         "without priorities": "agent.prioritized=false",
-        "without n-step": "agent.n=1",
-        "without noise": "agent.noise=0",
+        "without n-step": "agent.n_step=1",
+        "without noise": "agent.noisy_sigma=0",
     },
     "dreamwalker": {
-        "without dreams": "agent.share=0",
-        "without recent rows": "agent.recent=false",
+        "without dreams": "agent.dream_share=0",
+        "without recent rows": "agent.emphasize_recent=false",
         "without D2RL": "agent.dense=false",
     },
 }

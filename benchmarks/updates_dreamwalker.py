@@ -28,8 +28,8 @@ EQUAL: Final = Config(
     critic_hidden=SIZES,
     actor_hidden=SIZES,
     dense=False,
-    recent=False,
-    share=0.0,
+    emphasize_recent=False,
+    dream_share=0.0,
     capacity=100_000,
 )
 OURS: Final = ("dreamwalker",)
@@ -44,7 +44,12 @@ def race(config: Config = EQUAL) -> Race:
     def ours(config: Config) -> Work:
         return learning(cast(Agent, Dreamwalker(config, spec(), 0, "cpu")), rows())
 
-    own = Config(recent=config.recent, share=0.0, capacity=config.capacity, batch=config.batch)
+    own = Config(
+        emphasize_recent=config.emphasize_recent,
+        dream_share=0.0,
+        capacity=config.capacity,
+        batch=config.batch,
+    )
     sides = {
         OURS[0]: lambda: ours(config),
         DEFAULTS: lambda: ours(own),
@@ -80,12 +85,12 @@ def peer(config: Config, rows: Batch) -> Any:
     model = TQC(
         "MlpPolicy",
         make_vec_env(ENV, STREAMS),
-        learning_rate=config.lr,
+        learning_rate=config.lr_critic,
         buffer_size=config.capacity,
         batch_size=config.batch,
-        tau=config.slow,
+        tau=config.slow_critic,
         gamma=config.gamma,
-        top_quantiles_to_drop_per_net=config.drop,
+        top_quantiles_to_drop_per_net=config.dropped_quantiles,
         policy_kwargs={
             "net_arch": {"pi": list(config.actor_hidden), "qf": list(config.critic_hidden)},
             "n_critics": config.critics,

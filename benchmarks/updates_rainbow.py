@@ -24,7 +24,9 @@ from dreamfleet.envs.vector import GymVector
 
 ENV: Final = "NumberGame-v1"
 GAMES: Final = 64  # played together to fill the replays
-EQUAL: Final = Config(gate="none", share=0.0, values="c51", noise=0.5, n=3, batch=256)
+EQUAL: Final = Config(
+    gate="none", dream_share=0.0, value_head="c51", noisy_sigma=0.5, n_step=3, batch=256
+)
 OURS: Final = ("gated-rainbow", "gated-rainbow, compiled")
 GATED: Final = "gated-rainbow with its gate"
 
@@ -107,12 +109,12 @@ def peer(
         hidden=config.hidden,
         atoms=config.atoms,
         span=RANGE,
-        sigma=config.noise,
+        sigma=config.noisy_sigma,
         batch=config.batch,
         capacity=config.capacity,
-        n=config.n,
+        n=config.n_step,
         gamma=config.gamma,
-        lr=config.lr,
+        lr=config.lr_critic,
     )
     holds = replay(sizes, seed=0)
     holds.fill(

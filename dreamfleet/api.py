@@ -47,8 +47,8 @@ def train(
     """Trains an agent until its steps are done → its run.
 
     agent, env: as `--agent` and `--env`, which say what is trained without them. settings: as
-    `--set`, by dotted name: `{"agent.horizon": 10}`. resume: a run, its folder, or `latest`; agent
-    and env are then that run's. flags: every other flag of the command line: `steps=5_000`,
+    `--set`, by dotted name: `{"agent.dream_horizon": 10}`. resume: a run, its folder, or `latest`;
+    agent and env are then that run's. flags: every other flag of the command line: `steps=5_000`,
     `seed=1`, `local=True`. Raises UserError for a mistake, WorkerFailed when a part breaks for
     good, and KeyboardInterrupt after a checkpoint is saved when somebody interrupts.
     """
@@ -60,7 +60,7 @@ def train(
             raise UserError(f"train takes no {name!r}.{nearest(name, known)}")
     if not isinstance(settings, Mapping | None):
         raise UserError(
-            f'settings must be a mapping, as {{"agent.horizon": 10}}; found {settings!r}.'
+            f'settings must be a mapping, as {{"agent.dream_horizon": 10}}; found {settings!r}.'
         )
     given = {name: plain(f"--{name}", value) for name, value in given.items()}
     chosen = {str(name): plain(str(name), value) for name, value in (settings or {}).items()}

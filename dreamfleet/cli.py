@@ -280,8 +280,8 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
 
         Args:
             resume: go on with an earlier run: its folder, or latest
-            set: any other setting: train.chunk=32, agent.horizon=10; arguments of the environment:
-                env.gravity=5, and eval_env.gravity=9.8 where evaluations differ
+            set: any other setting: train.chunk=32, agent.dream_horizon=10; arguments of the
+                environment: env.gravity=5, and eval_env.gravity=9.8 where evaluations differ
         """
         return run, resume, set
 

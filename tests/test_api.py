@@ -120,7 +120,7 @@ def test_a_run_goes_on_where_it_stopped(cartpole):
         ({"steps": 0}, "--steps must be at least 1"),
         ({"steps": "many"}, "--steps must be a whole number; found 'many'"),
         ({"settings": {"train.chunks": 3}}, "Nearest: train.chunk"),
-        ({"settings": {"agent.horizn": 3}}, "Nearest: agent.horizon"),
+        ({"settings": {"agent.dream_horizn": 3}}, "Nearest: agent.dream_horizon"),
         ({"settings": {"steps": 3}}, "for this there is --steps"),
         ({"settings": ["train.chunk=3"]}, "settings must be a mapping"),
         ({"settings": {3: 4}}, "found '3'"),

@@ -139,10 +139,13 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["agent.horzon=3"], "unknown setting agent.horzon. Nearest: agent.horizon"),
-        (["agent.real_share=2"], "agent.real_share must be from 0 to 1"),
+        (
+            ["agent.dream_horzon=3"],
+            "unknown setting agent.dream_horzon. Nearest: agent.dream_horizon",
+        ),
+        (["agent.dream_share=2"], "agent.dream_share must be from 0 to 1"),
         (["agent.lr_policy=-1"], "agent.lr_policy must be at least 0; found -1"),
-        (["agent.horizon=-3"], "agent.horizon must be from 1 to 1000; found -3"),
+        (["agent.dream_horizon=-3"], "agent.dream_horizon must be from 1 to 1000; found -3"),
         (["agent.members=0"], "agent.members must be at least 1; found 0"),
         (["agent.capacity=0"], "agent.capacity must be at least 1 row, found 0"),
         (["agent.capacity=500"], "raise agent.capacity to hold 600 or more, found 500"),
@@ -354,7 +357,7 @@ def test_resume_latest_takes_the_run_last_written_to(started):
         (["--seed", "6"], "--seed 6 contradicts the run to resume"),
         (["--env", "Pendulum-v1"], "has CartPole-v1"),
         (["--run-dir", "other"], "--run-dir other contradicts"),
-        (["--set", "agent.horizon=3"], "cannot change in a resumed run"),
+        (["--set", "agent.dream_horizon=3"], "cannot change in a resumed run"),
         (["--steps", "500"], "has taken 500 of 500 steps"),
     ],
 )

@@ -75,35 +75,44 @@ from dreamfleet.core.types import (
 
 @dataclass(frozen=True)
 class Config:
-    """Units and sources beside each value; those without a source are choices of ours."""
+    """Settings of Dreamer-Lite. A setting without a source in brackets was chosen here."""
 
-    latent: int = within(32, 4, 16_384)  # numbers of a latent; seed 003
-    hidden: int = within(128, 4, 16_384)  # units of every hidden layer; seed 003
-    members: int = within(5, 1)  # transitions in the ensemble; MBPO 7
+    latent: int = within(32, 4, 16_384)  # size of a latent state [seed project 003]
+    hidden: int = within(128, 4, 16_384)  # units in every hidden layer [seed project 003]
+    members: int = within(5, 1)  # transition networks in the ensemble [MBPO: 7]
     lr_world: float = within(1e-3, 0)  # learning rate of the world model
-    lr_policy: float = within(3e-4, 0)  # learning rate of the policy; seed 003
+    lr_policy: float = within(3e-4, 0)  # learning rate of the policy [seed project 003]
     lr_critic: float = within(1e-3, 0)  # learning rate of the critic
-    clip: float = within(10.0, 1e-6)  # gradient norm
-    slow_world: float = within(0.01, 0, 1)  # rate at which the slow world follows
-    world_batch: int = within(120, 1)  # windows, shared out among the members
-    world_window: int = within(5, 2, 1_000)  # rows: open-loop over 4 steps
-    world_per_step: float = within(1.0, 1e-3)  # world-model updates per agent step
-    horizon: int = within(15, 1, 1_000)  # imagined steps; seed 003
-    # Disagreement tolerated in dreams, in multiples of that on real data.
-    trust: float = within(3.0, 0)
-    # Discount; DreamerV3. At seed 003's 0.99 CartPole's slow drift goes unpunished.
+    # Gradients of a larger norm are scaled down to this norm.
+    max_grad_norm: float = within(10.0, 1e-6)
+    # Update rate τ of the slow copy of the world model.
+    slow_world: float = within(0.01, 0, 1)
+    # Windows per world-model update, split evenly among the members.
+    world_batch: int = within(120, 1)
+    # Rows per window for the world model, which predicts all but the first open-loop.
+    world_window: int = within(5, 2, 1_000)
+    world_updates_per_step: float = within(1.0, 1e-3)  # world-model updates per agent step
+    dream_horizon: int = within(15, 1, 1_000)  # steps in a dream [seed project 003]
+    # A dream is trusted while its members disagree less than this many times their mean
+    # disagreement on real rows.
+    max_disagreement: float = within(3.0, 0)
+    # Discount factor γ. At 0.99 (seed project 003) slow drift in CartPole goes unpunished.
+    # [DreamerV3]
     gamma: float = within(0.997, 0, 1)
-    lam: float = within(0.95, 0, 1)  # λ of returns; Dreamer
-    trajectories: int = within(80, 1)  # dreams and real windows that one policy update learns from
-    # Of them; MBPO 0.05 to 0.25, see docs/adr/0006; 1: no dreams.
-    real_share: float = within(0.5, 0, 1)
-    policy_per_step: float = within(1.0, 1e-3)  # policy and value updates per agent step
+    lam: float = within(0.95, 0, 1)  # λ of the λ-returns [Dreamer]
+    # Trajectories per policy update, both dreams and windows of real rows.
+    batch: int = within(80, 1)
+    # Fraction of the batch that is dreamed; 0: no dreams. See docs/adr/0006. [MBPO: 0.75 to 0.95]
+    dream_share: float = within(0.5, 0, 1)
+    # Updates of policy and critic per agent step.
+    policy_updates_per_step: float = within(1.0, 1e-3)
     warmup: int = within(250, 0)  # agent steps before the first policy update
-    entropy: float = within(3e-3, 0)  # weight in units of the return range; DreamerV3 3e-4
-    slow_critic: float = within(0.02, 0, 1)  # rate at which the slow critic follows; DreamerV3
-    # Of the moving average of the return range; DreamerV3.
-    return_rate: float = within(0.01, 0, 1)
-    capacity: int = 100_000  # real rows; seed 003
+    # Weight of the entropy bonus, in units of the return range. [DreamerV3: 3e-4]
+    entropy_weight: float = within(3e-3, 0)
+    slow_critic: float = within(0.02, 0, 1)  # update rate τ of the slow critic [DreamerV3]
+    # Update rate of the moving average of the return range. [DreamerV3]
+    return_range_rate: float = within(0.01, 0, 1)
+    capacity: int = 100_000  # real rows that the replay holds [seed project 003]
 
     def __post_init__(self) -> None:
         check_ranges(self, "agent.")
@@ -114,14 +123,14 @@ class Config:
             )
 
     @property
-    def dreams(self) -> int:
-        """Dreams a policy update, a multiple of the members."""
-        return round(self.trajectories * (1 - self.real_share)) // self.members * self.members
+    def dreamed(self) -> int:
+        """Returns the number of dreams per policy update, a multiple of the members."""
+        return round(self.batch * self.dream_share) // self.members * self.members
 
     @property
     def real(self) -> int:
-        """Real windows a policy update."""
-        return self.trajectories - self.dreams
+        """Returns the number of real windows per policy update."""
+        return self.batch - self.dreamed
 
 
 class DreamerLite(WeightGroups):
@@ -143,21 +152,21 @@ class DreamerLite(WeightGroups):
             self.critic = self.actions.critic(config.latent, config.hidden).to(device)
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.return_range = ReturnRange(config.return_rate).to(device)
+        self.return_range = ReturnRange(config.return_range_rate).to(device)
 
-        self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
-        self.policy_trainer = Trainer(self.policy, config.lr_policy, config.clip)
-        self.critic_trainer = Trainer(self.critic, config.lr_critic, config.clip)
+        self.world_trainer = Trainer(self.world, config.lr_world, config.max_grad_norm)
+        self.policy_trainer = Trainer(self.policy, config.lr_policy, config.max_grad_norm)
+        self.critic_trainer = Trainer(self.critic, config.lr_critic, config.max_grad_norm)
         self.world_follower = Follower(self.slow_world, self.world)
         self.critic_follower = Follower(self.slow_critic, self.critic)
-        self.act_noise = generator(seed, device)
-        self.dream_noise = generator(seed + 1, device)
-        self.policy_noise = generator(seed + 2, device)
+        self.act_rng = generator(seed, device)
+        self.dream_rng = generator(seed + 1, device)
+        self.policy_rng = generator(seed + 2, device)
         self.learning = {
             "world": Learning(
                 nets={"world": self.world, "slow_world": self.slow_world},
                 trainers={"world": self.world_trainer},
-                noise={"dream": self.dream_noise},
+                noise={"dream": self.dream_rng},
                 published="slow_world",
             ),
             "policy": Learning(
@@ -168,7 +177,7 @@ class DreamerLite(WeightGroups):
                     "return_range": self.return_range,
                 },
                 trainers={"policy": self.policy_trainer, "critic": self.critic_trainer},
-                noise={"act": self.act_noise, "policy": self.policy_noise},
+                noise={"act": self.act_rng, "policy": self.policy_rng},
                 published="policy",
             ),
         }
@@ -181,7 +190,7 @@ class DreamerLite(WeightGroups):
     @torch.no_grad()
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
         obs = torch.as_tensor(rows["obs"], device=self.device)
-        policy = self.policy_at(self.slow_world.encode(obs), self.act_noise)
+        policy = self.policy_at(self.slow_world.encode(obs), self.act_rng)
         if not explore:
             return to_array(policy.mode), state, {}
         action, log_prob = policy.drawn
@@ -274,16 +283,16 @@ class DreamerLite(WeightGroups):
         `cont` is the probability that the episode goes on at a row; `trust` is 1 while the members
         still agree on it.
         """
-        world, noise = self.slow_world, self.dream_noise
+        world, noise = self.slow_world, self.dream_rng
         obs = torch.as_tensor(starts.data["obs"], device=self.device)[:, -1]
         z = world.encode(obs).unflatten(0, (self.config.members, -1))  # (M, B/M, L)
         latents, actions, log_probs, disagreements = [], [], [], [torch.zeros_like(z[..., 0])]
-        for step in range(self.config.horizon + 1):
+        for step in range(self.config.dream_horizon + 1):
             action, log_prob = self.policy_at(z, noise).drawn
             latents.append(z)
             actions.append(action)
             log_probs.append(log_prob)
-            if step < self.config.horizon:
+            if step < self.config.dream_horizon:
                 mean, log_std, disagreement = world.compare(z, self.actions.code(action))
                 disagreements.append(disagreement)
                 drawn = torch.randn(mean.shape, generator=noise, device=z.device)
@@ -293,7 +302,9 @@ class DreamerLite(WeightGroups):
             return torch.stack(steps, 2).flatten(0, 1)  # (M, B/M, …) each → (B, H+1, …)
 
         latent, action = trajectories(latents), trajectories(actions)
-        agreed = trajectories(disagreements) <= self.config.trust * world.usual_disagreement
+        agreed = (
+            trajectories(disagreements) <= self.config.max_disagreement * world.usual_disagreement
+        )
         reward = world.reward(torch.cat([latent, self.actions.code(action)], -1)).squeeze(-1)
         cont = torch.sigmoid(world.cont(latent)).squeeze(-1)
         cont[:, 0] = 1  # a start is never an end
@@ -315,7 +326,7 @@ class DreamerLite(WeightGroups):
         if real is not None:
             parts.append(self.lived(to_tensors(real.data, self.device)))
         rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        policy = self.policy_at(rows["latent"], self.policy_noise)
+        policy = self.policy_at(rows["latent"], self.policy_rng)
         taken, options = self.critic(rows["latent"], rows["action"], policy)
         with torch.no_grad():
             returns = self.returns(rows, policy)
@@ -325,7 +336,7 @@ class DreamerLite(WeightGroups):
 
         critic_loss = masked_mean((taken[:, :, :-1] - returns).square().sum(0), weight)
         policy_loss = masked_mean(
-            policy.improve(options / scale, self.config.entropy)[:, :-1], weight
+            policy.improve(options / scale, self.config.entropy_weight)[:, :-1], weight
         )
         metrics = {
             "loss/critic": critic_loss.detach(),
@@ -454,18 +465,18 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
     kept = columns(spec, log_prob=NUMBER)
     consumers = {
         "world": Consumer(
-            config.world_batch, config.world_window, samples_per_step=config.world_per_step
+            config.world_batch, config.world_window, samples_per_step=config.world_updates_per_step
         )
     }
     policy = Consumer(
         config.real,
-        config.horizon + 1,
-        samples_per_step=config.policy_per_step,
+        config.dream_horizon + 1,
+        samples_per_step=config.policy_updates_per_step,
         min_steps=config.warmup,
     )
-    if config.dreams:
-        consumers["start"] = replace(policy, batch=config.dreams, window=1)
+    if config.dreamed:
+        consumers["start"] = replace(policy, batch=config.dreamed, window=1)
     if config.real:
         consumers["policy"] = policy
     real = TableSpec(config.capacity, kept, consumers)
-    return {"real": real, "dream": QueueSpec(2)} if config.dreams else {"real": real}
+    return {"real": real, "dream": QueueSpec(2)} if config.dreamed else {"real": real}

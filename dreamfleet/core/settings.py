@@ -19,12 +19,14 @@ class Setting:
     name: str
     default: str
     allowed: str  # values, in words; empty: whatever its type takes
-    meaning: str  # with unit and source
+    meaning: str  # with its unit
+    source: str = ""  # where the default is from, or what the source has instead
 
 
 def described(config: type, prefix: str) -> list[Setting]:
     """Returns the settings of a configuration dataclass, in its order.
 
+    The meaning is the comment of a field, and the source is what stands in brackets at its end.
     prefix: what stands before the names of fields, as in `agent.`. Groups of settings are left out.
     """
     meanings, hints = _comments(config), get_type_hints(config)
@@ -33,11 +35,20 @@ def described(config: type, prefix: str) -> list[Setting]:
             prefix + field.name,
             _shown(field.default),
             _allowed(hints[field.name], field.metadata),
-            meanings.get(field.name, ""),
+            *_split(meanings.get(field.name, "")),
         )
         for field in fields(config)
         if field.default is not MISSING
     ]
+
+
+def _split(comment: str) -> tuple[str, str]:
+    """`rows. [a paper]` → `Rows` and `a paper`."""
+    if comment.endswith("]"):
+        comment, _, source = comment[:-1].rpartition(" [")
+    else:
+        source = ""
+    return comment[:1].upper() + comment[1:].rstrip("."), source
 
 
 def _shown(value: Any) -> str:

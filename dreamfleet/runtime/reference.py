@@ -32,7 +32,8 @@ def groups(agent: str | None = None) -> dict[str, list[Setting]]:
 def in_line(setting: Setting) -> str:
     """Returns a setting on one line."""
     allowed = f" ({setting.allowed})" if setting.allowed else ""
-    return f"{setting.name} = {setting.default}{allowed}: {setting.meaning}".rstrip(": ")
+    source = f" [{setting.source}]" if setting.source else ""
+    return f"{setting.name} = {setting.default}{allowed}: {setting.meaning}{source}".rstrip(": ")
 
 
 def page() -> str:
@@ -40,9 +41,14 @@ def page() -> str:
     parts = [HEAD]
     for title, settings in groups().items():
         rows = [
-            f"| `{it.name}` | `{it.default}` | {it.allowed} | {it.meaning.replace('|', '¦')} |"
+            f"| `{it.name}` | `{it.default}` | {it.allowed} | {it.meaning.replace('|', '¦')} "
+            f"| {it.source} |"
             for it in settings
         ]
-        head = [f"## {title}", "", "| name | default | values | meaning |", "|---|---|---|---|"]
+        head = [
+            *(f"## {title}", ""),
+            "| name | default | range | meaning | source of the default |",
+            "|---|---|---|---|---|",
+        ]
         parts.append("\n".join([*head, *rows, ""]))
     return "\n".join(parts)

@@ -16,7 +16,7 @@ from tests.runs import train
 
 VECTOR = Space((2,), "float32")
 PUSH = Space((1,), "float32")
-SMALL: dict[str, Any] = {"hidden": 64, "latent": 16, "world_batch": 60, "trajectories": 40}
+SMALL: dict[str, Any] = {"hidden": 64, "latent": 16, "world_batch": 60, "batch": 40}
 
 
 class Swing:
@@ -166,7 +166,7 @@ def test_dreams_begin_at_the_last_rows_of_their_starts(swinging):
 def test_dreams_stay_among_the_latents_that_observations_have(swinging):
     """Else policy and critic are asked about latents that no real row leads to."""
     world, dreams = swinging.slow_world, swinging.dream(Swing().windows(60, 1))
-    members, last = swinging.config.members, swinging.config.horizon
+    members, last = swinging.config.members, swinging.config.dream_horizon
     z = dreams["latent"][:, 0].unflatten(0, (members, -1))
     code = dreams["action"].unflatten(0, (members, -1))
     with torch.no_grad():
@@ -182,7 +182,7 @@ def test_dreams_stay_among_the_latents_that_observations_have(swinging):
 def test_dreams_are_of_the_policy_itself(swinging):
     """So its Retrace targets on them are lambda-returns."""
     dreams = swinging.dream(Swing().windows(60, 1))
-    policy = swinging.policy_at(dreams["latent"], swinging.policy_noise)
+    policy = swinging.policy_at(dreams["latent"], swinging.policy_rng)
     found = policy.log_prob(dreams["action"])
     torch.testing.assert_close(found, dreams["log_prob"], rtol=0, atol=0.02)
 
@@ -191,11 +191,11 @@ def test_dreams_are_of_the_policy_itself(swinging):
 
 
 @pytest.mark.parametrize(
-    ("share", "dreams", "real"), [(0.0, 40, 0), (0.25, 30, 10), (0.3, 25, 15), (1.0, 0, 40)]
+    ("share", "dreams", "real"), [(1.0, 40, 0), (0.75, 30, 10), (0.7, 25, 15), (0.0, 0, 40)]
 )
-def test_the_real_share_divides_what_the_policy_learns_from(share, dreams, real):
+def test_the_dream_share_divides_the_batch_of_the_policy(share, dreams, real):
     """Dreams come in multiples of the members."""
-    agent = build(real_share=share, members=5)
+    agent = build(dream_share=share, members=5)
     consumers = agent.tables["real"].consumers
     assert ("dream" in agent.tables) == ("start" in consumers) == (dreams > 0)
     assert ("policy" in consumers) == (real > 0)
@@ -220,8 +220,8 @@ def test_the_real_share_divides_what_the_policy_learns_from(share, dreams, real)
 def test_options_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match=r"world_batch must be a multiple of agent.members \(7\)"):
         Config(members=7)
-    with pytest.raises(UserError, match=r"real_share must be from 0 to 1; found 1\.5"):
-        Config(real_share=1.5)
+    with pytest.raises(UserError, match=r"dream_share must be from 0 to 1; found 1\.5"):
+        Config(dream_share=1.5)
 
 
 # ---------------------------------------------------------------------------------- returns
@@ -239,11 +239,11 @@ def valued(swinging) -> DreamerLite:
 
 def returns_of(agent: DreamerLite, trajectories: Batch) -> tuple[Array, Array]:
     """Targets of the critic (B, T-1) and the values they bootstrap from (B, T), same noise."""
-    noise = agent.policy_noise.get_state()
-    policy = agent.policy_at(trajectories["latent"], agent.policy_noise)
+    noise = agent.policy_rng.get_state()
+    policy = agent.policy_at(trajectories["latent"], agent.policy_rng)
     options = agent.slow_critic(trajectories["latent"], trajectories["action"], policy)[1]
     value = policy.expect(options)
-    agent.policy_noise.set_state(noise)
+    agent.policy_rng.set_state(noise)
     unit = float(agent.value_unit)
     with torch.no_grad():
         found = agent.returns(trajectories, policy)
@@ -304,7 +304,7 @@ def test_nothing_is_learned_from_the_step_that_is_not_trusted_nor_from_what_it_l
 
 def test_the_return_range_is_of_the_rows_that_count(valued):
     """Returns after an end, however large, are those of another episode or of nobody."""
-    windows = Swing().windows(40, valued.config.horizon + 1)
+    windows = Swing().windows(40, valued.config.dream_horizon + 1)
     windows.data["last"][:, 8], windows.data["first"][:, 9] = True, True
     agents = [copy.deepcopy(valued) for _ in range(2)]
     agents[0].learn_policy(windows, None)
@@ -333,13 +333,13 @@ def test_nothing_is_learned_from_an_observation_with_an_outlier_nor_from_a_step_
 # ------------------------------------------------------------------------------- probe runs
 
 
-PROBE = {**SMALL, "horizon": 2, "world_window": 2, "warmup": 40}
+PROBE = {**SMALL, "dream_horizon": 2, "world_window": 2, "warmup": 40}
 
 
 def values(agent: DreamerLite, obs: list[float]) -> list[float]:
     """What the critic thinks of playing on from these observations (n,)."""
     z = agent.slow_world.encode(torch.tensor(obs).view(-1, 1, 1))
-    policy = agent.policy_at(z, agent.policy_noise)
+    policy = agent.policy_at(z, agent.policy_rng)
     return (agent.critic(z, policy.mode, policy)[1] * agent.value_unit).flatten().tolist()
 
 
@@ -363,10 +363,10 @@ def test_the_critic_learns_the_discounted_value(tmp_path, env, obs, expected):
     assert values(run.agent(), obs) == pytest.approx(expected, abs=0.2)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.0])
 def test_the_policy_learns_which_action_pays_where(tmp_path, share):
     """From dreams alone, from both, and from real rows alone."""
-    options = {**PROBE, "gamma": 0.5, "lr_policy": 1e-3, "real_share": share}
+    options = {**PROBE, "gamma": 0.5, "lr_policy": 1e-3, "dream_share": share}
     run = train(tmp_path / "run", "dreamfleet.envs.probe:ObsActionReward-v0", 240, options=options)
     assert greedy(run.agent(), [-1.0, 1.0]).tolist() == [0, 1]
 

@@ -51,8 +51,9 @@ def test_differences_are_between_runs_of_one_seed(tmp_path):
         "| 150.0 (100.0 to 200.0) |  | 20 (20 to 20) s |"
     )
     assert lines[3] == (
-        "| without dreams | `agent.share=0` | 205.0 (100.0 to 310.0) | -45.0 (-100.0 to +10.0) "
-        "| 115.0 (50.0 to 180.0) | -35.0 (-50.0 to -20.0) | 20 (20 to 20) s |"
+        "| without dreams | `agent.dream_share=0` | 205.0 (100.0 to 310.0) "
+        "| -45.0 (-100.0 to +10.0) | 115.0 (50.0 to 180.0) | -35.0 (-50.0 to -20.0) "
+        "| 20 (20 to 20) s |"
     )
     (out / "summary.json").write_text(json.dumps(found))
     assert summaries(tmp_path) == [out / "summary.json"]

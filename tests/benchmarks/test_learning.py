@@ -12,14 +12,14 @@ from dreamfleet import cli
 
 def test_launch_understands_the_command():
     of = learning.Training(
-        "dreamer-lite", "Pendulum-v1", 2000, 500, 100, settings=("agent.horizon=10",)
+        "dreamer-lite", "Pendulum-v1", 2000, 500, 100, settings=("agent.dream_horizon=10",)
     )
     planned = cli.configured([*of.command(3), "--run-dir", "somewhere"])
     config, resumed = planned.config, planned.resumed
     assert (config.env, config.seed, config.steps, config.num_actors) == ("Pendulum-v1", 3, 2000, 1)
     assert config.local and resumed is None
     assert (config.train.eval_every, config.train.eval_episodes) == (500, 100)
-    assert config.agent_options["horizon"] == 10
+    assert config.agent_options["dream_horizon"] == 10
 
 
 def test_another_agent_has_its_own_looks_and_environments():
@@ -64,8 +64,12 @@ def test_a_seed_made_otherwise_is_not_taken_for_the_one_asked_for(tmp_path):
     run.with_suffix(".command").write_text(learning.but_steps(made))
     longer = learning.Training("dreamer-lite", "CartPole-v1", 200, 50, 8).command(0)
     assert learning.but_steps(longer) == learning.but_steps(made)
-    other = learning.Training("dreamer-lite", "CartPole-v1", 100, 50, 8, settings=("agent.lr=1",))
-    with pytest.raises(SystemExit, match=r"seed-0 was made with .*agent.lr=1.* is asked for"):
+    other = learning.Training(
+        "dreamer-lite", "CartPole-v1", 100, 50, 8, settings=("agent.lr_critic=1",)
+    )
+    with pytest.raises(
+        SystemExit, match=r"seed-0 was made with .*agent.lr_critic=1.* is asked for"
+    ):
         learning.train(other.command(0), run, 100)
 
 

@@ -48,8 +48,11 @@ def test_a_command_makes_all_seeds_of_its_row():
     said = f"python launch.py --env {env} --local --num-actors 1 --seed 0 --steps 9 {looks}"
     made = f"python benchmarks/learning.py --env {env} --steps 9 --seeds 2"
     assert command({**row, "command": said}, env) == made
-    said = f"python launch.py --env {env} --num-actors 4 --seed 0 --steps 9 {looks} --set agent.n=1"
-    made = f"python benchmarks/learning.py --env {env} --num-actors 4 --steps 9 --set agent.n=1"
+    said = f"python launch.py --env {env} --num-actors 4 --seed 0 --steps 9 {looks} "
+    said += "--set agent.n_step=1"
+    made = (
+        f"python benchmarks/learning.py --env {env} --num-actors 4 --steps 9 --set agent.n_step=1"
+    )
     found = command({**row, "command": said, "method": "on-ray"}, env)
     assert found == f"{made} --seeds 2 --name on-ray"
     said = "python benchmarks/peers.py --env CartPole-v1"

@@ -81,7 +81,7 @@ def numbers(net):
 @PEERS
 def test_a_peer_learns_what_is_paid_next(played, replay, tidy):
     torch.manual_seed(0)
-    learner = peer(replace(SMALL, gamma=0.0, lr=3e-3), played, replay, tidy)
+    learner = peer(replace(SMALL, gamma=0.0, lr_critic=3e-3), played, replay, tidy)
     data = learner.replay.sample()
 
     @torch.no_grad()
@@ -108,7 +108,7 @@ def test_targets_are_those_of_the_paper(played, replay, tidy):
     support = learner.online.support
     best = (learner.online(data.next_obs) * support).sum(-1).argmax(-1)
     following = learner.target(data.next_obs)[torch.arange(len(best)), best]
-    discount = SMALL.gamma**SMALL.n * (1 - data.done.float())
+    discount = SMALL.gamma**SMALL.n_step * (1 - data.done.float())
     expected = project(following, data.reward, discount, support)
     with torch.no_grad():
         found = learner.targets(data)

@@ -20,7 +20,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 class Example:
     """A configuration."""
 
-    plain: int = within(8, 1, 64)  # rows; a paper
+    plain: int = within(8, 1, 64)  # rows [a paper: 4]
     # The comment above counts
     # where none stands beside.
     above: float = within(1e-4, 0.0)
@@ -34,15 +34,15 @@ class Example:
 
 def test_a_setting_is_what_its_field_and_the_comment_beside_it_say():
     assert described(Example, "x.") == [
-        Setting("x.plain", "8", "from 1 to 64", "rows; a paper"),
+        Setting("x.plain", "8", "from 1 to 64", "Rows", "a paper: 4"),
         Setting(
             "x.above",
             "0.0001",
             "at least 0.0",
-            "The comment above counts where none stands beside.",
+            "The comment above counts where none stands beside",
         ),
-        Setting("x.kind", "a", "a, b", "which one"),
-        Setting("x.several", "[0.5, 1]", "", "first and last"),
+        Setting("x.kind", "a", "a, b", "Which one"),
+        Setting("x.several", "[0.5, 1]", "", "First and last"),
         Setting("x.nothing", "null", "", ""),
     ]
 
@@ -62,7 +62,7 @@ def test_every_setting_says_what_it_means():
 def test_the_settings_of_an_agent_can_be_listed(capsys, agent):
     assert cli.main(["list", "settings", *([agent] if agent else [])]) == 0
     said = capsys.readouterr().out
-    assert "train.chunk = 8 (from 1 to 4096): vector steps" in said
+    assert "train.chunk = 8 (from 1 to 4096): Vector steps" in said
     listed = [name for name in agents.REGISTRY if f"\n{name}\n" in said]
     assert listed == ([agent] if agent else list(agents.REGISTRY))
 

@@ -97,26 +97,26 @@ class Dreamwalker(WeightGroups):
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
 
-        self.actor_trainer = Trainer(self.actor, config.lr, config.clip)
-        self.critic_trainer = Trainer(self.critics, config.lr, config.clip)
-        self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
+        self.actor_trainer = Trainer(self.actor, config.lr_policy, config.max_grad_norm)
+        self.critic_trainer = Trainer(self.critics, config.lr_critic, config.max_grad_norm)
+        self.world_trainer = Trainer(self.world, config.lr_world, config.max_grad_norm)
         self.target_follower = Follower(self.target, self.critics)
         self.world_follower = Follower(self.slow_world, self.world)
-        self.act_noise = generator(seed, device)
-        self.dream_noise = generator(seed + 1, device)
-        self.policy_noise = generator(seed + 2, device)
+        self.act_rng = generator(seed, device)
+        self.dream_rng = generator(seed + 1, device)
+        self.policy_rng = generator(seed + 2, device)
         acting = nn.ModuleDict({"actor": self.actor, "normaliser": self.normaliser})
         self.learning = {
             "world": Learning(
                 nets={"world": self.world, "slow_world": self.slow_world},
                 trainers={"world": self.world_trainer},
-                noise={"dream": self.dream_noise},
+                noise={"dream": self.dream_rng},
                 published="slow_world",
             ),
             "policy": Learning(
                 nets={"acting": acting, "critics": self.critics, "target": self.target},
                 trainers={"actor": self.actor_trainer, "critics": self.critic_trainer},
-                noise={"act": self.act_noise, "policy": self.policy_noise},
+                noise={"act": self.act_rng, "policy": self.policy_rng},
                 published="acting",
             ),
         }
@@ -124,7 +124,7 @@ class Dreamwalker(WeightGroups):
     @property
     def steps(self) -> Tensor:
         """Agent steps since the first update."""
-        return self.normaliser.updates / self.config.policy_per_step
+        return self.normaliser.updates / self.config.policy_updates_per_step
 
     # --------------------------------------------------------------------------------- acting
 
@@ -134,16 +134,16 @@ class Dreamwalker(WeightGroups):
 
     @torch.no_grad()
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
-        policy = self.policy_at(torch.as_tensor(rows["obs"], device=self.device), self.act_noise)
+        policy = self.policy_at(torch.as_tensor(rows["obs"], device=self.device), self.act_rng)
         if not explore:
             return to_array(policy.mode), state, {"held_out": state}
         action = policy.drawn[0]
         drawn = torch.rand(
-            len(action), 1 + action.shape[1], generator=self.act_noise, device=self.device
+            len(action), 1 + action.shape[1], generator=self.act_rng, device=self.device
         )
         # What nobody has trained yet explores less than chance does.
         action = torch.where(self.normaliser.updates > 0, action, 2 * drawn[:, 1:] - 1)
-        chosen = to_array(drawn[:, 0] < self.config.held_out)
+        chosen = to_array(drawn[:, 0] < self.config.held_out_share)
         held_out = np.where(rows["first"], chosen, state)
         return to_array(action), held_out, {"held_out": held_out}
 
@@ -160,14 +160,14 @@ class Dreamwalker(WeightGroups):
         metrics |= faults("world", self.world_trainer)
         updates = self.world.normaliser.updates
         self.world_follower.step((1 / updates).clamp(min=self.config.slow_world))
-        metrics |= self.world.measure(self.slow_world, rows, rows["action"], self.dream_noise)
+        metrics |= self.world.measure(self.slow_world, rows, rows["action"], self.dream_rng)
         metrics["model/believed"] = self.believed().sum()
         return Feedback(metrics)
 
     def believed(self) -> Tensor:
         """Whether dreams of 1 … `dream_horizon` steps are (H,): their held-out error is small."""
         error = self.slow_world.expected_error(self.config.dream_horizon)
-        return (error <= self.config.tolerance).cumprod(0)
+        return (error <= self.config.max_model_error).cumprod(0)
 
     # --------------------------------------------------------------------------------- dreams
 
@@ -179,7 +179,7 @@ class Dreamwalker(WeightGroups):
         number of updates the model had. H is as far as the held-out error lets dreams go, 1 at the
         least.
         """
-        world, noise = self.slow_world, self.dream_noise
+        world, noise = self.slow_world, self.dream_rng
         allowed = self.believed() * (self.steps >= self.config.dream_after)
         horizon = max(1, int(allowed.sum()))  # the one wait for the device, before a long loop
         rows = to_tensors(starts.data, self.device)
@@ -204,7 +204,9 @@ class Dreamwalker(WeightGroups):
             ends.append(step.terminal)
             agreed.append(step.disagreement)
 
-        agreement = torch.stack(agreed, 1) <= self.config.trust * world.usual_disagreement
+        agreement = (
+            torch.stack(agreed, 1) <= self.config.max_disagreement * world.usual_disagreement
+        )
         terminal = torch.stack(ends, 1)  # (B, H)
         going_on = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
         real = agreement.cumprod(1) * allowed[:horizon] * going_on  # is the step to row h + 1?
@@ -228,7 +230,7 @@ class Dreamwalker(WeightGroups):
         chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
         if dreams is not None:
             batch = to_tensors(dreams, self.device)
-            imagined = pick(batch, COLUMNS, config.dreamed, 0, 1, self.policy_noise)
+            imagined = pick(batch, COLUMNS, config.dreamed, 0, 1, self.policy_rng)
             age = self.slow_world.normaliser.updates - batch["version"].mean()
             metrics["dream/age"] = age.clamp(min=0)  # in updates of the model, those heard of
         shape = (
@@ -236,7 +238,7 @@ class Dreamwalker(WeightGroups):
             len(chance) + config.dreamed * (imagined is not None),
             self.spec.action.shape[0],
         )
-        noise = torch.randn(shape, generator=self.policy_noise, device=self.device)
+        noise = torch.randn(shape, generator=self.policy_rng, device=self.device)
 
         loss, error, before, counts, found = self.criticise(lived, chance, imagined, noise[0])
         metrics |= found
@@ -246,7 +248,7 @@ class Dreamwalker(WeightGroups):
         metrics["grad_norm/policy"] = self.actor_trainer.step(loss)
         metrics |= faults("policy", self.critic_trainer, self.actor_trainer)
         if config.norm != "batch":
-            self.target_follower.step(config.slow)
+            self.target_follower.step(config.slow_critic)
         if not config.prioritized:
             return Feedback(metrics)
         priority = (error * counts)[: len(chance)] + PRIORITY
@@ -312,7 +314,7 @@ class Dreamwalker(WeightGroups):
         else:
             quantiles = self.critics(taken, noise=self.dropping)
             ahead = self.target(following, noise=self.dropping)
-        soft = truncate(ahead, self.config.drop) + entropy_bonus.unsqueeze(-1)
+        soft = truncate(ahead, self.config.dropped_quantiles) + entropy_bonus.unsqueeze(-1)
         return quantiles, reward.unsqueeze(-1) + discount.unsqueeze(-1) * soft
 
     def improve(
@@ -338,13 +340,13 @@ class Dreamwalker(WeightGroups):
     @property
     def dropping(self) -> torch.Generator | None:
         """What draws the units to leave out."""
-        return self.policy_noise if self.config.dropout else None
+        return self.policy_rng if self.config.dropout else None
 
     def importance(self, chance: Tensor) -> Tensor:
         """Weights (B,) that undo the drawing by priority as far as β goes, the largest 1."""
         if not self.config.prioritized:
             return torch.ones_like(chance)
-        progress = (self.steps / self.config.anneal).clamp(max=1)
+        progress = (self.steps / self.config.anneal_steps).clamp(max=1)
         weight = chance ** -(self.config.beta + (1 - self.config.beta) * progress)
         return weight / weight.max()
 
@@ -358,7 +360,7 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
             config.batch - config.dreamed,
             2,
             config.selector,
-            samples_per_step=config.policy_per_step,
+            samples_per_step=config.policy_updates_per_step,
             min_steps=config.warmup,
             columns=COLUMNS,
         )
@@ -367,12 +369,12 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
         consumers["world"] = Consumer(
             config.world_batch,
             config.dream_horizon + 1,
-            samples_per_step=config.world_per_step,
+            samples_per_step=config.world_updates_per_step,
             context=config.context,
             columns=(*COLUMNS, "first", "last", "held_out"),
         )
         consumers["start"] = Consumer(
-            config.dreams * config.dream_every,
+            config.dreams_per_update * config.dream_every,
             min_steps=config.warmup,
             context=config.context,
             columns=("obs", "action", "reward", "first"),

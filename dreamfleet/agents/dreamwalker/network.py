@@ -18,7 +18,7 @@ class Actor(nn.Module):
     def __init__(self, config: Config, inputs: int, outputs: int) -> None:
         super().__init__()
         self.net = Dense(1, inputs, config.actor_hidden, outputs, dense=config.dense)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(config.initial_temperature)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).squeeze(0)

@@ -50,15 +50,15 @@ class World(nn.Module):
         size = math.prod(obs.shape)
         self.shape, self.context, self.members = obs.shape, config.context, config.members
         self.normaliser = Normaliser(obs)
-        self.embed = nn.Linear(size + action_size + 2, config.world_size)
+        self.embed = nn.Linear(size + action_size + 2, config.world_hidden)
         length = config.context + config.dream_horizon
         self.transformer = Transformer(
-            config.world_size, config.world_layers, config.world_heads, length
+            config.world_hidden, config.world_layers, config.world_heads, length
         )
         self.heads = Ensemble(
-            config.members, (config.world_size, config.world_size, size), zero_last=True
+            config.members, (config.world_hidden, config.world_hidden, size), zero_last=True
         )
-        self.outcome = MLP((config.world_size + size, OUTCOME_HIDDEN, 2), zero_last=True)
+        self.outcome = MLP((config.world_hidden + size, OUTCOME_HIDDEN, 2), zero_last=True)
         self.register_buffer("change_rms", torch.ones(size))  # in deviations of the observation
         self.register_buffer("low", torch.full((size,), torch.inf))
         self.register_buffer("high", torch.full((size,), -torch.inf))

@@ -95,7 +95,7 @@ class GatedRainbow(WeightGroups):
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
         device, config = resolve(device), config.sized(spec.obs)
-        spec = witnessed(spec, config.clock)
+        spec = witnessed(spec, config.observe_time)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
         self.actions = Discrete(spec.action)
@@ -115,25 +115,27 @@ class GatedRainbow(WeightGroups):
         self.progress = Progress(config).to(device)
 
         self._study = compiled(self.study, device) if config.compile else self.study
-        self.trainer = Trainer(self.online, config.lr, config.clip, config.decay)
-        self.world_trainer = Trainer(self.world, config.lr_world, config.clip)
+        self.trainer = Trainer(
+            self.online, config.lr_critic, config.max_grad_norm, config.weight_decay
+        )
+        self.world_trainer = Trainer(self.world, config.lr_world, config.max_grad_norm)
         self.target_follower = Follower(self.target, self.online)
         self.world_follower = Follower(self.slow_world, self.world)
-        self.act_noise = generator(seed, device)
-        self.dream_noise = generator(seed + 1, device)
-        self.policy_noise = generator(seed + 2, device)
+        self.act_rng = generator(seed, device)
+        self.dream_rng = generator(seed + 1, device)
+        self.policy_rng = generator(seed + 2, device)
         acting = nn.ModuleDict({"online": self.online, "progress": self.progress})
         self.learning = {
             "world": Learning(
                 nets={"world": self.world, "slow_world": self.slow_world},
                 trainers={"world": self.world_trainer},
-                noise={"dream": self.dream_noise},
+                noise={"dream": self.dream_rng},
                 published="slow_world",
             ),
             "policy": Learning(
                 nets={"acting": acting, "target": self.target},
                 trainers={"online": self.trainer},
-                noise={"act": self.act_noise, "policy": self.policy_noise},
+                noise={"act": self.act_rng, "policy": self.policy_rng},
                 published="acting",
             ),
         }
@@ -151,7 +153,7 @@ class GatedRainbow(WeightGroups):
         memory: Memory = state
         age = np.where(first, 0, memory.age + 1).astype(np.float32)
         obs, replaced = rows["obs"], {}
-        if self.config.clock:
+        if self.config.observe_time:
             obs = np.concatenate([obs, age[:, None]], -1)
             replaced["obs"] = obs
         fresh = first.reshape(-1, 1, *[1] * len(self.spec.obs.shape))
@@ -163,9 +165,9 @@ class GatedRainbow(WeightGroups):
         score = np.where(first, 0, memory.score + reward).astype(np.float32)
         held_out, noise = memory.held_out, None
         if explore:
-            noise = self.act_noise
+            noise = self.act_rng
             drawn = torch.rand(first.shape, generator=noise, device=self.device)
-            held_out = np.where(first, to_array(drawn < self.config.held_out), held_out)
+            held_out = np.where(first, to_array(drawn < self.config.held_out_share), held_out)
         action = self.choose(torch.as_tensor(history, device=self.device), noise)
         extras = {"trace": trace, "score": score, "held_out": held_out, **replaced}
         return to_array(action), Memory(history, age, trace, score, held_out), extras
@@ -191,14 +193,14 @@ class GatedRainbow(WeightGroups):
         metrics |= faults("world", self.world_trainer)
         updates = self.world.normaliser.updates
         self.world_follower.step((1 / updates).clamp(min=self.config.slow_world))
-        metrics |= self.world.measure(self.slow_world, rows, code, self.dream_noise)
+        metrics |= self.world.measure(self.slow_world, rows, code, self.dream_rng)
         metrics["model/believed"] = self.believed().sum()
         return Feedback(metrics)
 
     def believed(self) -> Tensor:
         """Whether dreams of 1 … `dream_horizon` steps are (H,): their held-out error is small."""
         error = self.slow_world.expected_error(self.config.dream_horizon)
-        return (error <= self.config.tolerance).cumprod(0)
+        return (error <= self.config.max_model_error).cumprod(0)
 
     # --------------------------------------------------------------------------------- dreams
 
@@ -209,7 +211,7 @@ class GatedRainbow(WeightGroups):
         The first C rows are context. `weight` is 1 on rows an action was taken on that are worth
         learning from. H is as far as the held-out error lets dreams go, 1 at the least.
         """
-        world, noise, members = self.slow_world, self.dream_noise, self.config.members
+        world, noise, members = self.slow_world, self.dream_rng, self.config.members
         believed = self.believed() * (self.progress.steps >= self.config.dream_after)
         horizon = max(1, int(believed.sum()))  # the one wait for the device, before a long loop
         obs = torch.as_tensor(starts.data["obs"], device=self.device)
@@ -229,7 +231,9 @@ class GatedRainbow(WeightGroups):
             ends.append(step.terminal.flatten())
             agreed.append(step.disagreement.flatten())
 
-        agreement = torch.stack(agreed, 1) <= self.config.trust * world.usual_disagreement
+        agreement = (
+            torch.stack(agreed, 1) <= self.config.max_disagreement * world.usual_disagreement
+        )
         terminal = torch.stack(ends, 1)  # (B, H)
         going_on = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
         real = agreement.cumprod(1) * believed[:horizon] * going_on  # is the step to row h + 1?
@@ -253,12 +257,12 @@ class GatedRainbow(WeightGroups):
         lived = to_tensors(real.data, self.device)
         chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
         imagined = None if dreams is None else self.pick(dreams)
-        noise = self.online.draw(PASSES, self.policy_noise)
+        noise = self.online.draw(PASSES, self.policy_rng)
         played = torch.tensor(real.played, dtype=torch.float32, device=self.device)
         loss, priority, metrics = self._study(lived, chance, played, imagined, noise)
         metrics["grad_norm/value"] = self.trainer.step(loss, metrics["learn/lr"])
         metrics |= faults("policy", self.trainer)
-        self.target_follower.step(self.config.slow)
+        self.target_follower.step(self.config.slow_critic)
         if not self.config.prioritized:
             return Feedback(metrics)
         return Feedback(metrics, to_array(priority).astype(np.float64))
@@ -322,7 +326,7 @@ class GatedRainbow(WeightGroups):
     def pick(self, dreams: Batch) -> tuple[Batch, Tensor]:
         """Windows (D, C + n + 1, …) at believed rows of dreams, and how much each counts (D,)."""
         batch, config = to_tensors(dreams, self.device), self.config
-        return pick(batch, COLUMNS, config.dreamed, CONTEXT, config.n, self.policy_noise)
+        return pick(batch, COLUMNS, config.dreamed, CONTEXT, config.n_step, self.policy_rng)
 
     def losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Windows (B, C + n + 1, …) → loss, |δ| and value (B,), gate openness (B, F).

@@ -16,68 +16,95 @@ PRIORITY = 1e-3  # of a row whose error is 0, in the unit of values
 
 @dataclass(frozen=True)
 class Config:
-    """Units and sources beside each value; those without a source are choices of ours.
+    """Settings of Gated Rainbow. A setting without a source in brackets was chosen here.
 
-    "Agent steps" of a schedule are counted from the first update, as `policy_per_step` has them.
+    Schedules count agent steps from the first update.
     """
 
-    clock: bool = False  # see how long an episode has lasted; Pardo et al. 2018
-    hidden: int = within(128, 4, 16_384)  # features of the body; seed 000
-    gate: Literal["mlp", "transformer", "none"] = "mlp"  # the network that computes gates
-    gate_weight: float = within(0.01, 0)  # of the gate's regulariser; seed 000
-    # What the value network predicts: the mean return, or its distribution in one of two forms.
-    values: Literal["expected", "c51", "quantile"] = "quantile"
-    atoms: int = within(51, 2)  # of c51; Bellemare et al. 2017
-    quantiles: int = within(32, 1)  # of quantile; QR-DQN has 200 for Atari
-    noise: float = within(0.5, 0)  # σ0 of noisy layers, Rainbow and seed 000; 0: plain layers
-    epsilon: float = within(0.01, 0, 1)  # chance of a random action in the end; seed 000
-    # Agent steps, from 1 down; seed 000: 138 episodes.
+    # Append the number of steps since the episode began to the observation. [Pardo et al. 2018]
+    observe_time: bool = False
+    hidden: int = within(128, 4, 16_384)  # features of the network's body [seed project 000]
+    # Network that computes the gate from the history; none: no gate. [seed project 000]
+    gate: Literal["mlp", "transformer", "none"] = "mlp"
+    gate_weight: float = within(0.01, 0)  # weight of the gate's regulariser [seed project 000]
+    # What the value network predicts: the expected return, a categorical distribution over
+    # atoms (c51), or quantiles of the return.
+    value_head: Literal["expected", "c51", "quantile"] = "quantile"
+    atoms: int = within(51, 2)  # atoms of the c51 head [Bellemare et al. 2017]
+    quantiles: int = within(32, 1)  # quantiles of the quantile head [QR-DQN on Atari: 200]
+    # Initial σ of the noisy layers; 0: plain layers. [Rainbow; seed project 000]
+    noisy_sigma: float = within(0.5, 0)
+    # Probability of a random action after the decay from 1. [seed project 000]
+    epsilon_min: float = within(0.01, 0, 1)
+    # Agent steps in which the probability of a random action halves. [seed project 000: 138
+    # episodes]
     epsilon_half_life: float = within(1_000.0, 1e-6)
-    gamma: float = within(0.99, 0, 1)  # discount; seed 000: 0.999
-    n: int = within(3, 1)  # steps of a return; Rainbow and seed 000
-    # Windows an update, dreamed ones included; 0: 256 (seed 000), of frames 32.
+    gamma: float = within(0.99, 0, 1)  # discount factor γ [seed project 000: 0.999]
+    n_step: int = within(3, 1)  # rewards in an n-step return [Rainbow; seed project 000]
+    # Windows per update, dreamed ones included; 0: 256 for vectors, 32 for images.
+    # [seed project 000: 256]
     batch: int = within(0, 0)
-    policy_per_step: float = within(1.0, 1e-3)  # updates per agent step; seed 000
+    policy_updates_per_step: float = within(1.0, 1e-3)  # updates per agent step [seed project 000]
     warmup: int = within(500, 0)  # agent steps before the first update
-    prioritized: bool = True  # else every row is as likely as any other
-    # Of priorities, by turns; seed 000.
+    # Prioritized replay of real rows; false: uniform sampling. [Rainbow; seed project 000]
+    prioritized: bool = True
+    # Priority exponent α at the start, at its peak, and at the end. [seed project 000]
     alpha: tuple[float, float, float] = within((0.5, 0.7, 0.4), 0, 1)
-    # Agent steps each; seed: episodes.
+    # Agent steps in which α rises to its peak, and in which it falls to its end.
     alpha_steps: tuple[float, float] = within((60_000.0, 180_000.0), 1.0)
-    beta: float = within(0.4, 0, 1)  # of importance weights, rising to 1; seed 000
-    beta_steps: float = within(126_000.0, 1.0)  # agent steps; seed 000: 4,200 episodes
-    lr: float = within(5e-4, 0)  # learning rate of the values, before the plateau schedule
-    lr_floor: float = within(1e-6, 0)  # where the plateau schedule stops; seed 000
-    # Updates without a better mean return, after which lr is halved.
-    patience: int = within(20_000, 1)
-    decay: float = within(1e-4, 0)  # of weights, in units of lr; seed 000
-    clip: float = within(10.0, 1e-6)  # gradient norm; seed 000
-    slow: float = within(0.005, 0, 1)  # rate at which the target network follows
-    capacity: int = 100_000  # real rows; seed 000
-    compile: bool = False  # the loss and its gradient, which takes up to a minute at the start
+    # Exponent β of the importance weights at the start; it rises to 1. [seed project 000]
+    beta: float = within(0.4, 0, 1)
+    # Agent steps in which β rises to 1. [seed project 000: 4,200 episodes]
+    beta_steps: float = within(126_000.0, 1.0)
+    # Learning rate of the value network; the plateau schedule lowers it.
+    lr_critic: float = within(5e-4, 0)
+    # Lowest learning rate of the plateau schedule. [seed project 000]
+    lr_critic_min: float = within(1e-6, 0)
+    # Updates without a new best mean return after which the learning rate is halved.
+    lr_patience: int = within(20_000, 1)
+    # Decoupled weight decay of AdamW. [seed project 000]
+    weight_decay: float = within(1e-4, 0)
+    # Gradients of a larger norm are scaled down to this norm. [seed project 000]
+    max_grad_norm: float = within(10.0, 1e-6)
+    slow_critic: float = within(0.005, 0, 1)  # update rate τ of the target network
+    capacity: int = 100_000  # real rows that the replay holds [seed project 000]
+    # Compile the loss and its gradient with torch.compile; the first update then takes up to a
+    # minute.
+    compile: bool = False
 
-    share: float = 0.3  # of an update that is dreamed; seed 000. 0: no dreams
-    dreams_per_step: float = within(5.0, 0)  # dreams begun per agent step; seed 000
-    dream_horizon: int = within(50, 1, 1_000)  # steps of a dream at most; seed 000
-    dream_after: int = within(2_000, 0)  # agent steps; seed 000: 800 episodes
-    # Held-out error a dream may have, in deviations of the observation. What a dream draws is √2
-    # times as far off as its mean, where the model is right about its own spread.
-    tolerance: float = within(0.42, 0)
-    # Disagreement tolerated in dreams, in multiples of that on real rows.
-    trust: float = within(3.0, 0)
-    # Reward for the usual disagreement, in units of the typical reward.
+    # Fraction of the batch that is dreamed; 0: no dreams. [seed project 000]
+    dream_share: float = within(0.3, 0, 1)
+    # Dreams per policy update, rounded to a multiple of the members. [seed project 000]
+    dreams_per_update: int = within(5, 1)
+    dream_horizon: int = within(50, 1, 1_000)  # most steps in a dream [seed project 000]
+    # Agent steps before dreams are used. [seed project 000: 800 episodes]
+    dream_after: int = within(2_000, 0)
+    # A dream is trusted up to the step at which the held-out error of the world model exceeds
+    # this, in standard deviations of the observation. Dreams are samples: with a correct spread
+    # they are √2 times as far off as their mean.
+    max_model_error: float = within(0.42, 0)
+    # A dream is trusted while its members disagree less than this many times their mean
+    # disagreement on real rows.
+    max_disagreement: float = within(3.0, 0)
+    # Bonus reward for a typical disagreement of the world model, in typical rewards; 0: none.
     curiosity: float = within(0.0, 0)
-    members: int = within(5, 1)  # transitions in the ensemble; MBPO 7
-    world_hidden: int = within(128, 4, 16_384)  # units of its hidden layers; seed 000
-    # Windows, shared out among the members; 0: 12 for each, of frames 2.
+    members: int = within(5, 1)  # transition networks in the ensemble [MBPO: 7]
+    # Units in the hidden layers of the world model. [seed project 000]
+    world_hidden: int = within(128, 4, 16_384)
+    # Windows per world-model update, split evenly among the members; 0: 12 per member for
+    # vectors, 2 for images.
     world_batch: int = within(0, 0)
-    # Rows, one more than the error is measured at; 0: 9, of frames 6.
+    # Rows per window for the world model. Its error is measured at all horizons shorter than the
+    # window; 0: 9 for vectors, 6 for images.
     world_window: int = within(0, 0, 1_000)
-    world_per_step: float = within(0.25, 1e-3)  # world-model updates per agent step; seed 000
-    lr_world: float = within(1e-3, 0)  # learning rate of the world model; seed 000
-    slow_world: float = within(0.01, 0, 1)  # rate at which the slow world follows
-    # Share of episodes that the world never learns from; none: no dream is believed.
-    held_out: float = within(0.1, 0, 1)
+    # World-model updates per agent step. [seed project 000]
+    world_updates_per_step: float = within(0.25, 1e-3)
+    lr_world: float = within(1e-3, 0)  # learning rate of the world model [seed project 000]
+    # Update rate τ of the slow copy of the world model.
+    slow_world: float = within(0.01, 0, 1)
+    # Fraction of episodes that the world model never learns from, on which its error is
+    # measured; 0: no error is known, so no dream is trusted.
+    held_out_share: float = within(0.1, 0, 1)
 
     def __post_init__(self) -> None:
         check_ranges(self, "agent.")
@@ -86,11 +113,13 @@ class Config:
                 f"agent.world_batch must be a multiple of agent.members ({self.members}); "
                 f"found {self.world_batch}."
             )
-        if not 0 <= self.share < 1:
-            raise UserError(f"agent.share must be from 0 to below 1; found {self.share}.")
+        if not 0 <= self.dream_share < 1:
+            raise UserError(
+                f"agent.dream_share must be from 0 to below 1; found {self.dream_share}."
+            )
 
     def sized(self, obs: Space) -> Config:
-        """With sizes that were left at 0 as these observations want them: frames are heavy."""
+        """Returns a copy in which sizes left at 0 have the defaults for observations `obs`."""
         batch, windows, rows = (32, 2, 6) if obs.image else (256, 12, 9)
         return replace(
             self,
@@ -101,16 +130,15 @@ class Config:
 
     @property
     def dreamed(self) -> int:
-        """Dreamed windows an update."""
-        return round(self.batch * self.share)
+        """Returns the number of dreamed windows per update."""
+        return round(self.batch * self.dream_share)
 
     @property
-    def dreams(self) -> int:
-        """Dreams an update, a multiple of the members."""
-        wanted = self.dreams_per_step / self.policy_per_step
-        return max(1, round(wanted / self.members)) * self.members
+    def dream_batch(self) -> int:
+        """Returns the number of dreams that begin per update, a multiple of the members."""
+        return max(1, round(self.dreams_per_update / self.members)) * self.members
 
     @property
-    def models(self) -> bool:
-        """Whether there is a world model: for dreams or out of curiosity."""
+    def has_world_model(self) -> bool:
+        """Tells whether dreams or the curiosity bonus need a world model."""
         return self.dreamed > 0 or self.curiosity > 0

@@ -34,14 +34,14 @@ class ValueNetwork(nn.Module):
         super().__init__()
         hidden, actions = config.hidden, spec.action.n
         self.values = kind_of_values(config)
-        self.noisy = config.noise > 0
+        self.noisy = config.noisy_sigma > 0
         self.normaliser = Pixels() if spec.obs.image else Normaliser(spec.obs)
         self.body = (FrameBody if spec.obs.image else VectorBody)(spec.obs, hidden)
         self.gate = Gate(config.gate, CONTEXT + 1, self.body.glanced, hidden)
         self.trunk = MLP((hidden, hidden))
-        self.streams = NoisyLinear(hidden, hidden, config.noise)
-        self.value = NoisyLinear(hidden // 2, self.values.size, config.noise)
-        self.advantage = NoisyLinear(hidden // 2, actions * self.values.size, config.noise)
+        self.streams = NoisyLinear(hidden, hidden, config.noisy_sigma)
+        self.value = NoisyLinear(hidden // 2, self.values.size, config.noisy_sigma)
+        self.advantage = NoisyLinear(hidden // 2, actions * self.values.size, config.noisy_sigma)
         self.register_buffer("unit", torch.zeros(()))  # 0: no return was seen yet
 
     def forward(self, history: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -87,9 +87,9 @@ class ValueNetwork(nn.Module):
 
 
 def kind_of_values(config: Config) -> Values:
-    if config.values == "c51":
+    if config.value_head == "c51":
         return Categorical51(config.atoms, -RANGE, RANGE)
-    return Quantiles(config.quantiles) if config.values == "quantile" else Expected()
+    return Quantiles(config.quantiles) if config.value_head == "quantile" else Expected()
 
 
 def activate(x: Tensor) -> Tensor:

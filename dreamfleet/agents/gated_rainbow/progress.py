@@ -42,23 +42,23 @@ class Progress(nn.Module):
         better = enough & (mean_return > self.best)
         self.stale.copy_(torch.where(better | ~enough, 0, self.stale + 1))
         self.best.copy_(torch.where(better, mean_return, self.best))
-        waited = (self.stale > 0) & (self.stale % self.config.patience == 0)
+        waited = (self.stale > 0) & (self.stale % self.config.lr_patience == 0)
         self.slowdown.mul_(torch.where(waited, 0.5, 1.0))
 
     @property
     def lr(self) -> Tensor:
-        return (self.config.lr * self.slowdown).clamp(min=self.config.lr_floor)
+        return (self.config.lr_critic * self.slowdown).clamp(min=self.config.lr_critic_min)
 
     @property
     def steps(self) -> Tensor:
         """Agent steps since the first update."""
-        return self.updates / self.config.policy_per_step
+        return self.updates / self.config.policy_updates_per_step
 
     @property
     def epsilon(self) -> Tensor:
         """The chance of a random action."""
         halvings = self.steps / self.config.epsilon_half_life
-        return (0.5**halvings).clamp(min=self.config.epsilon)
+        return (0.5**halvings).clamp(min=self.config.epsilon_min)
 
     @property
     def alpha(self) -> Tensor:

@@ -27,7 +27,7 @@ def witnessed(spec: EnvSpec, clock: bool) -> EnvSpec:
     if not clock:
         return spec
     if len(spec.obs.shape) != 1:
-        raise UserError(f"agent.clock needs vector observations; {spec.env_id} has others.")
+        raise UserError(f"agent.observe_time needs vector observations; {spec.env_id} has others.")
     return replace(spec, obs=Space((spec.obs.shape[0] + 1,), "float32"))
 
 
@@ -39,26 +39,26 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
     consumers = {
         "policy": Consumer(
             config.batch - config.dreamed,
-            config.n + 1,
+            config.n_step + 1,
             Prioritized() if config.prioritized else Uniform(),
-            samples_per_step=config.policy_per_step,
+            samples_per_step=config.policy_updates_per_step,
             min_steps=config.warmup,
             context=CONTEXT,
             columns=(*COLUMNS, "trace"),
         )
     }
-    if config.models:
+    if config.has_world_model:
         consumers["world"] = Consumer(
             config.world_batch,
             config.world_window,
-            samples_per_step=config.world_per_step,
+            samples_per_step=config.world_updates_per_step,
             context=CONTEXT,
             columns=(*COLUMNS, "held_out"),
         )
     if config.dreamed:
         consumers["start"] = Consumer(
-            config.dreams,
-            samples_per_step=config.policy_per_step,
+            config.dream_batch,
+            samples_per_step=config.policy_updates_per_step,
             min_steps=config.warmup,
             context=CONTEXT,
             columns=("obs",),

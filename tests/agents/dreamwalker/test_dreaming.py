@@ -45,21 +45,21 @@ def test_dreams_begin_with_real_rows_and_stay_where_observations_were(swinging):
 def test_a_dream_is_what_reading_everything_anew_would_make_of_it(swinging):
     """Step by step through the whole of what was seen, without what the transformer remembers."""
     agent, starts = copy.deepcopy(swinging), Swing().windows(10, 1)
-    noise = agent.dream_noise.get_state()
+    noise = agent.dream_rng.get_state()
     dreams = agent.dream(starts)
-    agent.dream_noise.set_state(noise)
+    agent.dream_rng.set_state(noise)
     world, rows = agent.slow_world, to_tensors(starts.data, "cpu")
     seen = {key: rows[key][:, :CONTEXT] for key in ("obs", "action", "reward", "first")}
     obs, reward, first = rows["obs"][:, -1], rows["reward"][:, -1], rows["first"][:, -1]
     with torch.no_grad():
         for step in range(HORIZON):
-            action = agent.policy_at(obs, agent.dream_noise).drawn[0]
+            action = agent.policy_at(obs, agent.dream_rng).drawn[0]
             now = {"obs": obs, "action": action, "reward": reward, "first": first}
             seen = {key: torch.cat([seen[key], now[key][:, None]], 1) for key in seen}
             x = world.normaliser(seen["obs"])
             tokens = world.tokens(x, seen["action"], seen["reward"], seen["first"])
             read = world.transformer(tokens)[0][:, -1]
-            imagined = world.imagine(read, obs, agent.dream_noise)
+            imagined = world.imagine(read, obs, agent.dream_rng)
             obs, reward, first = imagined.obs, imagined.reward, torch.zeros_like(first)
             torch.testing.assert_close(dreams["obs"][:, step + 1], obs, atol=1e-5, rtol=0)
             torch.testing.assert_close(dreams["reward"][:, step + 1], reward, atol=1e-5, rtol=0)
@@ -93,7 +93,7 @@ def test_dreamed_states_are_like_those_the_policy_lives_through(swinging):
     x = starts.data["obs"][:, -1]
     lived = [x]
     for _ in range(HORIZON):
-        action = swinging.policy_at(torch.tensor(x), swinging.act_noise).drawn[0].detach().numpy()
+        action = swinging.policy_at(torch.tensor(x), swinging.act_rng).drawn[0].detach().numpy()
         x = (x @ system.A.T + action * system.b).astype(np.float32)
         lived.append(x)
     real = np.stack(lived, 1)
@@ -154,7 +154,7 @@ def test_a_dream_keeps_the_version_it_was_made_with(swinging):
 
 
 def test_without_dreams_there_is_no_world():
-    with_dreams, without = build().tables, build(share=0.0).tables
+    with_dreams, without = build().tables, build(dream_share=0.0).tables
     assert with_dreams["real"].consumers.keys() == {"policy", "world", "start"}
     assert without.keys() == {"real"}
     assert without["real"].consumers.keys() == {"policy"}

@@ -48,7 +48,7 @@ def test_the_critic_loss_is_the_weighted_mean_over_all_quantiles():
 
 def test_targets_bootstrap_unless_the_return_stops():
     """Window by window: truncation bootstraps, termination does not."""
-    agent = build(gamma=0.9, temperature=0.5)
+    agent = build(gamma=0.9, initial_temperature=0.5)
     with torch.no_grad():
         for net, seed in ((agent.critics, 1), (agent.target, 2)):
             for parameter in net.parameters():
@@ -82,7 +82,7 @@ def test_the_actor_and_its_temperature_descend_what_the_paper_says():
 
 
 def test_the_actor_descends_through_the_critics_and_leaves_them_alone():
-    agent = build(share=0.0)
+    agent = build(dream_share=0.0)
     loss, _ = agent.improve(torch.randn(40, 2), torch.ones(40), torch.randn(40, 1))
     nets = (agent.actor, agent.critics)
     actor, critics = (
@@ -94,7 +94,7 @@ def test_the_actor_descends_through_the_critics_and_leaves_them_alone():
 
 
 def test_the_actor_learns_from_windows_as_far_as_they_count():
-    agent, obs, noise = build(share=0.0), torch.randn(40, 2), torch.randn(40, 1)
+    agent, obs, noise = build(dream_share=0.0), torch.randn(40, 2), torch.randn(40, 1)
     counts = (torch.arange(40) < 10).float()
     some, _ = agent.improve(obs, counts, noise)
     alone, _ = agent.improve(obs[:10], torch.ones(10), noise[:10])
@@ -104,7 +104,7 @@ def test_the_actor_learns_from_windows_as_far_as_they_count():
 def test_rewards_are_scaled_before_they_are_learned_and_told_as_they_are():
     rows, found = steps(40), []
     for scale in (1.0, 0.1):
-        agent = build(share=0.0, gamma=0.0, reward_scale=scale)
+        agent = build(dream_share=0.0, gamma=0.0, reward_scale=scale)
         with torch.no_grad():
             for parameter in agent.critics.parameters():
                 parameter.zero_()
@@ -115,7 +115,7 @@ def test_rewards_are_scaled_before_they_are_learned_and_told_as_they_are():
 
 
 def test_batch_statistics_are_of_both_halves_and_there_is_no_target():
-    agent = build(norm="batch", share=0.0)
+    agent = build(norm="batch", dream_share=0.0)
     target = copy.deepcopy(agent.target.state_dict())
     for seed in range(3):
         agent.learn_policy(steps(40, seed), None)
@@ -127,7 +127,7 @@ def test_batch_statistics_are_of_both_halves_and_there_is_no_target():
 
 @pytest.mark.parametrize(("column", "matters"), [("last", False), ("terminal", True)])
 def test_only_terminal_takes_the_next_value_away(column, matters):
-    agent, rows = build(share=0.0, norm="none"), to_tensors(steps(40).data, "cpu")
+    agent, rows = build(dream_share=0.0, norm="none"), to_tensors(steps(40).data, "cpu")
     with torch.no_grad():
         agent.target.leave_bias.fill_(5.0)  # of the next row's value
     errors = []
@@ -144,9 +144,9 @@ def test_only_terminal_takes_the_next_value_away(column, matters):
 @pytest.mark.parametrize(
     ("options", "kind"),
     [
-        ({"recent": False}, Uniform),
+        ({"emphasize_recent": False}, Uniform),
         ({}, EmphasizeRecent),
-        ({"recent": False, "prioritized": True}, Prioritized),
+        ({"emphasize_recent": False, "prioritized": True}, Prioritized),
         ({"prioritized": True}, Mixture),
     ],
 )
@@ -160,7 +160,9 @@ def test_rows_are_drawn_as_the_options_say(options, kind):
 
 def test_emphasis_follows_the_formula_of_the_paper_over_the_whole_training():
     """c_k = max(N · eta^(1000 k / K), c_min), against what is drawn."""
-    config = Config(eta=0.995, floor=60, cycle=20, anneal=50, policy_per_step=2.0)
+    config = Config(
+        ere_eta=0.995, ere_min_rows=60, ere_cycle=20, anneal_steps=50, policy_updates_per_step=2.0
+    )
     of = spec(2000, a=Consumer(50, 1, config.selector))
     table, episodes = Table("real", of, 0), Episodes()
     table.add(episodes.chunk([0], np.zeros(1000)), np.array([0]))
@@ -175,7 +177,7 @@ def test_emphasis_follows_the_formula_of_the_paper_over_the_whole_training():
 
 
 def test_priorities_are_errors_and_weights_undo_them_as_far_as_beta_goes():
-    agent = build(prioritized=True, anneal=100)
+    agent = build(prioritized=True, anneal_steps=100)
     sample = steps(40)
     before = copy.deepcopy(agent)
     feedback = agent.learn_policy(sample, None)
@@ -184,7 +186,7 @@ def test_priorities_are_errors_and_weights_undo_them_as_far_as_beta_goes():
     x = before.normaliser(rows["obs"])
     taken = torch.cat([x[:, 0], rows["action"][:, 0]], -1)
     discount = before.config.gamma * ~rows["terminal"][:, 1]
-    noise = torch.randn((2, 40, 1), generator=before.policy_noise)[0]
+    noise = torch.randn((2, 40, 1), generator=before.policy_rng)[0]
     found = before.compare(taken, x[:, 1], rows["reward"][:, 1], discount, noise)
     error = (found[1].mean(-1) - found[0].mean((0, 2))).abs().detach()
     np.testing.assert_allclose(feedback.priorities, error + PRIORITY, rtol=1e-4)
@@ -212,7 +214,7 @@ def test_before_the_first_update_actions_are_drawn_alike():
 
 
 def test_who_is_held_out_is_drawn_when_an_episode_starts_and_stays():
-    agent, n = build(held_out=0.3), 2000
+    agent, n = build(held_out_share=0.3), 2000
     rows = {"obs": np.zeros((n, 2), np.float32), "first": np.ones(n, bool)}
     _, begun, extras = agent.act(rows, agent.initial(n), explore=True)
     assert abs(extras["held_out"].mean() - 0.3) < 0.05
@@ -224,9 +226,9 @@ def test_who_is_held_out_is_drawn_when_an_episode_starts_and_stays():
     "options",
     [
         {"norm": "layer", "dropout": 0.1},
-        {"norm": "batch", "share": 0.0},
+        {"norm": "batch", "dream_share": 0.0},
         {"dense": False},
-        {"critics": 1, "drop": 0},
+        {"critics": 1, "dropped_quantiles": 0},
         {"reward_scale": 0.1},
         {"prioritized": True},
     ],
@@ -243,12 +245,15 @@ def test_each_part_can_be_left_out_or_exchanged(options):
     ("options", "message"),
     [
         ({"members": 7}, r"world_batch must be a multiple of agent.members \(7\)"),
-        ({"share": 1.0}, "share must be from 0 to below 1; found 1"),
-        ({"temperature": 0.0}, "temperature must be"),
-        ({"policy_per_step": 0.0}, "policy_per_step must be"),
-        ({"drop": 25}, r"drop must be below agent.quantiles \(25\); found 25"),
-        ({"world_heads": 5}, r"world_size must be a multiple of agent.world_heads \(5\)"),
-        ({"held_out": 2.0}, "held_out must be from"),
+        ({"dream_share": 1.0}, "share must be from 0 to below 1; found 1"),
+        ({"initial_temperature": 0.0}, "initial_temperature must be"),
+        ({"policy_updates_per_step": 0.0}, "policy_updates_per_step must be"),
+        (
+            {"dropped_quantiles": 25},
+            r"dropped_quantiles must be below agent.quantiles \(25\); found 25",
+        ),
+        ({"world_heads": 5}, r"world_hidden must be a multiple of agent.world_heads \(5\)"),
+        ({"held_out_share": 2.0}, "held_out_share must be from"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
@@ -261,8 +266,21 @@ def test_options_that_do_not_fit_are_refused(options, message):
 
 def test_it_learns_which_action_pays_where(tmp_path):
     hidden = {"critic_hidden": [32, 32], "actor_hidden": [32, 32], "critics": 2, "quantiles": 5}
-    rates = {"lr": 5e-3, "slow": 0.1, "gamma": 0.5, "temperature": 0.1}
-    options = {**hidden, **rates, "drop": 0, "batch": 64, "warmup": 64, "share": 0.0}
+    rates = {
+        "lr_policy": 5e-3,
+        "lr_critic": 5e-3,
+        "slow_critic": 0.1,
+        "gamma": 0.5,
+        "initial_temperature": 0.1,
+    }
+    options = {
+        **hidden,
+        **rates,
+        "dropped_quantiles": 0,
+        "batch": 64,
+        "warmup": 64,
+        "dream_share": 0.0,
+    }
     run = train(
         tmp_path, "dreamfleet.envs.probe:Continuous-v0", 300, options=options, agent="dreamwalker"
     )

@@ -47,7 +47,7 @@ def test_held_out_windows_are_measured_and_never_learned():
     for each in rows:
         clean = build()
         clean.world.look(each)
-        clean.world.measure(clean.world, each, each["action"], clean.dream_noise)
+        clean.world.measure(clean.world, each, each["action"], clean.dream_rng)
         measured.append(clean.world.error)
     assert (measured[1] > measured[0] + 1).all()
 
@@ -55,17 +55,17 @@ def test_held_out_windows_are_measured_and_never_learned():
 def test_the_held_out_error_is_that_of_dreams_whose_every_step_is_read_anew(swinging):
     """Without what the transformer remembers: every step reads all tokens so far again."""
     agent, sample = copy.deepcopy(swinging), Swing(edge=0.7).windows(60, HORIZON + 1)
-    rows, noise = to_tensors(sample.data, "cpu"), copy.deepcopy(agent.dream_noise.get_state())
+    rows, noise = to_tensors(sample.data, "cpu"), copy.deepcopy(agent.dream_rng.get_state())
     agent.world.seen.zero_()
-    agent.world.measure(agent.slow_world, rows, rows["action"], agent.dream_noise)
-    agent.dream_noise.set_state(noise)
+    agent.world.measure(agent.slow_world, rows, rows["action"], agent.dream_rng)
+    agent.dream_rng.set_state(noise)
     world = agent.slow_world
     obs, reward = rows["obs"][:, : CONTEXT + 1], rows["reward"][:, : CONTEXT + 1]
     for at in range(CONTEXT + 1, CONTEXT + 1 + HORIZON):
         with torch.no_grad():
             x, told = world.normaliser(obs), (rows["action"][:, :at], reward, rows["first"][:, :at])
             read = world.transformer(world.tokens(x, *told))[0][:, -1]
-            step = world.imagine(read, obs[:, -1], agent.dream_noise)
+            step = world.imagine(read, obs[:, -1], agent.dream_rng)
         obs = torch.cat([obs, step.obs[:, None]], 1)
         reward = torch.cat([reward, step.reward[:, None]], 1)
     wrong = (world.normaliser(obs) - world.normaliser(rows["obs"])).square().mean(-1)

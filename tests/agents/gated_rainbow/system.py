@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
     "lr_world": 3e-3,
     "slow_world": 0.05,
     "batch": 50,
-    "lr": 1e-3,
+    "lr_critic": 1e-3,
 }
 HEADS = ["expected", "c51", "quantile"]
 

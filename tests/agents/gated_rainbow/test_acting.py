@@ -67,14 +67,14 @@ def test_noise_has_the_variance_of_the_paper(per_row):
 
 
 def test_every_update_and_every_act_draws_noise_of_its_own():
-    agent, history = build(noise=3.0, epsilon=0.0), torch.randn(200, 4, 2)
+    agent, history = build(noisy_sigma=3.0, epsilon_min=0.0), torch.randn(200, 4, 2)
     agent.progress.updates.fill_(1e9)
-    acts = [agent.choose(history, agent.act_noise) for _ in range(2)]
+    acts = [agent.choose(history, agent.act_rng) for _ in range(2)]
     assert not torch.equal(*acts)
     assert torch.equal(agent.choose(history, None), agent.choose(history, None))
     rows = to_tensors(Swing().windows(50, 4).data, "cpu")
     agent.match_unit(rows["trace"], rows["reward"])
-    drawn = [agent.online.draw(PASSES, agent.policy_noise) for _ in range(2)]
+    drawn = [agent.online.draw(PASSES, agent.policy_rng) for _ in range(2)]
     losses = [agent.losses(rows, noise)[0] for noise in drawn]
     assert not torch.allclose(*losses)
 
@@ -86,7 +86,7 @@ def test_acting_explores_by_noise_even_where_epsilon_is_gone():
         "first": np.ones(500, bool),
     }
     for noise, kinds in ((0.0, 1), (3.0, 3)):
-        agent = build(noise=noise, epsilon=0.0)
+        agent = build(noisy_sigma=noise, epsilon_min=0.0)
         agent.progress.updates.fill_(1e9)
         action = agent.act(rows, agent.initial(500), explore=True)[0]
         assert len(np.unique(action)) == kinds
@@ -103,7 +103,7 @@ def test_epsilon_travels_with_the_weights():
 
 def test_acting_and_learning_see_the_same_histories():
     """What `act` remembers is what the replay lays before the row, from the first row on."""
-    agent = build(share=0.0)
+    agent = build(dream_share=0.0)
     rng, n = np.random.default_rng(0), 3
     state, last = agent.initial(n), np.ones(n, bool)
     chunk, remembered = [], {}
@@ -138,7 +138,7 @@ def test_acting_and_learning_see_the_same_histories():
 
 
 def test_with_a_clock_an_agent_sees_and_keeps_how_long_an_episode_has_lasted():
-    agent, ages = build(clock=True), []
+    agent, ages = build(observe_time=True), []
     state = agent.initial(2)
     for first in ([True, True], [False, False], [False, True]):
         rows = {"obs": np.ones((2, 2)), "first": np.array(first), "reward": np.zeros(2)}
@@ -152,5 +152,5 @@ def test_with_a_clock_an_agent_sees_and_keeps_how_long_an_episode_has_lasted():
 
 def test_a_clock_needs_vectors():
     frames = EnvSpec("Frames-v0", Space((8, 8), "uint8"), CHOICE)
-    with pytest.raises(UserError, match=r"agent.clock needs vector.*Frames-v0"):
-        GatedRainbow(Config(clock=True), frames, 0, "cpu")
+    with pytest.raises(UserError, match=r"agent.observe_time needs vector.*Frames-v0"):
+        GatedRainbow(Config(observe_time=True), frames, 0, "cpu")

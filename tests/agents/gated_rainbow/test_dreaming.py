@@ -51,7 +51,7 @@ def test_held_out_windows_are_measured_and_never_learned():
         for world in (clean.world, clean.slow_world):
             world.look(to_tensors(sample.data, "cpu"))
         code = clean.actions.code(rows["action"])
-        clean.world.measure(clean.slow_world, rows, code, clean.dream_noise)
+        clean.world.measure(clean.slow_world, rows, code, clean.dream_rng)
         measured.append(clean.world.error)
     assert (measured[1] > measured[0] + 1).all()
 
@@ -61,12 +61,10 @@ def test_the_held_out_error_is_that_of_dreams_step_by_step(swinging):
     agent, sample = copy.deepcopy(swinging), Swing(edge=0.7).windows(60, 5)
     rows = to_tensors(sample.data, "cpu")
     agent.world.seen.zero_()
-    drawing = agent.dream_noise.get_state()
-    agent.world.measure(
-        agent.slow_world, rows, agent.actions.code(rows["action"]), agent.dream_noise
-    )
-    agent.dream_noise.set_state(drawing)
-    drawn = [torch.randint(1024, (5, 12), generator=agent.dream_noise) for _ in range(4)]
+    drawing = agent.dream_rng.get_state()
+    agent.world.measure(agent.slow_world, rows, agent.actions.code(rows["action"]), agent.dream_rng)
+    agent.dream_rng.set_state(drawing)
+    drawn = [torch.randint(1024, (5, 12), generator=agent.dream_rng) for _ in range(4)]
     world, x = agent.slow_world, agent.slow_world.normaliser(rows["obs"])
     low, high = world.normaliser(world.low), world.normaliser(world.high)
     errors: list[list[float]] = [[] for _ in range(4)]
@@ -110,7 +108,7 @@ def test_dreams_go_as_far_as_the_held_out_error_lets_them(swinging):
         assert dreams["obs"].shape[:2] == (5, CONTEXT + max(steps, 1) + 1)
         assert dreams["weight"].sum() <= 5 * steps
         assert (dreams["weight"].sum() > 0) == (steps > 0)
-    assert world.error.max().sqrt() < swinging.config.tolerance
+    assert world.error.max().sqrt() < swinging.config.max_model_error
 
 
 def test_numbers_that_move_together_in_real_rows_do_so_in_dreams():
@@ -132,7 +130,7 @@ def test_numbers_that_move_together_in_real_rows_do_so_in_dreams():
         agent.learn_world(windows(60, 3))
     starts = torch.tensor(windows(5000, 1).data["obs"]).unflatten(0, (5, -1))
     code = agent.actions.code(torch.zeros(5, 1000, dtype=torch.long))
-    step = agent.slow_world.imagine(starts, code, agent.dream_noise)
+    step = agent.slow_world.imagine(starts, code, agent.dream_rng)
     dreamed = (step.obs - starts[:, :, -1]).flatten(0, 1).numpy()
     real = np.diff(windows(5000, 2).data["obs"][:, CONTEXT:], axis=1)[:, 0]
     np.testing.assert_allclose(np.corrcoef(dreamed.T), np.corrcoef(real.T), atol=0.1)
@@ -175,7 +173,7 @@ def test_curiosity_adds_to_rewards():
     windows = Swing().windows(50, 4)
     found = []
     for curiosity in (0.0, 0.5):
-        agent = build(curiosity=curiosity, share=0.0, noise=0.0)
+        agent = build(curiosity=curiosity, dream_share=0.0, noisy_sigma=0.0)
         agent.learn_world(Swing().windows(60, 9))  # without one the members still agree
         assert ("world" in agent.tables["real"].consumers) == (curiosity > 0)
         found.append(float(agent.learn_policy(windows, None).metrics["loss/value"]))
@@ -192,7 +190,7 @@ def test_values_along_dreams_are_those_along_real_rows(swinging):
     dreamed = agent.dream(starts)["obs"]
     lived = list(np.moveaxis(starts.data["obs"], 1, 0))
     for _ in range(horizon):
-        action = agent.choose(torch.tensor(np.stack(lived[-4:], 1)), agent.act_noise).numpy()
+        action = agent.choose(torch.tensor(np.stack(lived[-4:], 1)), agent.act_rng).numpy()
         push = (action - 1)[:, None] * system.b
         lived.append((lived[-1] @ system.A.T + push).astype(np.float32))
 
@@ -209,7 +207,7 @@ def test_values_along_dreams_are_those_along_real_rows(swinging):
 
 def test_windows_of_dreams_end_with_them():
     """What is drawn from a dream, against the dream; a dream of one step discounts by γ."""
-    agent = build(n=3, gamma=0.9)
+    agent = build(n_step=3, gamma=0.9)
     rng, steps = np.random.default_rng(0), 5
     last = np.zeros((4, CONTEXT + steps + 1), bool)
     ends = np.array([5, 1, 3, 4])  # the first believed for all 5 steps
@@ -247,7 +245,7 @@ def test_windows_of_dreams_end_with_them():
 def test_dreams_nobody_believes_leave_an_update_to_the_real_rows(swinging):
     real, dreams = Swing().windows(35, 4), swinging.dream(Swing().windows(5, 1))
     dreams["weight"] = torch.zeros_like(dreams["weight"])
-    alone, beside = build(noise=0.0), build(noise=0.0)
+    alone, beside = build(noisy_sigma=0.0), build(noisy_sigma=0.0)
     one, other = alone.learn_policy(real, None), beside.learn_policy(real, dreams)
     assert float(other.metrics["dream/share"]) == 0
     assert float(one.metrics["loss/value"]) == pytest.approx(float(other.metrics["loss/value"]))
@@ -257,7 +255,7 @@ def test_dreams_nobody_believes_leave_an_update_to_the_real_rows(swinging):
 @pytest.mark.parametrize("counts", [1e-4, 0.3, 1.0])
 def test_an_update_is_the_mean_over_windows_as_far_as_they_count(counts):
     """So dreams that count little leave the gradient of the real rows as it is."""
-    agent = build(noise=0.0, gate="none", prioritized=False)
+    agent = build(noisy_sigma=0.0, gate="none", prioritized=False)
     real = to_tensors(Swing().windows(35, 4).data, "cpu")
     dreamed = to_tensors(Swing(edge=0.5).windows(15, 4).data, "cpu")
     played, weight = torch.zeros(2), torch.full((15,), counts)
@@ -273,7 +271,7 @@ def test_nothing_is_learned_from_windows_with_an_outlier():
     """The update is that of the other windows, and such windows are not asked for again."""
     found = []
     for faulty in (False, True):
-        agent, system = build(noise=0.0, gate="none", prioritized=True), Swing()
+        agent, system = build(noisy_sigma=0.0, gate="none", prioritized=True), Swing()
         agent.learn_policy(system.windows(35, 4), None)
         real = to_tensors(system.windows(35, 4).data, "cpu")
         if faulty:
@@ -299,8 +297,8 @@ def test_believed_dreams_are_their_share_of_the_update(swinging):
     ("options", "consumers"),
     [
         ({}, {"policy", "world", "start"}),
-        ({"share": 0.0}, {"policy"}),
-        ({"share": 0.0, "curiosity": 0.1}, {"policy", "world"}),
+        ({"dream_share": 0.0}, {"policy"}),
+        ({"dream_share": 0.0, "curiosity": 0.1}, {"policy", "world"}),
     ],
 )
 def test_without_dreams_or_curiosity_there_is_no_world(options, consumers):
@@ -312,17 +310,17 @@ def test_without_dreams_or_curiosity_there_is_no_world(options, consumers):
 @pytest.mark.parametrize(
     "options",
     [
-        *({"values": values} for values in HEADS),
+        *({"value_head": values} for values in HEADS),
         *({"gate": gate} for gate in ("mlp", "transformer", "none")),
         {"prioritized": False},
-        {"n": 1},
-        {"noise": 0.0},
+        {"n_step": 1},
+        {"noisy_sigma": 0.0},
         {"curiosity": 0.1},
     ],
     ids=str,
 )
 def test_each_part_can_be_left_out_or_exchanged(options):
-    agent, system = build(dream_after=0, tolerance=9.0, **options), Swing()
+    agent, system = build(dream_after=0, max_model_error=9.0, **options), Swing()
     consumers = agent.tables["real"].consumers
     for _ in range(3):
         agent.learn_world(system.windows(60, consumers["world"].window))
@@ -337,6 +335,6 @@ def test_options_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match=r"world_batch must be a multiple of agent.members \(7\)"):
         Config(members=7, world_batch=60)
     with pytest.raises(UserError, match=r"share must be from 0 to below 1; found 1"):
-        Config(share=1.0)
-    with pytest.raises(UserError, match="n must be at least 1; found 0"):
-        Config(n=0)
+        Config(dream_share=1.0)
+    with pytest.raises(UserError, match="n_step must be at least 1; found 0"):
+        Config(n_step=0)

@@ -70,7 +70,7 @@ def build(**options: Any) -> GatedRainbow:
 @pytest.fixture(scope="module")
 def sliding() -> GatedRainbow:
     """An agent whose world has seen the block slide. Not to be trained."""
-    agent = build(dream_after=0, dream_horizon=3, tolerance=9.0, trust=1e9)
+    agent = build(dream_after=0, dream_horizon=3, max_model_error=9.0, max_disagreement=1e9)
     system = Slide()
     for _ in range(120):
         agent.learn_world(system.windows(8, 4))
@@ -108,7 +108,7 @@ def test_every_frame_of_a_history_moves_the_gate_and_the_features(kind):
 
 
 def test_every_parameter_learns():
-    agent, system = build(dream_after=0, tolerance=9.0), Slide()
+    agent, system = build(dream_after=0, max_model_error=9.0), Slide()
     nets = nn.ModuleDict({"online": agent.online, "world": agent.world})
     before = {name: parameter.detach().clone() for name, parameter in nets.named_parameters()}
     for _ in range(2):  # the world's last layers start at 0 and let nothing through
@@ -132,7 +132,7 @@ def test_frames_it_cannot_see_are_refused(space, message):
 
 def test_acting_stacks_the_single_frames_that_the_replay_holds():
     """The history acted on, against that of the replay's windows."""
-    agent, n, steps = build(share=0.0, warmup=1, policy_per_step=1.0, batch=4), 2, 9
+    agent, n, steps = build(dream_share=0.0, warmup=1, policy_updates_per_step=1.0, batch=4), 2, 9
     obs = np.random.default_rng(0).integers(0, 256, (n, steps, 40, 40, 1), np.uint8)
     first = np.zeros((n, steps), bool)
     first[:, 0] = first[1, 6] = True
@@ -159,7 +159,10 @@ def test_acting_stacks_the_single_frames_that_the_replay_holds():
 
 def test_values_learn_what_pays_where_it_is_seen():
     """Action 0 pays while the block is on the left, action 1 on the right; then it is over."""
-    agent, system = build(share=0.0, noise=0.0, batch=32, n=1, lr=1e-3), Slide()
+    agent, system = (
+        build(dream_share=0.0, noisy_sigma=0.0, batch=32, n_step=1, lr_critic=1e-3),
+        Slide(),
+    )
 
     def side(obs: Any) -> Any:
         return obs[..., 20:, :].sum((-3, -2, -1)) > obs[..., :20, :].sum((-3, -2, -1))
@@ -191,7 +194,7 @@ def test_the_world_learns_how_a_block_slides_and_what_that_pays(sliding):
     rows = to_tensors(sample.data, "cpu")
     code = sliding.actions.code(rows["action"])
     history = rows["obs"][:, : CONTEXT + 1].unflatten(0, (2, -1))
-    step = world.imagine(history, code[:, CONTEXT].unflatten(0, (2, -1)), sliding.dream_noise)
+    step = world.imagine(history, code[:, CONTEXT].unflatten(0, (2, -1)), sliding.dream_rng)
     dreamed, real = step.obs.flatten(0, 1).float(), rows["obs"][:, CONTEXT + 1].float()
     wrong = (dreamed - real).square().mean().sqrt()
     still = (rows["obs"][:, CONTEXT].float() - real).square().mean().sqrt()
@@ -249,8 +252,14 @@ def test_motion_starts_with_no_change_of_frames_of_any_size(size):
 
 def test_it_plays_learns_and_dreams_of_space_invaders(tmp_path):
     pytest.importorskip("ale_py")
-    options = {**SMALL, "warmup": 20, "policy_per_step": 0.25, "dream_after": 0, "tolerance": 9.0}
-    options |= {"dream_horizon": 2, "dreams_per_step": 1.0, "capacity": 500, "held_out": 0.5}
+    options = {
+        **SMALL,
+        "warmup": 20,
+        "policy_updates_per_step": 0.25,
+        "dream_after": 0,
+        "max_model_error": 9.0,
+    }
+    options |= {"dream_horizon": 2, "dreams_per_update": 4, "capacity": 500, "held_out_share": 0.5}
     rhythm = TrainConfig(chunk=4, eval_every=0, log_every=5)
     run = train(
         tmp_path / "run",

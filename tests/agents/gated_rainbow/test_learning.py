@@ -82,7 +82,7 @@ def test_n_step_returns_go_to_the_end_of_an_episode_and_no_further(n):
 @pytest.mark.parametrize("values", HEADS)
 def test_targets_are_double_and_bootstrap_where_the_return_ends(values):
     """Row by row, each history by itself, through networks that differ."""
-    agent = build(values=values, noise=0.0, n=3, gamma=0.9)
+    agent = build(value_head=values, noisy_sigma=0.0, n_step=3, gamma=0.9)
     with torch.no_grad():
         for net, seed in ((agent.online, 1), (agent.target, 2)):
             net.unit.fill_(2.0)
@@ -131,7 +131,7 @@ def test_importance_weights_undo_the_drawing_as_far_as_beta_goes():
 
 
 def test_alpha_rises_and_falls_in_agent_steps():
-    agent = build(alpha_steps=(100.0, 300.0), policy_per_step=0.5)
+    agent = build(alpha_steps=(100.0, 300.0), policy_updates_per_step=0.5)
     for updates, alpha in ((0, 0.5), (25, 0.6), (50, 0.7), (125, 0.55), (200, 0.4), (900, 0.4)):
         agent.progress.updates.fill_(updates)
         assert float(agent.progress.alpha) == pytest.approx(alpha, abs=1e-5)
@@ -140,7 +140,7 @@ def test_alpha_rises_and_falls_in_agent_steps():
 @pytest.mark.parametrize("updates", [0, 100, 10_000])
 def test_what_is_drawn_follows_the_alpha_of_the_day(updates):
     """Frequencies in the replay against |δ|^α of the errors found."""
-    agent = build(alpha_steps=(100.0, 300.0), share=0.0, batch=32)
+    agent = build(alpha_steps=(100.0, 300.0), dream_share=0.0, batch=32)
     real = agent.tables["real"]
     replay = ReplayServer({"real": real}, 0)
     system = Swing()
@@ -153,7 +153,7 @@ def test_what_is_drawn_follows_the_alpha_of_the_day(updates):
     table = replay._tables["real"]  # draws without its limiter, which wants 500 steps
     view = table._views["policy"]
     slots = np.flatnonzero(view.starts.flags[:64])
-    windows = view.gather(table._rows.windows(slots, CONTEXT, agent.config.n + 1))
+    windows = view.gather(table._rows.windows(slots, CONTEXT, agent.config.n_step + 1))
     keys = table._ring.keys_at(slots)
     agent.progress.updates.fill_(updates)
     alpha = float(agent.progress.alpha)
@@ -161,7 +161,7 @@ def test_what_is_drawn_follows_the_alpha_of_the_day(updates):
     state = agent.state("policy")
     feedback = agent.learn_policy(Sample(windows, keys, np.full(len(keys), 0.1), 10), None)
     agent.restore("policy", state)  # to ask for the errors, with the same noise
-    noise = agent.online.draw(PASSES, agent.policy_noise)
+    noise = agent.online.draw(PASSES, agent.policy_rng)
     agent.online.normaliser.update(*(torch.tensor(windows[key]) for key in ("obs", "reward")))
     td_error = agent.losses(to_tensors(windows, "cpu"), noise)[1].detach().numpy()
     np.testing.assert_allclose(feedback.priorities, (td_error + PRIORITY) ** alpha, rtol=0.05)
@@ -171,7 +171,7 @@ def test_what_is_drawn_follows_the_alpha_of_the_day(updates):
 
 
 def test_without_priorities_rows_are_drawn_and_count_alike():
-    agent = build(prioritized=False, share=0.0)
+    agent = build(prioritized=False, dream_share=0.0)
     feedback = agent.learn_policy(Swing().windows(50, 4), None)
     assert feedback.priorities is None
     assert agent.importance(torch.tensor([0.9, 1.8, 6.3])).eq(1).all()
@@ -182,7 +182,7 @@ def test_without_priorities_rows_are_drawn_and_count_alike():
 
 @pytest.mark.parametrize("values", ["expected", "quantile"])
 def test_a_larger_return_changes_the_unit_and_not_what_is_said_of_returns(values):
-    agent, history = build(values=values), torch.randn(6, 4, 2)
+    agent, history = build(value_head=values), torch.randn(6, 4, 2)
     agent.match_unit(torch.tensor([3.0]), torch.ones(1))
     before = agent.online.mean(agent.online(history)[0]) * agent.online.unit
     agent.match_unit(torch.tensor([-60.0]), torch.ones(1))
@@ -192,7 +192,7 @@ def test_a_larger_return_changes_the_unit_and_not_what_is_said_of_returns(values
 
 
 def test_the_learning_rate_halves_where_returns_stay_as_they_are():
-    progress = build(patience=10, lr=1e-3).progress
+    progress = build(lr_patience=10, lr_critic=1e-3).progress
     for step in range(5):
         progress.learned(torch.tensor([100.0 + step, 10.0 * step]))
     assert float(progress.lr) == pytest.approx(1e-3)
@@ -202,7 +202,7 @@ def test_the_learning_rate_halves_where_returns_stay_as_they_are():
 
 
 def test_returns_below_nothing_can_get_better_too():
-    progress = build(patience=10).progress
+    progress = build(lr_patience=10).progress
     progress.learned(torch.tensor([0.0, 0.0]))
     for step in range(3):
         progress.learned(torch.tensor([10.0 + step, -100.0 + 10 * step]))
@@ -211,7 +211,7 @@ def test_returns_below_nothing_can_get_better_too():
 
 
 def test_the_learning_rate_stays_while_too_few_episodes_were_played_to_judge():
-    progress = build(patience=10, lr=1e-3).progress
+    progress = build(lr_patience=10, lr_critic=1e-3).progress
     for _ in range(50):
         progress.learned(torch.tensor([3.0, 7.0]))
     assert float(progress.lr) == pytest.approx(1e-3)
@@ -220,7 +220,7 @@ def test_the_learning_rate_stays_while_too_few_episodes_were_played_to_judge():
 def test_the_plateau_is_that_of_the_episodes_played(tmp_path):
     """CartPole's episodes as metrics.jsonl has them, against what the learner went by."""
     rhythm = TrainConfig(eval_every=0, log_every=1, chunk=1)
-    options = {**SMALL, "warmup": 100, "share": 0.0}
+    options = {**SMALL, "warmup": 100, "dream_share": 0.0}
     run = train(
         tmp_path / "run", "CartPole-v1", 260, options=options, agent="gated-rainbow", train=rhythm
     )
@@ -238,7 +238,7 @@ def test_the_plateau_is_that_of_the_episodes_played(tmp_path):
 @pytest.mark.parametrize("outlier", [1e6, -1e20, 3e38])
 def test_an_outlying_reward_leaves_the_unit_of_values_as_it_was(outlier):
     """Neither where it is in a window, nor where only the trace knows of it."""
-    agent, system = build(share=0.0), Swing()
+    agent, system = build(dream_share=0.0), Swing()
     for _ in range(3):
         agent.learn_policy(system.windows(50, 4), None)
     before = float(agent.online.unit)
@@ -265,8 +265,8 @@ PROBE = {
     "dream_after": 40,
     "dream_horizon": 2,
     "epsilon_half_life": 100.0,
-    "world_per_step": 1.0,
-    "tolerance": 1.0,
+    "world_updates_per_step": 1.0,
+    "max_model_error": 1.0,
 }
 
 
@@ -287,7 +287,7 @@ def values_of(agent: GatedRainbow, obs: list[float]) -> list[float]:
     ],
 )
 def test_it_learns_the_discounted_value(tmp_path, env, obs, expected):
-    options = {**PROBE, "gamma": 0.5, "slow": 0.05, "share": 0.0}
+    options = {**PROBE, "gamma": 0.5, "slow_critic": 0.05, "dream_share": 0.0}
     run = train(
         tmp_path / "run",
         f"dreamfleet.envs.probe:{env}-v0",
@@ -300,7 +300,7 @@ def test_it_learns_the_discounted_value(tmp_path, env, obs, expected):
 
 @pytest.mark.parametrize(("values", "share"), [("expected", 0.3), ("c51", 0.3), ("quantile", 0.0)])
 def test_it_learns_which_action_pays_where(tmp_path, values, share):
-    options = {**PROBE, "values": values, "share": share, "slow": 0.05}
+    options = {**PROBE, "value_head": values, "dream_share": share, "slow_critic": 0.05}
     env = "dreamfleet.envs.probe:ObsActionReward-v0"
     rhythm = TrainConfig(chunk=4, eval_every=0, log_every=50)
     run = train(tmp_path / "run", env, 240, options=options, agent="gated-rainbow", train=rhythm)
@@ -319,7 +319,9 @@ def test_it_learns_which_action_pays_where(tmp_path, values, share):
 @pytest.mark.timeout(300)  # the compiler takes half a minute on an idle core
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_update_is_the_update():
-    plain, fast = (build(gate="none", share=0.0, compile=compiled) for compiled in (False, True))
+    plain, fast = (
+        build(gate="none", dream_share=0.0, compile=compiled) for compiled in (False, True)
+    )
     swing = Swing()
     for _ in range(3):
         windows = swing.windows(50, 4)
