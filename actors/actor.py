@@ -9,13 +9,22 @@ import numpy as np
 from dreamfleet.actors.episodes import Episodes
 from dreamfleet.core.pull import pull
 from dreamfleet.core.soundness import check_choice
-from dreamfleet.core.types import Agent, Array, Batch, Event, Origin, Replay, VectorEnv, WeightStore
+from dreamfleet.core.types import (
+    Agent,
+    Array,
+    Batch,
+    ChunkId,
+    Event,
+    Replay,
+    VectorEnv,
+    WeightStore,
+)
 
 
 class Actor:
     """Steps its environments with the newest policy and streams the rows into the replay.
 
-    incarnation: how often this actor was started before; its chunks are numbered anew in each.
+    restarts: how often this actor was started before; its chunks are numbered anew in each.
     streams: (N,) i64, the replay stream of each environment. pulls: the weight groups to keep
     fresh, empty where the agent is shared with its learner. chunk: vector steps handed over at
     once. pull_every: vector steps. What an environment raises passes through to the supervisor.
@@ -29,18 +38,18 @@ class Actor:
         weights: WeightStore,
         *,
         index: int,
-        incarnation: int,
+        restarts: int,
         streams: Array,
         pulls: tuple[str, ...],
         chunk: int,
         pull_every: int,
     ) -> None:
         self._env, self._agent, self._replay, self._weights = env, agent, replay, weights
-        self._index, self._incarnation, self._streams = index, incarnation, streams
+        self._index, self._restarts, self._streams = index, restarts, streams
         self._chunk_length, self._pull_every = chunk, pull_every
         self._chunk: list[Batch] = []
         self._rows: Batch | None = None
-        self._state = agent.initial(env.num_envs)
+        self._state = agent.initial_state(env.num_envs)
         self._episodes = Episodes(env.num_envs)
         self._events: list[Event] = []
         self._steps = 0
@@ -54,8 +63,8 @@ class Actor:
             rows = {
                 key: np.stack([row[key] for row in self._chunk], axis=1) for key in self._chunk[0]
             }
-            origin = Origin(self._index, self._incarnation, self.chunks)
-            if not self._replay.add("real", rows, self._streams, origin):  # (N, T, …)
+            chunk_id = ChunkId(self._index, self._restarts, self.chunks)
+            if not self._replay.add("real", rows, self._streams, chunk_id):  # (N, T, …)
                 self.waiting_for = "replay: room to insert"
                 return False
             self._chunk = []

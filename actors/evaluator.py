@@ -10,7 +10,7 @@ from dreamfleet.actors.episodes import Episode, Episodes, summary
 from dreamfleet.core import seeding
 from dreamfleet.core.pull import pull
 from dreamfleet.core.soundness import check_choice
-from dreamfleet.core.types import Agent, Best, Event, Replay, VectorEnv, WeightStore
+from dreamfleet.core.types import Agent, BestEvaluation, Event, Replay, VectorEnv, WeightStore
 
 Stop = Callable[[], bool]  # whether somebody wants the evaluation to end at once
 
@@ -47,7 +47,7 @@ class Evaluator:
         self._make_env, self._agent, self._replay, self._weights = make_env, agent, replay, weights
         self._episodes, self._every, self._seed = episodes, every, seed
         self._max_steps, self._stop = max_steps, stop
-        self._best: Best | None = None
+        self._best: BestEvaluation | None = None
         self._best_score = float("-inf") if best_score is None else best_score
         self._next = (env_steps // every + 1) * every
         self._events: list[Event] = []
@@ -89,7 +89,7 @@ class Evaluator:
         score = found["return_mean"]
         if score >= self._best_score:  # of two equal ones the newer is kept
             weights = {group: self._agent.weights(group) for group in self._agent.act_groups}
-            self._best_score, self._best = score, Best(at, score, len(episodes), weights)
+            self._best_score, self._best = score, BestEvaluation(at, score, len(episodes), weights)
         return True
 
     def drain(self) -> list[Event]:
@@ -97,7 +97,7 @@ class Evaluator:
         events, self._events = self._events, []
         return events
 
-    def take_best(self) -> Best | None:
+    def take_best(self) -> BestEvaluation | None:
         """Returns the newest evaluation that was the best of its run, once; None without one."""
         best, self._best = self._best, None
         return best
@@ -134,7 +134,7 @@ def _play_each(
 ) -> list[Episode]:
     """Plays the first greedy episode of the first `due` environments, from seeds (N,)."""
     running, ended = Episodes(env.num_envs), dict[int, Episode]()
-    rows, state = env.reset(seeds), agent.initial(env.num_envs)
+    rows, state = env.reset(seeds), agent.initial_state(env.num_envs)
     for _ in range(max_steps):
         if stop():
             raise Stopped

@@ -80,7 +80,7 @@ class Greedy:
     def __init__(self, model: BaseAlgorithm) -> None:
         self._model, self._space = model, model.action_space
 
-    def initial(self, n: int) -> State:
+    def initial_state(self, n: int) -> State:
         return None
 
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:

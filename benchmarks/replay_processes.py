@@ -33,7 +33,7 @@ from benchmarks.replay_sides import FRAMES, SEQUENCES, Scale
 from benchmarks.rounds import Side
 from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import UserError, WorkerFailed
-from dreamfleet.core.types import Consumer, Origin, Space, TableSpec
+from dreamfleet.core.types import ChunkId, Consumer, Space, TableSpec
 from dreamfleet.runtime.hosts import AwaitableReplay
 from dreamfleet.runtime.proxies import ReplayProxy
 
@@ -112,12 +112,12 @@ class Job:
 
 
 def adding(obs: Space, replay: AwaitableReplay) -> Work:
-    feed, origins = endless(obs, 1), (Origin(0, 0, n) for n in itertools.count())
+    feed, chunk_ids = endless(obs, 1), (ChunkId(0, 0, n) for n in itertools.count())
 
     def work(n: int) -> None:
         for _ in range(n):
-            chunk, origin = next(feed), next(origins)
-            while not replay.add("real", chunk, STREAMS, origin):
+            chunk, chunk_id = next(feed), next(chunk_ids)
+            while not replay.add("real", chunk, STREAMS, chunk_id):
                 replay.wait(WAIT_S)
         while not replay.flush():
             replay.wait(WAIT_S)

@@ -195,7 +195,7 @@ class Policy:
         rows, batched = self._codec.encode(obs)
         n = len(rows)
         if state is None:
-            state = PolicyState(n, self._agent.initial(n), self._kind)
+            state = PolicyState(n, self._agent.initial_state(n), self._kind)
             first = np.ones(n, bool)
         elif not isinstance(state, PolicyState) or state.kind != self._kind:
             raise ValueError("the state is not one that this policy returned")

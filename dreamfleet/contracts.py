@@ -162,7 +162,7 @@ def test_its_tables_are_ones_a_replay_can_keep(case: Case) -> None:
 @pytest.mark.parametrize("explore", [True, False])
 def test_actions_lie_in_the_space(case: Case, n: int, explore: bool) -> None:
     agent, env = case.build(), Synthetic(case.spec, n)
-    space, state = case.spec.action, agent.initial(n)
+    space, state = case.spec.action, agent.initial_state(n)
     for _ in range(20):
         action, state, _ = agent.act(env.rows(), state, explore)
         assert action.shape == (n, *space.shape)
@@ -193,8 +193,8 @@ def test_the_greedy_action_is_always_the_same_and_draws_nothing(case: Case) -> N
     learned(agent)
     rows = Synthetic(case.spec, 5).rows()
     before = everything(agent)
-    one, _, _ = agent.act(rows, agent.initial(5), explore=False)
-    other, _, _ = agent.act(rows, agent.initial(5), explore=False)
+    one, _, _ = agent.act(rows, agent.initial_state(5), explore=False)
+    other, _, _ = agent.act(rows, agent.initial_state(5), explore=False)
     assert_same(one, other)
     assert_same(before, everything(agent))
 
@@ -339,8 +339,8 @@ def test_loaded_weights_act_alike(case: Case) -> None:
     for group in agent.act_groups:
         other.load(group, agent.weights(group))
     rows = Synthetic(case.spec, 50).rows()
-    one, _, _ = agent.act(rows, agent.initial(50), explore=False)
-    same, _, _ = other.act(rows, other.initial(50), explore=False)
+    one, _, _ = agent.act(rows, agent.initial_state(50), explore=False)
+    same, _, _ = other.act(rows, other.initial_state(50), explore=False)
     assert_same(one, same)
 
 

@@ -43,7 +43,7 @@ class Learner:
         self._wants_real = "policy" in table.consumers
         dream = agent.tables.get("dream")
         self._wants_dreams = dream is not None
-        self._updates_per_dream = dream.updates if isinstance(dream, QueueSpec) else 0
+        self._updates_per_dream = dream.updates_per_batch if isinstance(dream, QueueSpec) else 0
         assert self._wants_real or self._wants_dreams, "nothing to learn from"
         self._real: Sample | None = None
         self._dreams: Batch | None = None

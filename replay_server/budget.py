@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from dreamfleet.core.types import (
-    Deviation,
     Mixture,
     Prioritized,
     QueueSpec,
     Recency,
+    ReturnDeviation,
     Selector,
     TableSpec,
 )
@@ -69,7 +69,7 @@ def _selector_bytes(selector: Selector, rows: int) -> int:
     match selector:
         case Mixture(parts):
             return sum(_selector_bytes(part, rows) for _, part in parts)
-        case Prioritized() | Recency() | Deviation():
+        case Prioritized() | Recency() | ReturnDeviation():
             return sum(level_sizes(rows)) * 8
     return 0
 

@@ -13,12 +13,12 @@ from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import (
     Array,
     Batch,
-    Deviation,
     EmphasizeRecent,
     Mixture,
     Prioritized,
     QueueSpec,
     Recency,
+    ReturnDeviation,
     Selector,
     Space,
     TableSpec,
@@ -118,7 +118,7 @@ def _selector_fault(spec: Selector, columns: Mapping[str, Space]) -> str | None:
             return _unknown((initial,), columns) or _not_a_number(initial, columns)
         case Recency(half_life) if not half_life > 0:
             return f"a half-life must be more than 0 rows, found {half_life}"
-        case Deviation(half_life):
+        case ReturnDeviation(half_life):
             if not half_life > 0:
                 return f"a half-life must be more than 0 windows, found {half_life}"
             return _unknown(("reward",), columns) or _not_a_number("reward", columns)

@@ -12,11 +12,11 @@ import numpy as np
 
 from dreamfleet.core.types import (
     Array,
-    Deviation,
     EmphasizeRecent,
     Mixture,
     Prioritized,
     Recency,
+    ReturnDeviation,
     Selector,
     Uniform,
 )
@@ -52,7 +52,7 @@ class StartSelector(Protocol):
         """How likely the last `draw` was to draw each slot, (n,) → (n,) f64."""
         ...
 
-    def mass(self) -> float:
+    def priority_mass(self) -> float:
         """What all starts weigh together, comparable between shards; there is at least one."""
         ...
 
@@ -74,8 +74,8 @@ def build(spec: Selector, starts: Starts, rows: Rows, window: int) -> StartSelec
             return PrioritizedSelector(spec, starts, rows)
         case Recency():
             return RecencySelector(spec, starts)
-        case Deviation():
-            return DeviationSelector(spec, starts, rows, window)
+        case ReturnDeviation():
+            return ReturnDeviationSelector(spec, starts, rows, window)
         case Mixture():
             shares = [share for share, _ in spec.parts]
             parts = [build(part, starts, rows, window) for _, part in spec.parts]
@@ -106,7 +106,7 @@ class UniformSelector:
     def probability(self, slots: Array) -> Array:
         return np.full(slots.shape, 1 / self._starts.count)
 
-    def mass(self) -> float:
+    def priority_mass(self) -> float:
         return self._starts.count
 
     def state(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class EmphasizeRecentSelector(UniformSelector):
         ring = self._starts.ring
         return (ring.keys_at(slots) >= ring.inserted - self._reach) / self._within
 
-    def mass(self) -> float:
+    def priority_mass(self) -> float:
         return self._within or self._starts.count  # as the last draw had it
 
     def state(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class MassSelector:
     def probability(self, slots: Array) -> Array:
         return self._tree.masses.take(slots) / self._tree.total
 
-    def mass(self) -> float:
+    def priority_mass(self) -> float:
         return self._tree.total
 
     def state(self) -> dict[str, Any]:
@@ -260,7 +260,7 @@ class RecencySelector(MassSelector):
             self._rebase()
         return super().draw(n, rng)
 
-    def mass(self) -> float:
+    def priority_mass(self) -> float:
         """As if the newest row weighed 1, whatever the base is."""
         newest = (self._ring.inserted - 1 - self._base) / self._half_life
         return float(self._tree.total * np.exp2(-newest))
@@ -283,10 +283,10 @@ class RecencySelector(MassSelector):
         self._tree.replace(slots, self._mass(keys))
 
 
-class DeviationSelector(MassSelector):
+class ReturnDeviationSelector(MassSelector):
     """Mass is how far a window's sum of rewards lies from the mean, in standard deviations."""
 
-    def __init__(self, spec: Deviation, starts: Starts, rows: Rows, window: int) -> None:
+    def __init__(self, spec: ReturnDeviation, starts: Starts, rows: Rows, window: int) -> None:
         super().__init__(starts)
         self._half_life = spec.half_life
         self._rows, self._window = rows, window
@@ -356,9 +356,9 @@ class MixtureSelector:
         mixed: Array = self._shares @ by_part
         return mixed
 
-    def mass(self) -> float:
+    def priority_mass(self) -> float:
         """That of the largest part: the parts' units differ, and one number must do."""
-        return self._parts[int(np.argmax(self._shares))].mass()
+        return self._parts[int(np.argmax(self._shares))].priority_mass()
 
     def state(self) -> dict[str, Any]:
         return {str(i): part.state() for i, part in enumerate(self._parts)}

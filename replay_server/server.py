@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import Array, Batch, Origin, QueueSpec, Sample, TableSpec
-from dreamfleet.replay_server.consume_once import ConsumeOnce
-from dreamfleet.replay_server.origins import Origins
+from dreamfleet.core.types import Array, Batch, ChunkId, QueueSpec, Sample, TableSpec
+from dreamfleet.replay_server.batch_queue import BatchQueue
+from dreamfleet.replay_server.received_chunks import ReceivedChunks
 from dreamfleet.replay_server.table import Table
 from dreamfleet.replay_server.view import Draw
 
@@ -21,13 +21,13 @@ class ReplayServer:
     """
 
     def __init__(self, tables: Mapping[str, TableSpec | QueueSpec], seed: int) -> None:
-        self._tables: dict[str, Table | ConsumeOnce] = {
-            name: ConsumeOnce(name, spec)
+        self._tables: dict[str, Table | BatchQueue] = {
+            name: BatchQueue(name, spec)
             if isinstance(spec, QueueSpec)
             else Table(name, spec, [seed, *name.encode()])  # draws do not hang on other tables
             for name, spec in tables.items()
         }
-        self._origins = {name: Origins() for name in tables}
+        self._received = {name: ReceivedChunks() for name in tables}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -38,23 +38,23 @@ class ReplayServer:
         table: str,
         rows: Batch,
         streams: Array | None = None,
-        origin: Origin | None = None,
+        chunk_id: ChunkId | None = None,
     ) -> bool:
         """Rows (N, T, …) of streams (N,), any distinct ids ≥ 0; or a queue's batch, without.
 
         A chunk that was taken before, or is of a replaced actor, is answered as if it were taken.
         """
-        to, origins = self._table(table), self._origins[table]
-        if origin is not None and origins.known(origin):
+        to, received = self._table(table), self._received[table]
+        if chunk_id is not None and received.known(chunk_id):
             return True
-        if isinstance(to, ConsumeOnce):
+        if isinstance(to, BatchQueue):
             taken = to.add(rows)
         elif streams is None:
             raise ValueError(f"table {table!r} stores rows of streams: say of which")
         else:
             taken = to.add(rows, streams)
-        if taken and origin is not None:
-            origins.take(origin)
+        if taken and chunk_id is not None:
+            received.take(chunk_id)
         return taken
 
     def sample(self, table: str, consumer: str, count: int | None = None) -> Sample | Batch | None:
@@ -63,12 +63,12 @@ class ReplayServer:
         count: another number of windows than the consumer's batch.
         """
         of = self._table(table)
-        return of.sample() if isinstance(of, ConsumeOnce) else of.sample(consumer, count)
+        return of.sample() if isinstance(of, BatchQueue) else of.sample(consumer, count)
 
     def draw(self, table: str, consumer: str, count: int | None = None) -> Draw | Batch | None:
         """Choose and count what `sample` would hand out; of a queue, hand it out. None: not now."""
         of = self._table(table)
-        return of.sample() if isinstance(of, ConsumeOnce) else of.draw(consumer, count)
+        return of.sample() if isinstance(of, BatchQueue) else of.draw(consumer, count)
 
     def gather(self, table: str, draw: Draw) -> Batch:
         """Copy what was drawn, needing no lock; then ask once whether it is `intact`."""
@@ -98,27 +98,27 @@ class ReplayServer:
     def added(self, table: str) -> int:
         """Returns the agent steps, or a queue's batches, added so far."""
         of = self._table(table)
-        return of.inserted if isinstance(of, ConsumeOnce) else of.steps
+        return of.inserted if isinstance(of, BatchQueue) else of.steps
 
     def actors(self, table: str) -> int:
         """Returns how many actors have added chunks."""
-        return self._origins[table].actors
+        return self._received[table].actors
 
-    def newest(self, table: str, actor: int) -> Origin | None:
+    def newest(self, table: str, actor: int) -> ChunkId | None:
         """Returns the newest chunk that an actor handed over, if it ever did."""
-        return self._origins[table].newest(actor)
+        return self._received[table].newest(actor)
 
-    def mass(self, table: str, consumer: str) -> float:
+    def priority_mass(self, table: str, consumer: str) -> float:
         """Returns the priority mass of a consumer's starts, in one unit for all shards."""
         of = self._table(table)
-        return 0.0 if isinstance(of, ConsumeOnce) else of.mass(consumer)
+        return 0.0 if isinstance(of, BatchQueue) else of.priority_mass(consumer)
 
     def stats(self) -> dict[str, float]:
         """`env_steps` and `<table>/<counter>`."""
         real = self._tables.get("real")
         stats: dict[str, float] = {"env_steps": real.steps if isinstance(real, Table) else 0}
         for name, table in self._tables.items():
-            counters = table.stats() | self._origins[name].stats()
+            counters = table.stats() | self._received[name].stats()
             stats |= {f"{name}/{counter}": value for counter, value in counters.items()}
         return stats
 
@@ -130,7 +130,7 @@ class ReplayServer:
 
     def saving(self, table: str) -> Saving:
         """Returns one table's part of `state`, as it stands now, to be copied piece by piece."""
-        return Saving(self._table(table), self._origins[table])
+        return Saving(self._table(table), self._received[table])
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state` draw for draw. Raises UserError when it is of other tables."""
@@ -141,16 +141,16 @@ class ReplayServer:
             )
         for name, table in self._tables.items():
             table.restore(state[name])
-            self._origins[name].restore(state[name]["origins"])
+            self._received[name].restore(state[name]["received"])
 
-    def _table(self, name: str) -> Table | ConsumeOnce:
+    def _table(self, name: str) -> Table | BatchQueue:
         if name not in self._tables:
             raise KeyError(f"no table {name!r}; there are: {', '.join(sorted(self._tables))}")
         return self._tables[name]
 
     def _ring(self, name: str) -> Table:
         table = self._table(name)
-        if isinstance(table, ConsumeOnce):
+        if isinstance(table, BatchQueue):
             raise ValueError(f"table {name!r} is consumed once and has no priorities")
         return table
 
@@ -158,10 +158,10 @@ class ReplayServer:
 class Saving:
     """A table's state as it was when this was made. Each call is for who may use the table then."""
 
-    def __init__(self, table: Table | ConsumeOnce, origins: Origins) -> None:
-        self._snapshot = None if isinstance(table, ConsumeOnce) else table.snapshot()
-        self._rest = table.state() if isinstance(table, ConsumeOnce) else {}
-        self._rest["origins"] = origins.state()
+    def __init__(self, table: Table | BatchQueue, received: ReceivedChunks) -> None:
+        self._snapshot = None if isinstance(table, BatchQueue) else table.snapshot()
+        self._rest = table.state() if isinstance(table, BatchQueue) else {}
+        self._rest["received"] = received.state()
 
     def copy_piece(self) -> bool:
         """Copy some more rows. → whether any are left"""

@@ -14,18 +14,18 @@ from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import (
     Array,
     Batch,
+    ChunkId,
     Consumer,
-    Deviation,
     EmphasizeRecent,
     Mixture,
-    Origin,
     QueueSpec,
     Recency,
+    ReturnDeviation,
     Sample,
     Selector,
     TableSpec,
 )
-from dreamfleet.replay_server.played import merged
+from dreamfleet.replay_server.recent_returns import merged
 from dreamfleet.replay_server.server import ReplayServer
 
 
@@ -33,14 +33,14 @@ class Part(NamedTuple):
     """A shard's windows of a sample, and what all its starts weigh together."""
 
     sample: Sample
-    mass: float
+    priority_mass: float
 
 
 class Shard(Protocol):
     """One of the replays, here or in another process."""
 
     def add(
-        self, table: str, rows: Batch, streams: Array | None = None, origin: Origin | None = None
+        self, table: str, rows: Batch, streams: Array | None = None, chunk_id: ChunkId | None = None
     ) -> bool: ...
 
     def ask(self, table: str, consumer: str, count: int | None) -> Any:
@@ -65,7 +65,11 @@ class NearShard(ReplayServer):
     def answer(self, asked: Any) -> Part | Batch | None:
         table, consumer, count = asked
         sample = self.sample(table, consumer, count)
-        return Part(sample, self.mass(table, consumer)) if isinstance(sample, Sample) else sample
+        return (
+            Part(sample, self.priority_mass(table, consumer))
+            if isinstance(sample, Sample)
+            else sample
+        )
 
 
 @dataclass
@@ -103,11 +107,11 @@ class ShardedReplay:
         self._mass: dict[tuple[str, str], Array] = {}
 
     def add(
-        self, table: str, rows: Batch, streams: Array | None = None, origin: Origin | None = None
+        self, table: str, rows: Batch, streams: Array | None = None, chunk_id: ChunkId | None = None
     ) -> bool:
-        actor = origin.actor if origin else 0
+        actor = chunk_id.actor if chunk_id else 0
         shard = self._shards[actor % len(self._shards)]
-        return shard.add(table, rows, streams, origin)
+        return shard.add(table, rows, streams, chunk_id)
 
     def sample(self, table: str, consumer: str) -> Sample | Batch | None:
         orders = self._orders[table, consumer]
@@ -153,7 +157,7 @@ class ShardedReplay:
             if order.parts[i] is None:
                 part = order.parts[i] = self._shards[i].answer(asked)
                 if isinstance(part, Part):
-                    self._mass[table, consumer][i] = part.mass
+                    self._mass[table, consumer][i] = part.priority_mass
         return all(part is not None for part in order.parts)
 
     def _merged(self, order: _Order) -> Sample:
@@ -173,7 +177,7 @@ class ShardedReplay:
                 data[name][at] = column
             keys[at] = sample.keys * n + i
             prob[at] = sample.prob * order.shares[i]
-        size, played = sum(sample.size for sample in samples), [s.played for s in samples]
+        size, played = sum(sample.size for sample in samples), [s.episode_stats for s in samples]
         return Sample(data, keys, prob, size, merged(played))
 
 
@@ -218,8 +222,8 @@ def _selector(spec: Selector, shards: int) -> Selector:
             return Recency(half_life / shards)
         case EmphasizeRecent(floor=floor):
             return replace(spec, floor=-(-floor // shards))
-        case Deviation(half_life):
-            return Deviation(half_life / shards)
+        case ReturnDeviation(half_life):
+            return ReturnDeviation(half_life / shards)
         case Mixture(parts):
             return Mixture(tuple((share, _selector(part, shards)) for share, part in parts))
     return spec

@@ -22,7 +22,7 @@ from dreamfleet.replay_server.checks import (
 )
 from dreamfleet.replay_server.compiled import fastest
 from dreamfleet.replay_server.limiter import Limiter
-from dreamfleet.replay_server.played import PlayedEpisodes
+from dreamfleet.replay_server.recent_returns import RecentReturns
 from dreamfleet.replay_server.ring import Ring
 from dreamfleet.replay_server.rows import Rows
 from dreamfleet.replay_server.snapshot import Snapshot
@@ -55,7 +55,7 @@ class Table:
         self._depth = max([1, *(consumer.window - 1 for consumer in consumers)])
         self._context = max([0, *(consumer.context for consumer in consumers)])
         self._streams = Streams(self._depth)
-        self._played = PlayedEpisodes()
+        self._recent_returns = RecentReturns()
         self._limiter = Limiter(spec.consumers, spec.slack)
         self._counters = dict.fromkeys(
             ("cut", "left_out", "stale", "refused_priority", *(f"refused_{r}" for r in REASONS)), 0
@@ -125,7 +125,7 @@ class Table:
         self._streams.store(streams, places, lines[:, -self._depth :], last[:, -1])
         self._limiter.steps += last.size - int(np.count_nonzero(last))
         if self._spec.episode_return:
-            self._played.add(rows[self._spec.episode_return][last])
+            self._recent_returns.add(rows[self._spec.episode_return][last])
 
     def _places(self, rows: Batch, streams: Array) -> Array:
         """Returns where `Streams` keeps these streams, if their rows keep the contract."""
@@ -187,7 +187,7 @@ class Table:
         drawn = self.draw(consumer, count)
         if drawn is None:
             return None
-        return Sample(self.gather(drawn), drawn.keys, drawn.prob, drawn.size, drawn.played)
+        return Sample(self.gather(drawn), drawn.keys, drawn.prob, drawn.size, drawn.episode_stats)
 
     def draw(self, consumer: str, count: int | None = None) -> Draw | None:
         """Choose windows, and count them as sampled. None: too early, or there is no start yet."""
@@ -204,7 +204,7 @@ class Table:
         keys = self._ring.keys_at(starts)
         self._limiter.samples[consumer] += 1
         cuts = self._counters["cut"]
-        played = self._played.summary()
+        played = self._recent_returns.summary()
         return Draw(consumer, keys, prob, view.starts.count, slots, inserted, cuts, played)
 
     def gather(self, draw: Draw) -> Batch:
@@ -222,10 +222,10 @@ class Table:
         self._limiter.samples[draw.consumer] -= not intact
         return intact
 
-    def mass(self, consumer: str) -> float:
+    def priority_mass(self, consumer: str) -> float:
         """Returns the priority mass of a consumer's starts, in one unit for all shards."""
         view = self._views[consumer]
-        return view.selector.mass() if view.starts.count else 0.0
+        return view.selector.priority_mass() if view.starts.count else 0.0
 
     def update(self, keys: Array, priorities: Array) -> None:
         """Tell every prioritized selector. keys, priorities: (B,).
@@ -275,7 +275,7 @@ class Table:
             "views": views,
             "streams": self._streams.state(),
             "limiter": self._limiter.state(),
-            "played": self._played.state(),
+            "recent_returns": self._recent_returns.state(),
             "counters": dict(self._counters),
             "generator": self._rng.bit_generator.state,
         }
@@ -309,7 +309,7 @@ class Table:
             view.selector.restore(state["views"][name]["selector"])
         self._streams.restore(state["streams"])
         self._limiter.restore(state["limiter"])
-        self._played.restore(state.get("played", {}))
+        self._recent_returns.restore(state.get("recent_returns", {}))
         kept = state["counters"]  # one from before a counter was introduced lacks it
         self._counters = {name: int(kept.get(name, 0)) for name in self._counters}
         self._rng.bit_generator.state = state["generator"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreamfleet.core.types import Array, Batch, Consumer, Played
+from dreamfleet.core.types import Array, Batch, Consumer, EpisodeStats
 from dreamfleet.replay_server.memory import LINE, from_line
 from dreamfleet.replay_server.ring import Starts
 from dreamfleet.replay_server.rows import Rows
@@ -26,7 +26,7 @@ class Draw:
     slots: Array  # (B, context + T) i64, of the rows
     inserted: int  # rows there had ever been
     cuts: int  # episodes that had been cut
-    played: Played  # episodes that had ended
+    episode_stats: EpisodeStats  # episodes that had ended
 
 
 class Place(NamedTuple):

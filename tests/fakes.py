@@ -14,10 +14,10 @@ import numpy as np
 from dreamfleet.core.types import (
     Array,
     Batch,
+    ChunkId,
     Consumer,
     EnvSpec,
     Feedback,
-    Origin,
     Prioritized,
     QueueSpec,
     Sample,
@@ -123,7 +123,7 @@ class FakeAgent:
             "dream": QueueSpec(capacity=2),
         }
 
-    def initial(self, n: int) -> State:
+    def initial_state(self, n: int) -> State:
         return np.zeros(n, np.int64)
 
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
@@ -186,7 +186,7 @@ class FakeReplay:
         self.offers = {key: deque(values) for key, values in (offers or {}).items()}
         self.refusals = Counter(refusals or {})
         self.added: list[tuple[str, Batch, Array | None]] = []
-        self.origins: list[Origin | None] = []
+        self.chunk_ids: list[ChunkId | None] = []
         self.updated: list[tuple[str, Array, Array]] = []
         self.asked: Counter[tuple[str, str]] = Counter()
         self.env_steps = 0
@@ -197,13 +197,13 @@ class FakeReplay:
         table: str,
         rows: Batch,
         streams: Array | None = None,
-        origin: Origin | None = None,
+        chunk_id: ChunkId | None = None,
     ) -> bool:
         if self.refusals[table] > 0:
             self.refusals[table] -= 1
             return False
         self.added.append((table, rows, streams))
-        self.origins.append(origin)
+        self.chunk_ids.append(chunk_id)
         if table == "dream":
             self._dreams.append(rows)
         else:

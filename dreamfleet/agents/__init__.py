@@ -12,7 +12,7 @@ from dreamfleet.core.own_code import import_module
 from dreamfleet.core.types import EnvSpec, Space
 
 ENTRY_POINTS: Final = "dreamfleet.agents"  # the group in which installed packages offer agents
-METHODS: Final = ("initial", "act", "learn_policy", "weights", "load", "state", "restore")
+METHODS: Final = ("initial_state", "act", "learn_policy", "weights", "load", "state", "restore")
 ACTIONS: Final = ("discrete", "continuous")
 OBSERVATIONS: Final = ("vector", "image")
 

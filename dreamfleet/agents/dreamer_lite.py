@@ -184,7 +184,7 @@ class DreamerLite(WeightGroups):
 
     # --------------------------------------------------------------------------------- acting
 
-    def initial(self, n: int) -> State:
+    def initial_state(self, n: int) -> State:
         return None
 
     @torch.no_grad()

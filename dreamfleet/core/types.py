@@ -113,7 +113,7 @@ class EmphasizeRecent:
 
 
 @dataclass(frozen=True)
-class Deviation:
+class ReturnDeviation:
     """Draws windows whose sum of rewards is unusual, in proportion to |sum - mean| / deviation.
 
     Mean and standard deviation are those of the sums so far, weighted by 2^(-age / half_life). A
@@ -130,7 +130,7 @@ class Mixture:
     parts: tuple[tuple[float, Selector], ...]
 
 
-Selector = Uniform | Prioritized | Recency | EmphasizeRecent | Deviation | Mixture
+Selector = Uniform | Prioritized | Recency | EmphasizeRecent | ReturnDeviation | Mixture
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,10 @@ class QueueSpec:
     """Consume-once: hands over each batch it was given, once, in order, without copying."""
 
     capacity: int  # batches
-    updates: int = 1  # of the learner that use each batch
+    updates_per_batch: int = 1  # learner updates that use each batch
 
 
-class Played(NamedTuple):
+class EpisodeStats(NamedTuple):
     """The episodes that ended in a table so far, where it knows their returns."""
 
     episodes: int = 0
@@ -190,7 +190,7 @@ class Sample:
     keys: Array  # (B,) i64
     prob: Array  # (B,) f64, the probability of each draw
     size: int  # starts this consumer could have drawn
-    played: Played = Played()  # noqa: RUF009 - immutable
+    episode_stats: EpisodeStats = EpisodeStats()  # noqa: RUF009 - immutable
 
 
 @dataclass
@@ -202,7 +202,7 @@ class Feedback:
 
 
 @dataclass(frozen=True)
-class Best:
+class BestEvaluation:
     """An evaluation that was the best of its run so far, and what it played."""
 
     at: int  # env steps
@@ -212,12 +212,12 @@ class Best:
 
 
 @dataclass(frozen=True, order=True)
-class Origin:
+class ChunkId:
     """Which chunk of rows this is, so that a repeat of it is recognised."""
 
     actor: int
-    incarnation: int  # how often this actor was started before
-    sequence: int  # chunks this incarnation handed over before
+    restarts: int  # how often this actor was started before
+    sequence: int  # chunks this restarts handed over before
 
 
 # ----------------------------------------------------------------------------------- protocols
@@ -267,7 +267,7 @@ class Agent(Protocol):
     tables: dict[str, TableSpec | QueueSpec]
     act_groups: tuple[str, ...]  # the weight groups that act() needs
 
-    def initial(self, n: int) -> State:
+    def initial_state(self, n: int) -> State:
         """What a policy remembers before the first row of n environments."""
         ...
 
@@ -314,11 +314,11 @@ class Replay(Protocol):
         table: str,
         rows: Batch,
         streams: Array | None = None,
-        origin: Origin | None = None,
+        chunk_id: ChunkId | None = None,
     ) -> bool:
         """Rows (N, T, …) of the N streams, in order. False: not now, offer the same again.
 
-        A queue table takes a batch of any shape and no streams. A chunk whose `origin` was taken
+        A queue table takes a batch of any shape and no streams. A chunk whose `chunk_id` was taken
         before is not stored again. Raises EnvironmentFault when rows are refused (NaN, wrong shape
         or dtype, a missing reset), if not at once then at a later call; refusals are counted by
         reason.

@@ -180,7 +180,7 @@ class Blueprint:
             site.replay,
             site.weights,
             index=index,
-            incarnation=starts,
+            restarts=starts,
             streams=np.arange(stream, stream + n),
             pulls=site.pulls,
             chunk=train.chunk,

@@ -235,7 +235,7 @@ class Fleet:
         call = replay.call("newest", "real", int(index))
         newest = self._answer(call, replay, self._replay_names[shard])
         starts = self._session.progress(name).starts
-        return newest is not None and newest.incarnation == starts
+        return newest is not None and newest.restarts == starts
 
     def _stats(self) -> dict[str, float]:
         """Returns the counters of the whole replay."""

@@ -16,7 +16,7 @@ from dreamfleet.core.types import (
     Agent,
     Array,
     Batch,
-    Origin,
+    ChunkId,
     QueueSpec,
     Replay,
     TableSpec,
@@ -110,13 +110,21 @@ class ReplayHost:
         self._desks = {name: _Desk() for name in tables}
 
     def add(
-        self, table: str, rows: Packed, streams: Array | None = None, origin: Origin | None = None
+        self,
+        table: str,
+        rows: Packed,
+        streams: Array | None = None,
+        chunk_id: ChunkId | None = None,
     ) -> Receipt:
         """Adds as Replay.add does, at once. A queue keeps its batch packed."""
-        desk, actor, queue = self._desk(table), origin.actor if origin else None, streams is None
+        desk, actor, queue = (
+            self._desk(table),
+            chunk_id.actor if chunk_id else None,
+            streams is None,
+        )
         batch = cast(Batch, rows) if queue else rows.batch()
         with desk.lock:
-            taken = self._server.add(table, batch, streams, origin)
+            taken = self._server.add(table, batch, streams, chunk_id)
             room, now = self._server.room(table), time.monotonic()
             desk.pace.follow(self._server.added(table) + room, now)
             if taken:
@@ -165,14 +173,14 @@ class ReplayHost:
                 if isinstance(draw, Packed):
                     desk.hand_over(consumer, key)
                     return draw
-                mass = server.mass(table, consumer)
+                mass = server.priority_mass(table, consumer)
                 desk.drawn[consumer] += 1
             packed = Packed.of(server.gather(table, draw))
             with desk.lock:
                 desk.drawn[consumer] -= 1
                 if server.intact(table, draw):
                     desk.hand_over(consumer, key)
-                    return Drawn(packed, draw.keys, draw.prob, draw.size, mass, draw.played)
+                    return Drawn(packed, draw.keys, draw.prob, draw.size, mass, draw.episode_stats)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
         with self._desk(table).lock:
@@ -184,7 +192,7 @@ class ReplayHost:
                 locks.enter_context(desk.lock)
             return self._server.stats()
 
-    def newest(self, table: str, actor: int) -> Origin | None:
+    def newest(self, table: str, actor: int) -> ChunkId | None:
         """Returns the newest chunk that an actor handed over, if it ever did."""
         with self._desk(table).lock:
             return self._server.newest(table, actor)

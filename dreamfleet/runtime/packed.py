@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamfleet.core.types import Array, Batch, Played, Sample
+from dreamfleet.core.types import Array, Batch, EpisodeStats, Sample
 
 ALIGNMENT = 64  # bytes of a cache line
 
@@ -60,12 +60,12 @@ class Drawn(NamedTuple):
     keys: Array
     prob: Array
     size: int
-    mass: float
-    played: Played = Played()
+    priority_mass: float
+    episode_stats: EpisodeStats = EpisodeStats()
 
     def owned(self) -> Sample:
         keys, prob = self.keys.copy(), self.prob.copy()
-        return Sample(self.data.owned(), keys, prob, self.size, self.played)
+        return Sample(self.data.owned(), keys, prob, self.size, self.episode_stats)
 
 
 def _on_host(value: Any) -> Array:

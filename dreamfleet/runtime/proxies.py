@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, cast
 import numpy as np
 
 from dreamfleet.core.errors import Gone
-from dreamfleet.core.types import Array, Batch, Origin, QueueSpec, TableSpec, Weights
+from dreamfleet.core.types import Array, Batch, ChunkId, QueueSpec, TableSpec, Weights
 from dreamfleet.replay_server.shards import Part, ShardedReplay
 from dreamfleet.runtime.hosts import AGAIN_S, Reader, Receipt
 from dreamfleet.runtime.packed import Packed
@@ -53,7 +53,7 @@ class _Parcel:
 
     rows: Batch
     streams: Array | None
-    origin: Origin | None
+    chunk_id: ChunkId | None
     steps: int  # of agents; 1 for a queue's batch
 
     @classmethod
@@ -66,7 +66,7 @@ class _Parcel:
             name: np.concatenate([parcel.rows[name] for parcel in parcels], axis=1)
             for name in first.rows
         }
-        return cls(rows, last.streams, last.origin, sum(parcel.steps for parcel in parcels))
+        return cls(rows, last.streams, last.chunk_id, sum(parcel.steps for parcel in parcels))
 
 
 @dataclass
@@ -113,11 +113,11 @@ class ShardProxy:
         self.missed: set[Any] = set()  # looked for in vain since this was cleared
 
     def add(
-        self, table: str, rows: Batch, streams: Array | None = None, origin: Origin | None = None
+        self, table: str, rows: Batch, streams: Array | None = None, chunk_id: ChunkId | None = None
     ) -> bool:
         box = self._outboxes[table]
         self._deliver(table, box)
-        taken = self._accept(table, box, rows, streams, origin)
+        taken = self._accept(table, box, rows, streams, chunk_id)
         if not taken and box.call is not None:
             self.missed.add(box.call)
         return taken
@@ -128,14 +128,14 @@ class ShardProxy:
         box: _Outbox,
         rows: Batch,
         streams: Array | None,
-        origin: Origin | None,
+        chunk_id: ChunkId | None,
     ) -> bool:
         """Whether the caller need not offer these rows again."""
         if box.awaited:
             box.awaited = box.under_way is not None
             return not box.awaited
         steps = 1 if streams is None else rows["last"].size - int(np.count_nonzero(rows["last"]))
-        parcel = _Parcel(rows, streams, origin, steps)
+        parcel = _Parcel(rows, streams, chunk_id, steps)
         covered = box.steps + steps <= box.credit
         if box.under_way is None:
             box.under_way, box.awaited = parcel, not covered
@@ -211,8 +211,8 @@ class ShardProxy:
         del self._outboxes[table]
         try:
             receipt = self._line.get(box.call)
-        except Unreachable:  # taken or not: who has an origin may offer it again
-            if parcel.origin is None:
+        except Unreachable:  # taken or not: who has an chunk_id may offer it again
+            if parcel.chunk_id is None:
                 raise
             receipt = Receipt(False, 0, AGAIN_S[1])
         self._outboxes[table] = box
@@ -229,7 +229,7 @@ class ShardProxy:
         parcel = box.under_way
         assert parcel is not None
         rows = Packed.of(parcel.rows)
-        box.call = self._line.call("add", table, rows, parcel.streams, parcel.origin)
+        box.call = self._line.call("add", table, rows, parcel.streams, parcel.chunk_id)
 
     def _here(self, call: Any) -> bool:
         here = self._line.wait([call], 0.0)
@@ -269,11 +269,9 @@ class ReplayProxy(ShardedReplay):
 
 
 def _continues(after: _Parcel, before: _Parcel) -> bool:
-    """Whether two parcels in a row come from one incarnation of an actor."""
-    ours, theirs = after.origin, before.origin
-    return bool(
-        ours and theirs and (ours.actor, ours.incarnation) == (theirs.actor, theirs.incarnation)
-    )
+    """Whether two parcels in a row come from one restarts of an actor."""
+    ours, theirs = after.chunk_id, before.chunk_id
+    return bool(ours and theirs and (ours.actor, ours.restarts) == (theirs.actor, theirs.restarts))
 
 
 # ------------------------------------------------------------------------------- the weights

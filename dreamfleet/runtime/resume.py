@@ -142,7 +142,7 @@ def _unlike(ours: Any, theirs: Any, where: str) -> str:
 
 def _may_be_missing(where: str) -> bool:
     """Tells whether `Table.restore` does without this part, which older checkpoints lack."""
-    return where.endswith(".played") or ".counters." in where
+    return where.endswith(".recent_returns") or ".counters." in where
 
 
 def _kind(value: Any) -> str:

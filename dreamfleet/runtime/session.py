@@ -17,7 +17,7 @@ from dreamfleet.core import checkpoint
 from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import UserError, WorkerFailed
 from dreamfleet.core.metrics import MetricsWriter
-from dreamfleet.core.types import Best, Event
+from dreamfleet.core.types import BestEvaluation, Event
 from dreamfleet.replay_server.budget import sized
 from dreamfleet.runtime.blueprint import Progress
 from dreamfleet.runtime.display import Display, Status, clock_time
@@ -304,7 +304,7 @@ class Session:
         self.display.note(f"saved {path} ({size:.1f} MB, {time.monotonic() - began:.1f} s)")
         return path
 
-    def _keep(self, best: Best) -> None:
+    def _keep(self, best: BestEvaluation) -> None:
         """Keep the policy of the best evaluation of the run; of equal ones, of the newer."""
         if self._best_score is not None and best.score < self._best_score:
             return

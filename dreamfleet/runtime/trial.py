@@ -76,7 +76,7 @@ def groups(agent: Any) -> tuple[str, ...]:
 
 def live(agent: Any, env: Synthetic, steps: int) -> Batch:
     """What an actor would send: rows (N, steps, …)."""
-    chunk, state = [], agent.initial(env.n)
+    chunk, state = [], agent.initial_state(env.n)
     for _ in range(steps):
         rows = env.rows()
         action, state, extras = agent.act(rows, state, explore=True)
@@ -165,7 +165,7 @@ def _check_acting(agent: Any, spec: EnvSpec) -> None:
     declared = agent.tables["real"].columns
     for explore in (True, False):
         rows = Synthetic(spec, 3).rows()
-        acted = agent.act(rows, agent.initial(3), explore)
+        acted = agent.act(rows, agent.initial_state(3), explore)
         _require(
             isinstance(acted, tuple) and len(acted) == 3,
             f"it must return (actions, state, further columns), found {type(acted).__name__}",

@@ -12,7 +12,7 @@ from typing import Any
 
 from dreamfleet.actors.evaluator import Evaluator
 from dreamfleet.core.errors import Diverged, EnvironmentFault, Gone
-from dreamfleet.core.types import Best, Event, Worker
+from dreamfleet.core.types import BestEvaluation, Event, Worker
 from dreamfleet.runtime.blueprint import Progress
 
 
@@ -41,7 +41,7 @@ class Report:
     chunks: int  # taken from it by the replay, since it was started
     fault: Fault | None  # it broke, and takes no step until it is restarted
     env: dict[str, Any] = field(default_factory=dict)  # the state of its environments
-    best: Best | None = None  # an evaluation that was the best of the run so far
+    best: BestEvaluation | None = None  # an evaluation that was the best of the run so far
 
 
 class Turns:

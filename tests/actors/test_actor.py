@@ -5,7 +5,7 @@ import pytest
 
 from dreamfleet.actors.actor import Actor
 from dreamfleet.core.errors import Diverged
-from dreamfleet.core.types import Origin
+from dreamfleet.core.types import ChunkId
 from dreamfleet.learner.weight_store import LocalWeights
 from tests.fakes import FakeAgent, FakeEnv, FakeReplay
 
@@ -13,7 +13,7 @@ from tests.fakes import FakeAgent, FakeEnv, FakeReplay
 def make(env=None, replay=None, weights=None, **changes):
     settings = {
         "index": 0,
-        "incarnation": 0,
+        "restarts": 0,
         "pulls": ("policy",),
         "chunk": 4,
         "pull_every": 1,
@@ -80,10 +80,10 @@ def test_a_refused_chunk_waits_and_nothing_is_lost_or_acted_meanwhile():
 
 
 def test_its_chunks_are_numbered_and_a_refused_one_keeps_its_number():
-    actor, _, replay, _ = make(None, FakeReplay(refusals={"real": 2}), index=3, incarnation=2)
+    actor, _, replay, _ = make(None, FakeReplay(refusals={"real": 2}), index=3, restarts=2)
     for _ in range(4 * 3 + 3):
         actor.step()
-    assert replay.origins == [Origin(3, 2, 0), Origin(3, 2, 1), Origin(3, 2, 2)]
+    assert replay.chunk_ids == [ChunkId(3, 2, 0), ChunkId(3, 2, 1), ChunkId(3, 2, 2)]
 
 
 def test_finished_episodes_are_reported_once_with_their_undiscounted_return():

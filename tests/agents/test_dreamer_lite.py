@@ -345,7 +345,7 @@ def values(agent: DreamerLite, obs: list[float]) -> list[float]:
 
 def greedy(agent: DreamerLite, obs: list[float]) -> Array:
     rows = {"obs": np.array(obs, np.float32)[:, None]}
-    return agent.act(rows, agent.initial(len(obs)), explore=False)[0]
+    return agent.act(rows, agent.initial_state(len(obs)), explore=False)[0]
 
 
 @pytest.mark.parametrize(

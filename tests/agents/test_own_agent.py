@@ -91,7 +91,7 @@ class Settings: pass
 
 class MyAgent:
     Config = Settings
-    initial = act = learn_policy = weights = load = state = restore = lambda self: None
+    initial_state = act = learn_policy = weights = load = state = restore = lambda self: None
 """
 
 

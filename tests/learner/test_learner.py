@@ -51,7 +51,7 @@ def test_a_batch_is_learned_from_once():
 
 def test_a_dream_serves_as_many_updates_as_its_queue_says():
     agent, reals = FakeAgent(), [sample(i) for i in range(5)]
-    agent.tables["dream"] = QueueSpec(capacity=1, updates=2)
+    agent.tables["dream"] = QueueSpec(capacity=1, updates_per_batch=2)
     learner, _, replay, _ = make({POLICY: reals, DREAM: [{"x": 1}, {"x": 2}]}, agent)
     assert [learner.step() for _ in range(5)] == [True] * 4 + [False]
     assert [dreams for _, (_, dreams) in agent.seen] == [{"x": 1}] * 2 + [{"x": 2}] * 2

@@ -9,11 +9,11 @@ import pytest
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import (
     Consumer,
-    Deviation,
     Mixture,
     Prioritized,
     QueueSpec,
     Recency,
+    ReturnDeviation,
     Space,
     TableSpec,
     Uniform,
@@ -24,7 +24,7 @@ from tests.replay_server.model import COLUMNS, Episodes, spec
 
 CONSUMERS = {
     "a": Consumer(2, 3, Prioritized(), context=2),
-    "b": Consumer(2, 1, Mixture(((0.5, Uniform()), (0.3, Recency(9)), (0.2, Deviation())))),
+    "b": Consumer(2, 1, Mixture(((0.5, Uniform()), (0.3, Recency(9)), (0.2, ReturnDeviation())))),
 }
 
 

@@ -5,11 +5,11 @@ import pytest
 
 from dreamfleet.core.types import (
     Consumer,
-    Deviation,
     EmphasizeRecent,
     Mixture,
     Prioritized,
     Recency,
+    ReturnDeviation,
     Selector,
     Space,
     TableSpec,
@@ -127,7 +127,7 @@ def test_starts_enter_at_the_priority_their_actor_gave_them() -> None:
 @pytest.mark.parametrize("half_life", [3.0, 1e9])
 def test_deviation_is_that_from_the_mean_of_what_came_before(half_life: float) -> None:
     window, rng = 3, np.random.default_rng(0)
-    of = spec(24, a=Consumer(5, window, Deviation(half_life)))
+    of = spec(24, a=Consumer(5, window, ReturnDeviation(half_life)))
     table, episodes = Table("real", of, 0), Episodes()
     rewards: list[float] = []
     sums = weight = np.zeros(0)
@@ -155,7 +155,7 @@ def test_deviation_is_that_from_the_mean_of_what_came_before(half_life: float) -
 
 
 def test_windows_that_are_all_alike_are_drawn_alike() -> None:
-    table, episodes = Table("real", spec(16, a=Consumer(4, 2, Deviation())), 0), Episodes()
+    table, episodes = Table("real", spec(16, a=Consumer(4, 2, ReturnDeviation())), 0), Episodes()
     chunk = episodes.chunk([0], np.zeros(9))
     chunk["reward"][:] = 0.5
     table.add(chunk, np.array([0]))

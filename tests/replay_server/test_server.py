@@ -5,8 +5,8 @@ import pytest
 
 from dreamfleet.core.errors import EnvironmentFault, UserError
 from dreamfleet.core.types import (
+    ChunkId,
     Consumer,
-    Origin,
     Prioritized,
     QueueSpec,
     Replay,
@@ -121,17 +121,17 @@ def test_each_table_draws_from_its_own_generator() -> None:
 # ------------------------------------------------------------------------------ idempotence
 
 
-def offer(replay: ReplayServer, episodes: Episodes, origin: Origin) -> bool:
+def offer(replay: ReplayServer, episodes: Episodes, chunk_id: ChunkId) -> bool:
     """The next two rows of stream 7, as this chunk of its actor."""
-    return replay.add("real", episodes.chunk([7], np.zeros((1, 2), bool)), np.array([7]), origin)
+    return replay.add("real", episodes.chunk([7], np.zeros((1, 2), bool)), np.array([7]), chunk_id)
 
 
 def test_a_chunk_that_comes_twice_is_stored_once() -> None:
     replay, episodes = server(), Episodes()
     chunk = episodes.chunk([7], np.zeros((1, 2), bool))
     for _ in range(3):
-        assert replay.add("real", chunk, np.array([7]), Origin(0, 0, 0))
-    assert offer(replay, episodes, Origin(0, 0, 1))
+        assert replay.add("real", chunk, np.array([7]), ChunkId(0, 0, 0))
+    assert offer(replay, episodes, ChunkId(0, 0, 1))
     stats = replay.stats()
     assert (stats["env_steps"], stats["real/inserted"]) == (4, 4)
     assert (stats["real/duplicates"], stats["real/outdated"]) == (2, 0)
@@ -139,35 +139,35 @@ def test_a_chunk_that_comes_twice_is_stored_once() -> None:
 
 def test_what_a_replaced_actor_still_sends_is_dropped() -> None:
     replay = server()
-    assert offer(replay, Episodes(), Origin(0, 0, 0))
+    assert offer(replay, Episodes(), ChunkId(0, 0, 0))
     fresh = Episodes().chunk([8], np.zeros((1, 2), bool))
-    assert replay.add("real", fresh, np.array([8]), Origin(0, 1, 0))
-    assert replay.add("real", fresh, np.array([7]), Origin(0, 0, 1))
+    assert replay.add("real", fresh, np.array([8]), ChunkId(0, 1, 0))
+    assert replay.add("real", fresh, np.array([7]), ChunkId(0, 0, 1))
     assert replay.stats()["real/outdated"] == 1 and replay.stats()["env_steps"] == 4
     other = Episodes().chunk([9], np.zeros((1, 2), bool))
-    assert replay.add("real", other, np.array([9]), Origin(1, 0, 0))  # an actor of its own
+    assert replay.add("real", other, np.array([9]), ChunkId(1, 0, 0))  # an actor of its own
     assert replay.stats()["env_steps"] == 6 and replay.actors("real") == 2
 
 
 def test_a_chunk_that_was_refused_may_come_again() -> None:
     replay = ReplayServer({"real": spec(64, 1.0, x=Consumer(4, samples_per_step=2.0))}, 0)
     episodes = Episodes()
-    assert offer(replay, episodes, Origin(0, 0, 0))  # earns two samples
+    assert offer(replay, episodes, ChunkId(0, 0, 0))  # earns two samples
     chunk = episodes.chunk([7], np.zeros((1, 2), bool))
-    assert not replay.add("real", chunk, np.array([7]), Origin(0, 0, 1))
+    assert not replay.add("real", chunk, np.array([7]), ChunkId(0, 0, 1))
     broken = {**chunk, "obs": np.full_like(chunk["obs"], np.nan)}
     assert replay.sample("real", "x") is not None
     with pytest.raises(EnvironmentFault, match="not finite"):
-        replay.add("real", broken, np.array([7]), Origin(0, 0, 1))
-    assert replay.add("real", chunk, np.array([7]), Origin(0, 0, 1))
+        replay.add("real", broken, np.array([7]), ChunkId(0, 0, 1))
+    assert replay.add("real", chunk, np.array([7]), ChunkId(0, 0, 1))
     assert replay.stats()["real/duplicates"] == 0 and replay.stats()["env_steps"] == 4
 
 
 def test_what_was_taken_is_remembered_over_a_restart() -> None:
     replay, episodes = server(), Episodes()
     chunk = episodes.chunk([7], np.zeros((1, 2), bool))
-    assert replay.add("real", chunk, np.array([7]), Origin(3, 1, 5))
+    assert replay.add("real", chunk, np.array([7]), ChunkId(3, 1, 5))
     heir = server(seed=5)
     heir.restore(replay.state())
-    assert heir.add("real", chunk, np.array([7]), Origin(3, 1, 5))
+    assert heir.add("real", chunk, np.array([7]), ChunkId(3, 1, 5))
     assert heir.stats()["env_steps"] == 2 and heir.stats()["real/duplicates"] == 1

@@ -11,10 +11,10 @@ from dreamfleet.core.config import RunConfig, TrainConfig
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import (
     Array,
+    ChunkId,
     Consumer,
     EmphasizeRecent,
     Mixture,
-    Origin,
     Prioritized,
     QueueSpec,
     Recency,
@@ -61,7 +61,7 @@ def fill(replay: ShardedReplay | ReplayServer, chunks: int = 8) -> None:
             last = np.zeros((1, 4 * (actor + 1)), bool)
             last[:, 3::4] = True
             chunk = episodes.chunk([actor], last)
-            assert replay.add("real", chunk, np.array([actor]), Origin(actor, 0, sequence))
+            assert replay.add("real", chunk, np.array([actor]), ChunkId(actor, 0, sequence))
 
 
 def draw(replay: ShardedReplay | ReplayServer) -> Sample:
@@ -136,7 +136,7 @@ def test_recent_rows_are_drawn_over_all_shards_as_over_one_table() -> None:
         for actor in range(2):
             chunk = episodes.chunk([actor], np.zeros((1, 2), bool))
             for replay in (one, many):
-                replay.add("real", chunk, np.array([actor]), Origin(actor, 0, sequence))
+                replay.add("real", chunk, np.array([actor]), ChunkId(actor, 0, sequence))
     ours, theirs = probabilities(many), probabilities(one)
     # Within a shard chunks of one actor lie together, in the one table they alternate: 2 rows off.
     for row in ours.keys() & theirs.keys():
@@ -161,7 +161,7 @@ def test_probabilities_are_exact_while_masses_move() -> None:
     draw(many)
     sample = draw(many)
     many.update("real", sample.keys, np.full(16, 50.0))  # not heard of yet
-    held = [shard.mass("real", "x") for shard in near]
+    held = [shard.priority_mass("real", "x") for shard in near]
     before = many._mass["real", "x"].copy()
     assert not np.allclose(before / before.sum(), np.array(held) / sum(held))
     weights, n = 0.0, 4000
@@ -176,10 +176,10 @@ def test_priorities_find_their_shard() -> None:
     fill(many)
     draw(many)
     sample = draw(many)
-    masses = [shard.mass("real", "x") for shard in near]
+    masses = [shard.priority_mass("real", "x") for shard in near]
     many.update("real", sample.keys, np.zeros(16))
     starts = len(set(sample.keys.tolist()))
-    assert sum(masses) - sum(shard.mass("real", "x") for shard in near) == pytest.approx(
+    assert sum(masses) - sum(shard.priority_mass("real", "x") for shard in near) == pytest.approx(
         starts, rel=1e-3
     )
     assert many.stats()["real/stale"] == 0
@@ -203,7 +203,7 @@ def test_the_ratio_is_that_of_one_table(shards: int, rate: float) -> None:
             held[actor] = episodes.chunk([actor], np.zeros((1, 4), bool)), sequence[actor]
             sequence[actor] += 1
         chunk, number = held[actor]
-        if many.add("real", chunk, np.array([actor]), Origin(actor, 0, number)):
+        if many.add("real", chunk, np.array([actor]), ChunkId(actor, 0, number)):
             del held[actor]
     stats = many.stats()
     steps = int(stats["env_steps"])

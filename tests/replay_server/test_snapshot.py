@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamfleet.core.types import Consumer, Deviation, Mixture, Prioritized, Recency
+from dreamfleet.core.types import Consumer, Mixture, Prioritized, Recency, ReturnDeviation
 from dreamfleet.replay_server import snapshot
 from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import Episodes, spec
@@ -15,7 +15,7 @@ from tests.replay_server.model import Episodes, spec
 OF = spec(
     40,
     a=Consumer(2, 3, Mixture(((0.5, Prioritized()), (0.5, Recency(9)))), context=2),
-    b=Consumer(2, 2, Deviation()),
+    b=Consumer(2, 2, ReturnDeviation()),
 )
 
 

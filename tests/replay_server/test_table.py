@@ -12,11 +12,11 @@ from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import (
     Batch,
     Consumer,
-    Deviation,
     EmphasizeRecent,
     Mixture,
     Prioritized,
     Recency,
+    ReturnDeviation,
     Sample,
     Selector,
     Space,
@@ -211,7 +211,7 @@ def test_a_batch_is_one_piece_of_memory_with_aligned_columns() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 70])
-@pytest.mark.parametrize("selector", [Uniform(), CONSUMERS["mixture"].selector, Deviation()])
+@pytest.mark.parametrize("selector", [Uniform(), CONSUMERS["mixture"].selector, ReturnDeviation()])
 def test_another_number_of_windows_may_be_drawn(count: int, selector: Selector) -> None:
     table, _ = filled(spec(64, a=Consumer(3, 2, selector, context=1)))
     sample = table.sample("a", count)

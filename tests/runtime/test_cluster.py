@@ -11,7 +11,7 @@ import pytest
 from dreamfleet import agents
 from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import EnvironmentFault, UserError, WorkerFailed
-from dreamfleet.core.types import Origin
+from dreamfleet.core.types import ChunkId
 from dreamfleet.learner.weight_store import LocalWeights
 from dreamfleet.runtime.cluster import RayCluster, start, wanted_mode
 from dreamfleet.runtime.processes import shares, start_replay
@@ -128,7 +128,7 @@ def test_a_batch_that_must_wait_is_taken_once(proxy):
 @pytest.mark.slow
 def test_chunks_that_pile_up_travel_together_and_are_waited_for(proxy):
     def add(n: int) -> bool:
-        return proxy.add("real", rows(4, first=n == 0), STREAM, Origin(0, 0, n))
+        return proxy.add("real", rows(4, first=n == 0), STREAM, ChunkId(0, 0, n))
 
     insist(lambda: add(0))  # from here on there is room for 20 steps
     assert all(add(n) for n in (1, 2, 3))  # so nobody awaits these

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dreamfleet import agents
-from dreamfleet.core.types import Origin
+from dreamfleet.core.types import ChunkId
 from dreamfleet.learner.weight_store import LocalWeights
 from dreamfleet.replay_server.server import ReplayServer
 from dreamfleet.runtime.blueprint import Blueprint, Progress
@@ -93,7 +93,7 @@ def test_credit_is_a_fair_share_of_the_room():
     replay = ReplayHost(FakeAgent().tables, seed=0)
     for actor in range(2):
         chunk = Packed.of(rows(4))
-        receipt = replay.add("real", chunk, np.array([actor]), Origin(actor, 0, 0))
+        receipt = replay.add("real", chunk, np.array([actor]), ChunkId(actor, 0, 0))
     # The policy and others may owe 4 samples of 4 steps each, from step 8 on: room for 16 more.
     assert receipt == Receipt(True, 16 // 2, 0.0)
     assert replay.add("dream", Packed.of({"id": np.array(0)})).credit == 1
@@ -103,15 +103,15 @@ def test_credit_is_a_fair_share_of_the_room():
 
 def test_who_is_refused_longest_is_told_to_come_soonest():
     replay = ReplayHost(FakeAgent().tables, seed=0)
-    replay.add("real", Packed.of(rows(40)), np.array([9]), Origin(9, 0, 0))
+    replay.add("real", Packed.of(rows(40)), np.array([9]), ChunkId(9, 0, 0))
     for sequence in range(1, 31):  # a pace of about a sample, that is four steps, every 20 ms
         time.sleep(0.02)
         for consumer in ("world", "start", "policy"):
             replay.sample("real", consumer, 0.0)
-        replay.add("real", Packed.of(rows(4, first=False)), np.array([9]), Origin(9, 0, sequence))
+        replay.add("real", Packed.of(rows(4, first=False)), np.array([9]), ChunkId(9, 0, sequence))
     add(replay, 400)
     again = [
-        replay.add("real", Packed.of(rows(40)), np.array([i]), Origin(i, 0, 0)).again_s
+        replay.add("real", Packed.of(rows(40)), np.array([i]), ChunkId(i, 0, 0)).again_s
         for i in range(3)
     ]
     assert again == sorted(again)
@@ -141,9 +141,9 @@ def test_many_callers_lose_nothing_and_get_nothing_twice():
 
     def act(index):
         for chunk in range(per_actor):
-            batch, origin = rows(4, first=chunk == 0), Origin(index, 0, chunk)
+            batch, chunk_id = rows(4, first=chunk == 0), ChunkId(index, 0, chunk)
             for _ in range(2):  # every chunk comes twice
-                offer("real", batch, np.array([index]), origin)
+                offer("real", batch, np.array([index]), chunk_id)
 
     def dream(index):
         n = 0

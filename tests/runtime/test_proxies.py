@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamfleet.core.errors import EnvironmentFault
-from dreamfleet.core.types import Origin
+from dreamfleet.core.types import ChunkId
 from dreamfleet.runtime import proxies
 from dreamfleet.runtime.hosts import AGAIN_S, Receipt
 from dreamfleet.runtime.packed import Drawn, Packed
@@ -37,11 +37,11 @@ class World:
         self.line = self.lines[0]
         self.proxy = ReplayProxy(self.lines, FakeAgent().tables, 0)
 
-    def add(self, n: int, actor: int = 0, incarnation: int = 0) -> bool:
+    def add(self, n: int, actor: int = 0, restarts: int = 0) -> bool:
         """Offer the chunk that counts from n * STEPS."""
         chunk = rows(STEPS, first=n == 0)
         chunk["reward"] += n * STEPS + np.arange(STEPS)
-        return self.proxy.add("real", chunk, STREAM, Origin(actor, incarnation, n))
+        return self.proxy.add("real", chunk, STREAM, ChunkId(actor, restarts, n))
 
     def open(self, credit: int) -> None:
         """Have the first chunk taken, which earns credit."""
@@ -98,15 +98,15 @@ def test_what_piles_up_travels_as_one_up_to_a_limit(world):
     assert world.add(TOGETHER + 2)
     parcel = list(range(2, TOGETHER + 2))
     assert world.sent() == [[0], [1], parcel]
-    assert world.line.calls[-1].args[-1] == Origin(0, 0, parcel[-1])
+    assert world.line.calls[-1].args[-1] == ChunkId(0, 0, parcel[-1])
 
 
 def test_chunks_of_two_starts_of_an_actor_do_not_travel_together(world):
     world.open(credit=1000)
     assert world.add(1)
-    assert not world.add(0, incarnation=1)
+    assert not world.add(0, restarts=1)
     world.line.answer(Receipt(True, 1000, 0.0))
-    assert world.add(0, incarnation=1)
+    assert world.add(0, restarts=1)
     assert world.sent() == [[0], [1], [0]]
 
 
@@ -149,7 +149,7 @@ def test_when_no_answer_came_the_same_is_offered_again(world):
     assert world.clock.now == pytest.approx(AGAIN_S[1])
     assert not world.proxy.flush()
     assert world.sent() == [[0], [1], [1]]
-    assert world.line.calls[-1].args[-1] == world.line.calls[-2].args[-1] == Origin(0, 0, 1)
+    assert world.line.calls[-1].args[-1] == world.line.calls[-2].args[-1] == ChunkId(0, 0, 1)
 
 
 def test_without_an_origin_nothing_is_offered_twice(world):
@@ -166,7 +166,7 @@ def test_an_error_surfaces_once_and_drops_what_followed(world):
     with pytest.raises(EnvironmentFault, match="NaN"):
         world.add(3)
     assert world.proxy.flush()
-    assert not world.add(0, incarnation=1)  # which has to earn its credit again
+    assert not world.add(0, restarts=1)  # which has to earn its credit again
     assert world.sent() == [[0], [1], [0]]
 
 
@@ -197,15 +197,15 @@ def test_chunks_arrive_in_order_and_once(script):
     outcomes, answered, asked = iter(script), 0, 0
 
     def reply_to_the_last() -> None:
-        """As a replay that knows an origin again, and is well in the end."""
+        """As a replay that knows an chunk_id again, and is well in the end."""
         nonlocal answered
         if len(world.line.calls) == answered:
             return
         answered += 1
         assert len(world.line.calls) == answered, "two parcels are under way"
         outcome, chunks_of_credit, after = next(outcomes, ("taken", 2, 0.01))
-        parcel, origin = world.sent()[-1], world.line.calls[-1].args[-1]
-        if outcome in ("taken", "lost after") and origin.sequence not in arrived:
+        parcel, chunk_id = world.sent()[-1], world.line.calls[-1].args[-1]
+        if outcome in ("taken", "lost after") and chunk_id.sequence not in arrived:
             arrived.extend(parcel)
         reply = Receipt(outcome == "taken", chunks_of_credit * STEPS, 0.05)
         world.line.answer(Unreachable() if "lost" in outcome else reply, after=after)
@@ -230,7 +230,7 @@ def test_chunks_arrive_in_order_and_once(script):
 
 def drawn(key: int) -> Drawn:
     data = Packed.of({"obs": np.full((4, 2, 2), key, np.float32)})
-    return Drawn(data, np.full(4, key), np.full(4, 0.25), size=4, mass=1.0)
+    return Drawn(data, np.full(4, key), np.full(4, 0.25), size=4, priority_mass=1.0)
 
 
 def test_samples_asked_for_ahead_come_in_order(world):

@@ -155,7 +155,7 @@ def test_a_newer_one_that_lacks_something_is_passed_over(config, caplog, change,
 def test_a_checkpoint_from_before_returns_were_kept_and_steps_left_out_serves(config):
     folder = Path(config.run_dir) / "checkpoints"
     state = save_start(folder.parent, 100)
-    del state["replay"]["real"]["played"]
+    del state["replay"]["real"]["recent_returns"]
     del state["replay"]["real"]["counters"]["left_out"]
     checkpoint.save(folder, 200, state, agent=config.agent, env=config.env)
     assert restored(folder, config)["replay"]["real"].keys() == state["replay"]["real"].keys()

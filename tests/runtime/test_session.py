@@ -15,7 +15,7 @@ from rich.console import Console
 from dreamfleet.core import checkpoint
 from dreamfleet.core.config import RunConfig, TrainConfig
 from dreamfleet.core.errors import WorkerFailed
-from dreamfleet.core.types import Best
+from dreamfleet.core.types import BestEvaluation
 from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.run_folder import RunFolder
 from dreamfleet.runtime.session import FRUITLESS_STARTS, Session
@@ -371,8 +371,8 @@ def test_a_checkpoint_counts_the_steps_that_its_replay_holds(opened):
     assert checkpoint.load(sharded)["session"]["env_steps"] == 88
 
 
-def best(at: int, score: float, weight: float) -> Best:
-    return Best(at, score, 10, {"policy": {"w": np.array([weight])}})
+def best(at: int, score: float, weight: float) -> BestEvaluation:
+    return BestEvaluation(at, score, 10, {"policy": {"w": np.array([weight])}})
 
 
 def kept(session: Session) -> tuple[int, float]:

@@ -128,7 +128,7 @@ class Dreamwalker(WeightGroups):
 
     # --------------------------------------------------------------------------------- acting
 
-    def initial(self, n: int) -> State:
+    def initial_state(self, n: int) -> State:
         """Whether each episode is kept from the world model."""
         return np.zeros(n, bool)
 

@@ -142,7 +142,7 @@ class GatedRainbow(WeightGroups):
 
     # --------------------------------------------------------------------------------- acting
 
-    def initial(self, n: int) -> Memory:
+    def initial_state(self, n: int) -> Memory:
         history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), self.spec.obs.dtype)
         age, trace, score = np.zeros((3, n), np.float32)
         return Memory(history, age, trace, score, np.zeros(n, bool))
@@ -258,7 +258,7 @@ class GatedRainbow(WeightGroups):
         chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
         imagined = None if dreams is None else self.pick(dreams)
         noise = self.online.draw(PASSES, self.policy_rng)
-        played = torch.tensor(real.played, dtype=torch.float32, device=self.device)
+        played = torch.tensor(real.episode_stats, dtype=torch.float32, device=self.device)
         loss, priority, metrics = self._study(lived, chance, played, imagined, noise)
         metrics["grad_norm/value"] = self.trainer.step(loss, metrics["learn/lr"])
         metrics |= faults("policy", self.trainer)

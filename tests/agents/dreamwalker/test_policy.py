@@ -204,11 +204,11 @@ def test_priorities_are_errors_and_weights_undo_them_as_far_as_beta_goes():
 def test_before_the_first_update_actions_are_drawn_alike():
     agent = build()
     rows = {"obs": np.zeros((4000, 2), np.float32), "first": np.ones(4000, bool)}
-    action, _, _ = agent.act(rows, agent.initial(4000), explore=True)
+    action, _, _ = agent.act(rows, agent.initial_state(4000), explore=True)
     shares, _ = np.histogram(action, bins=4, range=(-1, 1))
     assert np.abs(shares / 4000 - 0.25).max() < 0.04
     agent.normaliser.updates.fill_(1)
-    action, _, _ = agent.act(rows, agent.initial(4000), explore=True)
+    action, _, _ = agent.act(rows, agent.initial_state(4000), explore=True)
     shares, _ = np.histogram(action, bins=4, range=(-1, 1))
     assert np.abs(shares / 4000 - 0.25).max() > 0.08
 
@@ -216,7 +216,7 @@ def test_before_the_first_update_actions_are_drawn_alike():
 def test_who_is_held_out_is_drawn_when_an_episode_starts_and_stays():
     agent, n = build(held_out_share=0.3), 2000
     rows = {"obs": np.zeros((n, 2), np.float32), "first": np.ones(n, bool)}
-    _, begun, extras = agent.act(rows, agent.initial(n), explore=True)
+    _, begun, extras = agent.act(rows, agent.initial_state(n), explore=True)
     assert abs(extras["held_out"].mean() - 0.3) < 0.05
     _, _, later = agent.act({**rows, "first": np.zeros(n, bool)}, begun, explore=True)
     np.testing.assert_array_equal(later["held_out"], extras["held_out"])
@@ -286,5 +286,5 @@ def test_it_learns_which_action_pays_where(tmp_path):
     )
     agent = run.agent()
     rows = {"obs": np.array([[-1.0], [1.0]], np.float32), "first": np.ones(2, bool)}
-    action, _, _ = agent.act(rows, agent.initial(2), explore=False)
+    action, _, _ = agent.act(rows, agent.initial_state(2), explore=False)
     np.testing.assert_allclose(action, [[-0.5], [0.5]], atol=0.2)

@@ -88,7 +88,7 @@ def test_acting_explores_by_noise_even_where_epsilon_is_gone():
     for noise, kinds in ((0.0, 1), (3.0, 3)):
         agent = build(noisy_sigma=noise, epsilon_min=0.0)
         agent.progress.updates.fill_(1e9)
-        action = agent.act(rows, agent.initial(500), explore=True)[0]
+        action = agent.act(rows, agent.initial_state(500), explore=True)[0]
         assert len(np.unique(action)) == kinds
 
 
@@ -105,7 +105,7 @@ def test_acting_and_learning_see_the_same_histories():
     """What `act` remembers is what the replay lays before the row, from the first row on."""
     agent = build(dream_share=0.0)
     rng, n = np.random.default_rng(0), 3
-    state, last = agent.initial(n), np.ones(n, bool)
+    state, last = agent.initial_state(n), np.ones(n, bool)
     chunk, remembered = [], {}
     for _ in range(40):
         first, last = last, ~last & (rng.random(n) < 0.2)
@@ -139,7 +139,7 @@ def test_acting_and_learning_see_the_same_histories():
 
 def test_with_a_clock_an_agent_sees_and_keeps_how_long_an_episode_has_lasted():
     agent, ages = build(observe_time=True), []
-    state = agent.initial(2)
+    state = agent.initial_state(2)
     for first in ([True, True], [False, False], [False, True]):
         rows = {"obs": np.ones((2, 2)), "first": np.array(first), "reward": np.zeros(2)}
         _, state, extras = agent.act(rows, state, explore=False)

@@ -138,7 +138,7 @@ def test_acting_stacks_the_single_frames_that_the_replay_holds():
     first[:, 0] = first[1, 6] = True
     last = np.roll(first, -1, 1)
     last[:, -1] = False
-    memory, chunk, seen = agent.initial(n), [], {}
+    memory, chunk, seen = agent.initial_state(n), [], {}
     for t in range(steps):
         rows = {"obs": obs[:, t], "first": first[:, t], "last": last[:, t]}
         rows |= {"reward": np.zeros(n, np.float32), "terminal": last[:, t]}
@@ -280,5 +280,5 @@ def test_it_plays_learns_and_dreams_of_space_invaders(tmp_path):
         "reward": np.zeros(2, np.float32),
         "first": np.ones(2, bool),
     }
-    action, _, _ = agent.act(rows, agent.initial(2), explore=False)
+    action, _, _ = agent.act(rows, agent.initial_state(2), explore=False)
     assert action[0] == action[1]

@@ -250,7 +250,7 @@ def test_an_outlying_reward_leaves_the_unit_of_values_as_it_was(outlier):
     assert float(agent.online.unit) == pytest.approx(before, rel=0.2)
     rows = {"obs": np.zeros((1, 2), np.float32), "first": np.array([False])}
     rows["reward"] = np.array([outlier], np.float32)
-    extras = agent.act(rows, agent.initial(1), explore=True)[2]
+    extras = agent.act(rows, agent.initial_state(1), explore=True)[2]
     bound = 10 * float(agent.online.normaliser.reward_rms)
     assert abs(extras["score"][0]) == pytest.approx(bound, rel=1e-5)
     assert abs(extras["trace"][0]) == pytest.approx(bound, rel=1e-5)
@@ -310,7 +310,7 @@ def test_it_learns_which_action_pays_where(tmp_path, values, share):
         "reward": np.zeros(2, np.float32),
         "first": np.ones(2, bool),
     }
-    assert agent.act(rows, agent.initial(2), explore=False)[0].tolist() == [0, 1]
+    assert agent.act(rows, agent.initial_state(2), explore=False)[0].tolist() == [0, 1]
     found = [event.get("dream/share", 0.0) for event in run.events if event["kind"] == "learn"]
     assert (found[-1] > 0) == (share > 0)
 

@@ -9,7 +9,7 @@ from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Batch, QueueSpec
 
 
-class ConsumeOnce:
+class BatchQueue:
     """Hands over the very batches it was given, in order, each once."""
 
     def __init__(self, name: str, spec: QueueSpec) -> None:

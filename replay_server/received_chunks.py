@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from dreamfleet.core.types import Origin
+from dreamfleet.core.types import ChunkId
 
 
-class Origins:
+class ReceivedChunks:
     """The newest chunk of each actor. Calls may come twice, and late; rows must not.
 
     An actor hands over its chunks one after another, so what is not newer than its newest one was
-    taken before, or comes from an incarnation that has been replaced.
+    taken before, or comes from an restarts that has been replaced.
     """
 
     def __init__(self) -> None:
-        self._newest: dict[int, Origin] = {}
+        self._newest: dict[int, ChunkId] = {}
         self.duplicates = 0  # chunks offered again after they had been taken
         self.outdated = 0  # chunks of an actor that has been replaced
 
@@ -25,32 +25,32 @@ class Origins:
     def actors(self) -> int:
         return len(self._newest)
 
-    def newest(self, actor: int) -> Origin | None:
+    def newest(self, actor: int) -> ChunkId | None:
         return self._newest.get(actor)
 
-    def known(self, origin: Origin) -> bool:
+    def known(self, chunk_id: ChunkId) -> bool:
         """Tells whether this chunk is not to be stored; if so, it is counted."""
-        newest = self._newest.get(origin.actor)
-        if newest is None or origin > newest:
+        newest = self._newest.get(chunk_id.actor)
+        if newest is None or chunk_id > newest:
             return False
-        if origin.incarnation < newest.incarnation:
+        if chunk_id.restarts < newest.restarts:
             self.outdated += 1
         else:
             self.duplicates += 1
         return True
 
-    def take(self, origin: Origin) -> None:
+    def take(self, chunk_id: ChunkId) -> None:
         """This chunk has been stored."""
-        self._newest[origin.actor] = origin
+        self._newest[chunk_id.actor] = chunk_id
 
     def stats(self) -> dict[str, float]:
         return {"duplicates": self.duplicates, "outdated": self.outdated}
 
     def state(self) -> dict[str, Any]:
-        newest = [(of.actor, of.incarnation, of.sequence) for of in self._newest.values()]
+        newest = [(of.actor, of.restarts, of.sequence) for of in self._newest.values()]
         return {"newest": np.array(newest, np.int64).reshape(-1, 3), **self.stats()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        newest = [Origin(*row) for row in state["newest"].tolist()]
-        self._newest = {origin.actor: origin for origin in newest}
+        newest = [ChunkId(*row) for row in state["newest"].tolist()]
+        self._newest = {chunk_id.actor: chunk_id for chunk_id in newest}
         self.duplicates, self.outdated = int(state["duplicates"]), int(state["outdated"])

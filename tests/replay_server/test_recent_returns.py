@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import Consumer, Played, Space, TableSpec
-from dreamfleet.replay_server.played import PlayedEpisodes, merged
+from dreamfleet.core.types import Consumer, EpisodeStats, Space, TableSpec
+from dreamfleet.replay_server.recent_returns import RecentReturns, merged
 from dreamfleet.replay_server.server import ReplayServer
 from dreamfleet.replay_server.shards import NearShard, ShardedReplay, shard_tables
 
@@ -44,7 +44,7 @@ def test_samples_tell_the_mean_return_of_the_last_hundred_episodes(shards):
     for before, after in zip(parts, other, strict=True):
         after.restore(before.state())
     for one in (replay, again):
-        played = one.sample("real", "policy").played
+        played = one.sample("real", "policy").episode_stats
         assert played.episodes == sum(map(len, returns))
         assert played.mean_return == pytest.approx(np.mean([of[-100:] for of in returns]))
 
@@ -52,7 +52,7 @@ def test_samples_tell_the_mean_return_of_the_last_hundred_episodes(shards):
 def test_a_table_that_knows_no_returns_tells_of_none():
     replay = ReplayServer({"real": spec()}, 0)
     assert replay.add("real", rows(np.random.default_rng(0), 30), np.arange(1))
-    assert replay.sample("real", "policy").played == Played()
+    assert replay.sample("real", "policy").episode_stats == EpisodeStats()
 
 
 def test_a_column_that_is_not_there_is_refused():
@@ -61,13 +61,15 @@ def test_a_column_that_is_not_there_is_refused():
 
 
 def test_a_return_with_a_faulty_reward_in_it_is_left_out_of_the_mean():
-    played = PlayedEpisodes()
+    played = RecentReturns()
     played.add(np.array([10.0, 20.0, 1e20, -3e6, 30.0]))
-    assert played.summary() == Played(5, 20.0)
-    sparse = PlayedEpisodes()
+    assert played.summary() == EpisodeStats(5, 20.0)
+    sparse = RecentReturns()
     sparse.add(np.array([0.0, 0.0, 0.0, 100.0]))
-    assert sparse.summary() == Played(4, 25.0)
+    assert sparse.summary() == EpisodeStats(4, 25.0)
 
 
 def test_shards_count_as_much_as_they_have_episodes():
-    assert merged([Played(30, 1.0), Played(10, 5.0), Played()]) == Played(40, 2.0)
+    assert merged([EpisodeStats(30, 1.0), EpisodeStats(10, 5.0), EpisodeStats()]) == EpisodeStats(
+        40, 2.0
+    )
