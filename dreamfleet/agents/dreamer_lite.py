@@ -1,6 +1,6 @@
 """Dreamer-Lite: a latent world model, and a policy and value that learn inside its dreams.
 
-World model (`learn_world`), from windows of real rows:
+LatentWorld model (`learn_world`), from windows of real rows:
 
     encoder      z_t      = f(o_t)                        scaled to unit variance
     transition   z_{t+1} ~ N(mean_m(z_t, a_t), std_m)     an ensemble, m = 1 … M
@@ -39,19 +39,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamfleet.agents.blocks.actions import kind_of
+from dreamfleet.agents.blocks.actions import action_kind
 from dreamfleet.agents.blocks.distributions import Policy
 from dreamfleet.agents.blocks.nets import MLP, Ensemble
 from dreamfleet.agents.blocks.normaliser import Normaliser, ReturnRange
 from dreamfleet.agents.blocks.returns import retrace
 from dreamfleet.agents.blocks.rows import NUMBER, columns
 from dreamfleet.agents.blocks.training import (
-    Follower,
-    Learning,
-    Trainer,
+    GroupState,
+    Optimizer,
+    SoftUpdate,
     WeightGroups,
     faults,
-    generator,
+    make_rng,
     masked_mean,
     resolve,
     to_array,
@@ -143,41 +143,41 @@ class DreamerLite(WeightGroups):
         device = resolve(device)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
-        self.actions = kind_of(spec.action)
+        self.actions = action_kind(spec.action)
         sizes = (config.latent, config.hidden, config.hidden, self.actions.policy_outputs)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights
-            self.world = World(config, spec.obs, self.actions.size).to(device)
+            self.world = LatentWorldModel(config, spec.obs, self.actions.size).to(device)
             self.policy = MLP(sizes, zero_last=True).to(device)
             self.critic = self.actions.critic(config.latent, config.hidden).to(device)
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_range = ReturnRange(config.return_range_rate).to(device)
 
-        self.world_trainer = Trainer(self.world, config.lr_world, config.max_grad_norm)
-        self.policy_trainer = Trainer(self.policy, config.lr_policy, config.max_grad_norm)
-        self.critic_trainer = Trainer(self.critic, config.lr_critic, config.max_grad_norm)
-        self.world_follower = Follower(self.slow_world, self.world)
-        self.critic_follower = Follower(self.slow_critic, self.critic)
-        self.act_rng = generator(seed, device)
-        self.dream_rng = generator(seed + 1, device)
-        self.policy_rng = generator(seed + 2, device)
-        self.learning = {
-            "world": Learning(
+        self.world_optimizer = Optimizer(self.world, config.lr_world, config.max_grad_norm)
+        self.policy_optimizer = Optimizer(self.policy, config.lr_policy, config.max_grad_norm)
+        self.critic_optimizer = Optimizer(self.critic, config.lr_critic, config.max_grad_norm)
+        self.world_soft_update = SoftUpdate(self.slow_world, self.world)
+        self.critic_soft_update = SoftUpdate(self.slow_critic, self.critic)
+        self.act_rng = make_rng(seed, device)
+        self.dream_rng = make_rng(seed + 1, device)
+        self.policy_rng = make_rng(seed + 2, device)
+        self.groups = {
+            "world": GroupState(
                 nets={"world": self.world, "slow_world": self.slow_world},
-                trainers={"world": self.world_trainer},
-                noise={"dream": self.dream_rng},
+                optimizers={"world": self.world_optimizer},
+                rngs={"dream": self.dream_rng},
                 published="slow_world",
             ),
-            "policy": Learning(
+            "policy": GroupState(
                 nets={
                     "policy": self.policy,
                     "critic": self.critic,
                     "slow_critic": self.slow_critic,
                     "return_range": self.return_range,
                 },
-                trainers={"policy": self.policy_trainer, "critic": self.critic_trainer},
-                noise={"act": self.act_rng, "policy": self.policy_rng},
+                optimizers={"policy": self.policy_optimizer, "critic": self.critic_optimizer},
+                rngs={"act": self.act_rng, "policy": self.policy_rng},
                 published="policy",
             ),
         }
@@ -193,7 +193,7 @@ class DreamerLite(WeightGroups):
         policy = self.policy_at(self.slow_world.encode(obs), self.act_rng)
         if not explore:
             return to_array(policy.mode), state, {}
-        action, log_prob = policy.drawn
+        action, log_prob = policy.sampled
         return to_array(action), state, {"log_prob": to_array(log_prob)}
 
     def policy_at(self, z: Tensor, noise: torch.Generator) -> Policy:
@@ -205,10 +205,10 @@ class DreamerLite(WeightGroups):
         rows = to_tensors(real.data, self.device)
         self.world.normaliser.update(rows["obs"], rows["reward"])
         loss, metrics = self.world_loss(rows)
-        metrics["grad_norm/world"] = self.world_trainer.step(loss)
-        metrics |= faults("world", self.world_trainer)
-        metrics["data/outliers"] = 1 - self.world.normaliser.sound(rows["obs"]).mean()
-        self.world_follower.step(self.rate(self.config.slow_world))
+        metrics["grad_norm/world"] = self.world_optimizer.step(loss)
+        metrics |= faults("world", self.world_optimizer)
+        metrics["data/outliers"] = 1 - self.world.normaliser.inliers(rows["obs"]).mean()
+        self.world_soft_update.step(self.rate(self.config.slow_world))
         metrics["model/disagreement"] = self.measure_disagreement(rows)
         return Feedback(metrics)
 
@@ -217,14 +217,14 @@ class DreamerLite(WeightGroups):
         world, members = self.world, self.config.members
         x = world.normaliser(rows["obs"])
         z = world.encode_normalised(x)  # (B, T, L)
-        sound = world.normaliser.sound(rows["obs"])
+        sound = world.normaliser.inliers(rows["obs"])
         alive = (~rows["last"]).float().cumprod(1)[:, :-1]  # is the step from row t still inside?
         alive = alive * sound[:, :1] * sound[:, 1:]  # and from and to what is no fault?
 
         def share(value: Tensor) -> Tensor:
             return value.unflatten(0, (members, -1))  # (B, …) → (M, B/M, …)
 
-        action = share(self.actions.code(rows["action"]))
+        action = share(self.actions.encode(rows["action"]))
         predicted, means, log_stds = [share(z)[:, :, 0]], [], []
         for t in range(z.shape[1] - 1):
             mean, log_std = world.predict(predicted[-1], action[:, :, t])
@@ -242,7 +242,7 @@ class DreamerLite(WeightGroups):
         spread = (0.5 * squared / variance + 0.5 * variance.log()).mean(-1)
         decoded = (world.decoder(after) - x[:, 1:]).square().mean(-1)  # (B, T-1)
         reward = world.reward(torch.cat([before, action.flatten(0, 1)[:, :-1]], -1)).squeeze(-1)
-        real_reward = world.normaliser.plausible(rows["reward"]) / world.normaliser.reward_rms
+        real_reward = world.normaliser.cut_outliers(rows["reward"]) / world.normaliser.reward_rms
         reward_error = (reward - real_reward[:, 1:]).square()
         stays = (~rows["terminal"]).float()
         terms = {
@@ -270,8 +270,8 @@ class DreamerLite(WeightGroups):
     def measure_disagreement(self, rows: Batch) -> Tensor:
         """How far two members differ on the first step of real windows; dreams compare to it."""
         z = self.slow_world.encode(rows["obs"][:, 0]).unflatten(0, (self.config.members, -1))
-        code = self.actions.code(rows["action"][:, 0]).unflatten(0, (self.config.members, -1))
-        found = self.slow_world.compare(z, code)[2].mean()
+        code = self.actions.encode(rows["action"][:, 0]).unflatten(0, (self.config.members, -1))
+        found = self.slow_world.predict_with_disagreement(z, code)[2].mean()
         return self.world.usual_disagreement.lerp_(found, self.rate(0.01)).clone()
 
     # --------------------------------------------------------------------------------- dreams
@@ -288,12 +288,14 @@ class DreamerLite(WeightGroups):
         z = world.encode(obs).unflatten(0, (self.config.members, -1))  # (M, B/M, L)
         latents, actions, log_probs, disagreements = [], [], [], [torch.zeros_like(z[..., 0])]
         for step in range(self.config.dream_horizon + 1):
-            action, log_prob = self.policy_at(z, noise).drawn
+            action, log_prob = self.policy_at(z, noise).sampled
             latents.append(z)
             actions.append(action)
             log_probs.append(log_prob)
             if step < self.config.dream_horizon:
-                mean, log_std, disagreement = world.compare(z, self.actions.code(action))
+                mean, log_std, disagreement = world.predict_with_disagreement(
+                    z, self.actions.encode(action)
+                )
                 disagreements.append(disagreement)
                 drawn = torch.randn(mean.shape, generator=noise, device=z.device)
                 z = world.ground(mean + log_std.exp() * drawn)
@@ -305,7 +307,7 @@ class DreamerLite(WeightGroups):
         agreed = (
             trajectories(disagreements) <= self.config.max_disagreement * world.usual_disagreement
         )
-        reward = world.reward(torch.cat([latent, self.actions.code(action)], -1)).squeeze(-1)
+        reward = world.reward(torch.cat([latent, self.actions.encode(action)], -1)).squeeze(-1)
         cont = torch.sigmoid(world.cont(latent)).squeeze(-1)
         cont[:, 0] = 1  # a start is never an end
         return {
@@ -336,21 +338,21 @@ class DreamerLite(WeightGroups):
 
         critic_loss = masked_mean((taken[:, :, :-1] - returns).square().sum(0), weight)
         policy_loss = masked_mean(
-            policy.improve(options / scale, self.config.entropy_weight)[:, :-1], weight
+            policy.policy_loss(options / scale, self.config.entropy_weight)[:, :-1], weight
         )
         metrics = {
             "loss/critic": critic_loss.detach(),
             "loss/policy": policy_loss.detach(),
-            "grad_norm/critic": self.critic_trainer.step(critic_loss),
-            "grad_norm/policy": self.policy_trainer.step(policy_loss),
+            "grad_norm/critic": self.critic_optimizer.step(critic_loss),
+            "grad_norm/policy": self.policy_optimizer.step(policy_loss),
             "policy/entropy": masked_mean(policy.entropy().detach()[:, :-1], weight),
             "value/mean": returns.mean() * self.value_unit,
             "value/range": scale * self.value_unit,
             "dream/share": dreamt / weight.sum().clamp(min=1e-6),
             "dream/trust": rows["trust"].mean(),
         }
-        metrics |= faults("policy", self.critic_trainer, self.policy_trainer)
-        self.critic_follower.step(self.config.slow_critic)
+        metrics |= faults("policy", self.critic_optimizer, self.policy_optimizer)
+        self.critic_soft_update.step(self.config.slow_critic)
         return Feedback(metrics)
 
     def dreamed(self, dreams: Batch) -> Batch:
@@ -370,12 +372,12 @@ class DreamerLite(WeightGroups):
         Nothing is learned from observations with outliers, nor from a step to them.
         """
         inside = (~rows["last"]).float()
-        sound = self.slow_world.normaliser.sound(rows["obs"])
+        sound = self.slow_world.normaliser.inliers(rows["obs"])
         return {
             "latent": self.slow_world.encode(rows["obs"]),
             "action": rows["action"],
             "log_prob": rows["log_prob"],
-            "reward": self.slow_world.normaliser.plausible(rows["reward"]),
+            "reward": self.slow_world.normaliser.cut_outliers(rows["reward"]),
             "cont": (~rows["terminal"]).float(),
             "trust": sound,
             "weight": inside * sound * F.pad(sound[:, 1:], (0, 1)),
@@ -404,7 +406,7 @@ class DreamerLite(WeightGroups):
 # -------------------------------------------------------------------------------- the world
 
 
-class World(nn.Module):
+class LatentWorldModel(nn.Module):
     """Encoder, transition ensemble, reward, continue and decoder."""
 
     usual_disagreement: Tensor
@@ -438,7 +440,7 @@ class World(nn.Module):
         change, spread = self.transition(torch.cat([z, code], -1)).chunk(2, -1)
         return unit_variance(z + change), -4 + 3 * torch.tanh(spread / 3)
 
-    def compare(self, z: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def predict_with_disagreement(self, z: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `predict`, and by how much the next member disagrees: (M, B).
 
         Half the squared distance between two members: over pairs its mean is the ensemble's

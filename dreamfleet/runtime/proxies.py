@@ -164,7 +164,7 @@ class ShardProxy:
         self._received[asked.table, asked.consumer] += 1
         if isinstance(answer, Packed):
             return answer.owned()
-        return Part(answer.owned(), answer.mass)
+        return Part(answer.owned(), answer.priority_mass)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
         """Sent without awaiting it; what goes wrong is raised by the next one."""

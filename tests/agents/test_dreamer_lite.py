@@ -130,7 +130,7 @@ def test_disagreement_is_between_neighbours_asked_the_same(swinging):
     z = torch.randn(members, 7, swinging.config.latent, generator=noise)
     code = torch.randn(members, 7, 1, generator=noise)
     with torch.no_grad():
-        found, _, disagreement = world.compare(z, code)
+        found, _, disagreement = world.predict_with_disagreement(z, code)
         for m in range(members):
             everybody = z[m].expand(members, -1, -1), code[m].expand(members, -1, -1)
             mean, _ = world.predict(*everybody)

@@ -54,8 +54,8 @@ def reshape_weight(state: dict[str, Any]) -> None:
 
 
 def reshape_moments(state: dict[str, Any]) -> None:
-    adam = next(iter(policy(state)["adam"].values()))
-    adam["exp_avg"] = np.zeros(1, np.float32)  # which would be copied to all of them
+    optimizer = next(iter(policy(state)["optimizers"].values()))
+    optimizer["exp_avg"] = np.zeros(1, np.float32)  # which would be copied to all of them
 
 
 def put(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:

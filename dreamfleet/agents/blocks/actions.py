@@ -20,7 +20,7 @@ from dreamfleet.agents.blocks.nets import Ensemble
 from dreamfleet.core.types import Space
 
 
-class Discrete:
+class DiscreteActions:
     """One of n actions."""
 
     policy = Categorical
@@ -28,7 +28,7 @@ class Discrete:
     def __init__(self, space: Space) -> None:
         self.size = self.policy_outputs = space.n
 
-    def code(self, action: Tensor) -> Tensor:
+    def encode(self, action: Tensor) -> Tensor:
         """(…) i64 → one-hot (…, A)."""
         return F.one_hot(action, self.size).float()
 
@@ -36,7 +36,7 @@ class Discrete:
         return DiscreteCritic((latent, hidden, hidden, self.size))
 
 
-class Continuous:
+class ContinuousActions:
     """Vectors in [-1, 1]^A."""
 
     policy = TanhNormal
@@ -45,15 +45,15 @@ class Continuous:
         (self.size,) = space.shape
         self.policy_outputs = 2 * self.size
 
-    def code(self, action: Tensor) -> Tensor:
+    def encode(self, action: Tensor) -> Tensor:
         return action
 
     def critic(self, latent: int, hidden: int) -> ContinuousCritic:
         return ContinuousCritic((latent + self.size, hidden, hidden, 1))
 
 
-def kind_of(space: Space) -> Discrete | Continuous:
-    return Discrete(space) if space.discrete else Continuous(space)
+def action_kind(space: Space) -> DiscreteActions | ContinuousActions:
+    return DiscreteActions(space) if space.discrete else ContinuousActions(space)
 
 
 class DiscreteCritic(nn.Module):
@@ -79,7 +79,7 @@ class ContinuousCritic(nn.Module):
     def forward(self, z: Tensor, action: Tensor, policy: TanhNormal) -> tuple[Tensor, Tensor]:
         taken = both(self.net, torch.cat([z, action], -1)).squeeze(-1)
         held = {name: value.detach() for name, value in self.net.named_parameters()}
-        drawn = both(self.net, torch.cat([z, policy.drawn[0]], -1), held)
+        drawn = both(self.net, torch.cat([z, policy.sampled[0]], -1), held)
         return taken, drawn.min(0).values
 
 

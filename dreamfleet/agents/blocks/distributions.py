@@ -25,7 +25,7 @@ class Categorical:
         self._generator = generator
 
     @cached_property
-    def drawn(self) -> tuple[Tensor, Tensor]:
+    def sampled(self) -> tuple[Tensor, Tensor]:
         """One sample (…) and its log-probability (…)."""
         flat = torch.multinomial(self.probs.flatten(0, -2), 1, generator=self._generator)
         action = flat.view(self.probs.shape[:-1])
@@ -46,7 +46,7 @@ class Categorical:
         """The mean over the policy of the values (…, A) of its actions → (…)."""
         return (self.probs * options).sum(-1)
 
-    def improve(self, options: Tensor, entropy: float) -> Tensor:
+    def policy_loss(self, options: Tensor, entropy: float) -> Tensor:
         """Loss (…) whose minimum maximises the mean of `options` (…, A) + `entropy` · entropy.
 
         That maximum is softmax(options / entropy), so the policy is fitted to it: the gradient
@@ -77,7 +77,7 @@ class TanhNormal:
         self._noise = noise
 
     @cached_property
-    def drawn(self) -> tuple[Tensor, Tensor]:
+    def sampled(self) -> tuple[Tensor, Tensor]:
         """One reparameterised sample (…, A) and its log-probability (…)."""
         noise = self._noise
         if isinstance(noise, torch.Generator):
@@ -95,13 +95,13 @@ class TanhNormal:
 
     def entropy(self) -> Tensor:
         """In nats (…), estimated by the draw."""
-        return -self.drawn[1]
+        return -self.sampled[1]
 
     def expect(self, options: Tensor) -> Tensor:
         """The mean over the policy, estimated by the value (…, 1) of the draw → (…)."""
         return options.squeeze(-1)
 
-    def improve(self, options: Tensor, entropy: float) -> Tensor:
+    def policy_loss(self, options: Tensor, entropy: float) -> Tensor:
         """Loss (…) whose minimum maximises the draw's value (…, 1) + `entropy` · entropy."""
         return -(options.squeeze(-1) + entropy * self.entropy())
 

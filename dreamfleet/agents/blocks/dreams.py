@@ -10,7 +10,7 @@ from torch import Tensor
 from dreamfleet.core.types import Batch
 
 
-def pick(
+def sample_windows(
     dreams: Batch, columns: Sequence[str], size: int, context: int, n: int, noise: torch.Generator
 ) -> tuple[Batch, Tensor]:
     """Windows (`size`, context + n + 1, …) at believed rows of dreams (B, T, …), drawn alike.

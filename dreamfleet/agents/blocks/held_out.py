@@ -9,7 +9,7 @@ MEMORY = 500.0  # held-out windows that the error is a moving average of
 
 
 @torch.no_grad()
-def take_in(seen: Tensor, counts: Tensor, *errors: tuple[Tensor, Tensor]) -> None:
+def update_averages(seen: Tensor, counts: Tensor, *errors: tuple[Tensor, Tensor]) -> None:
     """Move moving averages of squared errors and how many windows were `seen`, (H,) and in place.
 
     counts: which windows count (B, H). errors: averages (H,), each with what was found (B, H).

@@ -66,7 +66,7 @@ class RewardScale(nn.Module):
         taken = self._taken or 0
         return torch.compiler.is_compiling() or taken <= 100 or taken % SORT_EVERY == 0
 
-    def plausible(self, reward: Tensor) -> Tensor:
+    def cut_outliers(self, reward: Tensor) -> Tensor:
         """Rewards (…) to learn from: an outlier counts as ten times the root mean square."""
         cut = reward.sign() * (COUNTS_AS * self.reward_rms).float()
         return torch.where(reward.abs() > self._limit, cut, reward)
@@ -80,7 +80,7 @@ class RewardScale(nn.Module):
         most = torch.where(self.typical_reward > 0, most, torch.inf)
         size = returns.abs()
         inside = torch.where(size <= most, size, 0.0)
-        return torch.maximum(inside.max(), self.plausible(reward).abs().max())
+        return torch.maximum(inside.max(), self.cut_outliers(reward).abs().max())
 
     @property
     def _limit(self) -> Tensor:
@@ -131,7 +131,7 @@ class Normaliser(RewardScale):
         flat, rate = self.flat(obs).flatten(0, -2), self.rate.double()
         if self.sorts:
             follow_typical(self.typical_obs, flat.abs(), rate)
-        x = self.within_reason(flat)
+        x = self.replace_outliers(flat)
         if torch.compiler.is_compiling() or self._taken == 1:
             self._begin(x.double())
         # What is mostly 0 may be a flag, which is no outlier for being many deviations off.
@@ -160,11 +160,11 @@ class Normaliser(RewardScale):
         x = (self.flat(obs).double() - self.obs_mean) / self._deviation
         return x.clamp(-FAR, FAR).float()
 
-    def within_reason(self, flat: Tensor) -> Tensor:
+    def replace_outliers(self, flat: Tensor) -> Tensor:
         """Flat observations (…, O) with the mean in the place of outliers."""
         return torch.where(flat.abs() > limit(self.typical_obs), self.obs_mean.float(), flat)
 
-    def sound(self, obs: Tensor) -> Tensor:
+    def inliers(self, obs: Tensor) -> Tensor:
         """Whether no number of observations (…, *O) is an outlier, 1. or 0. (…)."""
         inside = self.flat(obs).abs() <= limit(self.typical_obs)
         return inside.all(-1).float()
@@ -194,7 +194,7 @@ class Pixels(RewardScale):
     def forward(self, obs: Tensor) -> Tensor:
         return obs.movedim(-1, -3).float() / self.MOST
 
-    def sound(self, obs: Tensor) -> Tensor:
+    def inliers(self, obs: Tensor) -> Tensor:
         """Any byte is what a pixel can be: 1. (…)."""
         return torch.ones(obs.shape[:-3], device=obs.device)
 

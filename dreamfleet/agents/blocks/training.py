@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-class Trainer:
+class Optimizer:
     """A network and its AdamW: clips the gradient norm to `clip` and steps.
 
     `decay` of weights a step is in units of the learning rate; 0 is plain Adam. Parameters and
@@ -104,14 +104,16 @@ class Trainer:
         return {**self._moments, "skipped": self.skipped}
 
 
-def faults(part: str, *trainers: Trainer) -> dict[str, Tensor]:
-    """Metrics of the steps that were skipped: of all trainers of a `part`, "world" or "policy".
+def faults(part: str, *optimizers: Optimizer) -> dict[str, Tensor]:
+    """Metrics of the steps that were skipped: of all optimizers of a `part`, "world" or "policy".
 
     `fault/in_a_row` is the longest present row of skipped steps; `core.soundness` reads it.
     """
     return {
-        f"fault/skipped_{part}": torch.stack([trainer.skipped for trainer in trainers]).sum(),
-        "fault/in_a_row": torch.stack([trainer.skipped_in_a_row for trainer in trainers]).max(),
+        f"fault/skipped_{part}": torch.stack([optimizer.skipped for optimizer in optimizers]).sum(),
+        "fault/in_a_row": torch.stack(
+            [optimizer.skipped_in_a_row for optimizer in optimizers]
+        ).max(),
     }
 
 
@@ -141,7 +143,7 @@ def no_subnormals() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-class Follower:
+class SoftUpdate:
     """Keeps a slow copy of a network behind it."""
 
     def __init__(self, slow: nn.Module, fast: nn.Module) -> None:
@@ -187,7 +189,7 @@ def resolve(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def generator(seed: int, device: str) -> torch.Generator:
+def make_rng(seed: int, device: str) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
@@ -218,29 +220,29 @@ def load_net(net: nn.Module, weights: Weights) -> None:
 
 
 @dataclass(frozen=True)
-class Learning:
+class GroupState:
     """All of a weight group that learning continues from; of its nets, others pull `published`."""
 
     nets: Mapping[str, nn.Module]
-    trainers: Mapping[str, Trainer]
-    noise: Mapping[str, torch.Generator]
+    optimizers: Mapping[str, Optimizer]
+    rngs: Mapping[str, torch.Generator]
     published: str
 
     def state(self) -> dict[str, Any]:
         return {
             "nets": {name: net_state(net) for name, net in self.nets.items()},
-            "adam": {name: trainer.state() for name, trainer in self.trainers.items()},
-            "noise": {name: to_array(noise.get_state()) for name, noise in self.noise.items()},
+            "optimizers": {name: optimizer.state() for name, optimizer in self.optimizers.items()},
+            "rngs": {name: to_array(rng.get_state()) for name, rng in self.rngs.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, on another kind of device with random numbers of its own."""
         for name, net in self.nets.items():
             load_net(net, state["nets"][name])
-        for name, trainer in self.trainers.items():
-            trainer.restore(state["adam"][name])
-        for name, noise in self.noise.items():
-            saved = state["noise"][name]
+        for name, optimizer in self.optimizers.items():
+            optimizer.restore(state["optimizers"][name])
+        for name, noise in self.rngs.items():
+            saved = state["rngs"][name]
             if saved.shape == noise.get_state().shape:  # else of another kind of device
                 noise.set_state(to_tensor(saved))
 
@@ -248,18 +250,18 @@ class Learning:
 class WeightGroups:
     """What others ask of an agent's weight groups, answered from `learning`, by group."""
 
-    learning: Mapping[str, Learning]
+    groups: Mapping[str, GroupState]
 
     def weights(self, group: str) -> Weights:
-        of = self.learning[group]
+        of = self.groups[group]
         return net_state(of.nets[of.published])
 
     def load(self, group: str, weights: Weights) -> None:
-        of = self.learning[group]
+        of = self.groups[group]
         load_net(of.nets[of.published], weights)
 
     def state(self, group: str) -> dict[str, Any]:
-        return self.learning[group].state()
+        return self.groups[group].state()
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
-        self.learning[group].restore(state)
+        self.groups[group].restore(state)

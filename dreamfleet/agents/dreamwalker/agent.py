@@ -37,16 +37,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.distributions import TanhNormal
-from dreamfleet.agents.blocks.dreams import pick
+from dreamfleet.agents.blocks.dreams import sample_windows
 from dreamfleet.agents.blocks.normaliser import Normaliser
 from dreamfleet.agents.blocks.rows import FLAG, columns
 from dreamfleet.agents.blocks.training import (
-    Follower,
-    Learning,
-    Trainer,
+    GroupState,
+    Optimizer,
+    SoftUpdate,
     WeightGroups,
     faults,
-    generator,
+    make_rng,
     resolve,
     to_array,
     to_tensors,
@@ -60,7 +60,7 @@ from dreamfleet.agents.dreamwalker.network import (
     temperature_loss,
     truncate,
 )
-from dreamfleet.agents.dreamwalker.world import World
+from dreamfleet.agents.dreamwalker.world import WorldModel
 from dreamfleet.core.types import (
     Array,
     Batch,
@@ -92,31 +92,31 @@ class Dreamwalker(WeightGroups):
             torch.manual_seed(seed)  # initial weights
             self.actor = Actor(config, size, 2 * actions).to(device)
             self.critics = critics(config, size + actions).to(device)
-            self.world = World(config, spec.obs, actions).to(device)
+            self.world = WorldModel(config, spec.obs, actions).to(device)
         self.normaliser = Normaliser(spec.obs).to(device)
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
 
-        self.actor_trainer = Trainer(self.actor, config.lr_policy, config.max_grad_norm)
-        self.critic_trainer = Trainer(self.critics, config.lr_critic, config.max_grad_norm)
-        self.world_trainer = Trainer(self.world, config.lr_world, config.max_grad_norm)
-        self.target_follower = Follower(self.target, self.critics)
-        self.world_follower = Follower(self.slow_world, self.world)
-        self.act_rng = generator(seed, device)
-        self.dream_rng = generator(seed + 1, device)
-        self.policy_rng = generator(seed + 2, device)
+        self.actor_optimizer = Optimizer(self.actor, config.lr_policy, config.max_grad_norm)
+        self.critic_optimizer = Optimizer(self.critics, config.lr_critic, config.max_grad_norm)
+        self.world_optimizer = Optimizer(self.world, config.lr_world, config.max_grad_norm)
+        self.target_soft_update = SoftUpdate(self.target, self.critics)
+        self.world_soft_update = SoftUpdate(self.slow_world, self.world)
+        self.act_rng = make_rng(seed, device)
+        self.dream_rng = make_rng(seed + 1, device)
+        self.policy_rng = make_rng(seed + 2, device)
         acting = nn.ModuleDict({"actor": self.actor, "normaliser": self.normaliser})
-        self.learning = {
-            "world": Learning(
+        self.groups = {
+            "world": GroupState(
                 nets={"world": self.world, "slow_world": self.slow_world},
-                trainers={"world": self.world_trainer},
-                noise={"dream": self.dream_rng},
+                optimizers={"world": self.world_optimizer},
+                rngs={"dream": self.dream_rng},
                 published="slow_world",
             ),
-            "policy": Learning(
+            "policy": GroupState(
                 nets={"acting": acting, "critics": self.critics, "target": self.target},
-                trainers={"actor": self.actor_trainer, "critics": self.critic_trainer},
-                noise={"act": self.act_rng, "policy": self.policy_rng},
+                optimizers={"actor": self.actor_optimizer, "critics": self.critic_optimizer},
+                rngs={"act": self.act_rng, "policy": self.policy_rng},
                 published="acting",
             ),
         }
@@ -137,7 +137,7 @@ class Dreamwalker(WeightGroups):
         policy = self.policy_at(torch.as_tensor(rows["obs"], device=self.device), self.act_rng)
         if not explore:
             return to_array(policy.mode), state, {"held_out": state}
-        action = policy.drawn[0]
+        action = policy.sampled[0]
         drawn = torch.rand(
             len(action), 1 + action.shape[1], generator=self.act_rng, device=self.device
         )
@@ -154,17 +154,19 @@ class Dreamwalker(WeightGroups):
 
     def learn_world(self, real: Sample) -> Feedback:
         rows = to_tensors(real.data, self.device)
-        self.world.look(rows)
+        self.world.update_statistics(rows)
         loss, metrics = self.world.loss(rows, rows["action"])
-        metrics["grad_norm/world"] = self.world_trainer.step(loss)
-        metrics |= faults("world", self.world_trainer)
+        metrics["grad_norm/world"] = self.world_optimizer.step(loss)
+        metrics |= faults("world", self.world_optimizer)
         updates = self.world.normaliser.updates
-        self.world_follower.step((1 / updates).clamp(min=self.config.slow_world))
-        metrics |= self.world.measure(self.slow_world, rows, rows["action"], self.dream_rng)
-        metrics["model/believed"] = self.believed().sum()
+        self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
+        metrics |= self.world.update_held_out_error(
+            self.slow_world, rows, rows["action"], self.dream_rng
+        )
+        metrics["model/believed"] = self.trusted_steps().sum()
         return Feedback(metrics)
 
-    def believed(self) -> Tensor:
+    def trusted_steps(self) -> Tensor:
         """Whether dreams of 1 … `dream_horizon` steps are (H,): their held-out error is small."""
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
@@ -180,7 +182,7 @@ class Dreamwalker(WeightGroups):
         least.
         """
         world, noise = self.slow_world, self.dream_rng
-        allowed = self.believed() * (self.steps >= self.config.dream_after)
+        allowed = self.trusted_steps() * (self.steps >= self.config.dream_after)
         horizon = max(1, int(allowed.sum()))  # the one wait for the device, before a long loop
         rows = to_tensors(starts.data, self.device)
         obs, reward, first = rows["obs"][:, -1].float(), rows["reward"], rows["first"]
@@ -192,7 +194,7 @@ class Dreamwalker(WeightGroups):
         reward, first = reward[:, -1], first[:, -1]
         lived, actions, rewards, ends, agreed = [obs], [], [reward], [], []
         for _ in range(horizon):
-            action = self.policy_at(obs, noise).drawn[0]
+            action = self.policy_at(obs, noise).sampled[0]
             x = world.normaliser(obs)
             token = world.tokens(x[:, None], action[:, None], reward[:, None], first[:, None])
             read, past = world.transformer(token, past)
@@ -230,7 +232,7 @@ class Dreamwalker(WeightGroups):
         chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
         if dreams is not None:
             batch = to_tensors(dreams, self.device)
-            imagined = pick(batch, COLUMNS, config.dreamed, 0, 1, self.policy_rng)
+            imagined = sample_windows(batch, COLUMNS, config.dreamed, 0, 1, self.policy_rng)
             age = self.slow_world.normaliser.updates - batch["version"].mean()
             metrics["dream/age"] = age.clamp(min=0)  # in updates of the model, those heard of
         shape = (
@@ -240,21 +242,21 @@ class Dreamwalker(WeightGroups):
         )
         noise = torch.randn(shape, generator=self.policy_rng, device=self.device)
 
-        loss, error, before, counts, found = self.criticise(lived, chance, imagined, noise[0])
+        loss, error, before, counts, found = self.critic_update(lived, chance, imagined, noise[0])
         metrics |= found
-        metrics["grad_norm/critic"] = self.critic_trainer.step(loss)
-        loss, found = self.improve(before, counts, noise[1])
+        metrics["grad_norm/critic"] = self.critic_optimizer.step(loss)
+        loss, found = self.actor_update(before, counts, noise[1])
         metrics |= found
-        metrics["grad_norm/policy"] = self.actor_trainer.step(loss)
-        metrics |= faults("policy", self.critic_trainer, self.actor_trainer)
+        metrics["grad_norm/policy"] = self.actor_optimizer.step(loss)
+        metrics |= faults("policy", self.critic_optimizer, self.actor_optimizer)
         if config.norm != "batch":
-            self.target_follower.step(config.slow_critic)
+            self.target_soft_update.step(config.slow_critic)
         if not config.prioritized:
             return Feedback(metrics)
         priority = (error * counts)[: len(chance)] + PRIORITY
         return Feedback(metrics, to_array(priority).astype(np.float64))
 
-    def criticise(
+    def critic_update(
         self, lived: Batch, chance: Tensor, imagined: tuple[Batch, Tensor] | None, noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """The loss of the critics, each window's error (B,), normalised observations (B, O) and how
@@ -267,8 +269,8 @@ class Dreamwalker(WeightGroups):
         self.normaliser.update(lived["obs"], lived["reward"])
         weight = self.importance(chance)
         rows = {key: lived[key] for key in COLUMNS}
-        rows["reward"] = self.normaliser.plausible(rows["reward"])
-        sound = self.normaliser.sound(rows["obs"])
+        rows["reward"] = self.normaliser.cut_outliers(rows["reward"])
+        sound = self.normaliser.inliers(rows["obs"])
         metrics["data/outliers"] = 1 - sound.mean()
         counts = sound.amin(1)  # nothing is learned from a window with an outlier
         weight = weight * counts
@@ -282,7 +284,7 @@ class Dreamwalker(WeightGroups):
         taken = torch.cat([before, rows["action"][:, 0]], -1)
         reward = config.reward_scale * rows["reward"][:, 1]
         discount = config.gamma * ~rows["terminal"][:, 1]
-        quantiles, target = self.compare(taken, after, reward, discount, noise)
+        quantiles, target = self.quantiles_and_targets(taken, after, reward, discount, noise)
         loss, value = critic_loss(quantiles, target, weight, counts), quantiles.detach()
         surprise = target.mean(-1) - value.mean((0, 2))
         error = surprise.abs()
@@ -297,7 +299,7 @@ class Dreamwalker(WeightGroups):
         }
         return loss, error, before, counts, metrics
 
-    def compare(
+    def quantiles_and_targets(
         self, taken: Tensor, after: Tensor, reward: Tensor, discount: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What critics say of (o, a) (B, O + A), and what they should: (K, B, Z), (B, Z').
@@ -305,7 +307,7 @@ class Dreamwalker(WeightGroups):
         With batch statistics both are read in one batch, and no target network is needed (CrossQ).
         """
         with torch.no_grad():
-            action, log_prob = TanhNormal(self.actor(after), noise).drawn
+            action, log_prob = TanhNormal(self.actor(after), noise).sampled
             following = torch.cat([after, action], -1)
             entropy_bonus = -self.actor.log_temperature.exp() * log_prob
         if self.config.norm == "batch":
@@ -317,11 +319,11 @@ class Dreamwalker(WeightGroups):
         soft = truncate(ahead, self.config.dropped_quantiles) + entropy_bonus.unsqueeze(-1)
         return quantiles, reward.unsqueeze(-1) + discount.unsqueeze(-1) * soft
 
-    def improve(
+    def actor_update(
         self, before: Tensor, counts: Tensor, noise: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the actor and its temperature at observations (B, O), and metrics."""
-        action, log_prob = TanhNormal(self.actor(before), noise).drawn
+        action, log_prob = TanhNormal(self.actor(before), noise).sampled
         taken = torch.cat([before, action], -1)
         value = self.critics(taken, held=True, mean=True, noise=self.dropping)
         log_temperature = self.actor.log_temperature

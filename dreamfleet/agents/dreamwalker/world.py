@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamfleet.agents.blocks.held_out import expected_error, take_in
+from dreamfleet.agents.blocks.held_out import expected_error, update_averages
 from dreamfleet.agents.blocks.nets import MLP, Ensemble
 from dreamfleet.agents.blocks.normaliser import Normaliser
 from dreamfleet.agents.blocks.training import masked_mean
@@ -20,7 +20,7 @@ from dreamfleet.core.types import Batch, Space
 OUTCOME_HIDDEN = 128  # units
 
 
-class Step(NamedTuple):
+class ImaginedStep(NamedTuple):
     """An imagined step, (B, …)."""
 
     obs: Tensor  # (B, *O)
@@ -29,7 +29,7 @@ class Step(NamedTuple):
     disagreement: Tensor  # (B,)
 
 
-class World(nn.Module):
+class WorldModel(nn.Module):
     """Rows as tokens → the change to the next row, what it pays, and whether it ends.
 
     A token is (observation, action, reward, first): the end that lies behind a row is told by
@@ -70,10 +70,10 @@ class World(nn.Module):
     # ------------------------------------------------------------------------------ learning
 
     @torch.no_grad()
-    def look(self, rows: Batch) -> None:
+    def update_statistics(self, rows: Batch) -> None:
         """Take in real windows (B, L, …) for the running statistics."""
         self.normaliser.update(rows["obs"], rows["reward"])
-        flat = self.normaliser.within_reason(self.normaliser.flat(rows["obs"])).flatten(0, 1)
+        flat = self.normaliser.replace_outliers(self.normaliser.flat(rows["obs"])).flatten(0, 1)
         self.low.copy_(torch.minimum(self.low, flat.amin(0)))
         self.high.copy_(torch.maximum(self.high, flat.amax(0)))
         self.two_valued &= ((flat == self.low) | (flat == self.high)).all(0)
@@ -88,14 +88,14 @@ class World(nn.Module):
         x = self.normaliser(rows["obs"])
         read, _ = self.transformer(self.tokens(x, code, rows["reward"], rows["first"])[:, :-1])
         held_out = rows["held_out"][:, self.context].unsqueeze(1)
-        sound = self.normaliser.sound(rows["obs"])
+        sound = self.normaliser.inliers(rows["obs"])
         steps = inside(rows["first"], rows["last"], self.context) * sound[:, :-1] * sound[:, 1:]
         mask = steps * ~held_out  # (B, L-1)
         predicted = self.heads(read.unflatten(0, (self.members, -1)).flatten(1, 2))
         change = x.diff(dim=1)  # (B, L-1, O)
         square = (predicted.view_as(change) - change / self.change_rms).square()
         reward, end = self.outcomes(read, change)
-        plausible = self.normaliser.plausible(rows["reward"][:, 1:])
+        plausible = self.normaliser.cut_outliers(rows["reward"][:, 1:])
         reward_error = (reward - plausible / self.normaliser.reward_rms).square()
         ended = rows["terminal"][:, 1:].float()
         terms = {
@@ -111,8 +111,8 @@ class World(nn.Module):
         return torch.stack(list(terms.values())).sum(), metrics
 
     @torch.no_grad()
-    def measure(
-        self, asked: World, rows: Batch, code: Tensor, noise: torch.Generator
+    def update_held_out_error(
+        self, asked: WorldModel, rows: Batch, code: Tensor, noise: torch.Generator
     ) -> dict[str, Tensor]:
         """Take in how far dreams of `asked` are off on held-out windows (B, L, …), actions given.
 
@@ -120,7 +120,7 @@ class World(nn.Module):
         """
         real, obs = asked.normaliser(rows["obs"]), rows["obs"][:, self.context].float()
         alive = (~rows["last"][:, self.context : -1]).cumprod(1)
-        sound = asked.normaliser.sound(rows["obs"])
+        sound = asked.normaliser.inliers(rows["obs"])
         start = sound[:, : self.context + 1].amin(1) * rows["held_out"][:, self.context]
         alive = alive * start.unsqueeze(1) * sound[:, self.context + 1 :]  # (B, H)
         tokens = asked.tokens(real, code, rows["reward"], rows["first"])
@@ -138,7 +138,7 @@ class World(nn.Module):
                 first = torch.zeros_like(rows["first"][:, :1])
                 row = (x[:, None], code[:, at : at + 1], imagined.reward[:, None], first)
                 read, past = asked.transformer(asked.tokens(*row), past)
-        take_in(self.seen, alive, (self.error, torch.stack(errors, 1)))
+        update_averages(self.seen, alive, (self.error, torch.stack(errors, 1)))
         shown = sorted({0, len(self.error) // 2, len(self.error) - 1})
         metrics = {f"model/error_{h + 1}": self.error[h].sqrt() for h in shown}
         return {**metrics, "model/disagreement": self.usual_disagreement.clone()}
@@ -149,7 +149,7 @@ class World(nn.Module):
 
     # ----------------------------------------------------------------------------- imagining
 
-    def imagine(self, read: Tensor, obs: Tensor, noise: torch.Generator) -> Step:
+    def imagine(self, read: Tensor, obs: Tensor, noise: torch.Generator) -> ImaginedStep:
         """A step from observations (B, *O), after reading (B, E): the mean of what the heads say.
 
         What is imagined keeps to what was ever real, as critics judge anything else at random:
@@ -166,7 +166,7 @@ class World(nn.Module):
         moved = self.normaliser.standardised(following) - self.normaliser.standardised(now)
         reward, end = self.outcomes(read, moved)
         terminal = torch.rand(end.shape, generator=noise, device=end.device) < torch.sigmoid(end)
-        return Step(
+        return ImaginedStep(
             following.unflatten(-1, self.shape),
             reward * self.normaliser.reward_rms,
             terminal,
@@ -175,7 +175,7 @@ class World(nn.Module):
 
     def tokens(self, x: Tensor, code: Tensor, reward: Tensor, first: Tensor) -> Tensor:
         """Normalised observations (B, T, O) and the rest of their rows → (B, T, E)."""
-        reward = self.normaliser.plausible(reward) / self.normaliser.reward_rms
+        reward = self.normaliser.cut_outliers(reward) / self.normaliser.reward_rms
         rest = torch.stack([reward, first.float()], -1)
         embedded: Tensor = self.embed(torch.cat([x, code, rest], -1))
         return embedded

@@ -43,27 +43,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamfleet.agents.blocks.actions import Discrete
-from dreamfleet.agents.blocks.dreams import pick
+from dreamfleet.agents.blocks.actions import DiscreteActions
+from dreamfleet.agents.blocks.dreams import sample_windows
 from dreamfleet.agents.blocks.returns import n_step
 from dreamfleet.agents.blocks.training import (
-    Follower,
-    Learning,
-    Trainer,
+    GroupState,
+    Optimizer,
+    SoftUpdate,
     WeightGroups,
     compiled,
     faults,
-    generator,
+    make_rng,
     resolve,
     to_array,
     to_tensors,
 )
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, PRIORITY, RANGE, Config
-from dreamfleet.agents.gated_rainbow.frame_world import FrameWorld
-from dreamfleet.agents.gated_rainbow.network import ValueNetwork, collapse, patterns
-from dreamfleet.agents.gated_rainbow.progress import Progress
-from dreamfleet.agents.gated_rainbow.tables import COLUMNS, tables, witnessed
-from dreamfleet.agents.gated_rainbow.vector_world import VectorWorld
+from dreamfleet.agents.gated_rainbow.frame_world import FrameWorldModel
+from dreamfleet.agents.gated_rainbow.network import ValueNetwork, gate_metrics, gate_regulariser
+from dreamfleet.agents.gated_rainbow.schedules import Schedules
+from dreamfleet.agents.gated_rainbow.tables import COLUMNS, observed_spec, tables
+from dreamfleet.agents.gated_rainbow.vector_world import VectorWorldModel
 from dreamfleet.core.types import (
     Array,
     Batch,
@@ -95,14 +95,14 @@ class GatedRainbow(WeightGroups):
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
         device, config = resolve(device), config.sized(spec.obs)
-        spec = witnessed(spec, config.observe_time)
+        spec = observed_spec(spec, config.observe_time)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
-        self.actions = Discrete(spec.action)
+        self.actions = DiscreteActions(spec.action)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights
             self.online = ValueNetwork(config, spec).to(device)
-            self.world = (FrameWorld if spec.obs.image else VectorWorld)(
+            self.world = (FrameWorldModel if spec.obs.image else VectorWorldModel)(
                 spec.obs,
                 self.actions.size,
                 context=CONTEXT,
@@ -112,30 +112,32 @@ class GatedRainbow(WeightGroups):
             ).to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
-        self.progress = Progress(config).to(device)
+        self.schedules = Schedules(config).to(device)
 
-        self._study = compiled(self.study, device) if config.compile else self.study
-        self.trainer = Trainer(
+        self._update_loss = (
+            compiled(self.update_loss, device) if config.compile else self.update_loss
+        )
+        self.optimizer = Optimizer(
             self.online, config.lr_critic, config.max_grad_norm, config.weight_decay
         )
-        self.world_trainer = Trainer(self.world, config.lr_world, config.max_grad_norm)
-        self.target_follower = Follower(self.target, self.online)
-        self.world_follower = Follower(self.slow_world, self.world)
-        self.act_rng = generator(seed, device)
-        self.dream_rng = generator(seed + 1, device)
-        self.policy_rng = generator(seed + 2, device)
-        acting = nn.ModuleDict({"online": self.online, "progress": self.progress})
-        self.learning = {
-            "world": Learning(
+        self.world_optimizer = Optimizer(self.world, config.lr_world, config.max_grad_norm)
+        self.target_soft_update = SoftUpdate(self.target, self.online)
+        self.world_soft_update = SoftUpdate(self.slow_world, self.world)
+        self.act_rng = make_rng(seed, device)
+        self.dream_rng = make_rng(seed + 1, device)
+        self.policy_rng = make_rng(seed + 2, device)
+        acting = nn.ModuleDict({"online": self.online, "schedules": self.schedules})
+        self.groups = {
+            "world": GroupState(
                 nets={"world": self.world, "slow_world": self.slow_world},
-                trainers={"world": self.world_trainer},
-                noise={"dream": self.dream_rng},
+                optimizers={"world": self.world_optimizer},
+                rngs={"dream": self.dream_rng},
                 published="slow_world",
             ),
-            "policy": Learning(
+            "policy": GroupState(
                 nets={"acting": acting, "target": self.target},
-                trainers={"online": self.trainer},
-                noise={"act": self.act_rng, "policy": self.policy_rng},
+                optimizers={"online": self.optimizer},
+                rngs={"act": self.act_rng, "policy": self.policy_rng},
                 published="acting",
             ),
         }
@@ -160,7 +162,7 @@ class GatedRainbow(WeightGroups):
         newest = obs[:, None]
         history = np.where(fresh, newest, np.concatenate([memory.history[:, 1:], newest], 1))
         counted = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
-        reward = to_array(self.online.normaliser.plausible(counted)).clip(-MOST, MOST)
+        reward = to_array(self.online.normaliser.cut_outliers(counted)).clip(-MOST, MOST)
         trace = np.where(first, 0, self.config.gamma * memory.trace + reward).astype(np.float32)
         score = np.where(first, 0, memory.score + reward).astype(np.float32)
         held_out, noise = memory.held_out, None
@@ -180,24 +182,24 @@ class GatedRainbow(WeightGroups):
             return best
         dice = torch.rand(2, *best.shape, generator=noise, device=best.device)
         anything = (dice[0] * self.actions.size).long()
-        return torch.where(dice[1] < self.progress.epsilon, anything, best)
+        return torch.where(dice[1] < self.schedules.epsilon, anything, best)
 
     # ---------------------------------------------------------------------------- world model
 
     def learn_world(self, real: Sample) -> Feedback:
         rows = to_tensors(real.data, self.device)
-        code = self.actions.code(rows["action"])
-        self.world.look(rows)
+        code = self.actions.encode(rows["action"])
+        self.world.update_statistics(rows)
         loss, metrics = self.world.loss(rows, code)
-        metrics["grad_norm/world"] = self.world_trainer.step(loss)
-        metrics |= faults("world", self.world_trainer)
+        metrics["grad_norm/world"] = self.world_optimizer.step(loss)
+        metrics |= faults("world", self.world_optimizer)
         updates = self.world.normaliser.updates
-        self.world_follower.step((1 / updates).clamp(min=self.config.slow_world))
-        metrics |= self.world.measure(self.slow_world, rows, code, self.dream_rng)
-        metrics["model/believed"] = self.believed().sum()
+        self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
+        metrics |= self.world.update_held_out_error(self.slow_world, rows, code, self.dream_rng)
+        metrics["model/believed"] = self.trusted_steps().sum()
         return Feedback(metrics)
 
-    def believed(self) -> Tensor:
+    def trusted_steps(self) -> Tensor:
         """Whether dreams of 1 … `dream_horizon` steps are (H,): their held-out error is small."""
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
@@ -212,14 +214,14 @@ class GatedRainbow(WeightGroups):
         learning from. H is as far as the held-out error lets dreams go, 1 at the least.
         """
         world, noise, members = self.slow_world, self.dream_rng, self.config.members
-        believed = self.believed() * (self.progress.steps >= self.config.dream_after)
+        believed = self.trusted_steps() * (self.schedules.steps >= self.config.dream_after)
         horizon = max(1, int(believed.sum()))  # the one wait for the device, before a long loop
         obs = torch.as_tensor(starts.data["obs"], device=self.device)
         history = obs[:, -CONTEXT - 1 :]  # (B, 4, *O)
         lived, actions, rewards, ends, agreed = list(history.unbind(1)), [], [], [], []
         for _ in range(horizon):
             action = self.choose(history, noise)
-            code = self.actions.code(action)
+            code = self.actions.encode(action)
             step = world.imagine(
                 history.unflatten(0, (members, -1)), code.unflatten(0, (members, -1)), noise
             )
@@ -256,18 +258,18 @@ class GatedRainbow(WeightGroups):
         assert real is not None
         lived = to_tensors(real.data, self.device)
         chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
-        imagined = None if dreams is None else self.pick(dreams)
+        imagined = None if dreams is None else self.sample_windows(dreams)
         noise = self.online.draw(PASSES, self.policy_rng)
         played = torch.tensor(real.episode_stats, dtype=torch.float32, device=self.device)
-        loss, priority, metrics = self._study(lived, chance, played, imagined, noise)
-        metrics["grad_norm/value"] = self.trainer.step(loss, metrics["learn/lr"])
-        metrics |= faults("policy", self.trainer)
-        self.target_follower.step(self.config.slow_critic)
+        loss, priority, metrics = self._update_loss(lived, chance, played, imagined, noise)
+        metrics["grad_norm/value"] = self.optimizer.step(loss, metrics["learn/lr"])
+        metrics |= faults("policy", self.optimizer)
+        self.target_soft_update.step(self.config.slow_critic)
         if not self.config.prioritized:
             return Feedback(metrics)
         return Feedback(metrics, to_array(priority).astype(np.float64))
 
-    def study(
+    def update_loss(
         self,
         lived: Batch,
         chance: Tensor,
@@ -281,13 +283,13 @@ class GatedRainbow(WeightGroups):
         many episodes were played and their mean return (2,), and dreamed windows with their weights
         (D,). Only tensors come in and go out, so it compiles.
         """
-        config, progress, normaliser = self.config, self.progress, self.online.normaliser
+        config, progress, normaliser = self.config, self.schedules, self.online.normaliser
         normaliser.update(lived["obs"], lived["reward"])
-        self.match_unit(lived["trace"], lived["reward"])
+        self.update_value_unit(lived["trace"], lived["reward"])
         weight = self.importance(chance)
         rows = {key: lived[key] for key in COLUMNS}
-        rows["reward"] = normaliser.plausible(rows["reward"])
-        sound = normaliser.sound(lived["obs"])
+        rows["reward"] = normaliser.cut_outliers(rows["reward"])
+        sound = normaliser.inliers(lived["obs"])
         metrics = {"data/outliers": 1 - sound.mean()}
         sound = sound.amin(1)  # nothing is learned from a window with an outlier
         weight, counts = weight * sound, sound
@@ -299,14 +301,14 @@ class GatedRainbow(WeightGroups):
             metrics["dream/share"] = dream_weight.sum() / both.clamp(min=1e-6)
             weight = torch.cat([weight, dream_weight])
         if config.curiosity:
-            rows["reward"] = rows["reward"] + config.curiosity * self.surprise(rows)
+            rows["reward"] = rows["reward"] + config.curiosity * self.curiosity_bonus(rows)
 
         loss, td_error, openness, value = self.losses(rows, noise)
         total = value_loss = (weight * loss).sum() / counts.sum().clamp(min=1)
         if config.gate != "none":
-            gate_loss = collapse(openness)
+            gate_loss = gate_regulariser(openness)
             total = value_loss + config.gate_weight * gate_loss
-            metrics |= {"loss/gate": gate_loss.detach(), **patterns(openness.detach())}
+            metrics |= {"loss/gate": gate_loss.detach(), **gate_metrics(openness.detach())}
         progress.learned(played)
         priority = (sound * td_error[: len(chance)] + PRIORITY) ** progress.alpha
         metrics |= {
@@ -323,10 +325,12 @@ class GatedRainbow(WeightGroups):
         }
         return total, priority, metrics
 
-    def pick(self, dreams: Batch) -> tuple[Batch, Tensor]:
+    def sample_windows(self, dreams: Batch) -> tuple[Batch, Tensor]:
         """Windows (D, C + n + 1, …) at believed rows of dreams, and how much each counts (D,)."""
         batch, config = to_tensors(dreams, self.device), self.config
-        return pick(batch, COLUMNS, config.dreamed, CONTEXT, config.n_step, self.policy_rng)
+        return sample_windows(
+            batch, COLUMNS, config.dreamed, CONTEXT, config.n_step, self.policy_rng
+        )
 
     def losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Windows (B, C + n + 1, …) → loss, |δ| and value (B,), gate openness (B, F).
@@ -355,19 +359,19 @@ class GatedRainbow(WeightGroups):
         """Weights (B,) that undo the drawing by priority as far as β goes, the largest 1."""
         if not self.config.prioritized:
             return torch.ones_like(chance)
-        weight = chance**-self.progress.beta
+        weight = chance**-self.schedules.beta
         return weight / weight.max()
 
-    def surprise(self, rows: Batch) -> Tensor:
+    def curiosity_bonus(self, rows: Batch) -> Tensor:
         """How much the world's members disagree on the step to each row (B, C + n + 1)."""
         world = self.slow_world
-        found = world.disagreement(rows["obs"], self.actions.code(rows["action"]))  # (B, n)
+        found = world.disagreement(rows["obs"], self.actions.encode(rows["action"]))  # (B, n)
         usual = world.usual_disagreement.clamp(min=1e-8)
         bonus = (found / usual).clamp(max=10) * self.online.normaliser.reward_rms
         return F.pad(bonus, (CONTEXT + 1, 0))
 
     @torch.no_grad()
-    def match_unit(self, trace: Tensor, reward: Tensor) -> None:
+    def update_value_unit(self, trace: Tensor, reward: Tensor) -> None:
         """Grows the unit of values with the largest return seen, and leaves predicted returns."""
         before, normaliser = self.online.unit, self.online.normaliser
         largest = normaliser.largest_return(trace, reward, self.config.gamma)

@@ -10,14 +10,14 @@ from dreamfleet.agents.blocks.conv import Convolutions
 from dreamfleet.agents.blocks.nets import MLP
 from dreamfleet.agents.blocks.normaliser import Pixels
 from dreamfleet.agents.blocks.training import masked_mean
-from dreamfleet.agents.gated_rainbow.world import World
+from dreamfleet.agents.gated_rainbow.world import WorldModel
 from dreamfleet.core.types import Space
 
 CELL = 4  # rows and columns of pixels that are predicted from one place
 PAIR = ((16, 8, 4), (32, 4, 2))  # layers that see what happened between two frames
 
 
-class FrameWorld(World):
+class FrameWorldModel(WorldModel):
     """Changes of all pixels, in one unit and without a spread. X = (C, H, W), within [0, 1].
 
     A spread of single pixels would be a blur or a flicker; that members disagree is what is drawn
@@ -52,7 +52,7 @@ class FrameWorld(World):
         self.register_buffer("mean_frame", torch.zeros(channels, height, width))
         self.register_buffer("variance", torch.ones(()))
 
-    def typical(self, x: Tensor, square: Tensor, inside: Tensor) -> Tensor:
+    def mean_square_change(self, x: Tensor, square: Tensor, inside: Tensor) -> Tensor:
         rate = self.normaliser.rate
         self.mean_frame.lerp_(x.mean((0, 1)), rate)
         self.variance.lerp_((x - self.mean_frame).square().mean(), rate)
@@ -69,7 +69,7 @@ class FrameWorld(World):
         asked = zip(self.transition, seen, code, strict=True)
         return torch.stack([member(frames, mine) for member, frames, mine in asked]), None
 
-    def follow(self, before: Tensor, code: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_outcome(self, before: Tensor, code: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         lead = code.shape[:-1]
         pair = torch.cat([before, after], -3).flatten(0, len(lead) - 1)
         seen = torch.cat([self.pair(pair), code.flatten(0, -2)], -1)

@@ -17,7 +17,7 @@ from dreamfleet.agents.gated_rainbow.config import CONTEXT, RANGE, Config
 from dreamfleet.core.types import EnvSpec, Space
 
 GATE_HIDDEN = 64  # units in the gate; seed 000
-GLANCE = 12  # rows and columns of a frame as the gate sees it
+GATE_PIXELS = 12  # rows and columns of a frame as the gate sees it
 EMBEDDING, HEADS = 32, 4  # of a transformer gate
 
 
@@ -37,7 +37,7 @@ class ValueNetwork(nn.Module):
         self.noisy = config.noisy_sigma > 0
         self.normaliser = Pixels() if spec.obs.image else Normaliser(spec.obs)
         self.body = (FrameBody if spec.obs.image else VectorBody)(spec.obs, hidden)
-        self.gate = Gate(config.gate, CONTEXT + 1, self.body.glanced, hidden)
+        self.gate = Gate(config.gate, CONTEXT + 1, self.body.gate_size, hidden)
         self.trunk = MLP((hidden, hidden))
         self.streams = NoisyLinear(hidden, hidden, config.noisy_sigma)
         self.value = NoisyLinear(hidden // 2, self.values.size, config.noisy_sigma)
@@ -52,7 +52,7 @@ class ValueNetwork(nn.Module):
             (None, None, None) if noise is None else noise.split(sizes, -1)
         )
         x = self.normaliser(history)  # (B, 4, O), of frames (B, 4, C, H, W)
-        openness = self.gate(self.body.glance(x))
+        openness = self.gate(self.body.gate_input(x))
         features = activate(self.body(x)) * (0.7 + 0.3 * openness)
         features = activate(self.trunk(features))
         streams = F.silu(self.streams(features, to_streams)).chunk(2, -1)
@@ -102,13 +102,13 @@ class VectorBody(nn.Linear):
     def __init__(self, obs: Space, units: int) -> None:
         size = math.prod(obs.shape)
         super().__init__((CONTEXT + 1) * size, units)
-        self.glanced = size
+        self.gate_size = size
 
     def forward(self, history: Tensor) -> Tensor:
         return super().forward(history.flatten(1))
 
-    def glance(self, history: Tensor) -> Tensor:
-        """What the gate reads: (B, 4, `glanced`)."""
+    def gate_input(self, history: Tensor) -> Tensor:
+        """What the gate reads: (B, 4, `gate_size`)."""
         return history
 
 
@@ -117,19 +117,19 @@ class FrameBody(nn.Module):
 
     def __init__(self, obs: Space, units: int) -> None:
         super().__init__()
-        self.glanced = GLANCE**2 * obs.shape[-1]
+        self.gate_size = GATE_PIXELS**2 * obs.shape[-1]
         self.convolutions = Convolutions(obs, CONTEXT + 1, NATURE)
         self.features = nn.Linear(self.convolutions.size, units)
 
     def forward(self, history: Tensor) -> Tensor:
         return self.features(self.convolutions(history.flatten(1, 2)))
 
-    def glance(self, history: Tensor) -> Tensor:
-        """What the gate reads, each frame averaged to a few pixels: (B, 4, `glanced`).
+    def gate_input(self, history: Tensor) -> Tensor:
+        """What the gate reads, each frame averaged to a few pixels: (B, 4, `gate_size`).
 
         A reading of its own, so that what opens a feature is not that feature.
         """
-        small = F.adaptive_avg_pool2d(history.flatten(1, 2), GLANCE)
+        small = F.adaptive_avg_pool2d(history.flatten(1, 2), GATE_PIXELS)
         return small.unflatten(1, history.shape[1:3]).flatten(2)
 
 
@@ -172,7 +172,7 @@ class Gate(nn.Module):
         return rows[:, -1] + gathered.transpose(1, 2).flatten(1)
 
 
-def collapse(openness: Tensor) -> Tensor:
+def gate_regulariser(openness: Tensor) -> Tensor:
     """How far units are from being half open over a batch (B, F) → scalar.
 
     Each unit's mean is held, not each of its values as in seed 000: a gate that tells histories
@@ -181,7 +181,7 @@ def collapse(openness: Tensor) -> Tensor:
     return (openness.mean(0) - 0.5).square().mean()
 
 
-def patterns(openness: Tensor) -> dict[str, Tensor]:
+def gate_metrics(openness: Tensor) -> dict[str, Tensor]:
     """How a gate acts on a batch (B, F), in factors but for the share of saturated ones."""
     return {
         "gate/mean": 0.7 + 0.3 * openness.mean(),

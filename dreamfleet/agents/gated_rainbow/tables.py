@@ -20,7 +20,7 @@ from dreamfleet.core.types import (
 COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to learn values from
 
 
-def witnessed(spec: EnvSpec, clock: bool) -> EnvSpec:
+def observed_spec(spec: EnvSpec, clock: bool) -> EnvSpec:
     """The environment as the networks and the replay have it: with `clock`, a vector that ends in
     the steps since the episode began.
     """

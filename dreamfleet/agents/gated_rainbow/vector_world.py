@@ -9,11 +9,11 @@ from torch import Tensor
 
 from dreamfleet.agents.blocks.nets import MLP, Ensemble
 from dreamfleet.agents.blocks.normaliser import CLIP, Normaliser
-from dreamfleet.agents.gated_rainbow.world import World
+from dreamfleet.agents.gated_rainbow.world import WorldModel
 from dreamfleet.core.types import Space
 
 
-class VectorWorld(World):
+class VectorWorldModel(WorldModel):
     """Changes as means and deviations, each number in units of its own typical change. X = (O,).
 
     What a change differs by from its mean is drawn as it was in some real row, for all numbers at
@@ -48,7 +48,7 @@ class VectorWorld(World):
         # In deviations of the change, the newest last; standard normal until there are real ones.
         self.register_buffer("residuals", torch.randn(self.RESIDUALS, size))
 
-    def typical(self, x: Tensor, square: Tensor, inside: Tensor) -> Tensor:
+    def mean_square_change(self, x: Tensor, square: Tensor, inside: Tensor) -> Tensor:
         return (square * inside.unsqueeze(-1)).sum((0, 1)) / inside.sum().clamp(min=1)
 
     def predict(self, history: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ class VectorWorld(World):
         mean, spread = self.transition(asked).chunk(2, -1)
         return mean, -3 + 4 * torch.tanh(spread / 4)
 
-    def follow(self, before: Tensor, code: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_outcome(self, before: Tensor, code: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         reward, end = self.outcome(torch.cat([before, code, after], -1)).unbind(-1)
         return reward, end
 
@@ -69,7 +69,7 @@ class VectorWorld(World):
         obs = self.normaliser.flat(now) + change * self.normaliser.deviation
         return obs.unflatten(-1, self.shape).clamp(self.low, self.high)
 
-    def take_in_residuals(
+    def update_residuals(
         self, change: Tensor, mean: Tensor, log_std: Tensor | None, counts: Tensor
     ) -> None:
         assert log_std is not None
@@ -80,8 +80,8 @@ class VectorWorld(World):
         real = counts.flatten()[-self.RESIDUALS :].unsqueeze(-1) > 0
         self.residuals.copy_(torch.cat([kept, torch.where(real, found, oldest)]))
 
-    def within_reason(self, obs: Tensor) -> Tensor:
-        flat = self.normaliser.within_reason(self.normaliser.flat(obs))
+    def replace_outliers(self, obs: Tensor) -> Tensor:
+        flat = self.normaliser.replace_outliers(self.normaliser.flat(obs))
         return flat.unflatten(-1, self.shape)
 
     @property

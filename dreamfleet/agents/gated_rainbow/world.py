@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamfleet.agents.blocks.held_out import expected_error, take_in
+from dreamfleet.agents.blocks.held_out import expected_error, update_averages
 from dreamfleet.agents.blocks.normaliser import Normaliser, Pixels
 from dreamfleet.agents.blocks.training import masked_mean
 from dreamfleet.core.types import Batch, Space
 
 
-class Step(NamedTuple):
+class ImaginedStep(NamedTuple):
     """An imagined step of every member, (M, B, …)."""
 
     obs: Tensor  # (M, B, *O), of the real rows' dtype
@@ -24,7 +24,7 @@ class Step(NamedTuple):
     disagreement: Tensor  # (M, B)
 
 
-class World(nn.Module, ABC):
+class WorldModel(nn.Module, ABC):
     """What worlds of vectors and of frames share; what differs is abstract, below.
 
     An ensemble predicts the change from the last `context` + 1 observations and the action's code,
@@ -55,15 +55,15 @@ class World(nn.Module, ABC):
     # ------------------------------------------------------------------------------ learning
 
     @torch.no_grad()
-    def look(self, rows: Batch) -> None:
+    def update_statistics(self, rows: Batch) -> None:
         """Take in real windows (B, C + T, …) for the running statistics."""
         self.normaliser.update(rows["obs"], rows["reward"])
-        flat = self.within_reason(rows["obs"]).flatten(0, 1)
+        flat = self.replace_outliers(rows["obs"]).flatten(0, 1)
         self.low.copy_(torch.minimum(self.low, flat.amin(0)))
         self.high.copy_(torch.maximum(self.high, flat.amax(0)))
         x = self.normaliser(rows["obs"])
-        inside = within(rows["last"][:, self.context :])
-        square = self.typical(x, x[:, self.context :].diff(dim=1).square(), inside)
+        inside = steps_inside(rows["last"][:, self.context :])
+        square = self.mean_square_change(x, x[:, self.context :].diff(dim=1).square(), inside)
         rate = self.normaliser.rate
         self.change_rms.copy_(self.change_rms.square().lerp(square, rate).sqrt().clamp(min=1e-4))
 
@@ -74,7 +74,7 @@ class World(nn.Module, ABC):
         histories = self._histories(x)[:, :-1]  # (B, T-1, C+1, *X)
         before, after = x[:, self.context : -1], x[:, self.context + 1 :]
         last, held_out = (rows[key][:, self.context :] for key in ("last", "held_out"))
-        steps = within(last) * self._sound(rows["obs"])
+        steps = steps_inside(last) * self._sound(rows["obs"])
         mask = steps * (~held_out[:, :1])  # (B, T-1)
         shares = (self._share(part.flatten(0, 1)) for part in (histories, codes))
         mean, log_std = self.predict(*shares)
@@ -86,8 +86,8 @@ class World(nn.Module, ABC):
             log_std = log_std.flatten(0, 1).unflatten(0, mask.shape)
             spread = 0.5 * square.detach() * (-2 * log_std).exp() + log_std
             terms["loss/spread"] = 0.1 * masked_mean(self._each(spread), mask)
-        reward, end = self.follow(before, codes, after)
-        plausible = self.normaliser.plausible(rows["reward"][:, self.context + 1 :])
+        reward, end = self.predict_outcome(before, codes, after)
+        plausible = self.normaliser.cut_outliers(rows["reward"][:, self.context + 1 :])
         real_reward = plausible / self.normaliser.reward_rms
         ended = rows["terminal"][:, self.context + 1 :].float()
         reward_error = (reward - real_reward).square()
@@ -100,8 +100,8 @@ class World(nn.Module, ABC):
         return torch.stack(list(terms.values())).sum(), metrics
 
     @torch.no_grad()
-    def measure(
-        self, asked: World, rows: Batch, code: Tensor, noise: torch.Generator
+    def update_held_out_error(
+        self, asked: WorldModel, rows: Batch, code: Tensor, noise: torch.Generator
     ) -> dict[str, Tensor]:
         """Take in how far dreams of `asked` are off on held-out windows (B, C + T, …).
 
@@ -110,7 +110,7 @@ class World(nn.Module, ABC):
         change is off, by how much two members disagree on the first step of any window, and what
         the draws of that step shall be like.
         """
-        steps = within(rows["last"][:, self.context :]) * self._sound(rows["obs"])
+        steps = steps_inside(rows["last"][:, self.context :]) * self._sound(rows["obs"])
         inside = steps * rows["held_out"][:, self.context :][:, :1]
         history = self._share(rows["obs"][:, : self.context + 1])
         start = history[:, :, -1]
@@ -120,11 +120,11 @@ class World(nn.Module, ABC):
             x, asking = asked.normaliser(history), self._share(code[:, at])
             real = self._share(rows["obs"][:, at + 1])
             if step == 0:
-                mean, log_std, disagreement = asked.compare(x, asking)
+                mean, log_std, disagreement = asked.predict_with_disagreement(x, asking)
                 rate = (1 / self.normaliser.updates).clamp(min=0.01)
                 self.usual_disagreement.lerp_(disagreement.mean(), rate)
                 change = (asked.normaliser(real) - x[:, :, -1]) / asked.change_rms
-                self.take_in_residuals(change, mean, log_std, self._share(steps[:, 0]))
+                self.update_residuals(change, mean, log_std, self._share(steps[:, 0]))
             else:
                 mean, log_std = asked.predict(x, asking)
             following = asked.draw(history[:, :, -1], mean, log_std, noise)
@@ -132,7 +132,7 @@ class World(nn.Module, ABC):
             errors.append(asked.distance(following, real).flatten())
             still.append(asked.distance(start, real).flatten())
         found = (self.error, torch.stack(errors, 1)), (self.still, torch.stack(still, 1))
-        take_in(self.seen, inside, *found)
+        update_averages(self.seen, inside, *found)
         metrics = {"model/disagreement": self.usual_disagreement.clone()}
         for h in sorted({0, len(self.error) // 2, len(self.error) - 1}):
             metrics[f"model/error_{h + 1}"] = self.error[h].sqrt() / self.unit
@@ -148,20 +148,22 @@ class World(nn.Module, ABC):
 
     # ----------------------------------------------------------------------------- imagining
 
-    def imagine(self, history: Tensor, code: Tensor, noise: torch.Generator) -> Step:
+    def imagine(self, history: Tensor, code: Tensor, noise: torch.Generator) -> ImaginedStep:
         """A step from histories (M, B, C + 1, *O) by actions' codes (M, B, A), each by a member.
 
         Numbers stay in the range they had in real rows, as nobody else is asked about others.
         """
         x = self.normaliser(history)
-        mean, log_std, disagreement = self.compare(x, code)
+        mean, log_std, disagreement = self.predict_with_disagreement(x, code)
         following = self.draw(history[:, :, -1], mean, log_std, noise)
-        reward, end = self.follow(x[:, :, -1], code, self.normaliser(following))
+        reward, end = self.predict_outcome(x[:, :, -1], code, self.normaliser(following))
         chance = torch.rand(end.shape, generator=noise, device=end.device)
         reward = reward * self.normaliser.reward_rms
-        return Step(following, reward, chance < torch.sigmoid(end), disagreement)
+        return ImaginedStep(following, reward, chance < torch.sigmoid(end), disagreement)
 
-    def compare(self, x: Tensor, code: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def predict_with_disagreement(
+        self, x: Tensor, code: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Each member's change and its log std (M, B, *X); how far the next is off (M, B).
 
         x: normalised histories (M, B, C + 1, *X). Half the squared distance of two members, in
@@ -190,7 +192,7 @@ class World(nn.Module, ABC):
 
         That is: the observation it leads to, the first history of the window, and the row before.
         """
-        sound = self.normaliser.sound(obs)
+        sound = self.normaliser.inliers(obs)
         start = sound[:, : self.context + 1].amin(1, keepdim=True)
         return start * sound[:, self.context : -1] * sound[:, self.context + 1 :]
 
@@ -209,7 +211,7 @@ class World(nn.Module, ABC):
     # --------------------------------------------------------------------- what depends on X
 
     @abstractmethod
-    def typical(self, x: Tensor, square: Tensor, inside: Tensor) -> Tensor:
+    def mean_square_change(self, x: Tensor, square: Tensor, inside: Tensor) -> Tensor:
         """The mean squared change, as `change_rms` has it.
 
         x: rows (B, C + T, *X), square: the changes of the last T (B, T-1, *X), inside: which of
@@ -224,7 +226,7 @@ class World(nn.Module, ABC):
         """
 
     @abstractmethod
-    def follow(self, before: Tensor, code: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_outcome(self, before: Tensor, code: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         """(…, *X), (…, A), (…, *X) → rewards in typical ones, logits of the end; (…) each."""
 
     @abstractmethod
@@ -233,7 +235,7 @@ class World(nn.Module, ABC):
     ) -> Tensor:
         """The observation after `now` (M, B, *O), given its change (M, B, *X) → (M, B, *O)."""
 
-    def take_in_residuals(
+    def update_residuals(
         self, change: Tensor, mean: Tensor, log_std: Tensor | None, counts: Tensor
     ) -> None:
         """Take in how real changes (M, B, *X) differ from what was said of them, as `draw` uses it.
@@ -241,7 +243,7 @@ class World(nn.Module, ABC):
         counts: which of them are real (M, B).
         """
 
-    def within_reason(self, obs: Tensor) -> Tensor:
+    def replace_outliers(self, obs: Tensor) -> Tensor:
         """Observations (…, *O) without values that no state of the environment has, (…, *O)."""
         return obs
 
@@ -255,6 +257,6 @@ class World(nn.Module, ABC):
         """A deviation of the observation, in X."""
 
 
-def within(last: Tensor) -> Tensor:
+def steps_inside(last: Tensor) -> Tensor:
     """Whether each step of windows (B, T) is still inside the first row's episode: (B, T-1)."""
     return (~last).float().cumprod(1)[:, :-1]

@@ -8,15 +8,15 @@ import torch
 from torch import distributions as oracle
 
 from dreamfleet.agents.blocks.distributions import Categorical, TanhNormal
-from dreamfleet.agents.blocks.training import generator
+from dreamfleet.agents.blocks.training import make_rng
 
 
 def categorical(logits: torch.Tensor, seed: int = 0) -> Categorical:
-    return Categorical(logits, generator(seed, "cpu"))
+    return Categorical(logits, make_rng(seed, "cpu"))
 
 
 def tanh_normal(stats: torch.Tensor, seed: int = 0) -> TanhNormal:
-    return TanhNormal(stats, generator(seed, "cpu"))
+    return TanhNormal(stats, make_rng(seed, "cpu"))
 
 
 def squashed(policy: TanhNormal) -> oracle.Distribution:
@@ -30,7 +30,7 @@ def squashed(policy: TanhNormal) -> oracle.Distribution:
 
 
 def test_categorical_is_a_softmax_with_a_hundredth_of_the_uniform():
-    logits = torch.randn(4, 6, 5, generator=generator(1, "cpu"), dtype=torch.float64) * 3
+    logits = torch.randn(4, 6, 5, generator=make_rng(1, "cpu"), dtype=torch.float64) * 3
     policy = categorical(logits)
     exp = np.exp(logits.numpy())
     p = 0.99 * exp / exp.sum(-1, keepdims=True) + 0.01 / 5
@@ -51,7 +51,7 @@ def test_no_choice_is_ever_impossible():
 def test_a_categorical_draw_has_the_shape_and_the_frequencies_of_its_rows():
     logits = torch.tensor([[0.0, 1.0, -2.0], [2.0, 0.0, 0.0]])
     policy = categorical(logits.expand(20_000, 2, 3))
-    action, log_prob = policy.drawn
+    action, log_prob = policy.sampled
     assert action.shape == log_prob.shape == (20_000, 2)
     assert action.dtype == torch.int64
     torch.testing.assert_close(log_prob, policy.log_prob(action))
@@ -62,8 +62,8 @@ def test_a_categorical_draw_has_the_shape_and_the_frequencies_of_its_rows():
 
 
 def test_what_a_categorical_expects_is_the_sum_over_its_choices():
-    policy = categorical(torch.randn(3, 4, 5, generator=generator(1, "cpu")))
-    options = torch.randn(3, 4, 5, generator=generator(2, "cpu"))
+    policy = categorical(torch.randn(3, 4, 5, generator=make_rng(1, "cpu")))
+    options = torch.randn(3, 4, 5, generator=make_rng(2, "cpu"))
     expected = np.einsum("bta,bta->bt", policy.probs.numpy(), options.numpy())
     np.testing.assert_allclose(policy.expect(options), expected, rtol=1e-5, atol=1e-6)
 
@@ -75,7 +75,7 @@ def test_an_improved_categorical_is_beaten_by_no_other_distribution():
     adam = torch.optim.Adam([logits], lr=0.1)
     for _ in range(500):
         adam.zero_grad()
-        categorical(logits).improve(options, entropy).sum().backward()
+        categorical(logits).policy_loss(options, entropy).sum().backward()
         adam.step()
     with torch.no_grad():
         policy = categorical(logits)
@@ -89,9 +89,9 @@ def test_an_improved_categorical_is_beaten_by_no_other_distribution():
 
 
 def test_log_prob_is_that_of_a_tanh_of_a_gaussian():
-    stats = torch.randn(7, 5, 6, generator=generator(1, "cpu"), dtype=torch.float64)
+    stats = torch.randn(7, 5, 6, generator=make_rng(1, "cpu"), dtype=torch.float64)
     policy = tanh_normal(stats)
-    action = torch.rand(7, 5, 3, generator=generator(2, "cpu"), dtype=torch.float64) * 1.98 - 0.99
+    action = torch.rand(7, 5, 3, generator=make_rng(2, "cpu"), dtype=torch.float64) * 1.98 - 0.99
     found = policy.log_prob(action)
     assert found.shape == (7, 5)
     torch.testing.assert_close(found, squashed(policy).log_prob(action))
@@ -113,7 +113,7 @@ def test_a_draw_is_as_likely_as_the_action_it_became(mean, spread):
     """Off-policy ratios compare the two: what acting logs and what learning finds."""
     stats = torch.tensor([mean, mean, spread, spread]).expand(5_000, 4)
     policy = tanh_normal(stats)
-    action, log_prob = policy.drawn
+    action, log_prob = policy.sampled
     assert (action.abs() <= 1).all()
     # 0.1: what 32 bits resolve at the edge, in units of the smallest spread
     torch.testing.assert_close(policy.log_prob(action), log_prob, rtol=0, atol=0.1)
@@ -130,12 +130,12 @@ def test_entropy_is_that_of_the_density():
 
 
 def test_the_mode_is_the_squashed_mean_and_a_draw_is_one_draw():
-    stats = torch.randn(4, 6, generator=generator(1, "cpu"))
+    stats = torch.randn(4, 6, generator=make_rng(1, "cpu"))
     policy = tanh_normal(stats)
     torch.testing.assert_close(policy.mode, torch.tanh(policy.mean))
-    assert policy.drawn[0] is policy.drawn[0]
-    assert torch.equal(policy.drawn[0], tanh_normal(stats).drawn[0])  # a seed names it
-    assert not torch.equal(policy.drawn[0], tanh_normal(stats, seed=1).drawn[0])
+    assert policy.sampled[0] is policy.sampled[0]
+    assert torch.equal(policy.sampled[0], tanh_normal(stats).sampled[0])  # a seed names it
+    assert not torch.equal(policy.sampled[0], tanh_normal(stats, seed=1).sampled[0])
 
 
 def test_spreads_start_at_a_half_and_stay_in_their_range():
@@ -152,7 +152,7 @@ def test_gradients_reach_the_statistics_through_a_draw():
 
     def average(mean: torch.Tensor) -> torch.Tensor:
         rows = torch.stack([mean, stats[1]]).expand(1_000, 2)
-        return tanh_normal(rows).drawn[0].mean()
+        return tanh_normal(rows).sampled[0].mean()
 
     mean = stats[0].clone().requires_grad_()
     average(mean).backward()
@@ -166,12 +166,12 @@ def test_an_improved_tanh_normal_moves_to_the_better_actions_and_keeps_its_entro
 
     def improved(entropy: float) -> TanhNormal:
         stats = torch.zeros(1, 1, 2, requires_grad=True)
-        adam, noise = torch.optim.Adam([stats], lr=0.05), generator(0, "cpu")
+        adam, noise = torch.optim.Adam([stats], lr=0.05), make_rng(0, "cpu")
         for _ in range(300):
             policy = TanhNormal(stats.expand(64, 1, 2), noise)
-            options = -(policy.drawn[0] - 0.5).square()
+            options = -(policy.sampled[0] - 0.5).square()
             adam.zero_grad()
-            policy.improve(options, entropy).mean().backward()
+            policy.policy_loss(options, entropy).mean().backward()
             adam.step()
             assert torch.equal(policy.expect(options), options.squeeze(-1))
         return tanh_normal(stats.detach())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamfleet.agents.blocks.dreams import pick
+from dreamfleet.agents.blocks.dreams import sample_windows
 
 
 def dreams(context: int) -> dict[str, torch.Tensor]:
@@ -19,7 +19,7 @@ def dreams(context: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("context", [0, 3])
 def test_windows_lie_around_believed_rows_of_one_dream_drawn_alike(context):
     noise, size = torch.Generator().manual_seed(0), 2000
-    windows, weight = pick(dreams(context), ("obs",), size, context, 1, noise)
+    windows, weight = sample_windows(dreams(context), ("obs",), size, context, 1, noise)
     assert windows.keys() == {"obs"}
     assert windows["obs"].shape == (size, context + 2)
     assert (windows["obs"].diff(dim=1) == 1).all()
@@ -34,5 +34,5 @@ def test_windows_lie_around_believed_rows_of_one_dream_drawn_alike(context):
 def test_where_nothing_is_believed_nothing_counts():
     nothing = dreams(0)
     nothing["weight"] = torch.zeros_like(nothing["weight"])
-    _, weight = pick(nothing, ("obs",), 6, 0, 1, torch.Generator())
+    _, weight = sample_windows(nothing, ("obs",), 6, 0, 1, torch.Generator())
     assert weight.tolist() == [0.0] * 6

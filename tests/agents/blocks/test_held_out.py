@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dreamfleet.agents.blocks.held_out import MEMORY, expected_error, take_in
+from dreamfleet.agents.blocks.held_out import MEMORY, expected_error, update_averages
 
 
 def test_the_error_is_the_mean_over_the_windows_seen_that_count():
@@ -12,7 +12,7 @@ def test_the_error_is_the_mean_over_the_windows_seen_that_count():
     kept: list[list[float]] = [[], [], []]
     for _ in range(5):
         found, counts = rng.random((4, 3)).astype(np.float32), rng.random((4, 3)) < 0.5
-        take_in(seen, torch.tensor(counts), (error, torch.tensor(found)))
+        update_averages(seen, torch.tensor(counts), (error, torch.tensor(found)))
         for step in range(3):
             kept[step] += found[counts[:, step], step].tolist()
     assert seen.tolist() == [len(step) for step in kept]
@@ -22,7 +22,7 @@ def test_the_error_is_the_mean_over_the_windows_seen_that_count():
 def test_old_windows_are_forgotten():
     error, seen = torch.full((1,), 9.0), torch.full((1,), MEMORY)
     for _ in range(100):
-        take_in(seen, torch.ones(60, 1), (error, torch.ones(60, 1)))
+        update_averages(seen, torch.ones(60, 1), (error, torch.ones(60, 1)))
     assert float(error) < 1.01
 
 

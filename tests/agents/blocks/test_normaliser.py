@@ -95,7 +95,7 @@ def test_a_share_of_rows_that_are_noise_hardly_moves_the_statistics(share, size)
     np.testing.assert_allclose(x.mean(0), 0, atol=0.2)
     assert ((x.std(0) > 0.5) & (x.std(0) < 1.1)).all()
     reward = torch.tensor([1.0, -1.0, 0.0, 1e20, -3e38])
-    found = normaliser.plausible(reward)
+    found = normaliser.cut_outliers(reward)
     if size >= 1e6:
         assert float(normaliser.reward_rms) < 30  # few of the noise are of the size of the rest
         bound = 10 * float(normaliser.reward_rms)
@@ -110,8 +110,8 @@ def test_rows_with_an_outlier_are_told_from_rare_events():
         obs = np.stack([noise.normal(size=200), noise.random(200) < 0.002, force], 1)
         normaliser.update(torch.tensor(obs, dtype=torch.float32), torch.ones(200))
     rows = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 300], [1e5, 0, 0], [0, 0, -1e20]])
-    assert normaliser.sound(rows).tolist() == [1, 1, 1, 0, 0]
-    kept = normaliser.within_reason(rows)
+    assert normaliser.inliers(rows).tolist() == [1, 1, 1, 0, 0]
+    kept = normaliser.replace_outliers(rows)
     assert torch.equal(kept[:3], rows[:3])
     assert kept[3:].abs().max() < 5
 
@@ -147,7 +147,7 @@ def test_clean_rows_have_the_statistics_they_always_had():
     np.testing.assert_allclose(normaliser.obs_mean, obs.mean(0), rtol=0.03, atol=0.02)
     np.testing.assert_allclose(normaliser.deviation, obs.std(0), rtol=0.03)
     assert float(normaliser.reward_rms) == pytest.approx(np.sqrt(np.square(reward).mean()))
-    assert normaliser.plausible(torch.tensor([100.0])).tolist() == [100.0]
+    assert normaliser.cut_outliers(torch.tensor([100.0])).tolist() == [100.0]
 
 
 def test_numbers_whose_scale_changes_are_followed():
@@ -161,7 +161,7 @@ def test_numbers_whose_scale_changes_are_followed():
             )
     assert float(normaliser.deviation) == pytest.approx(1000, rel=0.5)
     assert float(normaliser.reward_rms) == pytest.approx(1000, rel=0.5)
-    assert normaliser.plausible(torch.tensor([1000.0])).tolist() == [1000.0]
+    assert normaliser.cut_outliers(torch.tensor([1000.0])).tolist() == [1000.0]
 
 
 @pytest.mark.parametrize("step", [0.0, 1.0, 1000.0])

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.nets import MLP
 from dreamfleet.agents.blocks.training import (
-    Follower,
-    Learning,
-    Trainer,
+    GroupState,
+    Optimizer,
+    SoftUpdate,
     faults,
-    generator,
     load_net,
+    make_rng,
     net_state,
 )
 
@@ -24,24 +24,24 @@ SIZES = (3, 8, 1)
 
 
 def loss(net: nn.Module, seed: int) -> Tensor:
-    x = torch.randn(16, 3, generator=generator(seed, "cpu"))
+    x = torch.randn(16, 3, generator=make_rng(seed, "cpu"))
     return (net(x).squeeze(-1) - x.sum(-1)).square().mean()
 
 
-def learning(seed: int) -> tuple[Learning, MLP, Trainer, torch.Generator]:
+def learning(seed: int) -> tuple[GroupState, MLP, Optimizer, torch.Generator]:
     torch.manual_seed(seed)
-    net, noise = MLP(SIZES), generator(seed, "cpu")
-    trainer = Trainer(net, lr=1e-2, clip=1.0)
-    whole = Learning({"net": net}, {"net": trainer}, {"noise": noise}, published="net")
-    return whole, net, trainer, noise
+    net, noise = MLP(SIZES), make_rng(seed, "cpu")
+    optimizer = Optimizer(net, lr=1e-2, clip=1.0)
+    whole = GroupState({"net": net}, {"net": optimizer}, {"noise": noise}, published="net")
+    return whole, net, optimizer, noise
 
 
 def test_a_step_is_adam_on_the_clipped_gradient():
-    _, net, trainer, _ = learning(0)
+    _, net, optimizer, _ = learning(0)
     reference = copy.deepcopy(net)
     adam = torch.optim.Adam(reference.parameters(), lr=1e-2)
     for step in range(5):
-        norm = trainer.step(loss(net, step))
+        norm = optimizer.step(loss(net, step))
         adam.zero_grad()
         loss(reference, step).backward()
         gradients = [p.grad for p in reference.parameters() if p.grad is not None]
@@ -57,26 +57,26 @@ def test_a_step_is_adam_on_the_clipped_gradient():
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(bad):
     """1e30: the loss is finite, and the square of its gradient is not."""
-    _, net, trainer, _ = learning(0)
+    _, net, optimizer, _ = learning(0)
     _, reference, same, _ = learning(0)
     for step in range(4):
         if step == 2:
-            before = {**net_state(net), **trainer.state()}
+            before = {**net_state(net), **optimizer.state()}
             for times in (1, 2):
-                assert not trainer.step(loss(net, step) * bad).isfinite()
-                told = faults("policy", trainer)
+                assert not optimizer.step(loss(net, step) * bad).isfinite()
+                told = faults("policy", optimizer)
                 assert {name: float(value) for name, value in told.items()} == {
                     "fault/skipped_policy": times,
                     "fault/in_a_row": times,
                 }
-            after = {**net_state(net), **trainer.state(), "skipped": before["skipped"]}
+            after = {**net_state(net), **optimizer.state(), "skipped": before["skipped"]}
             assert all(np.array_equal(before[name], after[name]) for name in before)
-        trainer.step(loss(net, step))
+        optimizer.step(loss(net, step))
         same.step(loss(reference, step))
     for mine, other in zip(net.parameters(), reference.parameters(), strict=True):
         assert torch.equal(mine, other)
-    assert float(faults("policy", trainer)["fault/in_a_row"]) == 0
-    assert float(faults("policy", trainer)["fault/skipped_policy"]) == 2
+    assert float(faults("policy", optimizer)["fault/in_a_row"]) == 0
+    assert float(faults("policy", optimizer)["fault/skipped_policy"]) == 2
 
 
 def test_a_buffer_that_older_weights_lack_stays_and_a_missing_parameter_is_an_error():
@@ -98,37 +98,37 @@ def test_a_buffer_that_older_weights_lack_stays_and_a_missing_parameter_is_an_er
 def test_moments_fade_to_zero_and_never_to_subnormal_numbers_which_are_slow():
     tiny = torch.finfo(torch.float32).tiny
     weight = nn.Linear(1, 1)
-    trainer = Trainer(weight, lr=1e-2, clip=1.0)
-    trainer.step(weight(torch.ones(1, 1)).sum())
+    optimizer = Optimizer(weight, lr=1e-2, clip=1.0)
+    optimizer.step(weight(torch.ones(1, 1)).sum())
     for _ in range(1000):
-        trainer.step(0 * weight(torch.ones(1, 1)).sum())
-        momentum = torch.as_tensor(trainer.state()["exp_avg"])
+        optimizer.step(0 * weight(torch.ones(1, 1)).sum())
+        momentum = torch.as_tensor(optimizer.state()["exp_avg"])
         assert torch.all((momentum == 0) | (momentum >= tiny))
     assert torch.all(momentum == 0)  # it has been through them
     assert torch.tensor([tiny]) / 2 > 0  # elsewhere they are what they were
 
 
 def test_parameters_lie_in_one_piece_and_are_loaded_into_it():
-    _, net, trainer, _ = learning(0)
+    _, net, optimizer, _ = learning(0)
     _, other, _, _ = learning(1)
     load_net(net, net_state(other))
     pieces = [parameter.data_ptr() for parameter in net.parameters()]
     sizes = [4 * parameter.numel() for parameter in net.parameters()]
     assert np.array_equal(np.diff(pieces), sizes[:-1])
-    trainer.step(loss(net, 0))
+    optimizer.step(loss(net, 0))
     assert not torch.equal(next(net.parameters()), next(other.parameters()))
 
 
 def test_a_restored_learning_continues_bit_for_bit():
-    one, net, trainer, noise = learning(0)
+    one, net, optimizer, noise = learning(0)
     for step in range(3):
-        trainer.step(loss(net, step))
+        optimizer.step(loss(net, step))
     torch.randn(7, generator=noise)
     saved = one.state()
-    other, same_net, same_trainer, same_noise = learning(1)
+    other, same_net, same_optimizer, same_noise = learning(1)
     other.restore(saved)
     for step in range(3, 6):
-        assert trainer.step(loss(net, step)) == same_trainer.step(loss(same_net, step))
+        assert optimizer.step(loss(net, step)) == same_optimizer.step(loss(same_net, step))
         assert torch.equal(torch.randn(3, generator=noise), torch.randn(3, generator=same_noise))
     for mine, theirs in zip(net.parameters(), same_net.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -140,22 +140,22 @@ def test_a_state_of_before_the_first_step_can_be_restored(kept):
     fresh, _, _, _ = learning(0)
     saved = fresh.state()
     if not kept:
-        saved["adam"]["net"] = {}
-    other, net, trainer, _ = learning(1)
-    trainer.step(loss(net, 0))
+        saved["optimizers"]["net"] = {}
+    other, net, optimizer, _ = learning(1)
+    optimizer.step(loss(net, 0))
     other.restore(saved)
-    assert not any(np.any(moment) for moment in trainer.state().values())
-    trainer.step(loss(net, 0))
+    assert not any(np.any(moment) for moment in optimizer.state().values())
+    optimizer.step(loss(net, 0))
 
 
 def test_a_generator_of_another_kind_of_device_keeps_its_own_seed():
     """Networks move from a GPU to a CPU; what a GPU's generator would have drawn cannot."""
     one, _, _, _ = learning(0)
     saved = one.state()
-    saved["noise"]["noise"] = np.zeros(16, np.uint8)  # the size of a GPU generator's state
+    saved["rngs"]["noise"] = np.zeros(16, np.uint8)  # the size of a GPU generator's state
     other, net, _, noise = learning(1)
     other.restore(saved)
-    assert torch.equal(noise.get_state(), generator(1, "cpu").get_state())
+    assert torch.equal(noise.get_state(), make_rng(1, "cpu").get_state())
     assert all(
         np.array_equal(net_state(net)[name], saved["nets"]["net"][name]) for name in net_state(net)
     )
@@ -185,7 +185,7 @@ def test_the_slow_net_moves_by_the_rate_and_takes_the_buffers(rate):
             self.register_buffer("seen", torch.randn(4))
 
     slow, fast = Net(), Net()
-    before, follower = net_state(slow), Follower(slow, fast)
+    before, follower = net_state(slow), SoftUpdate(slow, fast)
     follower.step(rate)
     after, target = net_state(slow), net_state(fast)
     for name in ("linear.weight", "linear.bias"):
@@ -199,9 +199,9 @@ def test_the_slow_net_moves_by_the_rate_and_takes_the_buffers(rate):
 def test_a_step_does_without_the_compiler_that_torch_optim_brings():
     """It takes a process a second and 70 MB."""
     code = (
-        "import sys, torch; from dreamfleet.agents.blocks.training import Trainer;"
+        "import sys, torch; from dreamfleet.agents.blocks.training import Optimizer;"
         "net = torch.nn.Linear(1, 1);"
-        "Trainer(net, 1e-3, 1.0).step(net(torch.ones(1, 1)).sum());"
+        "Optimizer(net, 1e-3, 1.0).step(net(torch.ones(1, 1)).sum());"
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

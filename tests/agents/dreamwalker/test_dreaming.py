@@ -19,7 +19,7 @@ def test_dreams_go_as_far_as_the_held_out_error_lets_them(swinging):
         assert dreams["obs"].shape[:2] == (10, max(believed, 1) + 1)
         assert dreams["weight"].sum() <= 10 * believed
         assert (dreams["weight"].sum() > 0) == (believed > 0)
-    assert swinging.believed().sum() == HORIZON
+    assert swinging.trusted_steps().sum() == HORIZON
 
 
 def test_dreams_wait_for_their_time(swinging):
@@ -53,7 +53,7 @@ def test_a_dream_is_what_reading_everything_anew_would_make_of_it(swinging):
     obs, reward, first = rows["obs"][:, -1], rows["reward"][:, -1], rows["first"][:, -1]
     with torch.no_grad():
         for step in range(HORIZON):
-            action = agent.policy_at(obs, agent.dream_rng).drawn[0]
+            action = agent.policy_at(obs, agent.dream_rng).sampled[0]
             now = {"obs": obs, "action": action, "reward": reward, "first": first}
             seen = {key: torch.cat([seen[key], now[key][:, None]], 1) for key in seen}
             x = world.normaliser(seen["obs"])
@@ -93,7 +93,7 @@ def test_dreamed_states_are_like_those_the_policy_lives_through(swinging):
     x = starts.data["obs"][:, -1]
     lived = [x]
     for _ in range(HORIZON):
-        action = swinging.policy_at(torch.tensor(x), swinging.act_rng).drawn[0].detach().numpy()
+        action = swinging.policy_at(torch.tensor(x), swinging.act_rng).sampled[0].detach().numpy()
         x = (x @ system.A.T + action * system.b).astype(np.float32)
         lived.append(x)
     real = np.stack(lived, 1)

@@ -61,8 +61,8 @@ def test_targets_bootstrap_unless_the_return_stops():
     reward, discount = rows["reward"][:, 1], 0.9 * ~terminal
     taken = torch.cat([before, rows["action"][:, 0]], -1)
     noise = torch.randn(30, 1)
-    quantiles, target = agent.compare(taken, after, reward, discount, noise)
-    action, log_prob = TanhNormal(agent.actor(after), noise).drawn
+    quantiles, target = agent.quantiles_and_targets(taken, after, reward, discount, noise)
+    action, log_prob = TanhNormal(agent.actor(after), noise).sampled
     for b in range(30):
         at = torch.cat([after[b], action[b]])[None].detach()
         ahead = agent.target(at).flatten().sort().values[: 3 * 4]
@@ -83,7 +83,7 @@ def test_the_actor_and_its_temperature_descend_what_the_paper_says():
 
 def test_the_actor_descends_through_the_critics_and_leaves_them_alone():
     agent = build(dream_share=0.0)
-    loss, _ = agent.improve(torch.randn(40, 2), torch.ones(40), torch.randn(40, 1))
+    loss, _ = agent.actor_update(torch.randn(40, 2), torch.ones(40), torch.randn(40, 1))
     nets = (agent.actor, agent.critics)
     actor, critics = (
         torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True)
@@ -96,8 +96,8 @@ def test_the_actor_descends_through_the_critics_and_leaves_them_alone():
 def test_the_actor_learns_from_windows_as_far_as_they_count():
     agent, obs, noise = build(dream_share=0.0), torch.randn(40, 2), torch.randn(40, 1)
     counts = (torch.arange(40) < 10).float()
-    some, _ = agent.improve(obs, counts, noise)
-    alone, _ = agent.improve(obs[:10], torch.ones(10), noise[:10])
+    some, _ = agent.actor_update(obs, counts, noise)
+    alone, _ = agent.actor_update(obs[:10], torch.ones(10), noise[:10])
     torch.testing.assert_close(some, alone)
 
 
@@ -133,7 +133,7 @@ def test_only_terminal_takes_the_next_value_away(column, matters):
     errors = []
     for value in (False, True):
         rows[column] = torch.full_like(rows[column], value)
-        errors.append(agent.criticise(rows, torch.ones(40), None, torch.zeros(40, 1))[1])
+        errors.append(agent.critic_update(rows, torch.ones(40), None, torch.zeros(40, 1))[1])
         agent.normaliser = build().normaliser
     assert (not torch.equal(*errors)) == matters
 
@@ -187,7 +187,7 @@ def test_priorities_are_errors_and_weights_undo_them_as_far_as_beta_goes():
     taken = torch.cat([x[:, 0], rows["action"][:, 0]], -1)
     discount = before.config.gamma * ~rows["terminal"][:, 1]
     noise = torch.randn((2, 40, 1), generator=before.policy_rng)[0]
-    found = before.compare(taken, x[:, 1], rows["reward"][:, 1], discount, noise)
+    found = before.quantiles_and_targets(taken, x[:, 1], rows["reward"][:, 1], discount, noise)
     error = (found[1].mean(-1) - found[0].mean((0, 2))).abs().detach()
     np.testing.assert_allclose(feedback.priorities, error + PRIORITY, rtol=1e-4)
     prob = np.array([0.5, 0.25, 0.01, 0.1])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamfleet.agents.blocks.training import generator, to_tensors
+from dreamfleet.agents.blocks.training import make_rng, to_tensors
 from dreamfleet.agents.dreamwalker.world import inside
 from dreamfleet.core.types import Consumer, Sample
 from dreamfleet.replay_server.table import Table
@@ -46,8 +46,8 @@ def test_held_out_windows_are_measured_and_never_learned():
     measured = []
     for each in rows:
         clean = build()
-        clean.world.look(each)
-        clean.world.measure(clean.world, each, each["action"], clean.dream_rng)
+        clean.world.update_statistics(each)
+        clean.world.update_held_out_error(clean.world, each, each["action"], clean.dream_rng)
         measured.append(clean.world.error)
     assert (measured[1] > measured[0] + 1).all()
 
@@ -57,7 +57,7 @@ def test_the_held_out_error_is_that_of_dreams_whose_every_step_is_read_anew(swin
     agent, sample = copy.deepcopy(swinging), Swing(edge=0.7).windows(60, HORIZON + 1)
     rows, noise = to_tensors(sample.data, "cpu"), copy.deepcopy(agent.dream_rng.get_state())
     agent.world.seen.zero_()
-    agent.world.measure(agent.slow_world, rows, rows["action"], agent.dream_rng)
+    agent.world.update_held_out_error(agent.slow_world, rows, rows["action"], agent.dream_rng)
     agent.dream_rng.set_state(noise)
     world = agent.slow_world
     obs, reward = rows["obs"][:, : CONTEXT + 1], rows["reward"][:, : CONTEXT + 1]
@@ -81,12 +81,12 @@ def test_flags_stay_flags_and_nothing_else_is_drawn():
     world = build().world
     rows = to_tensors(Swing().windows(60, HORIZON + 1).data, "cpu")
     rows["obs"][..., 1] = torch.where(rows["obs"][..., 1] > 0, 3.0, -1.0)
-    world.look(rows)
+    world.update_statistics(rows)
     assert world.two_valued.tolist() == [False, True]
     obs = torch.tensor([[0.1, 0.0]]).expand(4000, 2)  # the second: a quarter of the way up
     read = torch.zeros(len(obs), world.embed.out_features)
     with torch.no_grad():
-        step = world.imagine(read, obs, generator(0, "cpu"))  # untrained: no change
+        step = world.imagine(read, obs, make_rng(0, "cpu"))  # untrained: no change
     numbers, flags = step.obs.unbind(-1)
     assert (numbers == numbers[0]).all()
     assert set(flags.tolist()) == {-1.0, 3.0}

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from dreamfleet.agents.blocks.noisy import NoisyLinear
-from dreamfleet.agents.blocks.training import generator, to_tensors
+from dreamfleet.agents.blocks.training import make_rng, to_tensors
 from dreamfleet.agents.gated_rainbow.agent import PASSES, GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
-from dreamfleet.agents.gated_rainbow.network import collapse
+from dreamfleet.agents.gated_rainbow.network import gate_regulariser
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import EnvSpec, Space
 from dreamfleet.replay_server.server import ReplayServer
@@ -40,8 +40,8 @@ def test_the_regulariser_opens_a_gate_that_collapsed(kind):
 
 def test_a_gate_that_tells_histories_apart_costs_nothing():
     apart = torch.tensor([0.01, 0.99]).repeat(10).unsqueeze(1)
-    assert float(collapse(apart)) == pytest.approx(0, abs=1e-8)
-    assert float(collapse(torch.full((20, 1), 0.01))) == pytest.approx(0.49**2)
+    assert float(gate_regulariser(apart)) == pytest.approx(0, abs=1e-8)
+    assert float(gate_regulariser(torch.full((20, 1), 0.01))) == pytest.approx(0.49**2)
 
 
 def test_without_a_gate_every_unit_is_open():
@@ -53,7 +53,7 @@ def test_without_a_gate_every_unit_is_open():
 @pytest.mark.parametrize("per_row", [True, False])
 def test_noise_has_the_variance_of_the_paper(per_row):
     """Var of Σ σ f(ε_i) f(ε_o) x + σ f(ε_o) = σ² E f² (Σ x² E f² + 1), E f² = sqrt(2 / π)."""
-    layer, noise = NoisyLinear(4, 3, sigma=0.5), generator(0, "cpu")
+    layer, noise = NoisyLinear(4, 3, sigma=0.5), make_rng(0, "cpu")
     x = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).expand(40, 4)
     with torch.no_grad():
         draws = torch.randn(1_000, 40 if per_row else 1, layer.noises, generator=noise)
@@ -68,12 +68,12 @@ def test_noise_has_the_variance_of_the_paper(per_row):
 
 def test_every_update_and_every_act_draws_noise_of_its_own():
     agent, history = build(noisy_sigma=3.0, epsilon_min=0.0), torch.randn(200, 4, 2)
-    agent.progress.updates.fill_(1e9)
+    agent.schedules.updates.fill_(1e9)
     acts = [agent.choose(history, agent.act_rng) for _ in range(2)]
     assert not torch.equal(*acts)
     assert torch.equal(agent.choose(history, None), agent.choose(history, None))
     rows = to_tensors(Swing().windows(50, 4).data, "cpu")
-    agent.match_unit(rows["trace"], rows["reward"])
+    agent.update_value_unit(rows["trace"], rows["reward"])
     drawn = [agent.online.draw(PASSES, agent.policy_rng) for _ in range(2)]
     losses = [agent.losses(rows, noise)[0] for noise in drawn]
     assert not torch.allclose(*losses)
@@ -87,7 +87,7 @@ def test_acting_explores_by_noise_even_where_epsilon_is_gone():
     }
     for noise, kinds in ((0.0, 1), (3.0, 3)):
         agent = build(noisy_sigma=noise, epsilon_min=0.0)
-        agent.progress.updates.fill_(1e9)
+        agent.schedules.updates.fill_(1e9)
         action = agent.act(rows, agent.initial_state(500), explore=True)[0]
         assert len(np.unique(action)) == kinds
 
@@ -97,8 +97,8 @@ def test_epsilon_travels_with_the_weights():
     for _ in range(3):
         learner.learn_policy(Swing().windows(50, 4), None)
     actor.load("policy", learner.weights("policy"))
-    assert float(learner.progress.epsilon) == pytest.approx(0.5**0.3)
-    assert float(actor.progress.updates) == 3
+    assert float(learner.schedules.epsilon) == pytest.approx(0.5**0.3)
+    assert float(actor.schedules.updates) == 3
 
 
 def test_acting_and_learning_see_the_same_histories():

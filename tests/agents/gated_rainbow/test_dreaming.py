@@ -23,11 +23,13 @@ def test_the_world_learns_a_linear_system(swinging):
     rows = to_tensors(Swing().windows(60, 5).data, "cpu")
     world, share = swinging.slow_world, (swinging.config.members, -1)
     x = world.normaliser(rows["obs"])
-    history, code = x[:, : CONTEXT + 1], swinging.actions.code(rows["action"][:, CONTEXT])
+    history, code = x[:, : CONTEXT + 1], swinging.actions.encode(rows["action"][:, CONTEXT])
     with torch.no_grad():
-        mean, _, _ = world.compare(history.unflatten(0, share), code.unflatten(0, share))
+        mean, _, _ = world.predict_with_disagreement(
+            history.unflatten(0, share), code.unflatten(0, share)
+        )
         following = history[:, -1] + mean.flatten(0, 1) * world.change_rms
-        reward, _ = world.follow(history[:, -1], code, x[:, CONTEXT + 1])
+        reward, _ = world.predict_outcome(history[:, -1], code, x[:, CONTEXT + 1])
     changed = x[:, CONTEXT + 1] - x[:, CONTEXT]
     wrong = (following - x[:, CONTEXT + 1]).square().mean().sqrt() / changed.square().mean().sqrt()
     assert wrong < 0.15
@@ -41,7 +43,7 @@ def test_held_out_windows_are_measured_and_never_learned():
     other = copy.deepcopy(sample)
     other.data["obs"][other.data["held_out"][:, 0], CONTEXT + 1 :] += 5
     learned = [
-        agent.world.loss(rows, agent.actions.code(rows["action"]))[0]
+        agent.world.loss(rows, agent.actions.encode(rows["action"]))[0]
         for rows in (to_tensors(sample.data, "cpu"), to_tensors(other.data, "cpu"))
     ]
     torch.testing.assert_close(learned[0], learned[1])
@@ -49,9 +51,9 @@ def test_held_out_windows_are_measured_and_never_learned():
     for one in (sample, other):
         rows, clean = to_tensors(one.data, "cpu"), build(world_window=5)
         for world in (clean.world, clean.slow_world):
-            world.look(to_tensors(sample.data, "cpu"))
-        code = clean.actions.code(rows["action"])
-        clean.world.measure(clean.slow_world, rows, code, clean.dream_rng)
+            world.update_statistics(to_tensors(sample.data, "cpu"))
+        code = clean.actions.encode(rows["action"])
+        clean.world.update_held_out_error(clean.slow_world, rows, code, clean.dream_rng)
         measured.append(clean.world.error)
     assert (measured[1] > measured[0] + 1).all()
 
@@ -62,7 +64,9 @@ def test_the_held_out_error_is_that_of_dreams_step_by_step(swinging):
     rows = to_tensors(sample.data, "cpu")
     agent.world.seen.zero_()
     drawing = agent.dream_rng.get_state()
-    agent.world.measure(agent.slow_world, rows, agent.actions.code(rows["action"]), agent.dream_rng)
+    agent.world.update_held_out_error(
+        agent.slow_world, rows, agent.actions.encode(rows["action"]), agent.dream_rng
+    )
     agent.dream_rng.set_state(drawing)
     drawn = [torch.randint(1024, (5, 12), generator=agent.dream_rng) for _ in range(4)]
     world, x = agent.slow_world, agent.slow_world.normaliser(rows["obs"])
@@ -73,7 +77,7 @@ def test_the_held_out_error_is_that_of_dreams_step_by_step(swinging):
         for step in range(4):
             if rows["last"][b, CONTEXT : CONTEXT + step + 1].any():
                 break
-            code = agent.actions.code(rows["action"][b, CONTEXT + step])
+            code = agent.actions.encode(rows["action"][b, CONTEXT + step])
             asked = history.expand(5, 1, -1, -1), code.expand(5, 1, -1)
             with torch.no_grad():
                 mean, log_std = (of[member, 0] for of in world.predict(*asked))
@@ -129,7 +133,7 @@ def test_numbers_that_move_together_in_real_rows_do_so_in_dreams():
     for _ in range(150):
         agent.learn_world(windows(60, 3))
     starts = torch.tensor(windows(5000, 1).data["obs"]).unflatten(0, (5, -1))
-    code = agent.actions.code(torch.zeros(5, 1000, dtype=torch.long))
+    code = agent.actions.encode(torch.zeros(5, 1000, dtype=torch.long))
     step = agent.slow_world.imagine(starts, code, agent.dream_rng)
     dreamed = (step.obs - starts[:, :, -1]).flatten(0, 1).numpy()
     real = np.diff(windows(5000, 2).data["obs"][:, CONTEXT:], axis=1)[:, 0]
@@ -145,7 +149,7 @@ def test_dreams_wait_for_their_time(swinging):
     agent.config = Config(**{**SMALL, "dream_after": 100, "world_window": 5})
     starts = Swing().windows(5, 1)
     assert agent.dream(starts)["weight"].sum() == 0
-    agent.progress.updates.fill_(100)
+    agent.schedules.updates.fill_(100)
     assert agent.dream(starts)["weight"].sum() > 0
 
 
@@ -163,7 +167,9 @@ def test_dreams_begin_with_real_histories_and_stay_where_observations_were(swing
 def test_members_disagree_and_curiosity_wakes_where_the_data_never_was(swinging):
     inside, outside = (Swing().windows(60, 3) for _ in range(2))
     outside.data["obs"] = outside.data["obs"] * 4
-    found = [swinging.surprise(to_tensors(s.data, "cpu")).sum(1).mean() for s in (inside, outside)]
+    found = [
+        swinging.curiosity_bonus(to_tensors(s.data, "cpu")).sum(1).mean() for s in (inside, outside)
+    ]
     assert found[1] > 3 * found[0]
     weight = [swinging.dream(starts)["weight"].sum() for starts in (inside, outside)]
     assert weight[1] < 0.5 * weight[0]
@@ -223,7 +229,7 @@ def test_windows_of_dreams_end_with_them():
         "terminal": np.zeros(last.shape, bool),
         "weight": weight,
     }
-    windows, found_weight = agent.pick(to_tensors(dreams, "cpu"))
+    windows, found_weight = agent.sample_windows(to_tensors(dreams, "cpu"))
     assert len(found_weight) == agent.config.dreamed == 15
     np.testing.assert_allclose(found_weight, 13 / 15)  # 13 believed rows for 15 windows
     assert windows.keys() == set(COLUMNS)
@@ -259,8 +265,8 @@ def test_an_update_is_the_mean_over_windows_as_far_as_they_count(counts):
     real = to_tensors(Swing().windows(35, 4).data, "cpu")
     dreamed = to_tensors(Swing(edge=0.5).windows(15, 4).data, "cpu")
     played, weight = torch.zeros(2), torch.full((15,), counts)
-    agent.match_unit(real["trace"], real["reward"])
-    loss, _, metrics = agent.study(real, torch.ones(35), played, (dreamed, weight), None)
+    agent.update_value_unit(real["trace"], real["reward"])
+    loss, _, metrics = agent.update_loss(real, torch.ones(35), played, (dreamed, weight), None)
     each = [agent.losses(rows, None)[0].detach() for rows in (real, dreamed)]
     expected = (each[0].sum() + counts * each[1].sum()) / (35 + 15 * counts)
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
@@ -278,7 +284,7 @@ def test_nothing_is_learned_from_windows_with_an_outlier():
             real["obs"][30:, CONTEXT + 2] = torch.tensor([1e20, -1e6])
         else:
             real = {key: value[:30] for key, value in real.items()}
-        loss, priority, _ = agent.study(
+        loss, priority, _ = agent.update_loss(
             real, torch.ones(len(real["obs"])), torch.zeros(2), None, None
         )
         found.append(float(loss.detach()))

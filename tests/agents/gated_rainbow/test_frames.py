@@ -102,7 +102,7 @@ def test_frames_become_numbers_within_one_and_back():
 def test_every_frame_of_a_history_moves_the_gate_and_the_features(kind):
     net, weights = build(gate=kind).online, torch.linspace(-1, 1, 32)
     history = torch.rand(3, 4, 1, 40, 40, requires_grad=True)
-    for out in (net.body(history), net.gate(net.body.glance(history))):
+    for out in (net.body(history), net.gate(net.body.gate_input(history))):
         (gradient,) = torch.autograd.grad((out * weights).sum(), history)
         assert (gradient.abs().sum((0, 2, 3, 4)) > 0).all()
 
@@ -192,7 +192,7 @@ def test_the_world_learns_how_a_block_slides_and_what_that_pays(sliding):
     """On fresh windows, against the guess of no change."""
     world, sample = sliding.slow_world, Slide().windows(40, 4)
     rows = to_tensors(sample.data, "cpu")
-    code = sliding.actions.code(rows["action"])
+    code = sliding.actions.encode(rows["action"])
     history = rows["obs"][:, : CONTEXT + 1].unflatten(0, (2, -1))
     step = world.imagine(history, code[:, CONTEXT].unflatten(0, (2, -1)), sliding.dream_rng)
     dreamed, real = step.obs.flatten(0, 1).float(), rows["obs"][:, CONTEXT + 1].float()
@@ -232,7 +232,7 @@ def test_dreams_are_rows_of_frames(sliding):
 def test_members_disagree_more_on_frames_they_never_saw(sliding):
     starts = Slide().windows(8, 2)
     noise = np.random.default_rng(1).integers(0, 256, starts.data["obs"].shape, np.uint8)
-    code = sliding.actions.code(torch.as_tensor(starts.data["action"]))
+    code = sliding.actions.encode(torch.as_tensor(starts.data["action"]))
     found = [
         float(sliding.slow_world.disagreement(torch.as_tensor(obs), code).mean())
         for obs in (starts.data["obs"], noise)

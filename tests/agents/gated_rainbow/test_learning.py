@@ -125,7 +125,7 @@ def test_importance_weights_undo_the_drawing_as_far_as_beta_goes():
     prob = np.array([0.5, 0.25, 0.01, 0.1])
     chance = torch.tensor(20 * prob)
     for updates, beta in ((0, 0.4), (50, 0.7), (300, 1.0)):
-        agent.progress.updates.fill_(updates)
+        agent.schedules.updates.fill_(updates)
         expected = (1 / (20 * prob)) ** beta
         np.testing.assert_allclose(agent.importance(chance), expected / expected.max(), rtol=1e-5)
 
@@ -133,8 +133,8 @@ def test_importance_weights_undo_the_drawing_as_far_as_beta_goes():
 def test_alpha_rises_and_falls_in_agent_steps():
     agent = build(alpha_steps=(100.0, 300.0), policy_updates_per_step=0.5)
     for updates, alpha in ((0, 0.5), (25, 0.6), (50, 0.7), (125, 0.55), (200, 0.4), (900, 0.4)):
-        agent.progress.updates.fill_(updates)
-        assert float(agent.progress.alpha) == pytest.approx(alpha, abs=1e-5)
+        agent.schedules.updates.fill_(updates)
+        assert float(agent.schedules.alpha) == pytest.approx(alpha, abs=1e-5)
 
 
 @pytest.mark.parametrize("updates", [0, 100, 10_000])
@@ -155,9 +155,9 @@ def test_what_is_drawn_follows_the_alpha_of_the_day(updates):
     slots = np.flatnonzero(view.starts.flags[:64])
     windows = view.gather(table._rows.windows(slots, CONTEXT, agent.config.n_step + 1))
     keys = table._ring.keys_at(slots)
-    agent.progress.updates.fill_(updates)
-    alpha = float(agent.progress.alpha)
-    agent.match_unit(torch.tensor(windows["trace"]), torch.tensor(windows["reward"]))
+    agent.schedules.updates.fill_(updates)
+    alpha = float(agent.schedules.alpha)
+    agent.update_value_unit(torch.tensor(windows["trace"]), torch.tensor(windows["reward"]))
     state = agent.state("policy")
     feedback = agent.learn_policy(Sample(windows, keys, np.full(len(keys), 0.1), 10), None)
     agent.restore("policy", state)  # to ask for the errors, with the same noise
@@ -183,16 +183,16 @@ def test_without_priorities_rows_are_drawn_and_count_alike():
 @pytest.mark.parametrize("values", ["expected", "quantile"])
 def test_a_larger_return_changes_the_unit_and_not_what_is_said_of_returns(values):
     agent, history = build(value_head=values), torch.randn(6, 4, 2)
-    agent.match_unit(torch.tensor([3.0]), torch.ones(1))
+    agent.update_value_unit(torch.tensor([3.0]), torch.ones(1))
     before = agent.online.mean(agent.online(history)[0]) * agent.online.unit
-    agent.match_unit(torch.tensor([-60.0]), torch.ones(1))
+    agent.update_value_unit(torch.tensor([-60.0]), torch.ones(1))
     after = agent.online.mean(agent.online(history)[0]) * agent.online.unit
     assert float(agent.online.unit) == pytest.approx(20)
     torch.testing.assert_close(before, after)
 
 
 def test_the_learning_rate_halves_where_returns_stay_as_they_are():
-    progress = build(lr_patience=10, lr_critic=1e-3).progress
+    progress = build(lr_patience=10, lr_critic=1e-3).schedules
     for step in range(5):
         progress.learned(torch.tensor([100.0 + step, 10.0 * step]))
     assert float(progress.lr) == pytest.approx(1e-3)
@@ -202,7 +202,7 @@ def test_the_learning_rate_halves_where_returns_stay_as_they_are():
 
 
 def test_returns_below_nothing_can_get_better_too():
-    progress = build(lr_patience=10).progress
+    progress = build(lr_patience=10).schedules
     progress.learned(torch.tensor([0.0, 0.0]))
     for step in range(3):
         progress.learned(torch.tensor([10.0 + step, -100.0 + 10 * step]))
@@ -211,7 +211,7 @@ def test_returns_below_nothing_can_get_better_too():
 
 
 def test_the_learning_rate_stays_while_too_few_episodes_were_played_to_judge():
-    progress = build(lr_patience=10, lr_critic=1e-3).progress
+    progress = build(lr_patience=10, lr_critic=1e-3).schedules
     for _ in range(50):
         progress.learned(torch.tensor([3.0, 7.0]))
     assert float(progress.lr) == pytest.approx(1e-3)

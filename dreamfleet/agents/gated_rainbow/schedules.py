@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dreamfleet.agents.gated_rainbow.config import Config
 
 
-class Progress(nn.Module):
+class Schedules(nn.Module):
     """How far learning has come, and all that moves with it. Tensors, so that nobody waits.
 
     The learning rate is halved when `patience` updates in a row bring no better mean return of the
