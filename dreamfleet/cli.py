@@ -247,12 +247,12 @@ def measure(args: Sequence[str]) -> int:
     given = parse(command, args, "bench")
 
     checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / "benchmarks" / "replay.py").is_file():
+    if not (checkout / "benchmarks" / "replay" / "bench.py").is_file():
         raise UserError("bench needs a checkout: the benchmarks are not part of the package.")
     sys.path.insert(0, str(checkout))
-    from benchmarks import replay
+    from benchmarks.replay import bench
 
-    return replay.bench(
+    return bench.bench(
         given["rows"], given["rounds"], given["quick"], given["reverb_python"], given["json"]
     )
 

@@ -24,25 +24,29 @@ MAY_IMPORT = {
 }
 OURS = {"launch", "tests", "benchmarks"}  # what is imported by these names, beside dreamfleet
 HOMES = {  # package → the paths that may import it
-    "torch": ("dreamfleet/agents/", "benchmarks/rainbow_peer.py", "benchmarks/updates.py"),
-    "gymnasium": ("dreamfleet/envs/", "benchmarks/replay_peers.py"),  # SB3 wants spaces
+    "torch": (
+        "dreamfleet/agents/",
+        "benchmarks/updates/eager_rainbow.py",
+        "benchmarks/updates/speed.py",
+    ),
+    "gymnasium": ("dreamfleet/envs/", "benchmarks/replay/libraries.py"),  # SB3 wants spaces
     "ale_py": ("dreamfleet/envs/",),
     "ray": ("dreamfleet/runtime/cluster.py",),
     "numba": ("dreamfleet/core/compiler.py",),
-    "rich": ("dreamfleet/runtime/display.py", "benchmarks/replay.py"),
+    "rich": ("dreamfleet/runtime/display.py", "benchmarks/replay/bench.py"),
     "tensorboardX": ("dreamfleet/runtime/tensorboard.py",),
     "tyro": ("dreamfleet/cli.py",),
     "yaml": ("dreamfleet/runtime/", "dreamfleet/cli.py"),
-    "matplotlib": ("benchmarks/report.py",),
+    "matplotlib": ("benchmarks/learning/report.py",),
     "stable_baselines3": (
-        "benchmarks/peers.py",
-        "benchmarks/replay_peers.py",
-        "benchmarks/updates_dreamwalker.py",
+        "benchmarks/learning/sb3.py",
+        "benchmarks/replay/libraries.py",
+        "benchmarks/updates/dreamwalker.py",
     ),
-    "sb3_contrib": ("benchmarks/updates_dreamwalker.py",),
-    "cpprb": ("benchmarks/replay_peers.py",),
-    "reverb": ("benchmarks/reverb_peer.py",),
-    "tensorflow": ("benchmarks/reverb_peer.py",),
+    "sb3_contrib": ("benchmarks/updates/dreamwalker.py",),
+    "cpprb": ("benchmarks/replay/libraries.py",),
+    "reverb": ("benchmarks/replay/reverb_process.py",),
+    "tensorflow": ("benchmarks/replay/reverb_process.py",),
 }
 SOURCES = sorted(
     path

@@ -1,7 +1,7 @@
 """Whether a change made learning worse: two checkouts, the same commands, the same fresh seeds.
 
-    python benchmarks/before_after.py run CHECKOUT FOLDER      # goes on where it stopped
-    python benchmarks/before_after.py show OLD_FOLDER NEW_FOLDER
+    python benchmarks/checkouts/before_after.py run CHECKOUT FOLDER      # goes on where it stopped
+    python benchmarks/checkouts/before_after.py show OLD_FOLDER NEW_FOLDER
 
 Each run keeps its `config.yaml`, `versions.json` and `metrics.jsonl`, and beside them the score of
 its end: greedy episodes, the same for all. `show` keeps a summary of both in `--out`.

@@ -21,12 +21,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from benchmarks import replay_processes as processes
-from benchmarks import replay_sides as sides
-from benchmarks.replay_alone import memory_drift, snapshot_stalls, sum_drift
-from benchmarks.replay_sides import QUICK, Scale
-from benchmarks.report import markdown
-from benchmarks.rounds import CopyBandwidth, Side, interleaved
+from benchmarks.learning.report import markdown
+from benchmarks.replay import processes, workloads
+from benchmarks.replay.alone import memory_drift, snapshot_stalls, sum_drift
+from benchmarks.replay.workloads import QUICK, Scale
+from benchmarks.timing import CopyBandwidth, Side, interleaved
 from dreamfleet.core.errors import UserError, nearest
 from dreamfleet.runtime.run_folder import versions
 
@@ -141,32 +140,32 @@ def table(reverb_python: Path | None) -> dict[str, Race | Promise]:
     add = "insert of chunks of 64 rows × 16 streams, priorities included"
     atari = "Atari stack-4, n-step-3, batch 512 cycle"
     rows: dict[str, Race | Promise] = {
-        "cycle": race(cycle, CPPRB, 1.0, sides.our_cycle, sides.cpprb_cycle),
-        "insert": race(add, CPPRB, 0.5, sides.our_adds, sides.cpprb_adds),
+        "cycle": race(cycle, CPPRB, 1.0, workloads.our_cycle, workloads.cpprb_cycle),
+        "insert": race(add, CPPRB, 0.5, workloads.our_adds, workloads.cpprb_adds),
         **{
             f"sb3-insert-{n}": race(
                 f"{add}; SB3 with n_envs={n}",
                 SB3,
                 10.0,
-                sides.our_adds,
-                *layouts(partial(sides.sb3_adds, environments=n)),
+                workloads.our_adds,
+                *layouts(partial(workloads.sb3_adds, environments=n)),
             )
             for n in (1, 16)
         },
-        "sb3-cycle": race(cycle, SB3, 1.0, sides.our_cycle, *layouts(sides.sb3_samples)),
+        "sb3-cycle": race(cycle, SB3, 1.0, workloads.our_cycle, *layouts(workloads.sb3_samples)),
         "sb3-uniform": race(
             "uniform: sample 256 + gather, 2²⁰ rows, 24-dim",
             SB3,
             1.0,
-            sides.our_uniform_samples,
-            *layouts(sides.sb3_samples),
+            workloads.our_uniform_samples,
+            *layouts(workloads.sb3_samples),
         ),
-        "atari": race(atari, SB3, 1.0, sides.our_stacks, *layouts(sides.sb3_stacks)),
+        "atari": race(atari, SB3, 1.0, workloads.our_stacks, *layouts(workloads.sb3_stacks)),
     }
     for size, (name, count) in enumerate((("10k", "10⁴"), ("100k", "10⁵"), ("1m", "10⁶"))):
         what = f"sequences 16 × 64 of 64×64×3, {count} rows"
         ours, theirs = (
-            partial(of, size=size) for of in (sides.our_sequences, sides.numpy_sequences)
+            partial(of, size=size) for of in (workloads.our_sequences, workloads.numpy_sequences)
         )
         rows[f"sequences-{name}"] = race(what, NUMPY, 0.8, ours, theirs, unit="frames")
     for name, what, must, unit, mine, reverbs in (

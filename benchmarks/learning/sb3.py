@@ -1,7 +1,7 @@
 """The same question for model-free peers: Stable-Baselines3 with the RL Zoo's tuned settings.
 
     pip install stable-baselines3        # the extra `peers`; matplotlib is the extra `bench`
-    python benchmarks/peers.py --env CartPole-v1 --seeds 3
+    python benchmarks/learning/sb3.py --env CartPole-v1 --seeds 3
 
 Every look plays 100 fresh greedy episodes by our own evaluator. Finished seeds are not run again.
 Settings: DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml and sac.yml at commit 22e3ff2.
@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, cast
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, as in our own runs
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from benchmarks.curves import keep
+from benchmarks.learning.curves import keep
+from benchmarks.learning.report import report
 from benchmarks.processes import ROOT
-from benchmarks.report import report
 from dreamfleet.actors.episodes import summary
 from dreamfleet.actors.evaluator import play
 from dreamfleet.core.config import TrainConfig
@@ -139,7 +139,7 @@ def about(env: str, seed: int, peer: Peer) -> Event:
         "method": peer.name,
         "env": env,
         "seed": seed,
-        "command": f"python benchmarks/peers.py --env {env}",
+        "command": f"python benchmarks/learning/sb3.py --env {env}",
         "stable-baselines3": stable_baselines3.__version__,
         **{name: versions()[name] for name in ("python", "torch")},
         "cpus": os.cpu_count(),

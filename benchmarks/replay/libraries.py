@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.replay_rows import BATCH, BETA, CHUNK, EPISODE, STREAMS
+from benchmarks.replay.rows import BATCH, BETA, CHUNK, EPISODE, STREAMS
 from dreamfleet.core.types import Array, Batch
 
 N = STREAMS.size

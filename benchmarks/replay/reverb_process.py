@@ -1,7 +1,7 @@
 """One process of the Reverb peer, in an interpreter that has dm-reverb and TensorFlow.
 
-    PYTHON benchmarks/reverb_peer.py KIND server
-    PYTHON benchmarks/reverb_peer.py KIND writer|sampler PORT
+    PYTHON benchmarks/replay/reverb_process.py KIND server
+    PYTHON benchmarks/replay/reverb_process.py KIND writer|sampler PORT
 
 KIND: transitions, or sequences of 16 × 64 pixel frames. A server says its port and lives until its
 stdin ends. The others say `ready`; each further line of stdin is how much to do, answered `done`.

@@ -19,7 +19,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any, Final, Self
 
 from benchmarks.processes import ROOT
-from benchmarks.replay_rows import (
+from benchmarks.replay.rows import (
     ADDED,
     BATCH,
     LOW,
@@ -29,8 +29,8 @@ from benchmarks.replay_rows import (
     columns,
     endless,
 )
-from benchmarks.replay_sides import FRAMES, SEQUENCES, Scale
-from benchmarks.rounds import Side
+from benchmarks.replay.workloads import FRAMES, SEQUENCES, Scale
+from benchmarks.timing import Side
 from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import UserError, WorkerFailed
 from dreamfleet.core.types import ChunkId, Consumer, Space, TableSpec
@@ -189,14 +189,14 @@ def reverb(python: Path, kind: str) -> Iterator[tuple[Peer, Peer]]:
 
 
 class Peer:
-    """A process of `benchmarks/reverb_peer.py`, told things and heard line by line."""
+    """A process of `benchmarks/replay/reverb_process.py`, told things and heard line by line."""
 
     def __init__(self, python: Path, *words: str) -> None:
         self._name = f"Reverb's {words[1]}"
         self._said: IO[bytes] = TemporaryFile()  # noqa: SIM115  closed on leaving
         environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
         self._process = subprocess.Popen(
-            [python, "benchmarks/reverb_peer.py", *words],
+            [python, "benchmarks/replay/reverb_process.py", *words],
             cwd=ROOT,
             env={**environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
             stdin=subprocess.PIPE,

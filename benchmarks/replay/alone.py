@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.processes import ROOT
-from benchmarks.replay_rows import (
+from benchmarks.replay.rows import (
     ADDED,
     LOW,
     STREAMS,
@@ -46,7 +46,7 @@ def sum_drift(size: int, updates: int) -> float:
 
 def memory_drift(capacity: int, inserts: int) -> float:
     """By how many percent a fresh process grows while `inserts` rows go into a full ring."""
-    code = "from benchmarks.replay_alone import grow; grow()"
+    code = "from benchmarks.replay.alone import grow; grow()"
     words = [sys.executable, "-c", code, str(capacity), str(inserts)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

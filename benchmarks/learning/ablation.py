@@ -1,7 +1,8 @@
-"""What each part of an agent is worth: the same seeds with it and without.
+r"""What each part of an agent is worth: the same seeds with it and without.
 
-    python benchmarks/ablation.py --agent gated-rainbow --env NumberGame-v1 --steps 120000 --jobs 2
-    python benchmarks/ablation.py --agent dreamwalker --env BipedalWalker-v3 --steps 30000
+    python benchmarks/learning/ablation.py --agent gated-rainbow --env NumberGame-v1 \
+        --steps 120000 --jobs 2
+    python benchmarks/learning/ablation.py --agent dreamwalker --env BipedalWalker-v3 --steps 30000
 
 Seeds that are done are not run again, and an interrupted one is resumed. What is kept goes to
 `benchmarks/results/ENV/ablation/AGENT`, with the table.
@@ -16,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.curves import read_curve
-from benchmarks.learning import Seed, Training, finish, parser, seeds, training
+from benchmarks.learning.curves import read_curve
+from benchmarks.learning.report import markdown, mean_and_range
+from benchmarks.learning.train import Seed, Training, finish, parser, seeds, training
 from benchmarks.processes import ROOT
-from benchmarks.report import markdown, mean_and_range
 
 PRESET: Final = "the preset"
 # Of an agent: what is different → the setting that does so.

@@ -5,14 +5,14 @@ from itertools import combinations
 
 import pytest
 
-from benchmarks.ablation import PRESET, VARIANTS, folder, plan, summaries, summarise, table
-from benchmarks.learning import Training
+from benchmarks.learning.ablation import PRESET, VARIANTS, folder, plan, summaries, summarise, table
+from benchmarks.learning.train import Training
 from benchmarks.tables import details
 from dreamfleet import cli
 from dreamfleet.agents.dreamwalker import config as dreamwalker
 from dreamfleet.agents.gated_rainbow import config as gated_rainbow
 from dreamfleet.core.config import apply
-from tests.benchmarks.test_report import method
+from tests.benchmarks.learning.test_report import method
 
 PLAYING = Training("gated-rainbow", "NumberGame-v1", 1000, 500, 100)
 WALKING = Training("dreamwalker", "BipedalWalker-v3", 1000, 500, 100)

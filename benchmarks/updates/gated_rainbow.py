@@ -1,7 +1,7 @@
 """Gated Rainbow's learner and eager PyTorch at equal networks, on rows of NumberGame.
 
 An update is a prioritized sample, the gradient step and the new priorities.
-The peers, and what they leave out: `benchmarks/rainbow_peer.py`.
+The peers, and what they leave out: `benchmarks/updates/eager_rainbow.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from benchmarks.rainbow_peer import Learner as Peer
-from benchmarks.rainbow_peer import OurReplay, Sizes, Step, TreeReplay, of_n_steps
-from benchmarks.rounds import each
-from benchmarks.updates_race import Race, Work, learning
+from benchmarks.timing import each
+from benchmarks.updates.comparison import Race, Work, learning
+from benchmarks.updates.eager_rainbow import Learner as Peer
+from benchmarks.updates.eager_rainbow import OurReplay, Sizes, Step, TreeReplay, of_n_steps
 from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, RANGE, Config
 from dreamfleet.core.types import Agent, Array, Batch, EnvSpec

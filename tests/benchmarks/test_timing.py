@@ -2,7 +2,7 @@
 
 import itertools
 
-from benchmarks.rounds import Side, each, interleaved
+from benchmarks.timing import Side, each, interleaved
 
 
 class Steady(Side):

@@ -1,7 +1,7 @@
 """How many steps an agent needs: several seeds, looked at as they learn and scored at the end.
 
-    python benchmarks/learning.py --env CartPole-v1 --seeds 5 --steps 10000
-    python benchmarks/learning.py --env NumberGame-v1 --agent gated-rainbow --steps 600000
+    python benchmarks/learning/train.py --env CartPole-v1 --seeds 5 --steps 10000
+    python benchmarks/learning/train.py --env NumberGame-v1 --agent gated-rainbow --steps 600000
 
 Seeds that are done are not run again, and an interrupted one is resumed. Runs stay under
 `runs/benchmarks/`; what is kept of them goes to `--out`, with a table and a plot (needs the extra
@@ -19,11 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.curves import DEFAULT_AGENT, TASKS, keep, read_curve, read_events
+from benchmarks.learning.curves import DEFAULT_AGENT, TASKS, keep, read_curve, read_events
+from benchmarks.learning.report import report
 from benchmarks.processes import ROOT, RUNS, Launched, score
-from benchmarks.report import report
 from dreamfleet import agents
 from dreamfleet.core import checkpoint
 from dreamfleet.core.types import Event

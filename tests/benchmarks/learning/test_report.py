@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from benchmarks.curves import keep
-from benchmarks.report import mean_and_range, report, spread
-from tests.benchmarks.test_curves import look
+from benchmarks.learning.curves import keep
+from benchmarks.learning.report import mean_and_range, report, spread
+from tests.benchmarks.learning.test_curves import look
 
 
 def method(out, name, *seeds, agent="dreamer-lite", final=None):

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from benchmarks.updates_race import Race, Work, learning
+from benchmarks.updates.comparison import Race, Work, learning
 from dreamfleet.agents.dreamwalker.agent import Dreamwalker
 from dreamfleet.agents.dreamwalker.config import Config
 from dreamfleet.core.types import Agent, Batch, EnvSpec

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.updates import measure, without
-from benchmarks.updates_dreamwalker import (
+from benchmarks.updates.dreamwalker import (
     DEFAULTS,
     ENV,
     EPISODE,
@@ -19,6 +18,7 @@ from benchmarks.updates_dreamwalker import (
     race,
     training,
 )
+from benchmarks.updates.speed import measure, without
 from dreamfleet.agents.dreamwalker.agent import Dreamwalker
 from dreamfleet.envs.vector import GymVector
 

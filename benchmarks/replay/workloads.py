@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks import replay_peers as peers
-from benchmarks.replay_rows import (
+from benchmarks.replay import libraries
+from benchmarks.replay.rows import (
     ADDED,
     ATARI,
     BATCH,
@@ -27,7 +27,7 @@ from benchmarks.replay_rows import (
     episodes,
     filled,
 )
-from benchmarks.rounds import Side, each
+from benchmarks.timing import Side, each
 from dreamfleet.core.types import Consumer
 
 STEPS_ADDED: Final = (
@@ -81,14 +81,16 @@ def our_adds(scale: Scale) -> Iterator[Side]:
 
 @contextmanager
 def cpprb_cycle(scale: Scale) -> Iterator[Side]:
-    feed = itertools.cycle(peers.transitions(episodes(LOW, 8)))
-    yield Side("cpprb", each(peers.cpprb_cycle(peers.cpprb_filled(scale.transitions, feed))), BATCH)
+    feed = itertools.cycle(libraries.transitions(episodes(LOW, 8)))
+    yield Side(
+        "cpprb", each(libraries.cpprb_cycle(libraries.cpprb_filled(scale.transitions, feed))), BATCH
+    )
 
 
 @contextmanager
 def cpprb_adds(scale: Scale) -> Iterator[Side]:
-    feed = itertools.cycle(peers.transitions(episodes(LOW, 8)))
-    buffer = peers.cpprb_filled(scale.transitions, feed)
+    feed = itertools.cycle(libraries.transitions(episodes(LOW, 8)))
+    buffer = libraries.cpprb_filled(scale.transitions, feed)
     yield Side("cpprb", each(lambda: buffer.add(**next(feed))), STEPS_ADDED)
 
 
@@ -102,15 +104,15 @@ def our_uniform_samples(scale: Scale) -> Iterator[Side]:
 @contextmanager
 def sb3_adds(scale: Scale, compact: bool, environments: int) -> Iterator[Side]:
     rows = {name: of[:environments] for name, of in episodes(LOW, 8).items()}
-    steps = peers.vector_steps(rows)
-    sb3 = peers.SB3((24,), "float32", scale.transitions, compact, environments).fill(steps)
+    steps = libraries.vector_steps(rows)
+    sb3 = libraries.SB3((24,), "float32", scale.transitions, compact, environments).fill(steps)
     yield Side(_sb3(compact), each(lambda: sb3.add(next(steps))), environments)
 
 
 @contextmanager
 def sb3_samples(scale: Scale, compact: bool) -> Iterator[Side]:
-    steps = peers.vector_steps(episodes(LOW, 8))
-    sb3 = peers.SB3((24,), "float32", scale.transitions, compact).fill(steps)
+    steps = libraries.vector_steps(episodes(LOW, 8))
+    sb3 = libraries.SB3((24,), "float32", scale.transitions, compact).fill(steps)
     yield Side(_sb3(compact), each(lambda: sb3.buffer.sample(BATCH)), BATCH)
 
 
@@ -133,8 +135,8 @@ def our_stacks(scale: Scale) -> Iterator[Side]:
 
 @contextmanager
 def sb3_stacks(scale: Scale, compact: bool) -> Iterator[Side]:
-    steps = peers.vector_steps(episodes(ATARI, 1), STACK)
-    sb3 = peers.SB3((STACK, *ATARI.shape), ATARI.dtype, scale.stacks, compact).fill(steps)
+    steps = libraries.vector_steps(episodes(ATARI, 1), STACK)
+    sb3 = libraries.SB3((STACK, *ATARI.shape), ATARI.dtype, scale.stacks, compact).fill(steps)
     yield Side(_sb3(compact), each(lambda: sb3.buffer.sample(ATARI_BATCH)), ATARI_BATCH)
 
 
@@ -156,7 +158,7 @@ def numpy_sequences(scale: Scale, size: int) -> Iterator[Side]:
     """From 10^5 frames at most: there is no room for a million twice, and fewer are no slower."""
     rows = episodes(PIXELS, 1)["obs"].reshape(-1, *PIXELS.shape)
     frames = np.resize(rows, (min(scale.frames[size], 10**5), *PIXELS.shape))
-    gather = peers.bare_gather(frames, SEQUENCES.batch, SEQUENCES.window)
+    gather = libraries.bare_gather(frames, SEQUENCES.batch, SEQUENCES.window)
     yield Side("np.take", each(gather), FRAMES)
 
 

@@ -1,11 +1,11 @@
 """Updates a second of an agent's learner, against its peers at equal networks.
 
-    python benchmarks/updates.py [--agent dreamwalker]
+    python benchmarks/updates/speed.py [--agent dreamwalker]
 
 Ours is what `Learner` does in a run: sample, learn, tell the priorities, publish the weights. All
 sides live in one process, take turns and have one thread, whose time on the processor counts: what
-else the machine does matters less. Who races and on what: `updates_rainbow.py`,
-`updates_dreamwalker.py`.
+else the machine does matters less. Who races and on what: `gated_rainbow.py`,
+`dreamwalker.py`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from pathlib import Path
 from typing import Any, Final
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, as in our own runs
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from benchmarks import updates_dreamwalker, updates_rainbow
+from benchmarks.learning.report import markdown
 from benchmarks.processes import ROOT
-from benchmarks.report import markdown
-from benchmarks.rounds import Side, interleaved
-from benchmarks.updates_race import Race
+from benchmarks.timing import Side, interleaved
+from benchmarks.updates import dreamwalker, gated_rainbow
+from benchmarks.updates.comparison import Race
 from dreamfleet.runtime.run_folder import versions
 
 RACES: Final[dict[str, Callable[[], Race]]] = {
-    "gated-rainbow": updates_rainbow.race,
-    "dreamwalker": updates_dreamwalker.race,
+    "gated-rainbow": gated_rainbow.race,
+    "dreamwalker": dreamwalker.race,
 }
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.rainbow_peer import OurReplay, Step, Tree, TreeReplay, of_n_steps
 from benchmarks.tables import details
-from benchmarks.updates import footing, measure, table, without
-from benchmarks.updates_race import Race
-from benchmarks.updates_rainbow import EQUAL, OURS, Games, peer, race
+from benchmarks.updates.comparison import Race
+from benchmarks.updates.eager_rainbow import OurReplay, Step, Tree, TreeReplay, of_n_steps
+from benchmarks.updates.gated_rainbow import EQUAL, OURS, Games, peer, race
+from benchmarks.updates.speed import footing, measure, table, without
 from dreamfleet.agents.blocks.values import project
 from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 
@@ -39,7 +39,7 @@ def test_every_side_is_measured_in_every_round_and_told_in_the_readme(tmp_path):
     assert ["×" in line for line in lines[2:]] == [False, False, True, True]
     (tmp_path / "updates").mkdir()
     (tmp_path / "updates" / "some-agent.json").write_text(json.dumps(found))
-    command = "`python benchmarks/updates.py --agent some-agent`"
+    command = "`python benchmarks/updates/speed.py --agent some-agent`"
     assert details(tmp_path).endswith(f"{table(found)}\n\n{command}: {footing(found)}.")
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.rounds import each
+from benchmarks.timing import each
 from dreamfleet.core.config import TrainConfig
 from dreamfleet.core.types import Agent, Batch, TableSpec
 from dreamfleet.learner.learner import Learner

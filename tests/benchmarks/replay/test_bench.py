@@ -6,9 +6,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from benchmarks.replay import table
-from benchmarks.replay_peers import bare_gather, transitions, vector_steps
-from benchmarks.replay_rows import ATARI, EPISODE, LOW, STREAMS, chunks, endless, episodes
+from benchmarks.replay.bench import table
+from benchmarks.replay.libraries import bare_gather, transitions, vector_steps
+from benchmarks.replay.rows import ATARI, EPISODE, LOW, STREAMS, chunks, endless, episodes
 from dreamfleet import cli
 
 APART = ("processes", "processes-pixels")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.curves import (
+from benchmarks.learning.curves import (
     TASKS,
     WINDOW,
     Curve,

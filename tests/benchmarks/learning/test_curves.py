@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.curves import (
+from benchmarks.learning.curves import (
     EPISODES_KEPT,
     Curve,
     by_kind,

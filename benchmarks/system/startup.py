@@ -1,6 +1,6 @@
 """How soon something happens: help, a mistake, and the first gradient step of 16 actors.
 
-    python benchmarks/startup.py
+    python benchmarks/system/startup.py
 
 Wants a machine that does nothing else. The run it starts is stopped by Ctrl-C after its first
 gradient step, and whatever it leaves behind is named.
@@ -17,10 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.learning.report import markdown
 from benchmarks.processes import ROOT, Launched, fresh
-from benchmarks.report import markdown
 
 TIMES = 5
 PATIENCE_S = 180.0  # with the first gradient step

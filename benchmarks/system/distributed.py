@@ -1,6 +1,6 @@
 """What `make train` does, from the command to its end: 16 actors on Ray learn CartPole.
 
-    python benchmarks/distributed.py --seeds 3
+    python benchmarks/system/distributed.py --seeds 3
 
 Wants a machine that does nothing else. Each run is then scored by `launch.py eval`.
 """
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.learning.report import markdown, spread
 from benchmarks.processes import ROOT, Launched, fresh, score
-from benchmarks.report import markdown, spread
 
 PATIENCE_S = 180.0  # with the first gradient step
 
