@@ -12,7 +12,7 @@ from pathlib import Path
 
 from imageio_ffmpeg import get_ffmpeg_exe  # comes with moviepy
 
-SECONDS, FRAMES_PER_S, WIDTH, COLOURS = 8, 16, 400, 48
+SECONDS, FRAMES_PER_S, WIDTH, COLOURS = 6, 14, 400, 32
 
 
 def main() -> None:
