@@ -236,7 +236,7 @@ class DreamerLite(WeightGroups):
         spread = (0.5 * squared / variance + 0.5 * variance.log()).mean(-1)
         decoded = (world.decoder(after) - x[:, 1:]).square().mean(-1)  # (B, T-1)
         reward = world.reward(torch.cat([before, action.flatten(0, 1)[:, :-1]], -1)).squeeze(-1)
-        real_reward = world.normaliser.cut_outliers(rows["reward"]) / world.normaliser.reward_rms
+        real_reward = world.normaliser.clip_outliers(rows["reward"]) / world.normaliser.reward_rms
         reward_error = (reward - real_reward[:, 1:]).square()
         stays = (~rows["terminal"]).float()
         terms = {
@@ -371,7 +371,7 @@ class DreamerLite(WeightGroups):
             "latent": self.slow_world.encode(rows["obs"]),
             "action": rows["action"],
             "log_prob": rows["log_prob"],
-            "reward": self.slow_world.normaliser.cut_outliers(rows["reward"]),
+            "reward": self.slow_world.normaliser.clip_outliers(rows["reward"]),
             "cont": (~rows["terminal"]).float(),
             "trust": sound,
             "weight": inside * sound * F.pad(sound[:, 1:], (0, 1)),
@@ -386,7 +386,7 @@ class DreamerLite(WeightGroups):
         return retrace(
             reward=rows["reward"] / self.value_unit,
             discount=self.config.gamma * rows["cont"],
-            value=policy.expect(options),
+            value=policy.mean_value(options),
             q_taken=taken.min(0).values,
             trace=self.config.lam * ratio * rows["inside"] * trusted,
         )

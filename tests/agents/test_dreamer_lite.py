@@ -242,7 +242,7 @@ def returns_of(agent: DreamerLite, trajectories: Batch) -> tuple[Array, Array]:
     noise = agent.policy_rng.get_state()
     policy = agent.policy_at(trajectories["latent"], agent.policy_rng)
     options = agent.slow_critic(trajectories["latent"], trajectories["action"], policy)[1]
-    value = policy.expect(options)
+    value = policy.mean_value(options)
     agent.policy_rng.set_state(noise)
     unit = float(agent.value_unit)
     with torch.no_grad():

@@ -263,7 +263,7 @@ class Dreamwalker(WeightGroups):
         self.normaliser.update(lived["obs"], lived["reward"])
         weight = self.importance(chance)
         rows = {key: lived[key] for key in COLUMNS}
-        rows["reward"] = self.normaliser.cut_outliers(rows["reward"])
+        rows["reward"] = self.normaliser.clip_outliers(rows["reward"])
         sound = self.normaliser.inliers(rows["obs"])
         metrics["data/outliers"] = 1 - sound.mean()
         counts = sound.amin(1)  # nothing is learned from a window with an outlier
@@ -301,15 +301,15 @@ class Dreamwalker(WeightGroups):
         With batch statistics both are read in one batch, and no target network is needed (CrossQ).
         """
         with torch.no_grad():
-            action, log_prob = TanhNormal(self.actor(after), noise).sampled
+            action, log_prob = TanhNormal(self.actor(after), noise=noise).sampled
             following = torch.cat([after, action], -1)
             entropy_bonus = -self.actor.log_temperature.exp() * log_prob
         if self.config.norm == "batch":
-            both = self.critics(torch.cat([taken, following]), noise=self.dropping)
+            both = self.critics(torch.cat([taken, following]), rng=self.dropping)
             quantiles, ahead = both.chunk(2, 1)
         else:
-            quantiles = self.critics(taken, noise=self.dropping)
-            ahead = self.target(following, noise=self.dropping)
+            quantiles = self.critics(taken, rng=self.dropping)
+            ahead = self.target(following, rng=self.dropping)
         soft = truncate(ahead, self.config.dropped_quantiles) + entropy_bonus.unsqueeze(-1)
         return quantiles, reward.unsqueeze(-1) + discount.unsqueeze(-1) * soft
 
@@ -317,9 +317,9 @@ class Dreamwalker(WeightGroups):
         self, before: Tensor, counts: Tensor, noise: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the actor and its temperature at observations (B, O), and metrics."""
-        action, log_prob = TanhNormal(self.actor(before), noise).sampled
+        action, log_prob = TanhNormal(self.actor(before), noise=noise).sampled
         taken = torch.cat([before, action], -1)
-        value = self.critics(taken, held=True, mean=True, noise=self.dropping)
+        value = self.critics(taken, frozen=True, mean=True, rng=self.dropping)
         log_temperature = self.actor.log_temperature
         temperature = log_temperature.detach().exp()
         improving = actor_loss(value.mean((0, 2)), log_prob, temperature)

@@ -156,7 +156,7 @@ class GatedRainbow(WeightGroups):
         newest = obs[:, None]
         history = np.where(fresh, newest, np.concatenate([memory.history[:, 1:], newest], 1))
         counted = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
-        reward = to_array(self.online.normaliser.cut_outliers(counted)).clip(-MOST, MOST)
+        reward = to_array(self.online.normaliser.clip_outliers(counted)).clip(-MOST, MOST)
         trace = np.where(first, 0, self.config.gamma * memory.trace + reward).astype(np.float32)
         score = np.where(first, 0, memory.score + reward).astype(np.float32)
         held_out, noise = memory.held_out, None
@@ -282,7 +282,7 @@ class GatedRainbow(WeightGroups):
         self.update_value_unit(lived["trace"], lived["reward"])
         weight = self.importance(chance)
         rows = {key: lived[key] for key in COLUMNS}
-        rows["reward"] = normaliser.cut_outliers(rows["reward"])
+        rows["reward"] = normaliser.clip_outliers(rows["reward"])
         sound = normaliser.inliers(lived["obs"])
         metrics = {"data/outliers": 1 - sound.mean()}
         sound = sound.amin(1)  # nothing is learned from a window with an outlier

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dreamfleet.agents.blocks.conv import Convolutions
 from dreamfleet.agents.blocks.masked_mean import masked_mean
 from dreamfleet.agents.blocks.nets import MLP
-from dreamfleet.agents.blocks.normaliser import Pixels
+from dreamfleet.agents.blocks.normaliser import FrameNormaliser
 from dreamfleet.agents.gated_rainbow.world import WorldModel
 from dreamfleet.core.types import Space
 
@@ -24,7 +24,7 @@ class FrameWorldModel(WorldModel):
     from. The error is in the mean deviation of a pixel from its own mean.
     """
 
-    normaliser: Pixels
+    normaliser: FrameNormaliser
     mean_frame: Tensor
     variance: Tensor
 
@@ -40,7 +40,7 @@ class FrameWorldModel(WorldModel):
     ) -> None:
         super().__init__(obs, context=context, members=members, horizon=horizon)
         height, width, channels = obs.shape
-        self.normaliser = Pixels()
+        self.normaliser = FrameNormaliser()
         # One after the other: on CPUs that is faster than grouped convolutions.
         self.transition = nn.ModuleList(
             Motion((context + 1) * channels, channels, action_size, hidden // CELL)
@@ -79,7 +79,7 @@ class FrameWorldModel(WorldModel):
     def draw(
         self, now: Tensor, mean: Tensor, log_std: Tensor | None, noise: torch.Generator
     ) -> Tensor:
-        frame = self.normaliser.back(self.normaliser(now) + mean * self.change_rms)
+        frame = self.normaliser.denormalise(self.normaliser(now) + mean * self.change_rms)
         return frame.clamp(self.low, self.high).to(now.dtype)
 
     @property

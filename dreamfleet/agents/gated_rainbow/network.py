@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from dreamfleet.agents.blocks.conv import NATURE, Convolutions
 from dreamfleet.agents.blocks.nets import MLP
 from dreamfleet.agents.blocks.noisy import NoisyLinear
-from dreamfleet.agents.blocks.normaliser import Normaliser, Pixels
-from dreamfleet.agents.blocks.values import Categorical51, Expected, Quantiles, Values
+from dreamfleet.agents.blocks.normaliser import FrameNormaliser, Normaliser
+from dreamfleet.agents.blocks.value_heads import CategoricalHead, MeanHead, QuantileHead, ValueHead
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, RANGE, Config
 from dreamfleet.core.types import EnvSpec, Space
 
@@ -35,7 +35,7 @@ class ValueNetwork(nn.Module):
         hidden, actions = config.hidden, spec.action.n
         self.values = kind_of_values(config)
         self.noisy = config.noisy_sigma > 0
-        self.normaliser = Pixels() if spec.obs.image else Normaliser(spec.obs)
+        self.normaliser = FrameNormaliser() if spec.obs.image else Normaliser(spec.obs)
         self.body = (FrameBody if spec.obs.image else VectorBody)(spec.obs, hidden)
         self.gate = Gate(config.gate, CONTEXT + 1, self.body.gate_size, hidden)
         self.trunk = MLP((hidden, hidden))
@@ -47,7 +47,7 @@ class ValueNetwork(nn.Module):
     def forward(self, history: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`noise`: what `draw` gave."""
         layers = (self.streams, self.value, self.advantage)
-        sizes = [layer.noises for layer in layers]
+        sizes = [layer.noise_size for layer in layers]
         to_streams, to_value, to_advantage = (
             (None, None, None) if noise is None else noise.split(sizes, -1)
         )
@@ -65,7 +65,7 @@ class ValueNetwork(nn.Module):
         """Noise for a pass, all layers' in one draw: the same for a batch (1) or for each row."""
         if not self.noisy:
             return None
-        size = sum(layer.noises for layer in (self.streams, self.value, self.advantage))
+        size = sum(layer.noise_size for layer in (self.streams, self.value, self.advantage))
         return torch.randn(rows, size, generator=noise, device=self.unit.device)
 
     def mean(self, values: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class ValueNetwork(nn.Module):
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
         """Multiply what is said of returns, the noise in it left out."""
-        if self.values.scales:
+        if self.values.in_return_units:
             for layer in (self.value, self.advantage):
                 layer.weight.mul_(factor)
                 layer.bias.mul_(factor)
@@ -86,10 +86,10 @@ class ValueNetwork(nn.Module):
         return self.advantage.weight_sigma.detach().abs().mean()
 
 
-def kind_of_values(config: Config) -> Values:
+def kind_of_values(config: Config) -> ValueHead:
     if config.value_head == "c51":
-        return Categorical51(config.atoms, -RANGE, RANGE)
-    return Quantiles(config.quantiles) if config.value_head == "quantile" else Expected()
+        return CategoricalHead(config.atoms, -RANGE, RANGE)
+    return QuantileHead(config.quantiles) if config.value_head == "quantile" else MeanHead()
 
 
 def activate(x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class VectorWorldModel(WorldModel):
         assert log_std is not None
         drawn = torch.randint(self.RESIDUALS, mean.shape[:-1], generator=noise, device=mean.device)
         change = (mean + log_std.exp() * self.residuals[drawn]) * self.change_rms
-        obs = self.normaliser.flat(now) + change * self.normaliser.deviation
+        obs = self.normaliser.flatten(now) + change * self.normaliser.deviation
         return obs.unflatten(-1, self.shape).clamp(self.low, self.high)
 
     def update_residuals(
@@ -81,7 +81,7 @@ class VectorWorldModel(WorldModel):
         self.residuals.copy_(torch.cat([kept, torch.where(real, found, oldest)]))
 
     def replace_outliers(self, obs: Tensor) -> Tensor:
-        flat = self.normaliser.replace_outliers(self.normaliser.flat(obs))
+        flat = self.normaliser.replace_outliers(self.normaliser.flatten(obs))
         return flat.unflatten(-1, self.shape)
 
     @property

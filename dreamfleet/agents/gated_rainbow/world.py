@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.held_out import expected_error, update_averages
 from dreamfleet.agents.blocks.masked_mean import masked_mean
-from dreamfleet.agents.blocks.normaliser import Normaliser, Pixels
+from dreamfleet.agents.blocks.normaliser import FrameNormaliser, Normaliser
 from dreamfleet.core.types import Batch, Space
 
 
@@ -33,7 +33,7 @@ class WorldModel(nn.Module, ABC):
     observation as the networks read it. `horizon`: steps the held-out error is measured at.
     """
 
-    normaliser: Normaliser | Pixels
+    normaliser: Normaliser | FrameNormaliser
     change_rms: Tensor  # of each number, or of all
     low: Tensor
     high: Tensor
@@ -87,7 +87,7 @@ class WorldModel(nn.Module, ABC):
             spread = 0.5 * square.detach() * (-2 * log_std).exp() + log_std
             terms["loss/spread"] = 0.1 * masked_mean(self._each(spread), mask)
         reward, end = self.predict_outcome(before, codes, after)
-        plausible = self.normaliser.cut_outliers(rows["reward"][:, self.context + 1 :])
+        plausible = self.normaliser.clip_outliers(rows["reward"][:, self.context + 1 :])
         real_reward = plausible / self.normaliser.reward_rms
         ended = rows["terminal"][:, self.context + 1 :].float()
         reward_error = (reward - real_reward).square()

@@ -57,7 +57,7 @@ def test_noise_has_the_variance_of_the_paper(per_row):
     layer, noise = NoisyLinear(4, 3, sigma=0.5), make_rng(0, "cpu")
     x = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).expand(40, 4)
     with torch.no_grad():
-        draws = torch.randn(1_000, 40 if per_row else 1, layer.noises, generator=noise)
+        draws = torch.randn(1_000, 40 if per_row else 1, layer.noise_size, generator=noise)
         drawn = torch.stack([layer(x, draw) - layer(x) for draw in draws])
     assert drawn.mean().abs() < 0.05
     square = np.sqrt(2 / np.pi)

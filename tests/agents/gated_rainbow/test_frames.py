@@ -11,7 +11,7 @@ from torch import nn
 
 from dreamfleet.agents.blocks.arrays import to_tensors
 from dreamfleet.agents.blocks.conv import NATURE, Convolutions
-from dreamfleet.agents.blocks.normaliser import Pixels
+from dreamfleet.agents.blocks.normaliser import FrameNormaliser
 from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.agents.gated_rainbow.frame_world import Motion
@@ -92,10 +92,10 @@ def test_values_of_histories_of_frames(gate, shape):
 
 def test_frames_become_numbers_within_one_and_back():
     frame = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
-    x = Pixels()(frame)
+    x = FrameNormaliser()(frame)
     assert x.shape == (1, 1, 16, 16)
     assert (x.min(), x.max()) == (0, 1)
-    torch.testing.assert_close(Pixels().back(x), frame.float(), rtol=0, atol=0)
+    torch.testing.assert_close(FrameNormaliser().denormalise(x), frame.float(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
