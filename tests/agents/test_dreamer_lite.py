@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.blocks.arrays import to_tensors
 from dreamfleet.agents.dreamer_lite import Config, DreamerLite
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Array, Batch, EnvSpec, Sample, Space
@@ -242,7 +242,7 @@ def returns_of(agent: DreamerLite, trajectories: Batch) -> tuple[Array, Array]:
     noise = agent.policy_rng.get_state()
     policy = agent.policy_at(trajectories["latent"], agent.policy_rng)
     options = agent.slow_critic(trajectories["latent"], trajectories["action"], policy)[1]
-    value = policy.expect(options)
+    value = policy.mean_value(options)
     agent.policy_rng.set_state(noise)
     unit = float(agent.value_unit)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from benchmarks.tables import details
 from benchmarks.updates import footing, measure, table, without
 from benchmarks.updates_race import Race
 from benchmarks.updates_rainbow import EQUAL, OURS, Games, peer, race
-from dreamfleet.agents.blocks.values import project
+from dreamfleet.agents.blocks.value_heads import project
 from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 
 SMALL = replace(EQUAL, capacity=2048, batch=32)

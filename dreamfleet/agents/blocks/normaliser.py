@@ -66,7 +66,7 @@ class RewardScale(nn.Module):
         taken = self._taken or 0
         return torch.compiler.is_compiling() or taken <= 100 or taken % SORT_EVERY == 0
 
-    def cut_outliers(self, reward: Tensor) -> Tensor:
+    def clip_outliers(self, reward: Tensor) -> Tensor:
         """Rewards (…) to learn from: an outlier counts as ten times the root mean square."""
         cut = reward.sign() * (COUNTS_AS * self.reward_rms).float()
         return torch.where(reward.abs() > self._limit, cut, reward)
@@ -80,7 +80,7 @@ class RewardScale(nn.Module):
         most = torch.where(self.typical_reward > 0, most, torch.inf)
         size = returns.abs()
         inside = torch.where(size <= most, size, 0.0)
-        return torch.maximum(inside.max(), self.cut_outliers(reward).abs().max())
+        return torch.maximum(inside.max(), self.clip_outliers(reward).abs().max())
 
     @property
     def _limit(self) -> Tensor:
@@ -128,7 +128,7 @@ class Normaliser(RewardScale):
     def update(self, obs: Tensor, reward: Tensor) -> None:
         """Take in a batch of rows."""
         self.scale(reward)
-        flat, rate = self.flat(obs).flatten(0, -2), self.rate.double()
+        flat, rate = self.flatten(obs).flatten(0, -2), self.rate.double()
         if self.sorts:
             follow_typical(self.typical_obs, flat.abs(), rate)
         x = self.replace_outliers(flat)
@@ -157,7 +157,7 @@ class Normaliser(RewardScale):
 
     def standardised(self, obs: Tensor) -> Tensor:
         """Observations (…, *O) in deviations from the mean, up to `FAR` (…, O)."""
-        x = (self.flat(obs).double() - self.obs_mean) / self._deviation
+        x = (self.flatten(obs).double() - self.obs_mean) / self._deviation
         return x.clamp(-FAR, FAR).float()
 
     def replace_outliers(self, flat: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class Normaliser(RewardScale):
 
     def inliers(self, obs: Tensor) -> Tensor:
         """Whether no number of observations (…, *O) is an outlier, 1. or 0. (…)."""
-        inside = self.flat(obs).abs() <= limit(self.typical_obs)
+        inside = self.flatten(obs).abs() <= limit(self.typical_obs)
         return inside.all(-1).float()
 
     @property
@@ -178,11 +178,11 @@ class Normaliser(RewardScale):
     def _deviation(self) -> Tensor:
         return (self.obs_var + 1e-6).sqrt()
 
-    def flat(self, obs: Tensor) -> Tensor:
+    def flatten(self, obs: Tensor) -> Tensor:
         return obs.flatten(obs.dim() - self.axes).float()
 
 
-class Pixels(RewardScale):
+class FrameNormaliser(RewardScale):
     """Frames (…, H, W, C) of bytes → (…, C, H, W) within [0, 1]; only rewards have statistics."""
 
     MOST = 255
@@ -198,7 +198,7 @@ class Pixels(RewardScale):
         """Any byte is what a pixel can be: 1. (…)."""
         return torch.ones(obs.shape[:-3], device=obs.device)
 
-    def back(self, x: Tensor) -> Tensor:
+    def denormalise(self, x: Tensor) -> Tensor:
         """(…, C, H, W) → whole numbers (…, H, W, C), as floats and possibly out of range."""
         return (x * self.MOST).round().movedim(-3, -1)
 

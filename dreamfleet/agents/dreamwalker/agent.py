@@ -36,21 +36,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.distributions import TanhNormal
 from dreamfleet.agents.blocks.dreams import sample_windows
 from dreamfleet.agents.blocks.normaliser import Normaliser
+from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.rows import FLAG, columns
-from dreamfleet.agents.blocks.training import (
-    GroupState,
-    Optimizer,
-    SoftUpdate,
-    WeightGroups,
-    faults,
-    make_rng,
-    resolve,
-    to_array,
-    to_tensors,
-)
+from dreamfleet.agents.blocks.soft_update import SoftUpdate
+from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
 from dreamfleet.agents.dreamwalker.config import PRIORITY, Config
 from dreamfleet.agents.dreamwalker.network import (
     Actor,
@@ -83,7 +77,7 @@ class Dreamwalker(WeightGroups):
     act_groups = ("policy",)
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
-        device = resolve(device)
+        device = resolve_device(device)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
         size, (actions,) = math.prod(spec.obs.shape), spec.action.shape
@@ -157,7 +151,7 @@ class Dreamwalker(WeightGroups):
         self.world.update_statistics(rows)
         loss, metrics = self.world.loss(rows, rows["action"])
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
-        metrics |= faults("world", self.world_optimizer)
+        metrics |= skipped_step_metrics("world", self.world_optimizer)
         updates = self.world.normaliser.updates
         self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
         metrics |= self.world.update_held_out_error(
@@ -248,7 +242,7 @@ class Dreamwalker(WeightGroups):
         loss, found = self.actor_update(before, counts, noise[1])
         metrics |= found
         metrics["grad_norm/policy"] = self.actor_optimizer.step(loss)
-        metrics |= faults("policy", self.critic_optimizer, self.actor_optimizer)
+        metrics |= skipped_step_metrics("policy", self.critic_optimizer, self.actor_optimizer)
         if config.norm != "batch":
             self.target_soft_update.step(config.slow_critic)
         if not config.prioritized:
@@ -269,7 +263,7 @@ class Dreamwalker(WeightGroups):
         self.normaliser.update(lived["obs"], lived["reward"])
         weight = self.importance(chance)
         rows = {key: lived[key] for key in COLUMNS}
-        rows["reward"] = self.normaliser.cut_outliers(rows["reward"])
+        rows["reward"] = self.normaliser.clip_outliers(rows["reward"])
         sound = self.normaliser.inliers(rows["obs"])
         metrics["data/outliers"] = 1 - sound.mean()
         counts = sound.amin(1)  # nothing is learned from a window with an outlier
@@ -307,15 +301,15 @@ class Dreamwalker(WeightGroups):
         With batch statistics both are read in one batch, and no target network is needed (CrossQ).
         """
         with torch.no_grad():
-            action, log_prob = TanhNormal(self.actor(after), noise).sampled
+            action, log_prob = TanhNormal(self.actor(after), noise=noise).sampled
             following = torch.cat([after, action], -1)
             entropy_bonus = -self.actor.log_temperature.exp() * log_prob
         if self.config.norm == "batch":
-            both = self.critics(torch.cat([taken, following]), noise=self.dropping)
+            both = self.critics(torch.cat([taken, following]), rng=self.dropping)
             quantiles, ahead = both.chunk(2, 1)
         else:
-            quantiles = self.critics(taken, noise=self.dropping)
-            ahead = self.target(following, noise=self.dropping)
+            quantiles = self.critics(taken, rng=self.dropping)
+            ahead = self.target(following, rng=self.dropping)
         soft = truncate(ahead, self.config.dropped_quantiles) + entropy_bonus.unsqueeze(-1)
         return quantiles, reward.unsqueeze(-1) + discount.unsqueeze(-1) * soft
 
@@ -323,9 +317,9 @@ class Dreamwalker(WeightGroups):
         self, before: Tensor, counts: Tensor, noise: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the actor and its temperature at observations (B, O), and metrics."""
-        action, log_prob = TanhNormal(self.actor(before), noise).sampled
+        action, log_prob = TanhNormal(self.actor(before), noise=noise).sampled
         taken = torch.cat([before, action], -1)
-        value = self.critics(taken, held=True, mean=True, noise=self.dropping)
+        value = self.critics(taken, frozen=True, mean=True, rng=self.dropping)
         log_temperature = self.actor.log_temperature
         temperature = log_temperature.detach().exp()
         improving = actor_loss(value.mean((0, 2)), log_prob, temperature)

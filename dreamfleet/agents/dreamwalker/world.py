@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.held_out import expected_error, update_averages
+from dreamfleet.agents.blocks.masked_mean import masked_mean
 from dreamfleet.agents.blocks.nets import MLP, Ensemble
 from dreamfleet.agents.blocks.normaliser import Normaliser
-from dreamfleet.agents.blocks.training import masked_mean
 from dreamfleet.agents.blocks.transformer import Transformer
 from dreamfleet.agents.dreamwalker.config import Config
 from dreamfleet.core.types import Batch, Space
@@ -73,7 +73,7 @@ class WorldModel(nn.Module):
     def update_statistics(self, rows: Batch) -> None:
         """Take in real windows (B, L, …) for the running statistics."""
         self.normaliser.update(rows["obs"], rows["reward"])
-        flat = self.normaliser.replace_outliers(self.normaliser.flat(rows["obs"])).flatten(0, 1)
+        flat = self.normaliser.replace_outliers(self.normaliser.flatten(rows["obs"])).flatten(0, 1)
         self.low.copy_(torch.minimum(self.low, flat.amin(0)))
         self.high.copy_(torch.maximum(self.high, flat.amax(0)))
         self.two_valued &= ((flat == self.low) | (flat == self.high)).all(0)
@@ -95,7 +95,7 @@ class WorldModel(nn.Module):
         change = x.diff(dim=1)  # (B, L-1, O)
         square = (predicted.view_as(change) - change / self.change_rms).square()
         reward, end = self.outcomes(read, change)
-        plausible = self.normaliser.cut_outliers(rows["reward"][:, 1:])
+        plausible = self.normaliser.clip_outliers(rows["reward"][:, 1:])
         reward_error = (reward - plausible / self.normaliser.reward_rms).square()
         ended = rows["terminal"][:, 1:].float()
         terms = {
@@ -156,7 +156,7 @@ class WorldModel(nn.Module):
         numbers keep their range, and those that had two values, as flags have, are drawn from them.
         """
         heads = self.heads(read.expand(self.members, -1, -1))
-        now = self.normaliser.flat(obs)
+        now = self.normaliser.flatten(obs)
         change = heads.mean(0) * self.change_rms * self.normaliser.deviation
         following = (now + change).clamp(self.low, self.high)
         chance = (following - self.low) / (self.high - self.low).clamp(min=1e-6)
@@ -175,7 +175,7 @@ class WorldModel(nn.Module):
 
     def tokens(self, x: Tensor, code: Tensor, reward: Tensor, first: Tensor) -> Tensor:
         """Normalised observations (B, T, O) and the rest of their rows → (B, T, E)."""
-        reward = self.normaliser.cut_outliers(reward) / self.normaliser.reward_rms
+        reward = self.normaliser.clip_outliers(reward) / self.normaliser.reward_rms
         rest = torch.stack([reward, first.float()], -1)
         embedded: Tensor = self.embed(torch.cat([x, code, rest], -1))
         return embedded

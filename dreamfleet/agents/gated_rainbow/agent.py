@@ -45,21 +45,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.actions import DiscreteActions
+from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.dreams import sample_windows
+from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.returns import n_step
 from dreamfleet.agents.blocks.rows import FLAG, NUMBER, columns
-from dreamfleet.agents.blocks.training import (
-    GroupState,
-    Optimizer,
-    SoftUpdate,
-    WeightGroups,
-    compiled,
-    faults,
-    make_rng,
-    resolve,
-    to_array,
-    to_tensors,
-)
+from dreamfleet.agents.blocks.soft_update import SoftUpdate
+from dreamfleet.agents.blocks.torch_compile import compile_on_first_call
+from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
 from dreamfleet.agents.gated_rainbow.act_state import ActState, with_time
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, PRIORITY_OFFSET, VALUE_RANGE, Config
 from dreamfleet.agents.gated_rainbow.frame_world import FrameWorldModel
@@ -92,7 +86,7 @@ class GatedRainbow(WeightGroups):
     act_groups = ("policy",)  # includes the schedules, because acting needs the current ε
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
-        device, config = resolve(device), config.sized(spec.obs)
+        device, config = resolve_device(device), config.sized(spec.obs)
         if config.observe_time:
             spec = with_time(spec)
         self.config, self.spec, self.device = config, spec, device
@@ -108,7 +102,7 @@ class GatedRainbow(WeightGroups):
         self.schedules = Schedules(config).to(device)
 
         self._update_loss = (
-            compiled(self.update_loss, device) if config.compile else self.update_loss
+            compile_on_first_call(self.update_loss, device) if config.compile else self.update_loss
         )
         self.optimizer = Optimizer(
             self.online, config.lr_critic, config.max_grad_norm, config.weight_decay
@@ -144,7 +138,7 @@ class GatedRainbow(WeightGroups):
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
         config, first, previous = self.config, rows["first"], cast(ActState, state)
         reward = torch.as_tensor(rows["reward"], dtype=torch.float32, device=self.device)
-        clipped = to_array(self.online.normaliser.cut_outliers(reward))
+        clipped = to_array(self.online.normaliser.clip_outliers(reward))
         current = previous.next(rows, clipped, config.gamma, config.observe_time)
         rng = None
         if explore:
@@ -183,7 +177,7 @@ class GatedRainbow(WeightGroups):
         self.world.update_statistics(rows)
         loss, metrics = self.world.loss(rows, one_hot)
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
-        metrics |= faults("world", self.world_optimizer)
+        metrics |= skipped_step_metrics("world", self.world_optimizer)
         updates = self.world.normaliser.updates
         self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
         metrics |= self.world.update_held_out_error(self.slow_world, rows, one_hot, self.dream_rng)
@@ -257,7 +251,7 @@ class GatedRainbow(WeightGroups):
             rows, relative_prob, episode_stats, dreamed, noise
         )
         metrics["grad_norm/value"] = self.optimizer.step(loss, metrics["learn/lr"])
-        metrics |= faults("policy", self.optimizer)
+        metrics |= skipped_step_metrics("policy", self.optimizer)
         self.target_soft_update.step(self.config.slow_critic)
         if not self.config.prioritized:
             return Feedback(metrics)
@@ -284,7 +278,7 @@ class GatedRainbow(WeightGroups):
         self.update_value_unit(real["discounted_return"], real["reward"])
         weight = self.importance_weights(relative_prob)
         rows = {key: real[key] for key in COLUMNS}
-        rows["reward"] = normaliser.cut_outliers(rows["reward"])
+        rows["reward"] = normaliser.clip_outliers(rows["reward"])
         inliers = normaliser.inliers(real["obs"])
         metrics = {"data/outliers": 1 - inliers.mean()}
         counts = valid = inliers.amin(1)  # a window with an outlier counts 0

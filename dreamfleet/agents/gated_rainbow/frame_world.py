@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.conv import Convolutions
+from dreamfleet.agents.blocks.masked_mean import masked_mean
 from dreamfleet.agents.blocks.nets import MLP
-from dreamfleet.agents.blocks.normaliser import Pixels
-from dreamfleet.agents.blocks.training import masked_mean
+from dreamfleet.agents.blocks.normaliser import FrameNormaliser
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.agents.gated_rainbow.world import WorldModel
 from dreamfleet.core.types import Space
@@ -26,14 +26,14 @@ class FrameWorldModel(WorldModel):
     mean square deviation of pixels from their mean over time.
     """
 
-    normaliser: Pixels
+    normaliser: FrameNormaliser
     mean_frame: Tensor
     variance: Tensor
 
     def __init__(self, config: Config, obs: Space, action_size: int) -> None:
         super().__init__(config, obs)
         (height, width, channels), hidden = obs.shape, config.world_hidden
-        self.normaliser = Pixels()
+        self.normaliser = FrameNormaliser()
         # Members run one after the other, which on CPUs is faster than grouped convolutions.
         self.transition = nn.ModuleList(
             FrameTransition((CONTEXT + 1) * channels, channels, action_size, hidden // PATCH)
@@ -78,7 +78,7 @@ class FrameWorldModel(WorldModel):
         self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator
     ) -> Tensor:
         """Returns the mean prediction as whole bytes; nothing is random."""
-        frame = self.normaliser.back(self.normaliser(obs) + mean * self.change_rms)
+        frame = self.normaliser.denormalise(self.normaliser(obs) + mean * self.change_rms)
         return frame.clamp(self.low, self.high).to(obs.dtype)
 
     @property

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dreamfleet.agents.blocks.values import Values
+from dreamfleet.agents.blocks.value_heads import ValueHead
 
 
 def double_q_loss(
-    head: Values,
+    head: ValueHead,
     taken: Tensor,
     online_next: Tensor,
     target_next: Tensor,

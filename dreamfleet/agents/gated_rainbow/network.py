@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from dreamfleet.agents.blocks.conv import NATURE, Convolutions
 from dreamfleet.agents.blocks.nets import MLP
 from dreamfleet.agents.blocks.noisy import NoisyLinear
-from dreamfleet.agents.blocks.normaliser import Normaliser, Pixels
-from dreamfleet.agents.blocks.values import Categorical51, Expected, Quantiles, Values
+from dreamfleet.agents.blocks.normaliser import FrameNormaliser, Normaliser
+from dreamfleet.agents.blocks.value_heads import CategoricalHead, MeanHead, QuantileHead, ValueHead
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, VALUE_RANGE, Config
 from dreamfleet.core.types import EnvSpec, Space
 
@@ -36,7 +36,7 @@ class ValueNetwork(nn.Module):
         hidden, actions = config.hidden, spec.action.n
         self.head = value_head(config)
         self.noisy = config.noisy_sigma > 0
-        self.normaliser = Pixels() if spec.obs.image else Normaliser(spec.obs)
+        self.normaliser = FrameNormaliser() if spec.obs.image else Normaliser(spec.obs)
         self.body = (FrameBody if spec.obs.image else VectorBody)(spec.obs, hidden)
         self.gate = Gate(config.gate, CONTEXT + 1, self.body.gate_size, hidden)
         self.trunk = MLP((hidden, hidden))
@@ -48,7 +48,7 @@ class ValueNetwork(nn.Module):
     def forward(self, history: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns values and gate values. `noise`: a result of `draw_noise`; None: no noise."""
         layers = (self.streams, self.value, self.advantage)
-        sizes = [layer.noises for layer in layers]
+        sizes = [layer.noise_size for layer in layers]
         streams_noise, value_noise, advantage_noise = (
             (None, None, None) if noise is None else noise.split(sizes, -1)
         )
@@ -69,7 +69,7 @@ class ValueNetwork(nn.Module):
         """
         if not self.noisy:
             return None
-        size = sum(layer.noises for layer in (self.streams, self.value, self.advantage))
+        size = sum(layer.noise_size for layer in (self.streams, self.value, self.advantage))
         return torch.randn(rows, size, generator=rng, device=self.unit.device)
 
     def mean(self, values: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class ValueNetwork(nn.Module):
 
         Predictions over atoms (c51) are not rescaled, because the positions of atoms are fixed.
         """
-        if self.head.scales:
+        if self.head.in_return_units:
             factor = torch.where(self.unit > 0, self.unit / unit, 1.0)
             for layer in (self.value, self.advantage):
                 layer.weight.mul_(factor)
@@ -95,11 +95,11 @@ class ValueNetwork(nn.Module):
         return self.advantage.weight_sigma.detach().abs().mean()
 
 
-def value_head(config: Config) -> Values:
+def value_head(config: Config) -> ValueHead:
     """Returns the kind of values that `config.value_head` names."""
     if config.value_head == "c51":
-        return Categorical51(config.atoms, -VALUE_RANGE, VALUE_RANGE)
-    return Quantiles(config.quantiles) if config.value_head == "quantile" else Expected()
+        return CategoricalHead(config.atoms, -VALUE_RANGE, VALUE_RANGE)
+    return QuantileHead(config.quantiles) if config.value_head == "quantile" else MeanHead()
 
 
 def activate(x: Tensor) -> Tensor:

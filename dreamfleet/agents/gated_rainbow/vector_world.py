@@ -64,7 +64,7 @@ class VectorWorldModel(WorldModel):
         assert log_std is not None
         index = torch.randint(self.RESIDUALS, mean.shape[:-1], generator=rng, device=mean.device)
         change = (mean + log_std.exp() * self.residuals[index]) * self.change_rms
-        flat = self.normaliser.flat(obs) + change * self.normaliser.deviation
+        flat = self.normaliser.flatten(obs) + change * self.normaliser.deviation
         return flat.unflatten(-1, self.shape).clamp(self.low, self.high)
 
     def update_residuals(
@@ -78,7 +78,7 @@ class VectorWorldModel(WorldModel):
         self.residuals.copy_(torch.cat([kept, torch.where(valid, newest, oldest)]))
 
     def replace_outliers(self, obs: Tensor) -> Tensor:
-        flat = self.normaliser.replace_outliers(self.normaliser.flat(obs))
+        flat = self.normaliser.replace_outliers(self.normaliser.flatten(obs))
         return flat.unflatten(-1, self.shape)
 
     @property

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.held_out import expected_error, update_averages
-from dreamfleet.agents.blocks.normaliser import Normaliser, Pixels
-from dreamfleet.agents.blocks.training import masked_mean
+from dreamfleet.agents.blocks.masked_mean import masked_mean
+from dreamfleet.agents.blocks.normaliser import FrameNormaliser, Normaliser
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.core.types import Batch, Space
 
@@ -39,7 +39,7 @@ class WorldModel(nn.Module, ABC):
     error is measured after 1 … `world_window` - 1 steps.
     """
 
-    normaliser: Normaliser | Pixels
+    normaliser: Normaliser | FrameNormaliser
     change_rms: Tensor  # (O,) for vectors, () for frames
     low: Tensor
     high: Tensor
@@ -102,7 +102,7 @@ class WorldModel(nn.Module, ABC):
             std_loss = gaussian_std_loss(square, log_std)
             terms["loss/transition_std"] = 0.1 * masked_mean(self._mean_over_obs(std_loss), mask)
         predicted_reward, terminal_logit = self.predict_outcome(before, action, after)
-        reward = self.normaliser.cut_outliers(rows["reward"][:, CONTEXT + 1 :])
+        reward = self.normaliser.clip_outliers(rows["reward"][:, CONTEXT + 1 :])
         reward_error = (predicted_reward - reward / self.normaliser.reward_rms).square()
         terms["loss/reward"] = masked_mean(reward_error, mask)
         terminal = rows["terminal"][:, CONTEXT + 1 :].float()

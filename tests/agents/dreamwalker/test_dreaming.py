@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.blocks.arrays import to_tensors
 from tests.agents.dreamwalker.system import CONTEXT, HORIZON, Swing, build, steps
 
 
@@ -112,8 +112,8 @@ def test_dreams_nobody_believes_leave_an_update_to_the_real_rows(swinging):
     for beside in (None, dreams):
         agent = build(prioritized=True)
         with torch.no_grad():  # nothing random, so that dreamed rows change no draw of others
-            agent.actor.net.leave[:, :, 1:] = 0
-            agent.actor.net.leave_bias[:, :, 1:] = -100
+            agent.actor.net.output_weight[:, :, 1:] = 0
+            agent.actor.net.output_bias[:, :, 1:] = -100
             agent.actor.log_temperature.fill_(-20)
         found.append(agent.learn_policy(real, beside))
     assert float(found[1].metrics["dream/share"]) == 0

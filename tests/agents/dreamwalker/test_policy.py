@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from dreamfleet.agents.blocks.arrays import to_tensors
 from dreamfleet.agents.blocks.distributions import TanhNormal
 from dreamfleet.agents.blocks.quantiles import quantile_huber
-from dreamfleet.agents.blocks.training import to_tensors
 from dreamfleet.agents.dreamwalker.config import PRIORITY, Config
 from dreamfleet.agents.dreamwalker.network import (
     actor_loss,
@@ -62,7 +62,7 @@ def test_targets_bootstrap_unless_the_return_stops():
     taken = torch.cat([before, rows["action"][:, 0]], -1)
     noise = torch.randn(30, 1)
     quantiles, target = agent.quantiles_and_targets(taken, after, reward, discount, noise)
-    action, log_prob = TanhNormal(agent.actor(after), noise).sampled
+    action, log_prob = TanhNormal(agent.actor(after), noise=noise).sampled
     for b in range(30):
         at = torch.cat([after[b], action[b]])[None].detach()
         ahead = agent.target(at).flatten().sort().values[: 3 * 4]
@@ -129,7 +129,7 @@ def test_batch_statistics_are_of_both_halves_and_there_is_no_target():
 def test_only_terminal_takes_the_next_value_away(column, matters):
     agent, rows = build(dream_share=0.0, norm="none"), to_tensors(steps(40).data, "cpu")
     with torch.no_grad():
-        agent.target.leave_bias.fill_(5.0)  # of the next row's value
+        agent.target.output_bias.fill_(5.0)  # of the next row's value
     errors = []
     for value in (False, True):
         rows[column] = torch.full_like(rows[column], value)

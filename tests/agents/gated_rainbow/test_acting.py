@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from dreamfleet.agents.blocks.arrays import to_tensors
+from dreamfleet.agents.blocks.device import make_rng
 from dreamfleet.agents.blocks.noisy import NoisyLinear
-from dreamfleet.agents.blocks.training import make_rng, to_tensors
 from dreamfleet.agents.gated_rainbow.agent import FORWARD_PASSES, GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.agents.gated_rainbow.losses import gate_regulariser
@@ -56,7 +57,7 @@ def test_noisy_layers_have_the_variance_of_the_paper(per_row):
     layer, rng = NoisyLinear(4, 3, sigma=0.5), make_rng(0, "cpu")
     x = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).expand(40, 4)
     with torch.no_grad():
-        draws = torch.randn(1_000, 40 if per_row else 1, layer.noises, generator=rng)
+        draws = torch.randn(1_000, 40 if per_row else 1, layer.noise_size, generator=rng)
         difference = torch.stack([layer(x, noise) - layer(x) for noise in draws])
     assert difference.mean().abs() < 0.05
     square = np.sqrt(2 / np.pi)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from dreamfleet.agents.blocks.arrays import to_tensors
 from dreamfleet.agents.blocks.conv import NATURE, Convolutions
-from dreamfleet.agents.blocks.normaliser import Pixels
-from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.blocks.normaliser import FrameNormaliser
 from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.agents.gated_rainbow.frame_world import FrameTransition
@@ -99,10 +99,10 @@ def test_the_value_network_reads_frames_of_several_sizes(gate, shape):
 
 def test_pixels_are_scaled_to_0_to_1_and_back():
     frame = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
-    x = Pixels()(frame)
+    x = FrameNormaliser()(frame)
     assert x.shape == (1, 1, 16, 16)
     assert (x.min(), x.max()) == (0, 1)
-    torch.testing.assert_close(Pixels().back(x), frame.float(), rtol=0, atol=0)
+    torch.testing.assert_close(FrameNormaliser().denormalise(x), frame.float(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])

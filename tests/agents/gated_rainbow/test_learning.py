@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from dreamfleet.agents.blocks.arrays import to_tensors
 from dreamfleet.agents.blocks.quantiles import quantile_huber
 from dreamfleet.agents.blocks.returns import n_step
-from dreamfleet.agents.blocks.training import to_tensors
-from dreamfleet.agents.blocks.values import project
+from dreamfleet.agents.blocks.value_heads import project
 from dreamfleet.agents.gated_rainbow.agent import FORWARD_PASSES, GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, PRIORITY_OFFSET
 from dreamfleet.core.config import TrainConfig
