@@ -73,11 +73,11 @@ from dreamfleet.core.types import (
     TableSpec,
 )
 
-COLUMNS = ("obs", "action", "reward", "terminal")  # what policy and critics are learned from
+COLUMNS = ("obs", "action", "reward", "terminal")  # of windows for `learn_policy`
 
 
 class CriticUpdate(NamedTuple):
-    """The loss of the critics on B windows, and what else the update computed."""
+    """The loss of the critics on B windows, with intermediate results."""
 
     loss: Tensor  # ()
     abs_error: Tensor  # (B,), absolute TD errors
@@ -87,7 +87,7 @@ class CriticUpdate(NamedTuple):
 
 
 class Dreamwalker(WeightGroups):
-    """The agent of this module, for vector observations and continuous actions."""
+    """The Dreamwalker agent, for vector observations and continuous actions."""
 
     Config: TypeAlias = Config
     act_groups = ("policy",)
@@ -176,9 +176,9 @@ class Dreamwalker(WeightGroups):
         return Feedback(metrics)
 
     def trusted_steps(self) -> Tensor:
-        """Returns 1 for each of the steps 1 … `dream_horizon` of a dream that is trusted, (H,).
+        """Returns 1 for each dreamed step whose held-out error is small enough, else 0: (H,).
 
-        Decided by the held-out error alone.
+        H is `dream_horizon`. All steps after the first step with a larger error are 0, too.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
@@ -274,7 +274,7 @@ class Dreamwalker(WeightGroups):
         dreamed: tuple[Batch, Tensor] | None,
         noise: Tensor,
     ) -> CriticUpdate:
-        """Returns the loss of the critics, and what the update of the actor needs.
+        """Returns the loss of the critics on real and dreamed windows, with intermediate results.
 
         real: R real windows. relative_prob (R,): their probabilities relative to uniform sampling.
         dreamed: D dreamed windows and their weights (D,). noise: of the next actions, (R + D, A).

@@ -15,7 +15,7 @@ from dreamfleet.agents.dreamwalker.config import Config
 class Actor(nn.Module):
     """Normalised observations (B, O) → parameters of the policy (B, 2A).
 
-    It also holds the logarithm of the temperature, the entropy coefficient α.
+    The module also holds the logarithm of the temperature, which is the entropy coefficient α.
     """
 
     def __init__(self, config: Config, inputs: int, outputs: int) -> None:
@@ -50,7 +50,7 @@ def truncate(quantiles: Tensor, drop: int) -> Tensor:
 
 
 def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """Returns the quantile Huber loss, a weighted mean over windows and a mean over quantiles, ().
+    """Returns the quantile Huber loss (): its weighted mean over windows, critics and quantiles.
 
     quantiles: (K, B, Z), target: (B, Z'). weight (B,): importance weight of each window, 0 for
     windows that do not count. counts (B,): 1 for each window that counts, 0 to 1 for dreamed ones;

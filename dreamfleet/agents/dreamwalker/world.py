@@ -109,7 +109,7 @@ class WorldModel(nn.Module):
         predicted = self.heads(embedding.unflatten(0, (self.members, -1)).flatten(1, 2))
         change = x.diff(dim=1)  # (B, L-1, O)
         square = (predicted.view_as(change) - change / self.change_rms).square()
-        predicted_reward, terminal_logit = self.outcomes(embedding, change)
+        predicted_reward, terminal_logit = self.predict_outcome(embedding, change)
         reward = self.normaliser.clip_outliers(rows["reward"][:, 1:])
         reward_error = (predicted_reward - reward / self.normaliser.reward_rms).square()
         terminal_error = F.binary_cross_entropy_with_logits(
@@ -186,7 +186,7 @@ class WorldModel(nn.Module):
         high = torch.rand(prob_high.shape, generator=rng, device=prob_high.device) < prob_high
         after = torch.where(self.two_valued, torch.where(high, self.high, self.low), after)
         change = self.normaliser.standardised(after) - self.normaliser.standardised(before)
-        reward, terminal_logit = self.outcomes(embedding, change)
+        reward, terminal_logit = self.predict_outcome(embedding, change)
         uniform = torch.rand(terminal_logit.shape, generator=rng, device=terminal_logit.device)
         return DreamedStep(
             after.unflatten(-1, self.shape),
@@ -196,13 +196,16 @@ class WorldModel(nn.Module):
         )
 
     def tokens(self, x: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:
-        """Returns the tokens of rows, (B, T, E). x: normalised observations (B, T, O)."""
+        """Returns the tokens of rows, (B, T, E).
+
+        x: normalised observations (B, T, O), action: (B, T, A), reward and first: (B, T).
+        """
         reward = self.normaliser.clip_outliers(reward) / self.normaliser.reward_rms
         rest = torch.stack([reward, first.float()], -1)
         embedded: Tensor = self.embed(torch.cat([x, action, rest], -1))
         return embedded
 
-    def outcomes(self, embedding: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_outcome(self, embedding: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
         """Returns rewards in root mean squares of real rewards, and logits of termination.
 
         (…, E), (…, O) → (…), (…). change: in standard deviations of the observation.

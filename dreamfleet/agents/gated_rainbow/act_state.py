@@ -1,4 +1,4 @@
-"""What acting remembers between rows, and time as a part of observations."""
+"""The state of acting between two rows, and elapsed time as a part of observations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_REWARD = 1e30  # rewards are clipped to ± this before they are summed, as f
 
 
 class ActState(NamedTuple):
-    """What acting remembers of the present episode in each of N environments."""
+    """The memory of acting: numbers of the present episode in each of N environments."""
 
     history: Array  # (N, 4, *O), in the dtype of the observations
     age: Array  # (N,) f32, steps since the episode began

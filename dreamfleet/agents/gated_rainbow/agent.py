@@ -75,12 +75,12 @@ from dreamfleet.core.types import (
     Uniform,
 )
 
-COLUMNS = ("obs", "action", "reward", "last", "terminal")  # what values are learned from
-FORWARD_PASSES = 3  # draws of noise per update: twice the online network, once the target network
+COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of windows for learning values
+FORWARD_PASSES = 3  # per update, each with its own noise: online network twice, target network
 
 
 class GatedRainbow(WeightGroups):
-    """The agent of this module, for vectors or frames and discrete actions."""
+    """The Gated Rainbow agent, for vector or frame observations and discrete actions."""
 
     Config: TypeAlias = Config
     act_groups = ("policy",)  # includes the schedules, because acting needs the current ε
@@ -159,7 +159,7 @@ class GatedRainbow(WeightGroups):
     def choose(self, history: Tensor, rng: torch.Generator | None) -> Tensor:
         """Returns an action for each history: (B, 4, *O) → (B,).
 
-        With `rng` the actions explore, by noisy layers and ε. Without, they are greedy.
+        With `rng` the actions explore, by noisy layers and ε. Without `rng` they are greedy.
         """
         noise = None if rng is None else self.online.draw_noise(len(history), rng)
         best = self.online.mean(self.online(history, noise)[0]).argmax(-1)
@@ -185,9 +185,9 @@ class GatedRainbow(WeightGroups):
         return Feedback(metrics)
 
     def trusted_steps(self) -> Tensor:
-        """Returns 1 for each of the steps 1 … `dream_horizon` of a dream that is trusted, (H,).
+        """Returns 1 for each dreamed step whose held-out error is small enough, else 0: (H,).
 
-        Decided by the held-out error alone.
+        H is `dream_horizon`. All steps after the first step with a larger error are 0, too.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
@@ -265,9 +265,10 @@ class GatedRainbow(WeightGroups):
         dreamed: tuple[Batch, Tensor] | None,
         noise: Tensor | None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Does all of an update but the gradient step. Returns loss, new priorities (R,), metrics.
+        """Returns the loss (), new priorities (R,) and metrics of one update.
 
-        Arguments and results are tensors only, so that the method can be compiled.
+        Also updates running statistics, the unit of values and the schedules. All arguments and
+        results are tensors, so that the method can be compiled.
 
         real: R real windows. relative_prob (R,): their probabilities relative to uniform sampling.
         episode_stats (2,): number of episodes so far and mean return of the last 100.

@@ -9,7 +9,7 @@ from dreamfleet.agents.gated_rainbow.config import Config
 
 
 class Schedules(nn.Module):
-    """Counts updates and computes the learning rate, ε, α and β from that count.
+    """Counts updates; computes ε, α and β from the count, and the learning rate from returns.
 
     The learning rate is halved after `lr_patience` updates in a row without a new best mean return.
     The mean is over the last 100 episodes; with fewer than `MIN_EPISODES` episodes the learning

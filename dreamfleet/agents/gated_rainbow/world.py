@@ -26,7 +26,7 @@ class DreamedStep(NamedTuple):
 
 
 class WorldModel(nn.Module, ABC):
-    """What the world models of vectors and of frames have in common; subclasses add the networks.
+    """The common part of the world models of vectors and of frames; subclasses add the networks.
 
     An ensemble predicts the change from the newest observation of a history to the next
     observation, given the encoded action. The unit of changes is `change_rms`, the root mean square
@@ -245,7 +245,7 @@ class WorldModel(nn.Module, ABC):
         """Returns the mean over the numbers of each observation: (…, *X) → (…)."""
         return x.flatten(-len(self.shape)).mean(-1)
 
-    # ------------------------------------------------------------ what subclasses implement
+    # ------------------------------------------------------------- implemented by subclasses
 
     @abstractmethod
     def mean_square_change(self, x: Tensor, square: Tensor, mask: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def test_it_learns_a_linear_system(trained_agent):
         embedding, _ = world.transformer(tokens[:, :-1])
         changes = world.heads(embedding.flatten(0, 1).expand(world.members, -1, -1))
         change = changes.mean(0).unflatten(0, embedding.shape[:2]) * world.change_rms
-        reward, terminal_logit = world.outcomes(embedding, change)
+        reward, terminal_logit = world.predict_outcome(embedding, change)
     real_change, real_reward = x.diff(dim=1), rows["reward"][:, 1:]
     error = (change - real_change)[:, CONTEXT:].square().mean().sqrt()
     assert error < 0.15 * real_change.square().mean().sqrt()
