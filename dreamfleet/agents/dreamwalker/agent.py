@@ -139,7 +139,7 @@ class Dreamwalker(WeightGroups):
     # --------------------------------------------------------------------------------- acting
 
     def initial_state(self, n: int) -> State:
-        """Returns whether the present episode of each environment is held out, (N,)."""
+        """Returns the state of `act`: whether the episode of each environment is held out, (N,)."""
         return np.zeros(n, bool)
 
     @torch.no_grad()
@@ -366,7 +366,7 @@ class Dreamwalker(WeightGroups):
         return self.policy_rng if self.config.dropout else None
 
     def importance_weights(self, relative_prob: Tensor) -> Tensor:
-        """Returns relative_prob^-β, divided by the largest: (R,) → (R,). β rises to 1."""
+        """Returns relative_prob^-β, divided by the largest; 1 without priorities: (R,) → (R,)."""
         if not self.config.prioritized:
             return torch.ones_like(relative_prob)
         progress = (self.steps / self.config.anneal_steps).clamp(max=1)

@@ -329,10 +329,10 @@ class GatedRainbow(WeightGroups):
         )
 
     def td_losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the loss, |δ|, gate values and value of the action taken for each window.
+        """Returns loss, absolute TD error |δ|, gate values and value of the action taken.
 
-        (B, C + n + 1, …) → (B,), (B,), (B, F), (B,), in units of values. noise: one row for each
-        forward pass.
+        Windows (B, C + n + 1, …) → (B,), (B,), (B, F), (B,), in units of values. noise: one row for
+        each forward pass.
         """
         online, noises = self.online, [None] * FORWARD_PASSES if noise is None else noise.split(1)
         reward, last, terminal = (rows[key][:, CONTEXT:] for key in ("reward", "last", "terminal"))
@@ -351,7 +351,7 @@ class GatedRainbow(WeightGroups):
         return loss, td_error, gate, value
 
     def importance_weights(self, relative_prob: Tensor) -> Tensor:
-        """Returns relative_prob^-β, divided by the largest: (R,) → (R,)."""
+        """Returns relative_prob^-β, divided by the largest; 1 without priorities: (R,) → (R,)."""
         if not self.config.prioritized:
             return torch.ones_like(relative_prob)
         weight = relative_prob**-self.schedules.beta
@@ -360,8 +360,8 @@ class GatedRainbow(WeightGroups):
     def curiosity_bonus(self, rows: Batch) -> Tensor:
         """Returns the bonus reward of each row of windows, (B, C + n + 1).
 
-        It is the members' disagreement on the step to the row, relative to the mean disagreement
-        and at most 10 times that, in units of the root mean square reward.
+        The bonus is the members' disagreement on the step to the row, divided by the mean
+        disagreement and clipped to 10, in units of the root mean square reward.
         """
         world = self.slow_world
         disagreement = world.disagreement(rows["obs"], self.actions.encode(rows["action"]))

@@ -78,7 +78,7 @@ def test_the_held_out_error_is_that_of_dreams_with_the_real_actions(trained_agen
 
 
 def test_only_two_valued_numbers_are_random_and_keep_their_two_values():
-    """The probability of the higher value is such that the mean is the predicted one."""
+    """The mean of the draws is the predicted number."""
     world = build_agent().world
     rows = to_tensors(Swing().windows(60, HORIZON + 1).data, "cpu")
     rows["obs"][..., 1] = torch.where(rows["obs"][..., 1] > 0, 3.0, -1.0)
@@ -98,7 +98,7 @@ def test_only_two_valued_numbers_are_random_and_keep_their_two_values():
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.booleans(), min_size=30, max_size=60), st.integers(0, 4), st.integers(2, 5))
-def test_steps_in_episode_are_exactly_those_of_the_start_s_episode(ends, context, window):
+def test_steps_in_episode_match_the_numbers_of_episodes(ends, context, window):
     """Compares them with episode numbers, for random episodes that pass through a replay."""
     table_spec = spec(256, a=Consumer(20, window, context=context))
     table, episodes = Table("real", table_spec, 0), Episodes()
