@@ -18,7 +18,7 @@ from benchmarks.updates.comparison import Race, Work, learning
 from benchmarks.updates.eager_rainbow import Learner as Peer
 from benchmarks.updates.eager_rainbow import OurReplay, Sizes, Step, TreeReplay, of_n_steps
 from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
-from dreamfleet.agents.gated_rainbow.config import CONTEXT, RANGE, Config
+from dreamfleet.agents.gated_rainbow.config import CONTEXT, VALUE_RANGE, Config
 from dreamfleet.core.types import Agent, Array, Batch, EnvSpec
 from dreamfleet.envs.vector import GymVector
 
@@ -73,8 +73,8 @@ class Games:
             trace = np.where(first, 0, gamma * trace + rows["reward"]).astype(np.float32)
             score = np.where(first, 0, score + rows["reward"]).astype(np.float32)
             action = random.integers(0, env.spec.action.n - 1, GAMES)  # a draw would end them all
-            told = {"action": action, "history": history, "trace": trace, "score": score}
-            played.append({**rows, **told})
+            returns = {"discounted_return": trace, "episode_return": score}
+            played.append({**rows, "action": action, "history": history, **returns})
             taken += int((~rows["last"]).sum())
             rows = env.step(action)
         env.close()
@@ -101,14 +101,14 @@ def peer(
     config: Config, played: Games, replay: type[TreeReplay] | type[OurReplay], tidy: bool
 ) -> Peer:
     """A peer with the same networks, the same batches, and as much to draw from."""
-    unit = float(np.abs(played.rows["trace"]).max()) / RANGE
+    unit = float(np.abs(played.rows["discounted_return"]).max()) / VALUE_RANGE
     obs = played.spec.obs.shape
     sizes = Sizes(
         inputs=(CONTEXT + 1) * int(np.prod(obs)),
         actions=played.spec.action.n,
         hidden=config.hidden,
         atoms=config.atoms,
-        span=RANGE,
+        span=VALUE_RANGE,
         sigma=config.noisy_sigma,
         batch=config.batch,
         capacity=config.capacity,

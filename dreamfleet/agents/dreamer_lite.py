@@ -1,28 +1,29 @@
-"""Dreamer-Lite: a latent world model, and a policy and value that learn inside its dreams.
+"""Dreamer-Lite: a latent world model, and a policy and a critic that learn in its dreams.
 
-LatentWorld model (`learn_world`), from windows of real rows:
+World model (`learn_world`), trained on windows of real rows:
 
-    encoder      z_t      = f(o_t)                        scaled to unit variance
+    encoder      z_t      = f(o_t)                        scaled to mean 0 and variance 1
     transition   z_{t+1} ~ N(mean_m(z_t, a_t), std_m)     an ensemble, m = 1 … M
     heads        reward(z_t, a_t), continue(z_{t+1}), decoder(z_t)
-    grounding    z_t     <- f(decoder(z_t)), after each imagined transition
+    re-encoding  z_t     <- f(decoder(z_t))               after each dreamed transition
 
-What keeps the latent informative: it cannot shrink, having unit variance by construction, and the
-decoder must recover the observation from each encoded latent and from each one predicted open-loop.
-What keeps dreams where policy and value know their way: each imagined latent is encoded anew from
-what it decodes to. Without that dreams leave the encoder's image, and values sink step by step.
-Everyone but the world model's own loss sees a slow copy of it, whose dreams are several times as
-accurate and whose latents hold still for the policy.
+Latents cannot collapse to a constant: their variance is 1 by construction, and the decoder must
+recover the observation from each encoded latent and from each latent predicted open-loop.
+Re-encoding turns a dreamed latent into the latent of an observation, since policy and critic learn
+on such latents. Without re-encoding, dreams drift away, and values sink step by step.
+Acting, dreams and policy updates use a slow copy of the world model. Its dreams are several times
+as accurate, and its latents change slowly.
 
-Dreams (`dream`), H steps from real starts, each under a member of its own. Where two members
-disagree by more than they do on real data, a dream is not trusted any further: nothing is learned
-from that step nor from later ones, and returns bootstrap at the row before it.
+Dreams (`dream`) are H steps long and start at real rows. One ensemble member makes the whole dream.
+A dreamed step is trusted while two members disagree on it not much more than on real rows. Nothing
+is learned from the first untrusted step nor from later steps; returns bootstrap at the row before.
 
-Policy and value (`learn_policy`), from dreams and from a share of real windows. The critic learns
-Retrace(lambda) returns: on dreams of the policy itself these are Dreamer's lambda-returns, on real
-rows they are the sound off-policy targets, so one loss serves both. The policy follows the critic:
-fitted to the softmax of its values for discrete actions, by reparameterised samples for continuous
-ones. No gradient passes through a dream, so a dream is plain data that another process can make.
+Policy and critic (`learn_policy`) learn from dreams and from windows of real rows in one batch. The
+critic learns Retrace(lambda) returns. On dreams of the current policy they are Dreamer's lambda-
+returns; on real rows they correct for actions of older policies. So one loss serves both. A
+discrete policy is fitted to the softmax of the critic's values; a continuous policy ascends them
+through reparameterised samples. No gradient passes through a dream. So a dream is plain data, and
+another process can make it.
 
 Sources: seed project 003; Dreamer (Hafner et al. 2020; 2023); MBPO (Janner et al. 2019); Retrace
 (Munos et al. 2016); clipped double Q (Fujimoto et al. 2018).
@@ -117,18 +118,18 @@ class Config:
             )
 
     @property
-    def dreamed(self) -> int:
-        """Returns the number of dreams per policy update, a multiple of the members."""
+    def dreams_per_update(self) -> int:
+        """The number of dreams per policy update, a multiple of the members."""
         return round(self.batch * self.dream_share) // self.members * self.members
 
     @property
-    def real(self) -> int:
-        """Returns the number of real windows per policy update."""
-        return self.batch - self.dreamed
+    def windows_per_update(self) -> int:
+        """The number of windows of real rows per policy update."""
+        return self.batch - self.dreams_per_update
 
 
 class DreamerLite(WeightGroups):
-    """See the module. Built from vector observations and discrete or continuous actions."""
+    """The agent that this module describes."""
 
     Config: TypeAlias = Config
     act_groups = ("world", "policy")
@@ -190,8 +191,9 @@ class DreamerLite(WeightGroups):
         action, log_prob = policy.sampled
         return to_array(action), state, {"log_prob": to_array(log_prob)}
 
-    def policy_at(self, z: Tensor, noise: torch.Generator) -> Policy:
-        return self.actions.policy(self.policy(z), noise)
+    def policy_at(self, z: Tensor, rng: torch.Generator) -> Policy:
+        """Returns the policy's distribution at latents (…, L); `rng` draws its sample."""
+        return self.actions.policy(self.policy(z), rng)
 
     # ---------------------------------------------------------------------------- world model
 
@@ -202,24 +204,27 @@ class DreamerLite(WeightGroups):
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
         metrics |= skipped_step_metrics("world", self.world_optimizer)
         metrics["data/outliers"] = 1 - self.world.normaliser.inliers(rows["obs"]).mean()
-        self.world_soft_update.step(self.rate(self.config.slow_world))
-        metrics["model/disagreement"] = self.measure_disagreement(rows)
+        self.world_soft_update.step(self.averaging_rate(self.config.slow_world))
+        metrics["model/disagreement"] = self.update_disagreement(rows)
         return Feedback(metrics)
 
     def world_loss(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Each member predicts its share of the windows open-loop; rows (B, T, …) → scalar."""
-        world, members = self.world, self.config.members
+        """Returns the loss of the world model on windows of real rows (B, T, …), and metrics.
+
+        The windows are split among the members. Each member encodes the first row of its windows
+        and predicts the other rows open-loop.
+        """
+        world = self.world
         x = world.normaliser(rows["obs"])
         z = world.encode_normalised(x)  # (B, T, L)
-        sound = world.normaliser.inliers(rows["obs"])
-        alive = (~rows["last"]).float().cumprod(1)[:, :-1]  # is the step from row t still inside?
-        alive = alive * sound[:, :1] * sound[:, 1:]  # and from and to what is no fault?
+        inlier = world.normaliser.inliers(rows["obs"])
+        # A prediction counts if no earlier row of the window ends the episode, and if neither the
+        # first observation nor the predicted one has an outlier.
+        inside = (~rows["last"]).float().cumprod(1)[:, :-1]
+        counts = inside * inlier[:, :1] * inlier[:, 1:]  # (B, T-1)
 
-        def share(value: Tensor) -> Tensor:
-            return value.unflatten(0, (members, -1))  # (B, …) → (M, B/M, …)
-
-        action = share(self.actions.encode(rows["action"]))
-        predicted, means, log_stds = [share(z)[:, :, 0]], [], []
+        action = self.by_member(self.actions.encode(rows["action"]))
+        predicted, means, log_stds = [self.by_member(z)[:, :, 0]], [], []
         for t in range(z.shape[1] - 1):
             mean, log_std = world.predict(predicted[-1], action[:, :, t])
             predicted.append(mean)
@@ -227,62 +232,66 @@ class DreamerLite(WeightGroups):
             log_stds.append(log_std)
         before = torch.stack(predicted[:-1], 2).flatten(0, 1)  # (B, T-1, L)
         after = torch.stack(means, 2).flatten(0, 1)
-        log_std = log_stds[0].flatten(0, 1)  # (B, L), of one step
 
         error = (after - z[:, 1:].detach()).square().mean(-1)  # (B, T-1)
-        # The spread is fitted to the one-step error, without pulling on the mean.
+        # The standard deviation is fitted to the error of one step. The mean gets no gradient.
         variance = (2 * log_stds[0].flatten(0, 1)).exp()
-        squared = (means[0].flatten(0, 1) - z[:, 1]).detach().square()
-        spread = (0.5 * squared / variance + 0.5 * variance.log()).mean(-1)
+        squared_error = (means[0].flatten(0, 1) - z[:, 1]).detach().square()
+        gaussian_nll = (0.5 * squared_error / variance + 0.5 * variance.log()).mean(-1)
         decoded = (world.decoder(after) - x[:, 1:]).square().mean(-1)  # (B, T-1)
         reward = world.reward(torch.cat([before, action.flatten(0, 1)[:, :-1]], -1)).squeeze(-1)
-        real_reward = world.normaliser.cut_outliers(rows["reward"]) / world.normaliser.reward_rms
+        real_reward = world.normaliser.clip_outliers(rows["reward"]) / world.normaliser.reward_rms
         reward_error = (reward - real_reward[:, 1:]).square()
-        stays = (~rows["terminal"]).float()
+        continues = (~rows["terminal"]).float()
         terms = {
-            "loss/transition": masked_mean(error, alive),
-            "loss/spread": 0.1 * masked_mean(spread, sound[:, 0] * sound[:, 1]),
-            "loss/reconstruction": masked_mean((world.decoder(z) - x).square().mean(-1), sound),
-            "loss/prediction": masked_mean(decoded, alive),
-            "loss/reward": masked_mean(reward_error, alive),
-            "loss/continue": masked_mean(continue_loss(world.cont(z), stays), sound)
-            + masked_mean(continue_loss(world.cont(after), stays[:, 1:]), alive),
+            "loss/transition": masked_mean(error, counts),
+            "loss/transition_std": 0.1 * masked_mean(gaussian_nll, inlier[:, 0] * inlier[:, 1]),
+            "loss/reconstruction": masked_mean((world.decoder(z) - x).square().mean(-1), inlier),
+            "loss/prediction": masked_mean(decoded, counts),
+            "loss/reward": masked_mean(reward_error, counts),
+            "loss/continue": masked_mean(continue_loss(world.cont(z), continues), inlier)
+            + masked_mean(continue_loss(world.cont(after), continues[:, 1:]), counts),
         }
         horizon = decoded.shape[1]
         errors = {
-            f"model/error_{t + 1}": masked_mean(decoded[:, t], alive[:, t]).sqrt()
+            f"model/error_{t + 1}": masked_mean(decoded[:, t], counts[:, t]).sqrt()
             for t in sorted({0, horizon - 1})  # RMS in standard deviations of the observation
         }
         loss = torch.stack(list(terms.values())).sum()
         return loss, {name: term.detach() for name, term in (terms | errors).items()}
 
-    def rate(self, moving: float) -> Tensor:
-        """Of averages over world updates: plain at first, `moving` later."""
-        return (1 / self.world.normaliser.updates).clamp(min=moving)
+    def by_member(self, value: Tensor) -> Tensor:
+        """Splits a batch evenly among the ensemble members: (B, …) → (M, B/M, …)."""
+        return value.unflatten(0, (self.config.members, -1))
+
+    def averaging_rate(self, least: float) -> Tensor:
+        """Returns the rate of a running average over world updates: 1 / updates, then `least`."""
+        return (1 / self.world.normaliser.updates).clamp(min=least)
 
     @torch.no_grad()
-    def measure_disagreement(self, rows: Batch) -> Tensor:
-        """How far two members differ on the first step of real windows; dreams compare to it."""
-        z = self.slow_world.encode(rows["obs"][:, 0]).unflatten(0, (self.config.members, -1))
-        code = self.actions.encode(rows["action"][:, 0]).unflatten(0, (self.config.members, -1))
-        found = self.slow_world.predict_with_disagreement(z, code)[2].mean()
-        return self.world.usual_disagreement.lerp_(found, self.rate(0.01)).clone()
+    def update_disagreement(self, rows: Batch) -> Tensor:
+        """Updates the mean disagreement on the first step of real windows, and returns it."""
+        z = self.by_member(self.slow_world.encode(rows["obs"][:, 0]))
+        action = self.by_member(self.actions.encode(rows["action"][:, 0]))
+        disagreement = self.slow_world.predict_with_disagreement(z, action)[2].mean()
+        rate = self.averaging_rate(0.01)
+        return self.world.real_disagreement.lerp_(disagreement, rate).clone()
 
     # --------------------------------------------------------------------------------- dreams
 
     @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Rows of latents (B, H+1, …): `latent`, `action`, `log_prob`, `reward`, `cont`, `trust`.
+        """Returns one dream from the last row of each start, columns (B, H+1, …).
 
-        `cont` is the probability that the episode goes on at a row; `trust` is 1 while the members
-        still agree on it.
+        The columns are `latent`, `action`, `log_prob`, `reward`, `cont` (the probability that the
+        episode continues at the row) and `trusted` (1 up to the first untrusted step, then 0).
         """
-        world, noise = self.slow_world, self.dream_rng
+        world, rng = self.slow_world, self.dream_rng
         obs = torch.as_tensor(starts.data["obs"], device=self.device)[:, -1]
-        z = world.encode(obs).unflatten(0, (self.config.members, -1))  # (M, B/M, L)
+        z = self.by_member(world.encode(obs))  # (M, B/M, L)
         latents, actions, log_probs, disagreements = [], [], [], [torch.zeros_like(z[..., 0])]
         for step in range(self.config.dream_horizon + 1):
-            action, log_prob = self.policy_at(z, noise).sampled
+            action, log_prob = self.policy_at(z, rng).sampled
             latents.append(z)
             actions.append(action)
             log_probs.append(log_prob)
@@ -291,188 +300,198 @@ class DreamerLite(WeightGroups):
                     z, self.actions.encode(action)
                 )
                 disagreements.append(disagreement)
-                drawn = torch.randn(mean.shape, generator=noise, device=z.device)
-                z = world.ground(mean + log_std.exp() * drawn)
+                noise = torch.randn(mean.shape, generator=rng, device=z.device)
+                z = world.reencode(mean + log_std.exp() * noise)
 
         def trajectories(steps: list[Tensor]) -> Tensor:
             return torch.stack(steps, 2).flatten(0, 1)  # (M, B/M, …) each → (B, H+1, …)
 
         latent, action = trajectories(latents), trajectories(actions)
-        agreed = (
-            trajectories(disagreements) <= self.config.max_disagreement * world.usual_disagreement
-        )
+        bound = self.config.max_disagreement * world.real_disagreement
+        agreed = trajectories(disagreements) <= bound
         reward = world.reward(torch.cat([latent, self.actions.encode(action)], -1)).squeeze(-1)
         cont = torch.sigmoid(world.cont(latent)).squeeze(-1)
-        cont[:, 0] = 1  # a start is never an end
+        cont[:, 0] = 1  # no start ends an episode
         return {
             "latent": latent,
             "action": action,
             "log_prob": trajectories(log_probs),
             "reward": F.pad(reward[:, :-1] * world.normaliser.reward_rms, (1, 0)),
             "cont": cont,
-            "trust": agreed.float().cumprod(1),
+            "trusted": agreed.float().cumprod(1),
         }
 
-    # -------------------------------------------------------------------- policy and value
+    # -------------------------------------------------------------------- policy and critic
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         parts = []
         if dreams is not None:
-            parts.append(self.dreamed(to_tensors(dreams, self.device)))
+            parts.append(self.dreamed_trajectories(to_tensors(dreams, self.device)))
         if real is not None:
-            parts.append(self.lived(to_tensors(real.data, self.device)))
+            parts.append(self.real_trajectories(to_tensors(real.data, self.device)))
         rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         policy = self.policy_at(rows["latent"], self.policy_rng)
-        taken, options = self.critic(rows["latent"], rows["action"], policy)
+        q_taken, q_candidates = self.critic(rows["latent"], rows["action"], policy)
         with torch.no_grad():
-            returns = self.returns(rows, policy)
+            targets = self.critic_targets(rows, policy)
             weight = rows["weight"][:, :-1]
-            scale = self.return_range.update(returns, weight)
-            dreamt = weight[: 0 if dreams is None else len(dreams["latent"])].sum()
+            return_range = self.return_range.update(targets, weight)
+            dreamed_weight = weight[: 0 if dreams is None else len(dreams["latent"])].sum()
 
-        critic_loss = masked_mean((taken[:, :, :-1] - returns).square().sum(0), weight)
-        policy_loss = masked_mean(
-            policy.policy_loss(options / scale, self.config.entropy_weight)[:, :-1], weight
-        )
+        critic_loss = masked_mean((q_taken[:, :, :-1] - targets).square().sum(0), weight)
+        policy_loss = policy.policy_loss(q_candidates / return_range, self.config.entropy_weight)
+        policy_loss = masked_mean(policy_loss[:, :-1], weight)
         metrics = {
             "loss/critic": critic_loss.detach(),
             "loss/policy": policy_loss.detach(),
             "grad_norm/critic": self.critic_optimizer.step(critic_loss),
             "grad_norm/policy": self.policy_optimizer.step(policy_loss),
             "policy/entropy": masked_mean(policy.entropy().detach()[:, :-1], weight),
-            "value/mean": returns.mean() * self.value_unit,
-            "value/range": scale * self.value_unit,
-            "dream/share": dreamt / weight.sum().clamp(min=1e-6),
-            "dream/trust": rows["trust"].mean(),
+            "value/mean": targets.mean() * self.value_unit,
+            "value/range": return_range * self.value_unit,
+            "dream/share": dreamed_weight / weight.sum().clamp(min=1e-6),
+            "dream/trusted": rows["trusted"].mean(),
         }
         metrics |= skipped_step_metrics("policy", self.critic_optimizer, self.policy_optimizer)
         self.critic_soft_update.step(self.config.slow_critic)
         return Feedback(metrics)
 
-    def dreamed(self, dreams: Batch) -> Batch:
-        """Dreams as trajectories to learn from.
+    def dreamed_trajectories(self, dreams: Batch) -> Batch:
+        """Returns dreams (B, H+1, …) with the columns `weight` and `inside` for `learn_policy`.
 
-        A row weighs as much as it is likely to be reached, and nothing where the step from it is
-        not trusted: its return would consist of what that step leads to.
+        The weight of a row is the probability that the episode reaches the row. It is 0 if the
+        step from the row is not trusted, since the row's return consists of what follows this step.
         """
         reached = dreams["cont"].cumprod(1)
-        trusted = F.pad(dreams["trust"][:, 1:], (0, 1))  # is the step from the row?
-        return {**dreams, "weight": reached * trusted, "inside": torch.ones_like(reached)}
+        next_trusted = F.pad(dreams["trusted"][:, 1:], (0, 1))
+        return {**dreams, "weight": reached * next_trusted, "inside": torch.ones_like(reached)}
 
     @torch.no_grad()
-    def lived(self, rows: Batch) -> Batch:
-        """Real windows as trajectories to learn from. A `last` row only bootstraps.
+    def real_trajectories(self, rows: Batch) -> Batch:
+        """Returns windows of real rows (B, T, …) with the same columns as dreamed trajectories.
 
-        Nothing is learned from observations with outliers, nor from a step to them.
+        A `last` row has weight 0: returns bootstrap there. So has a row whose observation or whose
+        next observation has an outlier. `inside` is 0 on `last` rows, else 1.
         """
         inside = (~rows["last"]).float()
-        sound = self.slow_world.normaliser.inliers(rows["obs"])
+        inlier = self.slow_world.normaliser.inliers(rows["obs"])
         return {
             "latent": self.slow_world.encode(rows["obs"]),
             "action": rows["action"],
             "log_prob": rows["log_prob"],
-            "reward": self.slow_world.normaliser.cut_outliers(rows["reward"]),
+            "reward": self.slow_world.normaliser.clip_outliers(rows["reward"]),
             "cont": (~rows["terminal"]).float(),
-            "trust": sound,
-            "weight": inside * sound * F.pad(sound[:, 1:], (0, 1)),
+            "trusted": inlier,
+            "weight": inside * inlier * F.pad(inlier[:, 1:], (0, 1)),
             "inside": inside,
         }
 
-    def returns(self, rows: Batch, policy: Policy) -> Tensor:
-        """Targets of the critic in units of `value_unit`: trajectories (B, T, …) → (B, T-1)."""
-        taken, options = self.slow_critic(rows["latent"], rows["action"], policy)
+    def critic_targets(self, rows: Batch, policy: Policy) -> Tensor:
+        """Returns the critic's targets (B, T-1), in units of `value_unit`.
+
+        rows: trajectories (B, T, …). The targets are Retrace returns. They use no row after a
+        `last` row and none after an untrusted step.
+        """
+        q_taken, q_candidates = self.slow_critic(rows["latent"], rows["action"], policy)
         ratio = (policy.log_prob(rows["action"]) - rows["log_prob"]).exp().clamp(max=1)
-        trusted = F.pad(rows["trust"][:, 1:], (0, 1))  # is what follows the row?
+        next_trusted = F.pad(rows["trusted"][:, 1:], (0, 1))
         return retrace(
             reward=rows["reward"] / self.value_unit,
             discount=self.config.gamma * rows["cont"],
-            value=policy.expect(options),
-            q_taken=taken.min(0).values,
-            trace=self.config.lam * ratio * rows["inside"] * trusted,
+            value=policy.mean_value(q_candidates),
+            q_taken=q_taken.min(0).values,
+            trace_coefficient=self.config.lam * ratio * rows["inside"] * next_trusted,
         )
 
     @property
     def value_unit(self) -> Tensor:
-        """What a return is measured in: the return of always getting the typical reward."""
+        """The unit of the critic's values: the return of a constant reward of `reward_rms`."""
         return self.slow_world.normaliser.reward_rms / (1 - self.config.gamma)
 
 
-# -------------------------------------------------------------------------------- the world
+# ----------------------------------------------------------------------------- world model
 
 
 class LatentWorldModel(nn.Module):
-    """Encoder, transition ensemble, reward, continue and decoder."""
+    """Encoder, transition ensemble, reward head, continue head and decoder."""
 
-    usual_disagreement: Tensor
+    real_disagreement: Tensor  # running mean of the disagreement on real rows
 
     def __init__(self, config: Config, obs: Space, action_size: int) -> None:
         super().__init__()
         size, latent, hidden = math.prod(obs.shape), config.latent, config.hidden
         self.normaliser = Normaliser(obs)
-        self.encoder = MLP((size, hidden, hidden, latent))  # seed 003
+        self.encoder = MLP((size, hidden, hidden, latent))  # seed project 003
         self.transition = Ensemble(
             config.members, (latent + action_size, hidden, hidden, 2 * latent), zero_last=True
         )
         self.reward = MLP((latent + action_size, hidden, 1), zero_last=True)
         self.cont = MLP((latent, hidden, 1), zero_last=True)
         self.decoder = MLP((latent, hidden, size))
-        self.register_buffer("usual_disagreement", torch.zeros(()))
+        self.register_buffer("real_disagreement", torch.zeros(()))
 
     def encode(self, obs: Tensor) -> Tensor:
-        """Observations (…, *O) → latents (…, L)."""
+        """Returns the latents (…, L) of observations (…, *O)."""
         return self.encode_normalised(self.normaliser(obs))
 
     def encode_normalised(self, x: Tensor) -> Tensor:
+        """Returns the latents (…, L) of normalised observations (…, O)."""
         return unit_variance(self.encoder(x))
 
-    def ground(self, z: Tensor) -> Tensor:
-        """Latents (…, L) → those of the observations they stand for, (…, L)."""
+    def reencode(self, z: Tensor) -> Tensor:
+        """Decodes latents (…, L) to observations, and returns the latents of these (…, L)."""
         return self.encode_normalised(self.decoder(z))
 
-    def predict(self, z: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Each member's next latent: (M, B, L), (M, B, A) → mean and log std, (M, B, L)."""
-        change, spread = self.transition(torch.cat([z, code], -1)).chunk(2, -1)
-        return unit_variance(z + change), -4 + 3 * torch.tanh(spread / 3)
+    def predict(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and log standard deviation of the next latents (M, B, L), by member.
 
-    def predict_with_disagreement(self, z: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `predict`, and by how much the next member disagrees: (M, B).
-
-        Half the squared distance between two members: over pairs its mean is the ensemble's
-        variance, at the price of two members instead of all.
+        z: (M, B, L). action: encoded actions (M, B, A).
         """
-        other = z.roll(1, 0), code.roll(1, 0)  # what member m-1 was asked, put to member m
-        mean, log_std = self.predict(torch.cat([z, other[0]], 1), torch.cat([code, other[1]], 1))
-        (mine, others), log_std = mean.chunk(2, 1), log_std.chunk(2, 1)[0]
-        return mine, log_std, 0.5 * (mine - others.roll(-1, 0)).square().mean(-1)
+        change, log_std = self.transition(torch.cat([z, action], -1)).chunk(2, -1)
+        return unit_variance(z + change), -4 + 3 * torch.tanh(log_std / 3)
+
+    def predict_with_disagreement(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the results of `predict`, and the disagreement of each with the next member.
+
+        The disagreement (M, B) is half the squared distance between the means of two members. Over
+        random pairs its mean is the variance of the ensemble, but it needs only two members.
+        """
+        # Member m also predicts for the inputs of member m - 1.
+        other_z, other_action = z.roll(1, 0), action.roll(1, 0)
+        mean, log_std = self.predict(
+            torch.cat([z, other_z], 1), torch.cat([action, other_action], 1)
+        )
+        (own, other), log_std = mean.chunk(2, 1), log_std.chunk(2, 1)[0]
+        return own, log_std, 0.5 * (own - other.roll(-1, 0)).square().mean(-1)
 
 
 def unit_variance(z: Tensor) -> Tensor:
+    """Scales vectors (…, L) to mean 0 and variance 1."""
     return F.layer_norm(z, z.shape[-1:])
 
 
-def continue_loss(logit: Tensor, stays: Tensor) -> Tensor:
-    """Cross-entropy of going on: (…, 1), (…) → (…)."""
-    return F.binary_cross_entropy_with_logits(logit.squeeze(-1), stays, reduction="none")
+def continue_loss(logit: Tensor, continues: Tensor) -> Tensor:
+    """Returns the cross-entropy (…) of logits (…, 1) with whether the episode continues (…)."""
+    return F.binary_cross_entropy_with_logits(logit.squeeze(-1), continues, reduction="none")
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Who samples what, how often: the replay ratios of this agent."""
-    # Of the action, under the policy that took it.
-    kept = columns(spec, log_prob=NUMBER)
+    """Returns the tables that the agent needs: the real rows, their consumers, and the dreams."""
+    kept = columns(spec, log_prob=NUMBER)  # log_prob: of the action, under the acting policy
     consumers = {
         "world": Consumer(
             config.world_batch, config.world_window, samples_per_step=config.world_updates_per_step
         )
     }
     policy = Consumer(
-        config.real,
+        config.windows_per_update,
         config.dream_horizon + 1,
         samples_per_step=config.policy_updates_per_step,
         min_steps=config.warmup,
     )
-    if config.dreamed:
-        consumers["start"] = replace(policy, batch=config.dreamed, window=1)
-    if config.real:
+    if config.dreams_per_update:
+        consumers["start"] = replace(policy, batch=config.dreams_per_update, window=1)
+    if config.windows_per_update:
         consumers["policy"] = policy
     real = TableSpec(config.capacity, kept, consumers)
-    return {"real": real, "dream": QueueSpec(2)} if config.dreamed else {"real": real}
+    return {"real": real, "dream": QueueSpec(2)} if config.dreams_per_update else {"real": real}

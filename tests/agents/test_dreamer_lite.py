@@ -143,15 +143,15 @@ def test_dreams_are_not_trusted_where_the_data_never_was(swinging):
     system = Swing()
     inside, outside = system.windows(60, 1), system.windows(60, 1)
     outside.data["obs"] = outside.data["obs"] * 5
-    trust = [swinging.dream(starts)["trust"][:, 1:].mean() for starts in (inside, outside)]
+    trust = [swinging.dream(starts)["trusted"][:, 1:].mean() for starts in (inside, outside)]
     assert trust[0] > 0.7
     assert trust[1] < 0.5 * trust[0]
 
 
 def test_trust_and_the_chance_to_be_alive_only_fall(swinging):
     dreams = swinging.dream(Swing().windows(60, 3))
-    assert (dreams["trust"].diff(dim=1) <= 0).all()
-    assert (dreams["trust"][:, 0] == 1).all()
+    assert (dreams["trusted"].diff(dim=1) <= 0).all()
+    assert (dreams["trusted"][:, 0] == 1).all()
     assert (dreams["cont"][:, 0] == 1).all()
     assert ((dreams["cont"] >= 0) & (dreams["cont"] <= 1)).all()
 
@@ -173,7 +173,7 @@ def test_dreams_stay_among_the_latents_that_observations_have(swinging):
         for step in range(last):  # the same actions, never brought back
             z = world.predict(z, code[:, :, step])[0]
         astray, dreamed = (
-            float((world.ground(latent) - latent).square().mean().sqrt())
+            float((world.reencode(latent) - latent).square().mean().sqrt())
             for latent in (z, dreams["latent"][:, last])
         )
     assert dreamed < 0.3 * astray
@@ -210,7 +210,7 @@ def test_the_dream_share_divides_the_batch_of_the_policy(share, dreams, real):
     assert all(np.isfinite(float(value)) for value in metrics.values())
     weight = np.zeros(2)  # of dreams and of real rows
     if starts is not None:
-        weight[0] = agent.dreamed(starts)["weight"][:, :-1].sum()
+        weight[0] = agent.dreamed_trajectories(starts)["weight"][:, :-1].sum()
     if windows is not None:
         weight[1] = (~windows.data["last"][:, :-1]).sum()
     assert float(metrics["dream/share"]) == pytest.approx(weight[0] / weight.sum())
@@ -242,11 +242,11 @@ def returns_of(agent: DreamerLite, trajectories: Batch) -> tuple[Array, Array]:
     noise = agent.policy_rng.get_state()
     policy = agent.policy_at(trajectories["latent"], agent.policy_rng)
     options = agent.slow_critic(trajectories["latent"], trajectories["action"], policy)[1]
-    value = policy.expect(options)
+    value = policy.mean_value(options)
     agent.policy_rng.set_state(noise)
     unit = float(agent.value_unit)
     with torch.no_grad():
-        found = agent.returns(trajectories, policy)
+        found = agent.critic_targets(trajectories, policy)
     return found.numpy() * unit, value.detach().numpy() * unit
 
 
@@ -256,7 +256,7 @@ def test_truncation_bootstraps_and_termination_does_not(valued, terminal):
     end = 3
     windows.data["last"][:, end], windows.data["first"][:, end + 1] = True, True
     windows.data["terminal"][:, end] = terminal
-    found, value = returns_of(valued, valued.lived(to_tensors(windows.data, "cpu")))
+    found, value = returns_of(valued, valued.real_trajectories(to_tensors(windows.data, "cpu")))
     reward, gamma = windows.data["reward"], valued.config.gamma
     expected = reward[:, end] + (0 if terminal else gamma * value[:, end])
     np.testing.assert_allclose(found[:, end - 1], expected, rtol=1e-4, atol=1e-4)
@@ -272,7 +272,7 @@ def test_returns_do_not_reach_into_the_next_episode(valued):
         if name in ("obs", "action", "reward"):
             other.data[name][:, end + 1 :] = value[:, end + 1 :]
     other.data["action"][:, end] = 0.0  # the action of a last row is unused
-    lived = [valued.lived(to_tensors(windows.data, "cpu")) for windows in (one, other)]
+    lived = [valued.real_trajectories(to_tensors(windows.data, "cpu")) for windows in (one, other)]
     found, same = (returns_of(valued, rows)[0][:, :end] for rows in lived)
     np.testing.assert_allclose(found, same, rtol=1e-4, atol=1e-4)
     assert not lived[0]["weight"][:, end].any()  # nor is anything learned there
@@ -284,14 +284,14 @@ def test_nothing_is_learned_from_the_step_that_is_not_trusted_nor_from_what_it_l
 ):
     """Where members disagree on the step to row `end`, that row may be anything."""
     dreams = valued.dream(Swing().windows(60, 1))
-    dreams["trust"] = torch.ones_like(dreams["trust"])
-    dreams["trust"][:, end:] = 0
+    dreams["trusted"] = torch.ones_like(dreams["trusted"])
+    dreams["trusted"][:, end:] = 0
     other = {**dreams, "latent": dreams["latent"].clone(), "reward": dreams["reward"].clone()}
     other["latent"][:, end:] = torch.randn_like(other["latent"][:, end:])
     other["reward"][:, end:] += 5
-    found, value = returns_of(valued, valued.dreamed(dreams))
-    same, _ = returns_of(valued, valued.dreamed(other))
-    weight = valued.dreamed(dreams)["weight"].numpy()
+    found, value = returns_of(valued, valued.dreamed_trajectories(dreams))
+    same, _ = returns_of(valued, valued.dreamed_trajectories(other))
+    weight = valued.dreamed_trajectories(dreams)["weight"].numpy()
     counts = weight[:, :-1] > 0
     np.testing.assert_array_equal(counts, np.arange(15) < np.full((60, 1), end - 1))
     np.testing.assert_allclose(found[counts], same[counts], rtol=1e-4, atol=1e-4)
@@ -321,7 +321,9 @@ def test_nothing_is_learned_from_an_observation_with_an_outlier_nor_from_a_step_
     windows, at = Swing().windows(60, 6), 3
     faulty = copy.deepcopy(windows)
     faulty.data["obs"][:, at, 0] = outlier
-    lived = [valued.lived(to_tensors(sample.data, "cpu")) for sample in (windows, faulty)]
+    lived = [
+        valued.real_trajectories(to_tensors(sample.data, "cpu")) for sample in (windows, faulty)
+    ]
     np.testing.assert_array_equal(lived[1]["weight"][0], [1, 1, 0, 0, 1, 0])
     found, same = (returns_of(valued, rows)[0] for rows in lived)
     np.testing.assert_allclose(found[:, 4], same[:, 4], rtol=1e-4, atol=1e-4)

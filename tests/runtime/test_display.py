@@ -55,7 +55,7 @@ def test_everything_a_status_says_is_shown(terminal):
 
 
 def test_groups_of_metrics_are_rows_in_one_order_and_the_rest_is_left_out():
-    metrics = {"explore/epsilon": 0.25, "gate/over_units": 0.017, "grad_norm/value": 3.0}
+    metrics = {"explore/epsilon": 0.25, "gate/std_over_units": 0.017, "grad_norm/value": 3.0}
     metrics |= {"loss/value": 0.0794, "dream/share": 0.8, "loss/transition": 12.0}
     out = io.StringIO()
     status = replace(STATUS, metrics=metrics)
@@ -65,7 +65,12 @@ def test_groups_of_metrics_are_rows_in_one_order_and_the_rest_is_left_out():
     begin = rows.index("loss")
     assert rows[begin : begin + 4] == ["loss", "dream", "gate", "explore"]
     said = "\n".join(lines)
-    for word in ("value 0.0794   transition 12", "share 0.8", "over units 0.017", "epsilon 0.25"):
+    for word in (
+        "value 0.0794   transition 12",
+        "share 0.8",
+        "std over units 0.017",
+        "epsilon 0.25",
+    ):
         assert word in said, word
     assert "grad" not in said
     assert "dream 80%" in show(False, [status])

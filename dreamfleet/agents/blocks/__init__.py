@@ -1,1 +1,1 @@
-"""What two agents share: networks, distributions, returns."""
+"""Parts that several agents share: networks, distributions, returns, optimizers."""

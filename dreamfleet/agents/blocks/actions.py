@@ -1,12 +1,12 @@
-"""What depends on the kind of action: how one enters a network, and who values it.
+"""Discrete and continuous actions: their encoding, policy distribution and critic.
 
-A critic is two networks, the lower value of which counts (Fujimoto et al. 2018). Called with a
-policy at some latents it says two things, as (2, B, T) and (B, T, C):
+A critic is a pair of networks, of which the lower value counts (Fujimoto et al. 2018). A critic is
+called with latents z (B, T, L), the actions taken, and a policy at these latents. It returns
 
-- `taken`, both values of the actions that were taken, to be trained;
-- `options`, the lower value of each of the C actions the policy may choose among: all of them
-  where they are discrete, the one drawn from the policy where they are continuous. No gradient
-  reaches the critic through these.
+- `q_taken` (2, B, T): the value of each action taken, from both networks, for the critic's loss;
+- `q_candidates` (B, T, C): the lower value of each of C candidate actions of the policy. For
+  discrete actions the candidates are all actions; for continuous actions the only candidate is the
+  policy's sample. `q_candidates` carries no gradient to the critic's parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dreamfleet.core.types import Space
 
 
 class DiscreteActions:
-    """One of n actions."""
+    """Actions that are one of `size` choices, i64."""
 
     policy = Categorical
 
@@ -29,15 +29,16 @@ class DiscreteActions:
         self.size = self.policy_outputs = space.n
 
     def encode(self, action: Tensor) -> Tensor:
-        """(…) i64 → one-hot (…, A)."""
+        """Returns actions i64 (…) as one-hot vectors f32 (…, A)."""
         return F.one_hot(action, self.size).float()
 
     def critic(self, latent: int, hidden: int) -> DiscreteCritic:
+        """Returns a new critic for latents of this size."""
         return DiscreteCritic((latent, hidden, hidden, self.size))
 
 
 class ContinuousActions:
-    """Vectors in [-1, 1]^A."""
+    """Actions that are vectors in [-1, 1]^`size`, f32."""
 
     policy = TanhNormal
 
@@ -46,45 +47,53 @@ class ContinuousActions:
         self.policy_outputs = 2 * self.size
 
     def encode(self, action: Tensor) -> Tensor:
+        """Returns the actions f32 (…, A) as they are."""
         return action
 
     def critic(self, latent: int, hidden: int) -> ContinuousCritic:
+        """Returns a new critic for latents of this size."""
         return ContinuousCritic((latent + self.size, hidden, hidden, 1))
 
 
 def action_kind(space: Space) -> DiscreteActions | ContinuousActions:
+    """Returns the description of an action space, by its kind."""
     return DiscreteActions(space) if space.discrete else ContinuousActions(space)
 
 
 class DiscreteCritic(nn.Module):
-    """Latents → the value of every action."""
+    """Maps latents to the values of all actions."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()
         self.net = Ensemble(2, sizes, zero_last=True)
 
     def forward(self, z: Tensor, action: Tensor, policy: Categorical) -> tuple[Tensor, Tensor]:
-        values = both(self.net, z)  # (2, B, T, A)
-        taken = values.gather(-1, action.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)
-        return taken, values.detach().min(0).values
+        """Returns `q_taken` (2, B, T) and `q_candidates` (B, T, A); see the module."""
+        q = evaluate_both(self.net, z)  # (2, B, T, A)
+        q_taken = q.gather(-1, action.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)
+        return q_taken, q.detach().min(0).values
 
 
 class ContinuousCritic(nn.Module):
-    """Latents and an action → its value."""
+    """Maps a latent and an action to the value of the action."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()
         self.net = Ensemble(2, sizes, zero_last=True)
 
     def forward(self, z: Tensor, action: Tensor, policy: TanhNormal) -> tuple[Tensor, Tensor]:
-        taken = both(self.net, torch.cat([z, action], -1)).squeeze(-1)
-        held = {name: value.detach() for name, value in self.net.named_parameters()}
-        drawn = both(self.net, torch.cat([z, policy.sampled[0]], -1), held)
-        return taken, drawn.min(0).values
+        """Returns `q_taken` (2, B, T) and `q_candidates` (B, T, 1); see the module."""
+        q_taken = evaluate_both(self.net, torch.cat([z, action], -1)).squeeze(-1)
+        frozen = {name: value.detach() for name, value in self.net.named_parameters()}
+        q_sample = evaluate_both(self.net, torch.cat([z, policy.sampled[0]], -1), frozen)
+        return q_taken, q_sample.min(0).values
 
 
-def both(net: Ensemble, x: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
-    """Both networks at the same inputs, (B, T, in) → (2, B, T, out); with other `parameters`."""
+def evaluate_both(net: Ensemble, x: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
+    """Returns the outputs (2, B, T, out) of a pair of networks at the same inputs (B, T, in).
+
+    parameters: used in place of the networks' own.
+    """
     flat = x.flatten(0, 1).expand(2, -1, -1)
-    values = net(flat) if parameters is None else torch.func.functional_call(net, parameters, flat)
-    return values.unflatten(1, x.shape[:2])
+    out = net(flat) if parameters is None else torch.func.functional_call(net, parameters, flat)
+    return out.unflatten(1, x.shape[:2])

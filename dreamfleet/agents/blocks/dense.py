@@ -1,8 +1,9 @@
-"""Dense networks: several as one batched computation, whose hidden layers may all read the input.
+"""A batched ensemble of dense networks, whose hidden layers may all read the network's input.
 
-What a layer computes is told apart by where it comes from: `read` takes the input to the layers
-that see it, `carry` takes each hidden layer to the next, `leave` the last one out. A 1 stands
-behind the input, so that the last row of `read` is a layer's bias.
+Each weight is named after its input. `input_weights` multiply the network's input: one matrix per
+hidden layer. `hidden_weights` multiply the output of the previous hidden layer. `output_weight`
+multiplies the output of the last hidden layer. A column of ones is appended to the input, so the
+last row of each input weight is the bias of its hidden layer.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from torch import Tensor, nn
 
 Norm = Literal["none", "layer", "batch"]
 
-VECTOR = 16  # numbers a processor multiplies at a time
+VECTOR = 16  # numbers that a processor multiplies in one instruction
 
 
 class Dense(nn.Module):
-    """K independent networks that read the same input: (B, in) → (K, B, out), ReLU in between.
+    """K independent networks that read the same input: (B, in) → (K, B, out), with ReLU.
 
-    hidden: units of each hidden layer. dense: all of them read the input beside the layer before
-    (D2RL, Sinha et al. 2020), not the first alone. norm: of hidden layers, `layer` before and
-    `batch` (renormalised) after the activation. dropout: chance of a hidden unit to be left out.
+    hidden: units of each hidden layer.
+    dense: whether every hidden layer reads the network's input beside the output of the layer
+      before it (D2RL, Sinha et al. 2020); otherwise only the first hidden layer reads the input.
+    norm: normalisation of the hidden layers. "layer" is LayerNorm before the activation, "batch" is
+      batch renormalisation after the activation.
+    dropout: probability that dropout sets a hidden unit to 0.
     """
 
     def __init__(
@@ -41,84 +45,99 @@ class Dense(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.members, self.dense, self.norm, self.keep = members, dense, norm, 1 - dropout
+        self.members, self.dense, self.norm, self.keep_prob = members, dense, norm, 1 - dropout
 
         def uniform(rows: int, columns: int, fan_in: int) -> Tensor:
             bound = 1 / math.sqrt(fan_in)
             return torch.empty(members, rows, columns).uniform_(-bound, bound)
 
-        def spare(units: int) -> int:
-            """Units that fill up a processor's vectors: with weights of 0 they stay 0.
+        def padding(units: int) -> int:
+            """Returns how many units fill the last vector of a processor.
 
-            None where LayerNorm would count them.
+            Their weights are 0 and stay 0. LayerNorm would count such units, so it gets none.
             """
             return 0 if norm == "layer" else -units % VECTOR
 
-        sees = [inputs, *(inputs * dense for _ in hidden[1:])]  # of the input, each hidden layer
-        fans = [sees[0], *(seen + before for seen, before in zip(sees[1:], hidden, strict=False))]
-        self.read = nn.ParameterList(
-            F.pad(uniform(seen + 1, units, fan_in), (0, spare(units)))
-            for seen, units, fan_in in zip(sees, hidden, fans, strict=True)
+        input_sizes = [inputs, *(inputs * dense for _ in hidden[1:])]  # of each hidden layer
+        fans_in = [
+            inputs,
+            *(size + before for size, before in zip(input_sizes[1:], hidden, strict=False)),
+        ]
+        self.input_weights = nn.ParameterList(
+            F.pad(uniform(size + 1, units, fan_in), (0, padding(units)))
+            for size, units, fan_in in zip(input_sizes, hidden, fans_in, strict=True)
         )
-        self.carry = nn.ParameterList(
-            F.pad(uniform(before, units, fan_in), (0, spare(units), 0, spare(before)))
-            for (before, units), fan_in in zip(pairwise(hidden), fans[1:], strict=True)
+        self.hidden_weights = nn.ParameterList(
+            F.pad(uniform(before, units, fan_in), (0, padding(units), 0, padding(before)))
+            for (before, units), fan_in in zip(pairwise(hidden), fans_in[1:], strict=True)
         )
-        leave = uniform(hidden[-1], outputs, hidden[-1])
-        self.leave = nn.Parameter(F.pad(leave, (0, 0, 0, spare(hidden[-1]))))
-        self.leave_bias = nn.Parameter(uniform(1, outputs, hidden[-1]))
+        output_weight = uniform(hidden[-1], outputs, hidden[-1])
+        self.output_weight = nn.Parameter(F.pad(output_weight, (0, 0, 0, padding(hidden[-1]))))
+        self.output_bias = nn.Parameter(uniform(1, outputs, hidden[-1]))
         norms = hidden if norm == "batch" else []
-        self.renorm = nn.ModuleList(BatchRenorm(members, units + spare(units)) for units in norms)
+        self.renorm = nn.ModuleList(BatchRenorm(members, units + padding(units)) for units in norms)
 
     def forward(
         self,
         x: Tensor,
         *,
-        held: bool = False,
+        frozen: bool = False,
         mean: bool = False,
-        noise: torch.Generator | None = None,
+        rng: torch.Generator | None = None,
     ) -> Tensor:
-        """held: nothing here is to learn, neither by gradients nor of the batch's statistics.
+        """Returns the outputs (K, B, out) at inputs (B, in).
 
-        mean: the mean of the outputs alone, (K, B, 1). noise: draws what dropout leaves out; None:
-        nothing.
+        frozen: gradients reach the inputs but not the weights, and BatchRenorm uses its running
+          statistics and does not update them.
+        mean: return only the mean of each network's outputs, (K, B, 1).
+        rng: draws the dropout masks; without it there is no dropout.
         """
-        weights = [*self.read, *self.carry, self.leave, self.leave_bias]
-        if held:
+        weights = [
+            *self.input_weights,
+            *self.hidden_weights,
+            self.output_weight,
+            self.output_bias,
+        ]
+        if frozen:
             weights = [weight.detach() for weight in weights]
-        *weights, leave, leave_bias = weights
+        *weights, output_weight, output_bias = weights
         if mean:
-            leave, leave_bias = leave.mean(-1, keepdim=True), leave_bias.mean(-1, keepdim=True)
-        reads, carries = weights[: len(self.read)], weights[len(self.read) :]
+            output_weight = output_weight.mean(-1, keepdim=True)
+            output_bias = output_bias.mean(-1, keepdim=True)
+        input_weights = weights[: len(self.input_weights)]
+        hidden_weights = weights[len(self.input_weights) :]
         one = x.new_ones(len(x), 1)
-        x, one = (of.expand(self.members, -1, -1) for of in (torch.cat([x, one], -1), one))
-        h = self._activate(torch.bmm(x, reads[0]), 0, held, noise)
-        for layer, (read, carry) in enumerate(zip(reads[1:], carries, strict=True), 1):
-            seen = torch.bmm(x if self.dense else one, read)
-            h = self._activate(seen.baddbmm_(h, carry), layer, held, noise)
-        return torch.baddbmm(leave_bias, h, leave)
+        x, one = (v.expand(self.members, -1, -1) for v in (torch.cat([x, one], -1), one))
+        h = self._activate(torch.bmm(x, input_weights[0]), 0, frozen, rng)
+        for layer, (input_weight, hidden_weight) in enumerate(
+            zip(input_weights[1:], hidden_weights, strict=True), 1
+        ):
+            from_input = torch.bmm(x if self.dense else one, input_weight)
+            h = self._activate(from_input.baddbmm_(h, hidden_weight), layer, frozen, rng)
+        return torch.baddbmm(output_bias, h, output_weight)
 
-    def _activate(self, h: Tensor, layer: int, held: bool, noise: torch.Generator | None) -> Tensor:
-        if self.keep < 1 and noise is not None:
-            h = h * torch.empty_like(h).bernoulli_(self.keep, generator=noise) / self.keep
+    def _activate(self, h: Tensor, layer: int, frozen: bool, rng: torch.Generator | None) -> Tensor:
+        if self.keep_prob < 1 and rng is not None:
+            h = h * torch.empty_like(h).bernoulli_(self.keep_prob, generator=rng) / self.keep_prob
         if self.norm == "layer":
-            size = h.shape[-1:]  # given its weights, torch takes half as long
+            size = h.shape[-1:]  # PyTorch takes half as long when it is given weights
             h = F.layer_norm(h, size, h.new_ones(size), h.new_zeros(size))
         h = F.relu(h, inplace=True)
-        return self.renorm[layer](h, held) if self.norm == "batch" else h
+        return self.renorm[layer](h, frozen) if self.norm == "batch" else h
 
 
 class BatchRenorm(nn.Module):
-    """Unit variance over a batch, corrected towards that over batches: (K, B, F) → the same.
+    """Batch renormalisation, (K, B, F) → (K, B, F).
 
-    For its first `WARMUP` batches it is plain batch normalisation; from then on what it puts out
-    agrees with what the running statistics give, as far as the corrections' bounds go.
+    Normalises each unit with the statistics of the batch, then corrects the result towards that of
+    the running statistics. The corrections are bounded by `MAX_SCALE` and `MAX_SHIFT`. For the
+    first `WARMUP` batches there is no correction: this is plain batch normalisation.
 
     Source: Ioffe 2017; constants of CrossQ (Bhatt et al. 2024).
     """
 
     RATE, EPSILON, WARMUP = 0.01, 1e-3, 100_000
-    SCALE, SHIFT = 3.0, 5.0  # the corrections' bounds: r_max, d_max
+    MAX_SCALE, MAX_SHIFT = 3.0, 5.0  # r_max and d_max of Ioffe 2017
 
     mean: Tensor
     variance: Tensor
@@ -132,22 +151,27 @@ class BatchRenorm(nn.Module):
         self.register_buffer("variance", torch.ones(members, 1, units))
         self.register_buffer("batches", torch.zeros(()))
 
-    def forward(self, x: Tensor, held: bool) -> Tensor:
-        deviation = (self.variance + self.EPSILON).sqrt()
-        if held:
-            return (x - self.mean) / deviation * self.gain.detach() + self.offset.detach()
-        variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
-        spread = (variance + self.EPSILON).sqrt()
-        with torch.no_grad():
-            late = self.batches >= self.WARMUP
-            scale = (spread / deviation).clamp(1 / self.SCALE, self.SCALE)
-            shift = ((mean - self.mean) / deviation).clamp(-self.SHIFT, self.SHIFT)
-            scale, shift = torch.where(late, scale, 1.0), torch.where(late, shift, 0.0)
-            self._follow(self.mean, mean)
-            self._follow(self.variance, variance)
-            self.batches += 1
-        return ((x - mean) / spread * scale + shift) * self.gain + self.offset
+    def forward(self, x: Tensor, frozen: bool) -> Tensor:
+        """Returns the normalised batch.
 
-    def _follow(self, average: Tensor, found: Tensor) -> None:
-        """Move a running statistic, but not by what is not finite."""
-        average.lerp_(torch.where(found.isfinite(), found, average), self.RATE)
+        frozen: use the running statistics alone, do not update them, and let no gradient reach gain
+        and offset.
+        """
+        running_std = (self.variance + self.EPSILON).sqrt()
+        if frozen:
+            return (x - self.mean) / running_std * self.gain.detach() + self.offset.detach()
+        variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+        std = (variance + self.EPSILON).sqrt()
+        with torch.no_grad():
+            corrected = self.batches >= self.WARMUP
+            scale = (std / running_std).clamp(1 / self.MAX_SCALE, self.MAX_SCALE)
+            shift = ((mean - self.mean) / running_std).clamp(-self.MAX_SHIFT, self.MAX_SHIFT)
+            scale, shift = torch.where(corrected, scale, 1.0), torch.where(corrected, shift, 0.0)
+            self._update_average(self.mean, mean)
+            self._update_average(self.variance, variance)
+            self.batches += 1
+        return ((x - mean) / std * scale + shift) * self.gain + self.offset
+
+    def _update_average(self, average: Tensor, value: Tensor) -> None:
+        """Moves `average` towards `value`, in place. Ignores entries that are not finite."""
+        average.lerp_(torch.where(value.isfinite(), value, average), self.RATE)

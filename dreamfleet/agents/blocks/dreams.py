@@ -1,4 +1,4 @@
-"""Rows that were dreamed, beside real ones in an update."""
+"""Sampling of windows from dreams."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from dreamfleet.core.types import Batch
 
 
 def sample_windows(
-    dreams: Batch, columns: Sequence[str], size: int, context: int, n: int, noise: torch.Generator
+    dreams: Batch, columns: Sequence[str], size: int, context: int, n: int, rng: torch.Generator
 ) -> tuple[Batch, Tensor]:
-    """Windows (`size`, context + n + 1, …) at believed rows of dreams (B, T, …), drawn alike.
+    """Samples windows of dreamed rows; returns their `columns` and their weights (size,).
 
-    → the `columns` of the windows, and how much each counts (`size`,). `weight` of a dream says
-    which rows are believed. If they are fewer than the windows each counts as one window and no
-    more, so that the dreamed part of an update weighs less.
+    dreams: columns (B, T, …), among them `weight` (B, T), which is 1 on trusted rows and else 0. A
+    trusted row is sampled uniformly. Its window (size, context + 1 + n, …) begins `context` rows
+    before this row and ends n rows after it. Rows beyond either end of the dream repeat the dream's
+    first or last row.
+
+    A window weighs 1, or less if there are fewer trusted rows than windows: the weights add up to
+    the number of trusted rows at most.
     """
     weight = dreams["weight"]
     steps = weight.shape[1]
-    chances = weight.flatten() + 1e-9  # so that something can be drawn where nothing counts
-    drawn = chances.multinomial(size, replacement=True, generator=noise)
-    dream, row = drawn // steps, drawn % steps
-    ahead = torch.arange(-context, n + 1, device=row.device)
-    # Beyond a dream there is nothing, but its own last row ends all windows.
-    rows = (row.unsqueeze(1) + ahead).clamp(0, steps - 1)
+    prob = weight.flatten() + 1e-9  # `multinomial` needs a positive sum
+    sampled = prob.multinomial(size, replacement=True, generator=rng)
+    dream, row = sampled // steps, sampled % steps
+    offsets = torch.arange(-context, n + 1, device=row.device)
+    rows = (row.unsqueeze(1) + offsets).clamp(0, steps - 1)
     windows = {key: dreams[key][dream.unsqueeze(1), rows] for key in columns}
-    enough = (weight.sum() / size).clamp(max=1)
-    return windows, weight.flatten()[drawn] * enough
+    trusted_per_window = (weight.sum() / size).clamp(max=1)
+    return windows, weight.flatten()[sampled] * trusted_per_window

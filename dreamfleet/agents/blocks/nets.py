@@ -1,4 +1,4 @@
-"""Small networks. An ensemble is one batched network, not a list of networks."""
+"""Multilayer perceptrons, single and as an ensemble in one batched computation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """K independent MLPs as one: (K, B, in) → (K, B, out), SiLU after LayerNorm in between.
+    """K independent MLPs, each with an input of its own: (K, B, in) → (K, B, out).
 
-    `sizes` are in, hidden …, out. `zero_last` starts every output at 0. K = 1 with the leading axis
-    of size 1 is the plain MLP.
+    Hidden layers are followed by LayerNorm and SiLU. `sizes` are in, hidden …, out. With
+    `zero_last`, every output is 0 at the start.
     """
 
     def __init__(self, members: int, sizes: Sequence[int], *, zero_last: bool = False) -> None:
@@ -40,7 +40,11 @@ class Ensemble(nn.Module):
 
 
 class MLP(nn.Module):
-    """(…, in) → (…, out), SiLU after LayerNorm in between."""
+    """A multilayer perceptron (…, in) → (…, out).
+
+    Hidden layers are followed by LayerNorm and SiLU. `sizes` are in, hidden …, out. With
+    `zero_last`, every output is 0 at the start.
+    """
 
     def __init__(self, sizes: Sequence[int], *, zero_last: bool = False) -> None:
         super().__init__()

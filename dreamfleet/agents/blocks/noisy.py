@@ -1,4 +1,4 @@
-"""Linear layers whose weights carry learned noise: exploration that fades where it does not pay."""
+"""Noisy linear layers: exploration by noise in the weights, whose size is learned."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from torch import Tensor, nn
 
 
 class NoisyLinear(nn.Module):
-    """(B, in) → (B, out), weights μ + σ · ε with ε of rank one.
-
-    `noise` (R, in + out), standard normal, is drawn anew by whoever calls. R = 1 is one ε for all
-    rows, which is the cheaper; R = B gives each row its own, as acting in many environments wants.
-    None is no noise.
+    """A linear layer (B, in) → (B, out) with weights μ + σ · ε, where the noise ε has rank one.
 
     Source: Fortunato et al. 2018, equations 10 and 11; `sigma` is their σ0.
     """
@@ -28,18 +24,24 @@ class NoisyLinear(nn.Module):
         self.bias_sigma = nn.Parameter(torch.full((fan_out,), sigma * bound))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Returns the outputs (B, out).
+
+        noise: standard normal numbers (R, `noise_size`), drawn by the caller. R = 1 uses the same ε
+        for the whole batch, which is faster. R = B uses one ε per row, for acting in many
+        environments. None means no noise.
+        """
         if noise is None:
             return F.linear(x, self.weight, self.bias)
         fan_out, fan_in = self.weight.shape
-        squashed = noise.sign() * noise.abs().sqrt()
-        entering, leaving = squashed.split((fan_in, fan_out), -1)
+        scaled = noise.sign() * noise.abs().sqrt()
+        input_noise, output_noise = scaled.split((fan_in, fan_out), -1)
         if len(noise) > 1:
-            noisy = F.linear(x * entering, self.weight_sigma, self.bias_sigma)
-            return F.linear(x, self.weight, self.bias) + noisy * leaving
-        weight = torch.addcmul(self.weight, self.weight_sigma, leaving.mT * entering)
-        return F.linear(x, weight, torch.addcmul(self.bias, self.bias_sigma, leaving[0]))
+            noisy = F.linear(x * input_noise, self.weight_sigma, self.bias_sigma)
+            return F.linear(x, self.weight, self.bias) + noisy * output_noise
+        weight = torch.addcmul(self.weight, self.weight_sigma, output_noise.mT * input_noise)
+        return F.linear(x, weight, torch.addcmul(self.bias, self.bias_sigma, output_noise[0]))
 
     @property
-    def noises(self) -> int:
-        """Standard normal numbers a draw takes."""
+    def noise_size(self) -> int:
+        """The number of standard normal numbers for one ε: in + out."""
         return sum(self.weight.shape)

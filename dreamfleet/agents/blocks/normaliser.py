@@ -1,11 +1,15 @@
-"""Running statistics that bring observations and rewards to unit scale.
+"""Running statistics that bring observations and rewards to unit scale, robust to faulty numbers.
 
-Faulty numbers must not spoil them: sensors and simulators now and then return 1e20. A number of
-more than `OUTLIER` times its typical size is an outlier and does not enter them; the typical size
-is the 95th percentile of the sizes that are not 0. Of other numbers an observation enters them no
-further than `REACH` deviations from the mean, so 1 / REACH² of all rows, 2 %, may hold anything.
-Means and squares are of 64 bits: in 32 bits squares overflow beyond 1e19, and the mean of time
-stamps of 1.7e9 cannot follow them.
+Sensors and simulators now and then return numbers such as 1e20. Two rules keep faulty numbers from
+ruining the statistics:
+
+- An outlier is left out. An outlier is a number whose absolute value exceeds `OUTLIER_FACTOR` times
+  the 95th percentile of the absolute values that are not 0.
+- Any other observation is clipped to `STATISTICS_CLIP` standard deviations from the mean before it
+  enters the statistics. So 1 / STATISTICS_CLIP² = 2 % of all rows may hold any numbers at all.
+
+Means and variances are float64. In float32, squares of numbers beyond 1e19 overflow, and the mean
+of time stamps such as 1.7e9 cannot be updated by small steps.
 """
 
 from __future__ import annotations
@@ -17,104 +21,112 @@ from torch import Tensor, nn
 
 from dreamfleet.core.types import Space
 
-REACH = 7.0  # deviations that an observation may lie off the mean in the statistics
-CLIP = 10.0  # deviations that a normalised observation may lie off the mean
-FAR = 1000.0  # deviations that an observation may lie off the mean where nothing clips it
-OUTLIER = 3000.0  # typical sizes; the reward of MountainCarContinuous' goal is 1,100 of them
-SORTED = 256  # rows of a batch, at most, that the typical size is found among
-SORT_EVERY = 10  # updates, after the first hundred
-COUNTS_AS = 10.0  # root mean squares that an outlying reward counts as when it is learned from
+STATISTICS_CLIP = 7.0  # standard deviations, for observations that enter the statistics
+CLIP = 10.0  # standard deviations, for the normalised observations that networks read
+STANDARDISED_CLIP = 1000.0  # standard deviations, for `standardised` observations
+OUTLIER_FACTOR = 3000.0  # the reward at the goal of MountainCarContinuous has a factor of 1,100
+OUTLIER_REWARD = 10.0  # what an outlying reward is clipped to, in root mean square rewards
+SORTED_ROWS = 256  # rows of a batch, at most, from which the percentile is computed
+SORT_EVERY = 10  # updates between two computations of the percentile, after the first 100
 
 
 class RewardScale(nn.Module):
-    """The root mean square of the real rows' rewards, outliers left out."""
+    """The running root mean square of the rewards of real rows, without outliers."""
 
     reward_rms: Tensor
-    typical_reward: Tensor
+    reward_p95: Tensor
     updates: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("reward_rms", torch.ones((), dtype=torch.float64))
-        # Most rewards that are not 0 are smaller; 0: no such reward was seen yet.
-        self.register_buffer("typical_reward", torch.zeros((), dtype=torch.float64))
+        # 95th percentile of the absolute rewards that are not 0; 0 before the first such reward.
+        self.register_buffer("reward_p95", torch.zeros((), dtype=torch.float64))
         self.register_buffer("updates", torch.zeros(()))
-        self._taken: int | None = None  # `updates`, counted here so that no update waits for it
+        # `updates` as an int, so that no update waits for the device.
+        self._update_count: int | None = None
 
     @property
     def rate(self) -> Tensor:
-        """The plain average of the first thousand batches, a moving one from then on."""
+        """The rate of the running averages: 1 / updates, and 0.001 after 1000 updates."""
         return 1 / self.updates.clamp(min=1, max=1000)
 
     @torch.no_grad()
-    def scale(self, reward: Tensor) -> None:
-        """Take in a batch of rewards."""
+    def update_reward(self, reward: Tensor) -> None:
+        """Updates the statistics with a batch of rewards (…)."""
         self.updates += 1
         rate, size = self.rate.double(), reward.flatten().double().abs()
-        if not torch.compiler.is_compiling():  # its value would be a constant of what is compiled
-            self._taken = int(self.updates) if self._taken is None else self._taken + 1
-        if self.sorts:
-            follow_typical(self.typical_reward, size, rate)
-        inside = size <= self._limit
-        square = (size.square() * inside).sum() / inside.sum().clamp(min=1)
+        if not torch.compiler.is_compiling():  # a compiler would treat the count as a constant
+            self._update_count = (
+                int(self.updates) if self._update_count is None else self._update_count + 1
+            )
+        if self.percentile_due:
+            update_percentile(self.reward_p95, size, rate)
+        inlier = size <= self._outlier_bound
+        square = (size.square() * inlier).sum() / inlier.sum().clamp(min=1)
         rms = self.reward_rms.square().lerp(square, rate).sqrt()
         self.reward_rms.copy_(rms.clamp(min=1e-3))
 
     @property
-    def sorts(self) -> bool:
-        """Whether this update looks for the typical size, which takes longer than all the rest."""
-        taken = self._taken or 0
-        return torch.compiler.is_compiling() or taken <= 100 or taken % SORT_EVERY == 0
+    def percentile_due(self) -> bool:
+        """Whether this update computes the percentile, which takes longer than all else."""
+        count = self._update_count or 0
+        return torch.compiler.is_compiling() or count <= 100 or count % SORT_EVERY == 0
 
-    def cut_outliers(self, reward: Tensor) -> Tensor:
-        """Rewards (…) to learn from: an outlier counts as ten times the root mean square."""
-        cut = reward.sign() * (COUNTS_AS * self.reward_rms).float()
-        return torch.where(reward.abs() > self._limit, cut, reward)
+    def clip_outliers(self, reward: Tensor) -> Tensor:
+        """Returns rewards (…) with outliers clipped to `OUTLIER_REWARD` root mean squares."""
+        clipped = reward.sign() * (OUTLIER_REWARD * self.reward_rms).float()
+        return torch.where(reward.abs() > self._outlier_bound, clipped, reward)
 
     def largest_return(self, returns: Tensor, reward: Tensor, gamma: float) -> Tensor:
-        """The size of the largest of some discounted returns and plausible rewards, ().
+        """Returns the largest absolute value (), among discounted returns and clipped rewards.
 
-        A return beyond what typical rewards add up to holds an outlier, and is left out.
+        A return beyond reward_p95 / (1 - gamma), the return of constant rewards of that size, must
+        contain an outlier. Such returns are left out.
         """
-        most = self.typical_reward / (1 - gamma) if gamma < 1 else torch.inf
-        most = torch.where(self.typical_reward > 0, most, torch.inf)
+        bound = self.reward_p95 / (1 - gamma) if gamma < 1 else torch.inf
+        bound = torch.where(self.reward_p95 > 0, bound, torch.inf)
         size = returns.abs()
-        inside = torch.where(size <= most, size, 0.0)
-        return torch.maximum(inside.max(), self.cut_outliers(reward).abs().max())
+        inliers = torch.where(size <= bound, size, 0.0)
+        return torch.maximum(inliers.max(), self.clip_outliers(reward).abs().max())
 
     @property
-    def _limit(self) -> Tensor:
-        return limit(self.typical_reward)
+    def _outlier_bound(self) -> Tensor:
+        return outlier_bound(self.reward_p95)
 
 
-def follow_typical(typical: Tensor, size: Tensor, rate: Tensor) -> None:
-    """Move `typical` (…), in place, towards the 95th percentile of the sizes (N, …) that are not 0.
+def update_percentile(average: Tensor, size: Tensor, rate: Tensor) -> None:
+    """Moves `average` (…), in place, towards the 95th percentile of absolute values (N, …).
 
-    Its logarithm is averaged: a batch that happens to hold many outliers moves that little. What
-    is 0 in all of the batch stays as it is. Of a large batch every k-th row is looked at, since
-    sorting all would take longer than all other statistics.
+    Zeros are left out; an entry whose values are all 0 keeps its average. The average is of
+    logarithms, so that a batch with many outliers moves it little. Of a large batch only every k-th
+    row is sorted, since sorting all rows would take longer than all other statistics.
     """
-    size = size[:: -(-len(size) // SORTED)].movedim(0, -1).contiguous()
+    size = size[:: -(-len(size) // SORTED_ROWS)].movedim(0, -1).contiguous()
     ordered, zeros = size.sort().values, (size == 0).sum(-1, keepdim=True)
     n = size.shape[-1]
-    place = (zeros + (0.95 * (n - zeros)).long()).clamp(max=n - 1)
-    found = ordered.gather(-1, place).squeeze(-1).double().clamp(min=1e-30)
-    before = torch.where(typical > 0, typical, found)
-    moved = before.log().lerp(found.log(), rate).exp()
-    typical.copy_(torch.where(zeros.squeeze(-1) < n, moved, typical))
+    position = (zeros + (0.95 * (n - zeros)).long()).clamp(max=n - 1)
+    percentile = ordered.gather(-1, position).squeeze(-1).double().clamp(min=1e-30)
+    before = torch.where(average > 0, average, percentile)
+    moved = before.log().lerp(percentile.log(), rate).exp()
+    average.copy_(torch.where(zeros.squeeze(-1) < n, moved, average))
 
 
-def limit(typical: Tensor) -> Tensor:
-    """The size beyond which a number is an outlier; infinite where no typical size is known."""
-    return torch.where(typical > 0, OUTLIER * typical, torch.inf)
+def outlier_bound(percentile: Tensor) -> Tensor:
+    """Returns the absolute value beyond which a number is an outlier (…).
+
+    percentile: the 95th percentile of absolute values (…). Where it is 0, as no number other than 0
+    was seen, the bound is infinite.
+    """
+    return torch.where(percentile > 0, OUTLIER_FACTOR * percentile, torch.inf)
 
 
 class Normaliser(RewardScale):
-    """Running statistics of the real rows. obs (…, *O) → (…, O), zero mean and unit variance."""
+    """Normalises observations (…, *O) to mean 0 and variance 1, flattened and clipped: (…, O)."""
 
     obs_mean: Tensor
     obs_var: Tensor
-    typical_obs: Tensor
+    obs_p95: Tensor
 
     def __init__(self, obs: Space) -> None:
         super().__init__()
@@ -122,91 +134,100 @@ class Normaliser(RewardScale):
         size = math.prod(obs.shape)
         self.register_buffer("obs_mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("obs_var", torch.ones(size, dtype=torch.float64))
-        self.register_buffer("typical_obs", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("obs_p95", torch.zeros(size, dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, obs: Tensor, reward: Tensor) -> None:
-        """Take in a batch of rows."""
-        self.scale(reward)
-        flat, rate = self.flat(obs).flatten(0, -2), self.rate.double()
-        if self.sorts:
-            follow_typical(self.typical_obs, flat.abs(), rate)
+        """Updates the statistics with a batch of real rows: obs (…, *O), reward (…)."""
+        self.update_reward(reward)
+        flat, rate = self.flatten(obs).flatten(0, -2), self.rate.double()
+        if self.percentile_due:
+            update_percentile(self.obs_p95, flat.abs(), rate)
         x = self.replace_outliers(flat)
-        if torch.compiler.is_compiling() or self._taken == 1:
-            self._begin(x.double())
-        # What is mostly 0 may be a flag, which is no outlier for being many deviations off.
-        mostly_0 = self.obs_mean.abs() < self.typical_obs / 10
-        flag = torch.where(mostly_0, self.typical_obs, 0.0)
-        reach = torch.maximum(REACH * self._deviation, flag)
-        offset = (x - self.obs_mean).clamp(-reach, reach)
+        if torch.compiler.is_compiling() or self._update_count == 1:
+            self._initialise(x.double())
+        # A component that is mostly 0 may be a flag. A flag that is set must not be clipped, though
+        # it may lie many standard deviations from the mean.
+        mostly_zero = self.obs_mean.abs() < self.obs_p95 / 10
+        flag = torch.where(mostly_zero, self.obs_p95, 0.0)
+        bound = torch.maximum(STATISTICS_CLIP * self._deviation, flag)
+        offset = (x - self.obs_mean).clamp(-bound, bound)
         moved = rate * offset.mean(0)
         self.obs_mean += moved
         self.obs_var.lerp_((offset - moved).square().mean(0), rate)
 
-    def _begin(self, x: Tensor) -> None:
-        """Start from what most of the first batch (N, O) say, from where reach is measured."""
+    def _initialise(self, x: Tensor) -> None:
+        """Sets mean and variance from the central 95 % of the first batch (N, O)."""
         first = self.updates == 1
         quantiles = torch.tensor([0.025, 0.975], dtype=x.dtype, device=x.device)
         low, high = torch.quantile(x, quantiles, 0)
         self.obs_mean.copy_(torch.where(first, x.clamp(low, high).mean(0), self.obs_mean))
-        spread = ((high - low) / 4).square()  # of a normal distribution
-        self.obs_var.copy_(torch.where(first, spread, self.obs_var))
+        variance = ((high - low) / 4).square()  # of a normal distribution
+        self.obs_var.copy_(torch.where(first, variance, self.obs_var))
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.standardised(obs).clamp(-CLIP, CLIP)
 
     def standardised(self, obs: Tensor) -> Tensor:
-        """Observations (…, *O) in deviations from the mean, up to `FAR` (…, O)."""
-        x = (self.flat(obs).double() - self.obs_mean) / self._deviation
-        return x.clamp(-FAR, FAR).float()
+        """Returns observations (…, *O) in standard deviations from the mean (…, O)."""
+        x = (self.flatten(obs).double() - self.obs_mean) / self._deviation
+        return x.clamp(-STANDARDISED_CLIP, STANDARDISED_CLIP).float()
 
     def replace_outliers(self, flat: Tensor) -> Tensor:
-        """Flat observations (…, O) with the mean in the place of outliers."""
-        return torch.where(flat.abs() > limit(self.typical_obs), self.obs_mean.float(), flat)
+        """Returns flat observations (…, O) with each outlier replaced by the mean."""
+        return torch.where(flat.abs() > outlier_bound(self.obs_p95), self.obs_mean.float(), flat)
 
     def inliers(self, obs: Tensor) -> Tensor:
-        """Whether no number of observations (…, *O) is an outlier, 1. or 0. (…)."""
-        inside = self.flat(obs).abs() <= limit(self.typical_obs)
-        return inside.all(-1).float()
+        """Returns a mask (…): 1.0 for an observation without outliers, 0.0 otherwise."""
+        inlier = self.flatten(obs).abs() <= outlier_bound(self.obs_p95)
+        return inlier.all(-1).float()
 
     @property
     def deviation(self) -> Tensor:
-        """Standard deviations of the observation (O,)."""
+        """Standard deviations of the observation's components (O,)."""
         return self._deviation.float()
 
     @property
     def _deviation(self) -> Tensor:
         return (self.obs_var + 1e-6).sqrt()
 
-    def flat(self, obs: Tensor) -> Tensor:
+    def flatten(self, obs: Tensor) -> Tensor:
+        """Returns observations (…, *O) as f32 (…, O)."""
         return obs.flatten(obs.dim() - self.axes).float()
 
 
-class Pixels(RewardScale):
-    """Frames (…, H, W, C) of bytes → (…, C, H, W) within [0, 1]; only rewards have statistics."""
+class FrameNormaliser(RewardScale):
+    """Scales frames of bytes (…, H, W, C) to [0, 1], channels first: (…, C, H, W).
 
-    MOST = 255
+    The only running statistics are of rewards.
+    """
+
+    MAX_BYTE = 255
 
     def update(self, obs: Tensor, reward: Tensor) -> None:
-        """Take in a batch of rows."""
-        self.scale(reward)
+        """Updates the statistics with a batch of real rows: reward (…)."""
+        self.update_reward(reward)
 
     def forward(self, obs: Tensor) -> Tensor:
-        return obs.movedim(-1, -3).float() / self.MOST
+        return obs.movedim(-1, -3).float() / self.MAX_BYTE
 
     def inliers(self, obs: Tensor) -> Tensor:
-        """Any byte is what a pixel can be: 1. (…)."""
+        """Returns a mask of 1.0 (…): no byte is an outlier."""
         return torch.ones(obs.shape[:-3], device=obs.device)
 
-    def back(self, x: Tensor) -> Tensor:
-        """(…, C, H, W) → whole numbers (…, H, W, C), as floats and possibly out of range."""
-        return (x * self.MOST).round().movedim(-3, -1)
+    def denormalise(self, x: Tensor) -> Tensor:
+        """Returns scaled frames (…, C, H, W) as byte values (…, H, W, C).
+
+        The values are floats that are whole; they may lie outside 0 … 255.
+        """
+        return (x * self.MAX_BYTE).round().movedim(-3, -1)
 
 
 class ReturnRange(nn.Module):
-    """A moving average of the 5th to 95th percentile of returns (Hafner et al. 2023, section 4).
+    """A moving average of the range between the 5th and the 95th percentile of returns.
 
-    Divided by it, one entropy weight fits rewards of every size.
+    Divided by this range, returns of every size fit the same entropy weight. Source: DreamerV3
+    (Hafner et al. 2023, section 4).
     """
 
     value: Tensor
@@ -218,15 +239,16 @@ class ReturnRange(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor, weight: Tensor) -> Tensor:
-        """Take in returns, each as far as its weight goes → the range, never nearly zero.
+        """Updates the range with weighted returns, both of one shape; returns the range (), ≥ 1e-3.
 
-        returns and weight: of the same shape. Where nothing counts, nothing is taken in.
+        The first update sets the range. Without any weight, or with returns that are not finite,
+        the range stays the same.
         """
         ordered, order = returns.flatten().sort()
-        mass = weight.flatten()[order].cumsum(0)
-        bounds = mass[-1] * returns.new_tensor([0.05, 0.95])
-        low, high = ordered[torch.searchsorted(mass, bounds).clamp(max=len(mass) - 1)]
-        rate = torch.where(self.value == 0, 1.0, self.rate)  # the first is taken as it is
+        cumulative = weight.flatten()[order].cumsum(0)
+        bounds = cumulative[-1] * returns.new_tensor([0.05, 0.95])
+        low, high = ordered[torch.searchsorted(cumulative, bounds).clamp(max=len(cumulative) - 1)]
+        rate = torch.where(self.value == 0, 1.0, self.rate)
         moved = self.value.lerp(high - low, rate)
-        self.value.copy_(torch.where(moved.isfinite() & (mass[-1] > 0), moved, self.value))
+        self.value.copy_(torch.where(moved.isfinite() & (cumulative[-1] > 0), moved, self.value))
         return self.value.clamp(min=1e-3)

@@ -1,4 +1,4 @@
-"""What a row is made of in every agent's replay."""
+"""The columns of a table of real rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FLAG, NUMBER = Space((), "bool"), Space((), "float32")
 
 
 def columns(spec: EnvSpec, **more: Space) -> dict[str, Space]:
-    """The columns of a table of real rows: those that actors fill, and `more` of an agent's own."""
+    """Returns the columns that every table of real rows has, and `more` columns of one agent."""
     return {
         "obs": spec.obs,
         "action": spec.action,

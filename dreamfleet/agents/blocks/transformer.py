@@ -1,4 +1,4 @@
-"""A causal transformer that remembers what it has read."""
+"""A causal transformer with a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -10,50 +10,54 @@ Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (B, heads, 
 
 
 class Transformer(nn.Module):
-    """Tokens (B, T, E) → what each one and those before it say, (B, T, E).
+    """Maps tokens (B, T, E) to outputs (B, T, E). An output depends on no later token.
 
-    Layers normalise what they read (Xiong et al. 2020); positions are learned, `length` of them.
+    Each layer normalises its input (pre-norm, Xiong et al. 2020). `length` position embeddings are
+    learned, so there may be at most `length` tokens.
     """
 
     def __init__(self, size: int, layers: int, heads: int, length: int) -> None:
         super().__init__()
-        self.place = nn.Parameter(0.02 * torch.randn(length, size))
+        self.position = nn.Parameter(0.02 * torch.randn(length, size))
         self.layers = nn.ModuleList(Layer(size, heads) for _ in range(layers))
 
     def forward(self, tokens: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
-        """`past`: what the tokens before these left behind. → the output, and the past after it.
+        """Returns the outputs, and the keys and values of all tokens so far.
 
-        Without a past, the tokens are the first. With one there is only one token, whose output is
-        what it would be if all were read at once.
+        Without `past`, the tokens are the first of their sequences. With the `past` of S earlier
+        tokens, `tokens` must be (B, 1, E). Its output then equals the last output of one call with
+        all S + 1 tokens.
         """
         begin = past[0][0].shape[2] if past else 0
-        x = tokens + self.place[begin : begin + tokens.shape[1]]
-        now: Past = []
+        x = tokens + self.position[begin : begin + tokens.shape[1]]
+        present: Past = []
         for index, layer in enumerate(self.layers):
-            x, memory = layer(x, past[index] if past else None)
-            now.append(memory)
-        return F.layer_norm(x, x.shape[-1:]), now
+            x, keys_values = layer(x, past[index] if past else None)
+            present.append(keys_values)
+        return F.layer_norm(x, x.shape[-1:]), present
 
 
 class Layer(nn.Module):
-    """Attention to the tokens so far, then each by itself."""
+    """Causal self-attention, then a feed-forward network, both with residual connections."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.ask = nn.Linear(size, 3 * size)
-        self.gather = nn.Linear(size, size)
-        self.widen = nn.Linear(size, 4 * size)
-        self.narrow = nn.Linear(4 * size, size)
+        self.query_key_value = nn.Linear(size, 3 * size)
+        self.attention_output = nn.Linear(size, size)
+        self.feed_forward_in = nn.Linear(size, 4 * size)
+        self.feed_forward_out = nn.Linear(4 * size, size)
 
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        assert past is None or x.shape[1] == 1, "one token at a time"
-        asked = self.ask(F.layer_norm(x, x.shape[-1:])).unflatten(-1, (3, self.heads, -1))
-        query, key, value = asked.permute(2, 0, 3, 1, 4)  # (B, heads, T, E / heads) each
+        assert past is None or x.shape[1] == 1, "with a past, one token at a time"
+        projected = self.query_key_value(F.layer_norm(x, x.shape[-1:]))
+        projected = projected.unflatten(-1, (3, self.heads, -1))
+        query, key, value = projected.permute(2, 0, 3, 1, 4)  # (B, heads, T, E / heads) each
         if past is not None:
             key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
-        seen = F.scaled_dot_product_attention(query, key, value, is_causal=past is None)
-        x = x + self.gather(seen.transpose(1, 2).flatten(2))
-        return x + self.narrow(F.gelu(self.widen(F.layer_norm(x, x.shape[-1:])))), (key, value)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=past is None)
+        x = x + self.attention_output(attended.transpose(1, 2).flatten(2))
+        hidden = F.gelu(self.feed_forward_in(F.layer_norm(x, x.shape[-1:])))
+        return x + self.feed_forward_out(hidden), (key, value)

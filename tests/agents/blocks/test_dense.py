@@ -13,14 +13,14 @@ HIDDEN = (8, 6, 5)
 def alone(net: Dense, member: int, x: Tensor) -> Tensor:
     """One member, layer by layer, its inputs laid beside each other."""
     h = torch.zeros(len(x), 0)
-    for layer, read in enumerate(net.read):
-        *weights, bias = read[member]
+    for layer, input_weight in enumerate(net.input_weights):
+        *weights, bias = input_weight[member]
         inputs = [h, x] if weights else [h]
         if layer:
-            weights = [*net.carry[layer - 1][member], *weights]
+            weights = [*net.hidden_weights[layer - 1][member], *weights]
         h = torch.cat(inputs, -1) @ torch.stack(weights) + bias
         h = F.relu(F.layer_norm(h, h.shape[-1:]) if net.norm == "layer" else h)
-    return h @ net.leave[member] + net.leave_bias[member]
+    return h @ net.output_weight[member] + net.output_bias[member]
 
 
 @pytest.mark.parametrize("norm", ["none", "layer"])
@@ -36,7 +36,8 @@ def test_together_they_are_what_each_is_alone(dense, norm):
 def test_every_hidden_layer_reads_the_input_only_when_dense():
     for dense, layers in ((True, 3), (False, 1)):
         net = Dense(1, 3, HIDDEN, 4, dense=dense)
-        assert [len(read[0]) - 1 for read in net.read] == [3] * layers + [0] * (3 - layers)
+        inputs = [len(weight[0]) - 1 for weight in net.input_weights]  # the last row is the bias
+        assert inputs == [3] * layers + [0] * (3 - layers)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -48,8 +49,8 @@ def test_units_that_fill_up_a_vector_are_never_learned(norm):
         net(torch.randn(7, 3)).square().sum().backward()
         adam.step()
     for layer, units in enumerate(HIDDEN):
-        into = [net.read[layer], *([net.carry[layer - 1]] if layer else [])]
-        out_of = [*net.carry, net.leave][layer]
+        into = [net.input_weights[layer], *([net.hidden_weights[layer - 1]] if layer else [])]
+        out_of = [*net.hidden_weights, net.output_weight][layer]
         assert all(weight.shape[-1] % VECTOR == 0 for weight in into)
         assert all(weight[..., :units].any() for weight in into)
         assert not any(weight[..., units:].any() for weight in into)
@@ -74,9 +75,9 @@ def test_members_start_apart_and_learn_apart():
 
 def test_held_it_says_the_same_and_only_the_input_gets_a_gradient():
     net, x = Dense(2, 3, HIDDEN, 4), torch.randn(7, 3, requires_grad=True)
-    held = net(x, held=True)
-    torch.testing.assert_close(held, net(x))
-    held.sum().backward()
+    frozen = net(x, frozen=True)
+    torch.testing.assert_close(frozen, net(x))
+    frozen.sum().backward()
     assert x.grad is not None
     assert x.grad.any()
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -84,25 +85,25 @@ def test_held_it_says_the_same_and_only_the_input_gets_a_gradient():
 
 def test_dropout_draws_from_its_generator_and_keeps_the_mean():
     net, x = Dense(2, 3, (64,), 1, dropout=0.5), torch.randn(1, 3)
-    noise = torch.Generator().manual_seed(0)
-    drawn = net(x.expand(4000, 3), noise=noise)
+    rng = torch.Generator().manual_seed(0)
+    drawn = net(x.expand(4000, 3), rng=rng)
     plain = net(x)
     assert drawn.std(1).min() > 0.01
     assert ((drawn.mean(1) - plain[:, 0]).abs() < 5 * drawn.std(1) / 4000**0.5).all()
-    again = net(x.expand(4000, 3), noise=torch.Generator().manual_seed(0))
+    again = net(x.expand(4000, 3), rng=torch.Generator().manual_seed(0))
     torch.testing.assert_close(again, drawn)
 
 
 def test_renormalisation_begins_as_batch_normalisation():
     ours, theirs = BatchRenorm(2, 3), [nn.BatchNorm1d(3, eps=1e-3, momentum=0.01) for _ in range(2)]
     x = 2 + 3 * torch.randn(2, 50, 3)
-    out = ours(x, held=False)
+    out = ours(x, frozen=False)
     for member in range(2):
         torch.testing.assert_close(out[member], theirs[member](x[member]))
         theirs[member].running_var.mul_(0).add_(ours.variance[member, 0])  # ours is not unbiased
         torch.testing.assert_close(ours.mean[member, 0], theirs[member].running_mean)
         theirs[member].eval()
-        torch.testing.assert_close(ours(x, held=True)[member], theirs[member](x[member]))
+        torch.testing.assert_close(ours(x, frozen=True)[member], theirs[member](x[member]))
 
 
 def test_late_a_batch_like_the_others_is_normalised_as_they_are():
@@ -110,7 +111,7 @@ def test_late_a_batch_like_the_others_is_normalised_as_they_are():
     norm.mean.copy_(x.mean(1, keepdim=True) + 1)
     norm.variance.copy_(x.var(1, keepdim=True, correction=0) * 4)
     norm.batches.fill_(BatchRenorm.WARMUP)
-    expected = norm(x, held=True)
-    torch.testing.assert_close(norm(x, held=False), expected)
+    expected = norm(x, frozen=True)
+    torch.testing.assert_close(norm(x, frozen=False), expected)
     norm.mean.add_(1e6)  # too far to be corrected all the way
-    assert norm(x, held=False).abs().max() < 20
+    assert norm(x, frozen=False).abs().max() < 20

@@ -65,7 +65,7 @@ def test_what_a_categorical_expects_is_the_sum_over_its_choices():
     policy = categorical(torch.randn(3, 4, 5, generator=make_rng(1, "cpu")))
     options = torch.randn(3, 4, 5, generator=make_rng(2, "cpu"))
     expected = np.einsum("bta,bta->bt", policy.probs.numpy(), options.numpy())
-    np.testing.assert_allclose(policy.expect(options), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(policy.mean_value(options), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_improved_categorical_is_beaten_by_no_other_distribution():
@@ -79,7 +79,7 @@ def test_an_improved_categorical_is_beaten_by_no_other_distribution():
         adam.step()
     with torch.no_grad():
         policy = categorical(logits)
-        reached = float(policy.expect(options) + entropy * policy.entropy())
+        reached = float(policy.mean_value(options) + entropy * policy.entropy())
     rivals = np.random.default_rng(0).dirichlet(np.ones(4), 10_000)
     scores = rivals @ options[0, 0].numpy() - entropy * (rivals * np.log(rivals)).sum(-1)
     assert reached >= scores.max() - 1e-4
@@ -173,7 +173,7 @@ def test_an_improved_tanh_normal_moves_to_the_better_actions_and_keeps_its_entro
             adam.zero_grad()
             policy.policy_loss(options, entropy).mean().backward()
             adam.step()
-            assert torch.equal(policy.expect(options), options.squeeze(-1))
+            assert torch.equal(policy.mean_value(options), options.squeeze(-1))
         return tanh_normal(stats.detach())
 
     narrow, wide = improved(1e-3), improved(0.3)

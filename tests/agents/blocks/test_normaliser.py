@@ -95,7 +95,7 @@ def test_a_share_of_rows_that_are_noise_hardly_moves_the_statistics(share, size)
     np.testing.assert_allclose(x.mean(0), 0, atol=0.2)
     assert ((x.std(0) > 0.5) & (x.std(0) < 1.1)).all()
     reward = torch.tensor([1.0, -1.0, 0.0, 1e20, -3e38])
-    found = normaliser.cut_outliers(reward)
+    found = normaliser.clip_outliers(reward)
     if size >= 1e6:
         assert float(normaliser.reward_rms) < 30  # few of the noise are of the size of the rest
         bound = 10 * float(normaliser.reward_rms)
@@ -147,7 +147,7 @@ def test_clean_rows_have_the_statistics_they_always_had():
     np.testing.assert_allclose(normaliser.obs_mean, obs.mean(0), rtol=0.03, atol=0.02)
     np.testing.assert_allclose(normaliser.deviation, obs.std(0), rtol=0.03)
     assert float(normaliser.reward_rms) == pytest.approx(np.sqrt(np.square(reward).mean()))
-    assert normaliser.cut_outliers(torch.tensor([100.0])).tolist() == [100.0]
+    assert normaliser.clip_outliers(torch.tensor([100.0])).tolist() == [100.0]
 
 
 def test_numbers_whose_scale_changes_are_followed():
@@ -161,7 +161,7 @@ def test_numbers_whose_scale_changes_are_followed():
             )
     assert float(normaliser.deviation) == pytest.approx(1000, rel=0.5)
     assert float(normaliser.reward_rms) == pytest.approx(1000, rel=0.5)
-    assert normaliser.cut_outliers(torch.tensor([1000.0])).tolist() == [1000.0]
+    assert normaliser.clip_outliers(torch.tensor([1000.0])).tolist() == [1000.0]
 
 
 @pytest.mark.parametrize("step", [0.0, 1.0, 1000.0])

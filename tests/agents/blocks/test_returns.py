@@ -22,7 +22,7 @@ def draw(seed: int, B: int = 6, T: int = 9) -> dict[str, torch.Tensor]:
         "discount": discount,
         "value": rng.normal(size=(B, T)),
         "q_taken": rng.normal(size=(B, T)),
-        "trace": rng.random((B, T)) * (rng.random((B, T)) > 0.2),
+        "trace_coefficient": rng.random((B, T)) * (rng.random((B, T)) > 0.2),
     }
     return {name: torch.tensor(value) for name, value in rows.items()}
 
@@ -50,7 +50,10 @@ def test_it_is_the_sum_of_munos_equation_4(seed):
 def test_on_the_policys_own_data_it_is_the_lambda_return(lam):
     """(1 - lambda) sum_n lambda^{n-1} G(n), the longest n taking the rest (Sutton & Barto 12.3)."""
     rows = draw(0)
-    rows["q_taken"], rows["trace"] = rows["value"], torch.full_like(rows["trace"], lam)
+    rows["q_taken"], rows["trace_coefficient"] = (
+        rows["value"],
+        torch.full_like(rows["trace_coefficient"], lam),
+    )
     r, d, v = (rows[name].numpy() for name in ("reward", "discount", "value"))
     B, T = r.shape
 
@@ -76,13 +79,13 @@ def test_true_values_stay_as_they_are_whatever_the_trace():
     value = rows["value"].clone()
     for t in range(T - 2, -1, -1):
         value[:, t] = rows["reward"][:, t + 1] + rows["discount"][:, t + 1] * value[:, t + 1]
-    found = retrace(rows["reward"], rows["discount"], value, value, rows["trace"])
+    found = retrace(rows["reward"], rows["discount"], value, value, rows["trace_coefficient"])
     torch.testing.assert_close(found, value[:, :-1])
 
 
 def test_a_trace_of_zero_bootstraps_at_once():
     rows = draw(2)
-    rows["trace"] = torch.zeros_like(rows["trace"])
+    rows["trace_coefficient"] = torch.zeros_like(rows["trace_coefficient"])
     one_step = rows["reward"] + rows["discount"] * rows["value"]
     torch.testing.assert_close(retrace(**rows), one_step[:, 1:])
 
@@ -92,7 +95,7 @@ def test_nothing_behind_a_trace_of_zero_counts():
     last = 4
     for name in one:
         other[name][:, : last + 1] = one[name][:, : last + 1]
-    one["trace"][:, last] = other["trace"][:, last] = 0
+    one["trace_coefficient"][:, last] = other["trace_coefficient"][:, last] = 0
     found, same = retrace(**one), retrace(**other)
     torch.testing.assert_close(found[:, :last], same[:, :last])
     assert not torch.isclose(found[:, last], same[:, last]).any()
@@ -170,7 +173,7 @@ def test_n_step_returns_of_windows_are_those_of_the_episodes(window):
             discount=GAMMA * torch.tensor(~rows["terminal"]),
             value=value,
             q_taken=value,
-            trace=inside.float(),
+            trace_coefficient=inside.float(),
         )
         for b, t in np.argwhere(~rows["last"][:, :-1]):
             stream, index = rows["stream"][b, t], rows["index"][b, t]

@@ -13,7 +13,7 @@ from benchmarks.updates.comparison import Race
 from benchmarks.updates.eager_rainbow import OurReplay, Step, Tree, TreeReplay, of_n_steps
 from benchmarks.updates.gated_rainbow import EQUAL, OURS, Games, peer, race
 from benchmarks.updates.speed import footing, measure, table, without
-from dreamfleet.agents.blocks.values import project
+from dreamfleet.agents.blocks.value_heads import project
 from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 
 SMALL = replace(EQUAL, capacity=2048, batch=32)
