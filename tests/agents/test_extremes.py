@@ -1,4 +1,4 @@
-"""Finite numbers of any size, which every registered agent must bear."""
+"""Every agent of the registry must learn from finite observations and rewards of any size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamfleet.contracts import (
     STREAMS,
     Experience,
     Synthetic,
-    everything,
+    full_state,
     learn,
     live,
     pytest_generate_tests,  # noqa: F401 - gives each test its `case`
@@ -19,17 +19,17 @@ from dreamfleet.contracts import (
 from dreamfleet.core.types import Batch, EnvSpec
 
 
-def sentinel(rows: Batch, rng: np.random.Generator) -> None:
+def sentinels(rows: Batch, rng: np.random.Generator) -> None:
     rows["obs"][rng.random(len(rows["obs"])) < 0.2] = 3.4e38
 
 
-def noise(rows: Batch, rng: np.random.Generator) -> None:
+def faulty_rows(rows: Batch, rng: np.random.Generator) -> None:
     faulty = rng.random(len(rows["obs"])) < 0.02
     rows["obs"][faulty] = rng.choice([1e20, -3e38, 1e6], rows["obs"][faulty].shape)
     rows["reward"][faulty] = rng.choice([1e20, -3e38, 1e6], faulty.sum())
 
 
-def stamps(rows: Batch, rng: np.random.Generator) -> None:
+def time_stamps(rows: Batch, rng: np.random.Generator) -> None:
     rows["obs"] += np.float32(1.7e9)
 
 
@@ -41,9 +41,9 @@ def rewards(size: float) -> Callable[[Batch, np.random.Generator], None]:
 
 
 EXTREMES = {
-    "sentinel": sentinel,
-    "noise": noise,
-    "stamps": stamps,
+    "sentinels": sentinels,
+    "faulty-rows": faulty_rows,
+    "time-stamps": time_stamps,
     "rewards-of-1e6": rewards(1e6),
     "rewards-of-1e10": rewards(1e10),
     "rewards-of-1e15": rewards(1e15),
@@ -52,7 +52,7 @@ EXTREMES = {
 
 
 class Extreme(Synthetic):
-    """The same, with numbers that float32 holds and whose squares, or differences, it does not."""
+    """The synthetic environment with numbers whose squares or differences float32 cannot hold."""
 
     def __init__(self, spec: EnvSpec, n: int, kind: str) -> None:
         super().__init__(spec, n)
@@ -65,20 +65,20 @@ class Extreme(Synthetic):
 
 
 @pytest.mark.parametrize("kind", EXTREMES)
-def test_finite_numbers_of_any_size_are_learned_from_and_leave_an_agent_sound(case, kind):
-    """No step is skipped, no statistic and no weight is ruined, and what it then chooses is one."""
+def test_learning_from_finite_numbers_of_any_size_keeps_an_agent_finite(case, kind):
+    """No step is skipped, no statistic and no weight is NaN, and actions are finite."""
     if case.spec.obs.image and not kind.startswith("rewards"):
-        pytest.skip("bytes have no such values")
+        pytest.skip("observations are bytes")
     agent = case.build()
     experience = Experience(agent, env=Extreme(case.spec, STREAMS, kind))
     skipped = {}
-    for said in learn(agent, experience, steps=2 if case.spec.obs.image else 6):
-        for name, value in said.get("metrics", {}).items():
+    for result in learn(agent, experience, steps=2 if case.spec.obs.image else 6):
+        for name, value in result.get("metrics", {}).items():
             assert not np.isnan(float(value)), name
             if name.startswith("fault/skipped"):
                 skipped[name] = float(value)
     assert skipped and not any(skipped.values())
-    for path, value in everything(agent).items():
+    for path, value in full_state(agent).items():
         assert not np.any(np.isnan(np.asarray(value, np.float64))), path
     chunk = live(agent, Extreme(case.spec, 3, kind), steps=3)
     assert np.isfinite(chunk["action"]).all()

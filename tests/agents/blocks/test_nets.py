@@ -7,8 +7,8 @@ from dreamfleet.agents.blocks.nets import MLP, Ensemble
 SIZES = (3, 16, 8, 2)
 
 
-def alone(ensemble: Ensemble, member: int) -> MLP:
-    """A plain network with one member's weights."""
+def mlp_of(ensemble: Ensemble, member: int) -> MLP:
+    """An MLP with the weights of one member."""
     net = MLP(SIZES)
     with torch.no_grad():
         for linear, weight, bias in zip(net.linear, ensemble.weight, ensemble.bias, strict=True):
@@ -17,18 +17,18 @@ def alone(ensemble: Ensemble, member: int) -> MLP:
     return net
 
 
-def test_an_ensemble_is_its_members_side_by_side():
+def test_the_batched_computation_equals_each_member_alone():
     ensemble, x = Ensemble(4, SIZES), torch.randn(4, 5, 3)
     with torch.no_grad():
         for bias in ensemble.bias:
             bias.normal_()
-    together = ensemble(x)
-    assert together.shape == (4, 5, 2)
+    batched = ensemble(x)
+    assert batched.shape == (4, 5, 2)
     for member in range(4):
-        torch.testing.assert_close(together[member], alone(ensemble, member)(x[member]))
+        torch.testing.assert_close(batched[member], mlp_of(ensemble, member)(x[member]))
 
 
-def test_members_start_apart_and_learn_apart():
+def test_members_have_different_weights_and_separate_gradients():
     ensemble = Ensemble(3, SIZES)
     x = torch.randn(5, 3).expand(3, -1, -1)
     out = ensemble(x)
@@ -40,13 +40,13 @@ def test_members_start_apart_and_learn_apart():
         assert not parameter.grad[[0, 2]].any()
 
 
-def test_outputs_keep_their_scale_at_the_start():
+def test_initial_outputs_have_about_unit_scale():
     x = torch.randn(2, 4096, 64)
     out = Ensemble(2, (64, 256, 256, 8))(x)
     assert 0.3 < out.std() < 1.5
 
 
-def test_a_zero_last_layer_answers_zero():
+def test_with_zero_last_initial_outputs_are_zero():
     x = torch.randn(2, 5, 3)
     assert not Ensemble(2, SIZES, zero_last=True)(x).any()
     assert not MLP(SIZES, zero_last=True)(x).any()

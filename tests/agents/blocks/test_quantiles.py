@@ -1,4 +1,4 @@
-"""Quantiles against every target, pair by pair and at once."""
+"""Both implementations of the quantile Huber loss against its definition."""
 
 from importlib.util import find_spec
 
@@ -12,7 +12,7 @@ FORMS = [at_once, *([looped] if find_spec("numba") else [])]
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
-def test_loss_and_gradient_are_those_of_all_pairs(form, lead):
+def test_loss_and_gradient_agree_with_the_definition(form, lead):
     torch.manual_seed(0)
     quantiles = (2 * torch.randn(*lead, 10, 5)).requires_grad_()
     target = 2 * torch.randn(10, 7)

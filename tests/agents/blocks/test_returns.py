@@ -14,7 +14,7 @@ GAMMA = 0.9
 
 
 def draw(seed: int, B: int = 6, T: int = 9) -> dict[str, torch.Tensor]:
-    """Random windows; some rows end their episode."""
+    """Random arguments of `retrace`; some rows end their episode."""
     rng = np.random.default_rng(seed)
     discount = GAMMA * (rng.random((B, T)) > 0.2)
     rows = {
@@ -31,7 +31,7 @@ def draw(seed: int, B: int = 6, T: int = 9) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_it_is_the_sum_of_munos_equation_4(seed):
+def test_retrace_is_the_sum_of_munos_equation_4(seed):
     """Q_t + sum_s (prod_{t<j<=s} d_j c_j) (r_{s+1} + d_{s+1} V_{s+1} - Q_s), term by term."""
     rows = draw(seed)
     B, T = rows["reward"].shape
@@ -47,13 +47,11 @@ def test_it_is_the_sum_of_munos_equation_4(seed):
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
-def test_on_the_policys_own_data_it_is_the_lambda_return(lam):
-    """(1 - lambda) sum_n lambda^{n-1} G(n), the longest n taking the rest (Sutton & Barto 12.3)."""
+def test_retrace_on_the_policys_own_data_is_the_lambda_return(lam):
+    """(1 - lambda) sum_n lambda^{n-1} G(n), the longest with the rest (Sutton & Barto 12.3)."""
     rows = draw(0)
-    rows["q_taken"], rows["trace_coefficient"] = (
-        rows["value"],
-        torch.full_like(rows["trace_coefficient"], lam),
-    )
+    rows["q_taken"] = rows["value"]
+    rows["trace_coefficient"] = torch.full_like(rows["value"], lam)
     r, d, v = (rows[name].numpy() for name in ("reward", "discount", "value"))
     B, T = r.shape
 
@@ -72,8 +70,8 @@ def test_on_the_policys_own_data_it_is_the_lambda_return(lam):
     np.testing.assert_allclose(retrace(**rows), expected, rtol=1e-12)
 
 
-def test_true_values_stay_as_they_are_whatever_the_trace():
-    """On a chain without chance, V and Q being right, no trace can move them."""
+def test_true_values_are_a_fixed_point_for_every_trace_coefficient():
+    """In a deterministic chain with correct V and Q, the targets equal the values."""
     rows = draw(1)
     T = rows["reward"].shape[1]
     value = rows["value"].clone()
@@ -83,29 +81,29 @@ def test_true_values_stay_as_they_are_whatever_the_trace():
     torch.testing.assert_close(found, value[:, :-1])
 
 
-def test_a_trace_of_zero_bootstraps_at_once():
+def test_a_trace_coefficient_of_zero_gives_the_one_step_return():
     rows = draw(2)
     rows["trace_coefficient"] = torch.zeros_like(rows["trace_coefficient"])
     one_step = rows["reward"] + rows["discount"] * rows["value"]
     torch.testing.assert_close(retrace(**rows), one_step[:, 1:])
 
 
-def test_nothing_behind_a_trace_of_zero_counts():
-    one, other = draw(3), draw(4)
+def test_rows_after_a_trace_coefficient_of_zero_do_not_matter():
+    rows, other = draw(3), draw(4)
     last = 4
-    for name in one:
-        other[name][:, : last + 1] = one[name][:, : last + 1]
-    one["trace_coefficient"][:, last] = other["trace_coefficient"][:, last] = 0
-    found, same = retrace(**one), retrace(**other)
-    torch.testing.assert_close(found[:, :last], same[:, :last])
-    assert not torch.isclose(found[:, last], same[:, last]).any()
+    for name in rows:
+        other[name][:, : last + 1] = rows[name][:, : last + 1]
+    rows["trace_coefficient"][:, last] = other["trace_coefficient"][:, last] = 0
+    found, other_found = retrace(**rows), retrace(**other)
+    torch.testing.assert_close(found[:, :last], other_found[:, :last])
+    assert not torch.isclose(found[:, last], other_found[:, last]).any()
 
 
 # ---------------------------------------------------------------- windows of a real replay
 
 
-class Histories:
-    """Streams of short episodes, kept in lists and written into a small ring."""
+class Episodes:
+    """Streams of short episodes, in lists and in a table with a small ring buffer."""
 
     def __init__(self, seed: int, window: int, streams: int = 3, capacity: int = 60) -> None:
         rng = np.random.default_rng(seed)
@@ -126,7 +124,9 @@ class Histories:
         for _ in range(30):
             chunk = []
             for _ in range(int(rng.integers(1, 7))):
-                left = np.where(first, rng.integers(1, 7, streams), left - 1)  # steps to go
+                left = np.where(
+                    first, rng.integers(1, 7, streams), left - 1
+                )  # steps left in the episode
                 last = left == 0
                 chunk.append(
                     {
@@ -144,10 +144,12 @@ class Histories:
                 first = last
             rows = {name: np.stack([row[name] for row in chunk], 1) for name in chunk[0]}
             assert self.table.add(rows, np.arange(streams))
-        assert self.table.stats()["evicted"] > capacity  # it went round more than once
+        assert (
+            self.table.stats()["evicted"] > capacity
+        )  # the ring buffer wrapped around more than once
 
     def n_step(self, stream: int, index: int, n: int) -> float:
-        """The reward of up to n steps, then the value of where they lead unless that is final."""
+        """The discounted rewards of up to n steps plus the value of the final row, if not terminal."""
         total = 0.0
         for k in range(n):
             row = self.rows[stream][index + k + 1]
@@ -158,12 +160,12 @@ class Histories:
 
 
 @pytest.mark.parametrize("window", [2, 4, 9])
-def test_n_step_returns_of_windows_are_those_of_the_episodes(window):
-    """Through truncation, termination, short episodes and the ring's wrap-around."""
-    history = Histories(seed=window, window=window)
+def test_returns_of_sampled_windows_agree_with_the_returns_of_the_episodes(window):
+    """With truncation, termination, short episodes and a ring buffer that wraps around."""
+    episodes = Episodes(seed=window, window=window)
     met: set[str] = set()
     for _ in range(100):
-        sample = history.table.sample("policy")
+        sample = episodes.table.sample("policy")
         assert sample is not None
         rows: dict[str, Array] = sample.data
         inside = torch.tensor(~rows["last"])
@@ -177,7 +179,7 @@ def test_n_step_returns_of_windows_are_those_of_the_episodes(window):
         )
         for b, t in np.argwhere(~rows["last"][:, :-1]):
             stream, index = rows["stream"][b, t], rows["index"][b, t]
-            expected = history.n_step(stream, index, n=window - 1 - t)
+            expected = episodes.n_step(stream, index, n=window - 1 - t)
             assert found[b, t] == pytest.approx(expected, abs=1e-5)
         met |= {"truncation"} if (rows["last"] & ~rows["terminal"])[:, 1:-1].any() else set()
         met |= {"termination"} if rows["terminal"][:, 1:-1].any() else set()

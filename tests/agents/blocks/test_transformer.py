@@ -10,7 +10,7 @@ def build() -> Transformer:
     return Transformer(size=16, layers=2, heads=4, length=9)
 
 
-def test_nothing_is_told_of_what_comes_later():
+def test_outputs_do_not_depend_on_later_tokens():
     net, tokens = build(), torch.randn(3, 9, 16)
     before, _ = net(tokens)
     changed = tokens.clone()
@@ -20,18 +20,18 @@ def test_nothing_is_told_of_what_comes_later():
     assert not torch.isclose(after[:, 5:], before[:, 5:]).all(-1).any()
 
 
-def test_what_it_remembers_stands_for_what_it_read():
+def test_outputs_with_a_cache_equal_outputs_of_one_call():
     net, tokens = build(), torch.randn(3, 9, 16)
     at_once, _ = net(tokens)
-    read, past = net(tokens[:, :4])
-    found = [read]
+    out, past = net(tokens[:, :4])
+    found = [out]
     for t in range(4, 9):
-        read, past = net(tokens[:, t : t + 1], past)
-        found.append(read)
+        out, past = net(tokens[:, t : t + 1], past)
+        found.append(out)
     torch.testing.assert_close(torch.cat(found, 1), at_once, atol=1e-5, rtol=0)
 
 
-def test_the_order_of_tokens_counts():
+def test_outputs_depend_on_the_order_of_tokens():
     net, tokens = build(), torch.randn(3, 9, 16)
     swapped = tokens[:, [1, 0, *range(2, 9)]]
     assert not torch.allclose(net(tokens)[0][:, -1], net(swapped)[0][:, -1], atol=1e-3)
