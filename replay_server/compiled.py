@@ -7,7 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from dreamfleet.core.compiler import compiled
+from dreamfleet.compiler import compiled
 from dreamfleet.core.types import Array
 from dreamfleet.replay_server import loops, vectorised
 

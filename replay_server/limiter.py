@@ -8,8 +8,6 @@ from typing import Any
 
 from dreamfleet.core.types import Consumer
 
-PACE_S = 0.25  # over how long the pace of consumers is measured, at least
-
 
 class Limiter:
     """Counts steps in and samples out, and says who is early. Data, never a lock: callers wait.
@@ -78,34 +76,3 @@ class Limiter:
         for name, rate in rates.items():
             most = max(round((min(reached) - begun[name]) * rate), 0)
             self.samples[name] = min(self.samples[name], most)
-
-
-class Pace:
-    """How fast consumers make room: tells who found none how long it may take.
-
-    It follows the number of steps that may be in by now, added and room together, which grows as
-    samples are taken. Times are seconds of any clock that does not run backwards.
-    """
-
-    def __init__(self) -> None:
-        self._limit = self._anchor = math.inf
-        self._anchored = self._moved = -math.inf  # when the limit was that, and when it last rose
-        self._steps_per_s = 0.0
-
-    def follow(self, limit: float, now: float) -> None:
-        if limit != self._limit:
-            self._moved = now
-        if math.isinf(limit) or math.isinf(self._anchor):
-            self._anchor, self._anchored = limit, now
-        elif now - self._anchored >= PACE_S:
-            self._steps_per_s = (limit - self._anchor) / (now - self._anchored)
-            self._anchor, self._anchored = limit, now
-        self._limit = limit
-
-    def seconds(self, steps: float, now: float) -> float:
-        """Until there is room for so many steps more, going by how it was lately.
-
-        Where nothing moves, it is expected to stay so for as long again.
-        """
-        usual = steps / self._steps_per_s if self._steps_per_s > 0 else 0.0
-        return max(usual, now - self._moved)

@@ -40,23 +40,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.actions import action_kind
+from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.distributions import Policy
+from dreamfleet.agents.blocks.masked_mean import masked_mean
 from dreamfleet.agents.blocks.nets import MLP, Ensemble
 from dreamfleet.agents.blocks.normaliser import Normaliser, ReturnRange
+from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.returns import retrace
 from dreamfleet.agents.blocks.rows import NUMBER, columns
-from dreamfleet.agents.blocks.training import (
-    GroupState,
-    Optimizer,
-    SoftUpdate,
-    WeightGroups,
-    faults,
-    make_rng,
-    masked_mean,
-    resolve,
-    to_array,
-    to_tensors,
-)
+from dreamfleet.agents.blocks.soft_update import SoftUpdate
+from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
 from dreamfleet.core.config import check_ranges, within
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import (
@@ -140,7 +134,7 @@ class DreamerLite(WeightGroups):
     act_groups = ("world", "policy")
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
-        device = resolve(device)
+        device = resolve_device(device)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
         self.actions = action_kind(spec.action)
@@ -206,7 +200,7 @@ class DreamerLite(WeightGroups):
         self.world.normaliser.update(rows["obs"], rows["reward"])
         loss, metrics = self.world_loss(rows)
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
-        metrics |= faults("world", self.world_optimizer)
+        metrics |= skipped_step_metrics("world", self.world_optimizer)
         metrics["data/outliers"] = 1 - self.world.normaliser.inliers(rows["obs"]).mean()
         self.world_soft_update.step(self.rate(self.config.slow_world))
         metrics["model/disagreement"] = self.measure_disagreement(rows)
@@ -351,7 +345,7 @@ class DreamerLite(WeightGroups):
             "dream/share": dreamt / weight.sum().clamp(min=1e-6),
             "dream/trust": rows["trust"].mean(),
         }
-        metrics |= faults("policy", self.critic_optimizer, self.policy_optimizer)
+        metrics |= skipped_step_metrics("policy", self.critic_optimizer, self.policy_optimizer)
         self.critic_soft_update.step(self.config.slow_critic)
         return Feedback(metrics)
 

@@ -53,8 +53,8 @@ def check_weights(group: str, weights: Weights) -> Weights:
         if value.dtype.kind == "f" and np.isnan(value).any():
             raise Diverged(
                 f"the weights of {group!r} cannot be published: {name} holds NaN. The agent took a "
-                "gradient step on a loss that was not finite; Trainer of agents/blocks/training.py "
-                "skips such steps."
+                "gradient step on a loss that was not finite; Optimizer of "
+                "agents/blocks/optimizer.py skips such steps."
             )
     return weights
 

@@ -23,10 +23,10 @@ from dreamfleet.core.types import (
     WeightStore,
     Worker,
 )
-from dreamfleet.replay_server.limiter import Pace
 from dreamfleet.replay_server.server import ReplayServer
 from dreamfleet.runtime.blueprint import Blueprint, Progress, Site, describe, weight_groups
 from dreamfleet.runtime.packed import Drawn, Packed
+from dreamfleet.runtime.room_forecast import RoomForecast
 from dreamfleet.runtime.turns import Report, Turns
 
 IDLE_S: Final = 0.2  # the longest a process without work sleeps between two looks
@@ -67,7 +67,7 @@ class _Desk:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.pace = Pace()
+        self.room_forecast = RoomForecast()
         self.refused: dict[int | None, int] = {}  # actors that wait for room, with how many rows
         self.rows: dict[str, threading.Condition] = {}  # consumer → who waits for rows
         self.drawn: Counter[str] = Counter()  # consumer → samples that are being gathered
@@ -126,7 +126,7 @@ class ReplayHost:
         with desk.lock:
             taken = self._server.add(table, batch, streams, chunk_id)
             room, now = self._server.room(table), time.monotonic()
-            desk.pace.follow(self._server.added(table) + room, now)
+            desk.room_forecast.record(self._server.added(table) + room, now)
             if taken:
                 for waiting in desk.rows.values():
                     waiting.notify_all()
@@ -139,7 +139,7 @@ class ReplayHost:
             before = list(desk.refused).index(actor)
             steps = max(1, -room) + sum(list(desk.refused.values())[:before])
             # Half of it, again and again, meets the moment without asking often.
-            again_s = desk.pace.seconds(steps, now) / 2
+            again_s = desk.room_forecast.seconds_until(steps, now) / 2
             return Receipt(False, 0, min(max(again_s, AGAIN_S[0]), AGAIN_S[1]))
 
     def sample(
@@ -169,7 +169,9 @@ class ReplayHost:
                 draw = _until(desk.rows_for(consumer), deadline, draw_in_turn)
                 if draw is None:
                     return None
-                desk.pace.follow(server.added(table) + server.room(table), time.monotonic())
+                desk.room_forecast.record(
+                    server.added(table) + server.room(table), time.monotonic()
+                )
                 if isinstance(draw, Packed):
                     desk.hand_over(consumer, key)
                     return draw

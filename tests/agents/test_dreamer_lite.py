@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.blocks.arrays import to_tensors
 from dreamfleet.agents.dreamer_lite import Config, DreamerLite
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Array, Batch, EnvSpec, Sample, Space

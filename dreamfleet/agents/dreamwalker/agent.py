@@ -36,21 +36,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.distributions import TanhNormal
 from dreamfleet.agents.blocks.dreams import sample_windows
 from dreamfleet.agents.blocks.normaliser import Normaliser
+from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.rows import FLAG, columns
-from dreamfleet.agents.blocks.training import (
-    GroupState,
-    Optimizer,
-    SoftUpdate,
-    WeightGroups,
-    faults,
-    make_rng,
-    resolve,
-    to_array,
-    to_tensors,
-)
+from dreamfleet.agents.blocks.soft_update import SoftUpdate
+from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
 from dreamfleet.agents.dreamwalker.config import PRIORITY, Config
 from dreamfleet.agents.dreamwalker.network import (
     Actor,
@@ -83,7 +77,7 @@ class Dreamwalker(WeightGroups):
     act_groups = ("policy",)
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
-        device = resolve(device)
+        device = resolve_device(device)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
         size, (actions,) = math.prod(spec.obs.shape), spec.action.shape
@@ -157,7 +151,7 @@ class Dreamwalker(WeightGroups):
         self.world.update_statistics(rows)
         loss, metrics = self.world.loss(rows, rows["action"])
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
-        metrics |= faults("world", self.world_optimizer)
+        metrics |= skipped_step_metrics("world", self.world_optimizer)
         updates = self.world.normaliser.updates
         self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
         metrics |= self.world.update_held_out_error(
@@ -248,7 +242,7 @@ class Dreamwalker(WeightGroups):
         loss, found = self.actor_update(before, counts, noise[1])
         metrics |= found
         metrics["grad_norm/policy"] = self.actor_optimizer.step(loss)
-        metrics |= faults("policy", self.critic_optimizer, self.actor_optimizer)
+        metrics |= skipped_step_metrics("policy", self.critic_optimizer, self.actor_optimizer)
         if config.norm != "batch":
             self.target_soft_update.step(config.slow_critic)
         if not config.prioritized:

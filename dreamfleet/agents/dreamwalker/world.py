@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.held_out import expected_error, update_averages
+from dreamfleet.agents.blocks.masked_mean import masked_mean
 from dreamfleet.agents.blocks.nets import MLP, Ensemble
 from dreamfleet.agents.blocks.normaliser import Normaliser
-from dreamfleet.agents.blocks.training import masked_mean
 from dreamfleet.agents.blocks.transformer import Transformer
 from dreamfleet.agents.dreamwalker.config import Config
 from dreamfleet.core.types import Batch, Space

@@ -44,20 +44,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.actions import DiscreteActions
+from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.dreams import sample_windows
+from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.returns import n_step
-from dreamfleet.agents.blocks.training import (
-    GroupState,
-    Optimizer,
-    SoftUpdate,
-    WeightGroups,
-    compiled,
-    faults,
-    make_rng,
-    resolve,
-    to_array,
-    to_tensors,
-)
+from dreamfleet.agents.blocks.soft_update import SoftUpdate
+from dreamfleet.agents.blocks.torch_compile import compile_on_first_call
+from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, PRIORITY, RANGE, Config
 from dreamfleet.agents.gated_rainbow.frame_world import FrameWorldModel
 from dreamfleet.agents.gated_rainbow.network import ValueNetwork, gate_metrics, gate_regulariser
@@ -94,7 +88,7 @@ class GatedRainbow(WeightGroups):
     act_groups = ("policy",)  # with the schedules, so that actors elsewhere have today's ε
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
-        device, config = resolve(device), config.sized(spec.obs)
+        device, config = resolve_device(device), config.sized(spec.obs)
         spec = observed_spec(spec, config.observe_time)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
@@ -115,7 +109,7 @@ class GatedRainbow(WeightGroups):
         self.schedules = Schedules(config).to(device)
 
         self._update_loss = (
-            compiled(self.update_loss, device) if config.compile else self.update_loss
+            compile_on_first_call(self.update_loss, device) if config.compile else self.update_loss
         )
         self.optimizer = Optimizer(
             self.online, config.lr_critic, config.max_grad_norm, config.weight_decay
@@ -192,7 +186,7 @@ class GatedRainbow(WeightGroups):
         self.world.update_statistics(rows)
         loss, metrics = self.world.loss(rows, code)
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
-        metrics |= faults("world", self.world_optimizer)
+        metrics |= skipped_step_metrics("world", self.world_optimizer)
         updates = self.world.normaliser.updates
         self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
         metrics |= self.world.update_held_out_error(self.slow_world, rows, code, self.dream_rng)
@@ -263,7 +257,7 @@ class GatedRainbow(WeightGroups):
         played = torch.tensor(real.episode_stats, dtype=torch.float32, device=self.device)
         loss, priority, metrics = self._update_loss(lived, chance, played, imagined, noise)
         metrics["grad_norm/value"] = self.optimizer.step(loss, metrics["learn/lr"])
-        metrics |= faults("policy", self.optimizer)
+        metrics |= skipped_step_metrics("policy", self.optimizer)
         self.target_soft_update.step(self.config.slow_critic)
         if not self.config.prioritized:
             return Feedback(metrics)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.conv import Convolutions
+from dreamfleet.agents.blocks.masked_mean import masked_mean
 from dreamfleet.agents.blocks.nets import MLP
 from dreamfleet.agents.blocks.normaliser import Pixels
-from dreamfleet.agents.blocks.training import masked_mean
 from dreamfleet.agents.gated_rainbow.world import WorldModel
 from dreamfleet.core.types import Space
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.held_out import expected_error, update_averages
+from dreamfleet.agents.blocks.masked_mean import masked_mean
 from dreamfleet.agents.blocks.normaliser import Normaliser, Pixels
-from dreamfleet.agents.blocks.training import masked_mean
 from dreamfleet.core.types import Batch, Space
 
 

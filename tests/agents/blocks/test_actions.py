@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dreamfleet.agents.blocks.actions import action_kind
-from dreamfleet.agents.blocks.training import make_rng
+from dreamfleet.agents.blocks.device import make_rng
 from dreamfleet.core.types import Space
 
 DISCRETE = Space((), "int64", n=3)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import distributions as oracle
 
+from dreamfleet.agents.blocks.device import make_rng
 from dreamfleet.agents.blocks.distributions import Categorical, TanhNormal
-from dreamfleet.agents.blocks.training import make_rng
 
 
 def categorical(logits: torch.Tensor, seed: int = 0) -> Categorical:

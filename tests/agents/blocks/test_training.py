@@ -9,16 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dreamfleet.agents.blocks.device import make_rng
 from dreamfleet.agents.blocks.nets import MLP
-from dreamfleet.agents.blocks.training import (
-    GroupState,
-    Optimizer,
-    SoftUpdate,
-    faults,
-    load_net,
-    make_rng,
-    net_state,
-)
+from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
+from dreamfleet.agents.blocks.soft_update import SoftUpdate
+from dreamfleet.agents.blocks.weight_groups import GroupState, load_net, net_state
 
 SIZES = (3, 8, 1)
 
@@ -31,7 +26,7 @@ def loss(net: nn.Module, seed: int) -> Tensor:
 def learning(seed: int) -> tuple[GroupState, MLP, Optimizer, torch.Generator]:
     torch.manual_seed(seed)
     net, noise = MLP(SIZES), make_rng(seed, "cpu")
-    optimizer = Optimizer(net, lr=1e-2, clip=1.0)
+    optimizer = Optimizer(net, lr=1e-2, max_grad_norm=1.0)
     whole = GroupState({"net": net}, {"net": optimizer}, {"noise": noise}, published="net")
     return whole, net, optimizer, noise
 
@@ -64,7 +59,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(bad):
             before = {**net_state(net), **optimizer.state()}
             for times in (1, 2):
                 assert not optimizer.step(loss(net, step) * bad).isfinite()
-                told = faults("policy", optimizer)
+                told = skipped_step_metrics("policy", optimizer)
                 assert {name: float(value) for name, value in told.items()} == {
                     "fault/skipped_policy": times,
                     "fault/in_a_row": times,
@@ -75,8 +70,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(bad):
         same.step(loss(reference, step))
     for mine, other in zip(net.parameters(), reference.parameters(), strict=True):
         assert torch.equal(mine, other)
-    assert float(faults("policy", optimizer)["fault/in_a_row"]) == 0
-    assert float(faults("policy", optimizer)["fault/skipped_policy"]) == 2
+    assert float(skipped_step_metrics("policy", optimizer)["fault/in_a_row"]) == 0
+    assert float(skipped_step_metrics("policy", optimizer)["fault/skipped_policy"]) == 2
 
 
 def test_a_buffer_that_older_weights_lack_stays_and_a_missing_parameter_is_an_error():
@@ -98,7 +93,7 @@ def test_a_buffer_that_older_weights_lack_stays_and_a_missing_parameter_is_an_er
 def test_moments_fade_to_zero_and_never_to_subnormal_numbers_which_are_slow():
     tiny = torch.finfo(torch.float32).tiny
     weight = nn.Linear(1, 1)
-    optimizer = Optimizer(weight, lr=1e-2, clip=1.0)
+    optimizer = Optimizer(weight, lr=1e-2, max_grad_norm=1.0)
     optimizer.step(weight(torch.ones(1, 1)).sum())
     for _ in range(1000):
         optimizer.step(0 * weight(torch.ones(1, 1)).sum())
@@ -199,7 +194,7 @@ def test_the_slow_net_moves_by_the_rate_and_takes_the_buffers(rate):
 def test_a_step_does_without_the_compiler_that_torch_optim_brings():
     """It takes a process a second and 70 MB."""
     code = (
-        "import sys, torch; from dreamfleet.agents.blocks.training import Optimizer;"
+        "import sys, torch; from dreamfleet.agents.blocks.optimizer import Optimizer;"
         "net = torch.nn.Linear(1, 1);"
         "Optimizer(net, 1e-3, 1.0).step(net(torch.ones(1, 1)).sum());"
         "assert 'torch._dynamo' not in sys.modules"

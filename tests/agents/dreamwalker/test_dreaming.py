@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.blocks.arrays import to_tensors
 from tests.agents.dreamwalker.system import CONTEXT, HORIZON, Swing, build, steps
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from dreamfleet.agents.blocks.arrays import to_tensors
 from dreamfleet.agents.blocks.distributions import TanhNormal
 from dreamfleet.agents.blocks.quantiles import quantile_huber
-from dreamfleet.agents.blocks.training import to_tensors
 from dreamfleet.agents.dreamwalker.config import PRIORITY, Config
 from dreamfleet.agents.dreamwalker.network import (
     actor_loss,

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamfleet.agents.blocks.training import make_rng, to_tensors
+from dreamfleet.agents.blocks.arrays import to_tensors
+from dreamfleet.agents.blocks.device import make_rng
 from dreamfleet.agents.dreamwalker.world import inside
 from dreamfleet.core.types import Consumer, Sample
 from dreamfleet.replay_server.table import Table

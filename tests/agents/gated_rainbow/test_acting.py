@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from dreamfleet.agents.blocks.arrays import to_tensors
+from dreamfleet.agents.blocks.device import make_rng
 from dreamfleet.agents.blocks.noisy import NoisyLinear
-from dreamfleet.agents.blocks.training import make_rng, to_tensors
 from dreamfleet.agents.gated_rainbow.agent import PASSES, GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.agents.gated_rainbow.network import gate_regulariser

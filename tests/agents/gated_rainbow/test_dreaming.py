@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamfleet.agents.blocks.training import to_tensors
+from dreamfleet.agents.blocks.arrays import to_tensors
 from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.agents.gated_rainbow.tables import COLUMNS

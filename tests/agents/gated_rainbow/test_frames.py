@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from dreamfleet.agents.blocks.arrays import to_tensors
 from dreamfleet.agents.blocks.conv import NATURE, Convolutions
 from dreamfleet.agents.blocks.normaliser import Pixels
-from dreamfleet.agents.blocks.training import to_tensors
 from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.agents.gated_rainbow.frame_world import Motion

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from dreamfleet.agents.blocks.arrays import to_tensors
 from dreamfleet.agents.blocks.quantiles import quantile_huber
 from dreamfleet.agents.blocks.returns import n_step
-from dreamfleet.agents.blocks.training import to_tensors
 from dreamfleet.agents.blocks.values import project
 from dreamfleet.agents.gated_rainbow.agent import PASSES, GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, PRIORITY

@@ -1,0 +1,28 @@
+"""Conversion between numpy arrays and tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamfleet.core.types import Array, Batch
+
+
+def to_array(tensor: Tensor) -> Array:
+    """Returns a copy of a tensor as a numpy array in host memory."""
+    return np.array(tensor.detach().cpu().numpy())
+
+
+def to_tensor(array: Array, device: str | torch.device = "cpu") -> Tensor:
+    """Returns a copy of an array as a tensor on `device`."""
+    return torch.tensor(np.asarray(array), device=device)
+
+
+def to_tensors(batch: Batch, device: str | torch.device) -> Batch:
+    """Returns the batch with every value as a tensor on `device`.
+
+    A tensor that is on the device already is returned as it is. Arrays and tensors share memory
+    where PyTorch allows this.
+    """
+    return {name: torch.as_tensor(value, device=device) for name, value in batch.items()}

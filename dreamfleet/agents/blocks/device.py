@@ -1,0 +1,15 @@
+"""The device that an agent computes on, and the random generators on it."""
+
+from __future__ import annotations
+
+import torch
+
+
+def resolve_device(device: str) -> str:
+    """Returns `device`; for "auto", returns "cuda" if there is a CUDA GPU, else "cpu"."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def make_rng(seed: int, device: str) -> torch.Generator:
+    """Returns a new random generator on `device` with this seed."""
+    return torch.Generator(device).manual_seed(seed)

@@ -1,0 +1,144 @@
+"""AdamW with gradient clipping. A step whose loss or gradient is not finite is skipped."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from dreamfleet.agents.blocks.arrays import to_array, to_tensor
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+class Optimizer:
+    """Trains the parameters of one network with AdamW, after clipping the gradient norm.
+
+    A step whose loss or gradient is not finite is skipped: parameters and moments keep their
+    values. Skipped steps are counted on the device, so that no step waits for the device;
+    `skipped_step_metrics` reports the counts.
+
+    All parameters lie in one flat tensor, and all gradients in another. So a step takes a few
+    operations, however many parameters there are.
+    """
+
+    def __init__(
+        self, net: nn.Module, lr: float, max_grad_norm: float, weight_decay: float = 0.0
+    ) -> None:
+        """weight_decay: per step, in units of the learning rate; 0 makes AdamW the plain Adam."""
+        parameters = list(net.parameters())
+        flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        self._flat, self._gradient = flat, torch.zeros_like(flat)
+        pieces = flat.split([parameter.numel() for parameter in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.data = piece.view_as(parameter)
+        self._parameters = parameters
+        self._lr, self._max_grad_norm, self._weight_decay = lr, max_grad_norm, weight_decay
+        self._moments = {
+            "step": flat.new_zeros(()),
+            "exp_avg": torch.zeros_like(flat),
+            "exp_avg_sq": torch.zeros_like(flat),
+        }
+        self.skipped = flat.new_zeros(())  # steps
+        self.skipped_in_a_row = flat.new_zeros(())
+
+    def step(self, loss: Tensor, lr: Tensor | None = None) -> Tensor:
+        """Takes one step that lowers `loss`; returns the gradient norm before clipping.
+
+        A parameter on which the loss does not depend has a gradient of 0. lr: a learning rate ()
+        for this step, instead of the constructor's.
+        """
+        keep_freed_memory()
+        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        torch.cat([gradient.flatten() for gradient in gradients], out=self._gradient)
+        norm = (self._gradient @ self._gradient).sqrt()
+        not_finite = (~(norm.isfinite() & loss.detach().isfinite())).to(norm.dtype)
+        self._gradient.mul_((self._max_grad_norm / (norm + 1e-6)).clamp(max=1))
+        self._adamw(self._lr if lr is None else lr, not_finite)
+        self.skipped += not_finite
+        self.skipped_in_a_row.add_(1).mul_(not_finite)
+        return norm
+
+    @torch.no_grad()
+    def _adamw(self, lr: float | Tensor, not_finite: Tensor) -> None:
+        """Updates the parameters as `torch.optim.AdamW` does, unless `not_finite` is 1.
+
+        `torch.optim.AdamW` itself would import torch's compiler, which takes a second.
+        """
+        with no_subnormals():
+            adamw(
+                [self._flat],
+                [self._gradient],
+                [self._moments["exp_avg"]],
+                [self._moments["exp_avg_sq"]],
+                [],
+                [self._moments["step"]],
+                lr=lr,
+                beta1=0.9,
+                beta2=0.999,
+                eps=1e-8,
+                weight_decay=self._weight_decay,
+                amsgrad=False,
+                maximize=False,
+                fused=True,
+                found_inf=not_finite,
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Returns copies of the moments and of the count of skipped steps."""
+        return {name: to_array(value) for name, value in self._saved().items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Copies a result of `state` back; an entry that `state` lacks becomes 0."""
+        for name, value in self._saved().items():
+            value.copy_(to_tensor(state.get(name, 0)))
+
+    def _saved(self) -> dict[str, Tensor]:
+        return {**self._moments, "skipped": self.skipped}
+
+
+def skipped_step_metrics(part: str, *optimizers: Optimizer) -> dict[str, Tensor]:
+    """Returns how many steps some optimizers skipped, as metrics of one `part` of the agent.
+
+    part: "world" or "policy". `fault/skipped_PART` is the total. `fault/in_a_row` is the largest
+    number of steps that an optimizer skipped since its last good step; `core.soundness` reads it.
+    """
+    return {
+        f"fault/skipped_{part}": torch.stack([optimizer.skipped for optimizer in optimizers]).sum(),
+        "fault/in_a_row": torch.stack(
+            [optimizer.skipped_in_a_row for optimizer in optimizers]
+        ).max(),
+    }
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Makes the C library keep freed memory, since the next update needs as much.
+
+    By default glibc returns freed memory to the system, and fetches it again page by page in each
+    update. This took Dreamwalker 5 to 10 % of its time.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(_MMAP_THRESHOLD, 32 << 20)  # bytes; larger blocks are still returned
+        mallopt(_TRIM_THRESHOLD, 256 << 20)  # bytes at the end of the heap
+
+
+@contextmanager
+def no_subnormals() -> Iterator[None]:
+    """Makes this thread round numbers below 1e-38 to 0 inside a `with` block.
+
+    The moments of a weight whose gradient stays 0, as that of a dead unit, decay to such numbers,
+    and a processor takes up to a hundred times as long for each.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

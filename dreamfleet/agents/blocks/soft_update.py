@@ -1,0 +1,25 @@
+"""Moving the parameters of a slow copy towards those of the trained network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SoftUpdate:
+    """Updates a slow copy (target network) of a network, parameter by parameter."""
+
+    def __init__(self, slow: nn.Module, fast: nn.Module) -> None:
+        self._slow: list[Tensor] = list(slow.parameters())
+        self._fast: list[Tensor] = list(fast.parameters())
+        self._slow_buffers, self._fast_buffers = list(slow.buffers()), list(fast.buffers())
+
+    @torch.no_grad()
+    def step(self, rate: float | Tensor) -> None:
+        """Sets each slow parameter to (1 - rate) · slow + rate · fast, and copies the buffers."""
+        if isinstance(rate, Tensor):  # a rate on the device stays there
+            torch._foreach_lerp_(self._slow, self._fast, [rate] * len(self._slow))
+        else:
+            torch._foreach_lerp_(self._slow, self._fast, rate)
+        if self._slow_buffers:
+            torch._foreach_copy_(self._slow_buffers, self._fast_buffers)
