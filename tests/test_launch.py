@@ -57,12 +57,23 @@ def refused(args: list[str], capsys) -> str:
     begun = time.perf_counter()
     assert cli.main(args) == 2
     took = time.perf_counter() - begun
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    *before, line = printed.err.splitlines()
+    assert line.startswith("error: ")
+    # A mistake that needs the environment, the agent or the checkpoint is found after the line
+    # that says what is being started.
+    assert len(before) <= 1 and all(it.startswith(("starting ", "resuming ")) for it in before)
     assert took < 2
-    return said.err
+    return line
+
+
+def test_the_first_line_says_what_is_started(started, run, capsys):
+    assert cli.main(["--num-actors", "16", "--steps", "300"]) == 0
+    line = "starting dreamer-lite on CartPole-v1: 300 steps, 16 actors and 1 dreamer on Ray"
+    assert capsys.readouterr().err.startswith(f"{line}\n")
+    assert cli.main(["--resume", str(run), "--local"]) == 0
+    assert capsys.readouterr().err.startswith(f"resuming {run}: dreamer-lite on CartPole-v1: ")
 
 
 def test_train_is_what_happens_when_no_command_is_named(started):
@@ -396,6 +407,21 @@ def test_list_names_agents_presets_and_envs(capsys):
     said = capsys.readouterr().out
     assert "dreamer-lite" in said
     assert "CartPole-v1" in said
+
+
+def test_list_metrics_prints_every_metric(capsys):
+    assert cli.main(["list", "metrics"]) == 0
+    text = capsys.readouterr().out
+    assert "\nDreams\n  dream/share [fraction]: Fraction of" in text
+
+
+def test_a_list_is_wrapped_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for what in ("settings", "metrics"):
+        assert cli.main(["list", what]) == 0
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 100
+    assert "\n  dream/share [fraction]\n      Fraction of" in text
 
 
 def test_list_may_be_read_in_part():

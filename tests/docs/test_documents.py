@@ -28,13 +28,15 @@ def read(path: str) -> str:
 
 
 def prose(text: str) -> Iterator[tuple[int, str]]:
-    """Yields the numbered lines outside code blocks, tables and HTML."""
-    in_code = False
+    """Yields the numbered lines outside code blocks, tables, HTML and generated results."""
+    in_code = in_results = False
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.lstrip()
-        if stripped.startswith("```"):
+        if stripped.startswith(("<!-- results", "<!-- end of results")):
+            in_results = not in_results
+        elif stripped.startswith("```"):
             in_code = not in_code
-        elif not in_code and not stripped.startswith(("|", "<")):
+        elif not in_code and not in_results and not stripped.startswith(("|", "<")):
             yield number, line
 
 
@@ -45,12 +47,8 @@ def visible(line: str) -> str:
 
 def links(text: str) -> list[str]:
     """Returns the targets of all links and images, except URLs."""
-    outside_code = "\n".join(line for _, line in prose(text))
-    in_tables = "\n".join(
-        line for line in text.splitlines() if line.lstrip().startswith(("|", "<"))
-    )
-    found = re.findall(r"\]\(([^)\s]+)\)", f"{outside_code}\n{in_tables}")
-    found += re.findall(r'(?:src|href)="([^"]+)"', in_tables)
+    shown = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"\]\(([^)\s]+)\)", shown) + re.findall(r'(?:src|href)="([^"]+)"', shown)
     return [target for target in found if not re.match(r"[a-z]+:", target)]
 
 

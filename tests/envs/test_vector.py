@@ -246,20 +246,21 @@ def test_what_the_environment_itself_raises_passes_through():
         unroll(GymVector("dreamfleet.envs.probe:FaultyStep-v0", 4, seed=0), 1_000)
 
 
-def test_each_episode_is_filmed(tmp_path):
+def test_each_episode_with_a_seed_is_filmed_as_a_whole(tmp_path):
     pytest.importorskip("moviepy")
     pytest.importorskip("pygame")
-    env = GymVector("CartPole-v1", 1, seed=0, video_dir=tmp_path)
-    env.reset()
-    ended = 0
-    while ended < 2:
-        ended += int(env.step(np.zeros(1, np.int64))["last"].sum())
+    env = GymVector("CartPole-v1", 2, seed=0, video_dir=tmp_path)
+    for seeds in ([1, 2], [3, 4]):
+        env.reset(seeds)
+        while not env.step(np.zeros(2, np.int64))["last"][0]:
+            pass
+        for _ in range(3):  # the next episode begins while other environments play on
+            env.step(np.zeros(2, np.int64))
+    names = ["CartPole-v1_episode-1.mp4", "CartPole-v1_episode-3.mp4"]
+    assert env.films() == [tmp_path / name for name in names]
     env.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "CartPole-v1-episode-0.mp4",
-        "CartPole-v1-episode-1.mp4",
-    ]
-    assert all(path.stat().st_size > 0 for path in tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert all(path.stat().st_size > 1_000 for path in tmp_path.iterdir())
 
 
 def test_an_environment_that_draws_nothing_cannot_be_filmed(tmp_path):

@@ -15,7 +15,7 @@ from dreamfleet.envs.vector import GymVector
 ATTEMPTS: Final = 5  # an environment may break now and then; one that always does is a mistake
 
 
-def rehearse(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, list[str]]:
+def try_first_step(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, list[str]]:
     """Plays one step → what an agent must know of the environment, and what a person should.
 
     Raises UserError where the environment cannot be built, or breaks at every attempt.
