@@ -25,6 +25,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dreamfleet.core.selectors import Selector, Uniform
+
 Array = np.ndarray
 Batch = dict[str, Any]  # flat name → array or tensor, leading axes shared
 Weights = dict[str, Array]  # flat parameter name → a copy of its values
@@ -71,66 +73,6 @@ class EnvSpec:
 
 
 # ------------------------------------------------------------------------------------ tables
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """Every start is as likely as any other."""
-
-
-@dataclass(frozen=True)
-class Prioritized:
-    """Draws in proportion to priority^exponent (Schaul et al. 2016, eq. 1).
-
-    New rows enter at what actors wrote into the column `initial`, or without one at the largest
-    priority seen so far (1.0 at the beginning). The importance weights, and any schedule of their
-    exponent, are the agent's: it gets each draw's probability.
-    """
-
-    exponent: float = 1.0  # 1: the agent applies its own, possibly moving, alpha
-    initial: str | None = None
-
-
-@dataclass(frozen=True)
-class Recency:
-    """Draws a start of age a (0 the newest row) in proportion to 2^(-a / half_life)."""
-
-    half_life: float
-
-
-@dataclass(frozen=True)
-class EmphasizeRecent:
-    """Emphasizing Recent Experience (Wang & Ross 2019, section 4).
-
-    Update k of a cycle of K draws uniformly from the newest max(N * eta^(1000 k / K), floor) rows;
-    eta moves linearly from `eta` to 1 over the first `anneal` draws.
-    """
-
-    eta: float = 0.996
-    floor: int = 5_000  # rows
-    cycle: int = 1_000  # draws; K in the paper
-    anneal: int = 1_000_000  # draws
-
-
-@dataclass(frozen=True)
-class ReturnDeviation:
-    """Draws windows whose sum of rewards is unusual, in proportion to |sum - mean| / deviation.
-
-    Mean and standard deviation are those of the sums so far, weighted by 2^(-age / half_life). A
-    window keeps what it was given when it became drawable. Meant for a mixture with `Uniform`.
-    """
-
-    half_life: float = 10_000.0  # windows
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Each window comes from one of `parts`, picked with its share; shares sum to 1."""
-
-    parts: tuple[tuple[float, Selector], ...]
-
-
-Selector = Uniform | Prioritized | Recency | EmphasizeRecent | ReturnDeviation | Mixture
 
 
 @dataclass(frozen=True)
@@ -191,6 +133,7 @@ class Sample:
     prob: Array  # (B,) f64, the probability of each draw
     size: int  # starts this consumer could have drawn
     episode_stats: EpisodeStats = EpisodeStats()  # noqa: RUF009 - immutable
+    priority_mass: float = 0.0  # sum of the weights of all starts, in one unit for all shards
 
 
 @dataclass

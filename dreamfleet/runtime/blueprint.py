@@ -105,7 +105,7 @@ class Blueprint:
         (of those of a cluster it is not known which will hold them).
         """
         allowed, shards = self.config.train.replay_gb, self.config.train.replay_shards
-        tables = agent.tables if allowed is None else budget.within(agent.tables, allowed * 1e9)
+        tables = agent.tables if allowed is None else budget.limited(agent.tables, allowed * 1e9)
         parts = shard_tables(tables, shards)
         limits = Limits("agent.capacity", "train.replay_gb")
         for name, spec in parts.items():

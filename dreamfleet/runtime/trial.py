@@ -19,11 +19,8 @@ from dreamfleet.core.types import (
     Batch,
     EnvSpec,
     Feedback,
-    Mixture,
-    Prioritized,
     QueueSpec,
     Sample,
-    Selector,
     TableSpec,
 )
 from dreamfleet.replay_server.server import ReplayServer
@@ -243,13 +240,7 @@ def _check_feedback(feedback: Any, real: Sample | Any, consumer: Any) -> None:
             float(value)
         except (TypeError, ValueError, RuntimeError):
             raise Unfit(f"the metric {name!r} is no number: {value!r:.80}") from None
-    if consumer is not None and _prioritized(consumer.selector):
+    if consumer is not None and consumer.selector.uses_priorities:
         found = feedback.priorities
         fits = found is not None and np.shape(found) == real.keys.shape
         _require(fits, f"a priority for each of its {len(real.keys)} windows is missing")
-
-
-def _prioritized(selector: Selector) -> bool:
-    if isinstance(selector, Mixture):
-        return any(_prioritized(part) for _, part in selector.parts)
-    return isinstance(selector, Prioritized)

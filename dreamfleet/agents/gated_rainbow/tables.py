@@ -7,15 +7,8 @@ from dataclasses import replace
 from dreamfleet.agents.blocks.rows import FLAG, NUMBER, columns
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import (
-    Consumer,
-    EnvSpec,
-    Prioritized,
-    QueueSpec,
-    Space,
-    TableSpec,
-    Uniform,
-)
+from dreamfleet.core.selectors import Prioritized, Uniform
+from dreamfleet.core.types import Consumer, EnvSpec, QueueSpec, Space, TableSpec
 
 COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of a window to learn values from
 
