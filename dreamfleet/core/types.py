@@ -1,20 +1,21 @@
-"""The dictionary of the system: its data, and the protocols through which its parts call each other.
+"""The dictionary of the system: its data, and the protocols through which its parts work together.
 
 Letters for shapes: B batch size, T rows of a window, N environments of one actor, H steps of a
 dream, A size of an action, O shape of an observation. Leading axes come first in this order, so
 batch before time. A row is one time step of an environment:
 
-| column     | dtype      | shape         | value                                                    |
-|------------|------------|---------------|----------------------------------------------------------|
-| `obs`      | u8 or f32  | `O`           | observation                                              |
-| `action`   | i64 or f32 | `()` or `(A)` | action chosen for `obs`; continuous actions in [-1, 1]   |
-| `reward`   | f32        | `()`          | reward that arrived with `obs`; 0 where `first` is set   |
-| `first`    | bool       | `()`          | whether an episode begins with this row                  |
-| `last`     | bool       | `()`          | whether the episode ends here, for any reason            |
-| `terminal` | bool       | `()`          | whether the environment terminated; implies `last`       |
+| column     | dtype      | shape         | value                                                  |
+|------------|------------|---------------|--------------------------------------------------------|
+| `obs`      | u8 or f32  | `O`           | observation                                            |
+| `action`   | i64 or f32 | `()` or `(A)` | action chosen for `obs`; continuous actions in [-1, 1] |
+| `reward`   | f32        | `()`          | reward that arrived with `obs`; 0 where `first` is set |
+| `first`    | bool       | `()`          | whether an episode begins with this row                |
+| `last`     | bool       | `()`          | whether the episode ends here, for any reason          |
+| `terminal` | bool       | `()`          | whether the environment terminated; implies `last`     |
 
 An episode's final observation is a row too, so no column for the next observation is needed. The
-action of a `last` row is not used. A value is bootstrapped where a row is `last` but not `terminal`.
+action of a `last` row is not used. Values are bootstrapped where a row is `last` but not
+`terminal`.
 """
 
 from __future__ import annotations
