@@ -138,7 +138,7 @@ class Blueprint:
 
     def seed(self, part: str, starts: int = 0) -> int:
         """Returns the seed of a part, the same in every wiring and on every machine."""
-        return seeding.spread((self.config.seed, zlib.crc32(part.encode()), starts), 1)[0]
+        return seeding.derive((self.config.seed, zlib.crc32(part.encode()), starts), 1)[0]
 
     def shard_seeds(self) -> list[int]:
         """Returns the seed of each shard of the replay."""

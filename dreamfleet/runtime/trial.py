@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 
 from dreamfleet.core.errors import Diverged, EnvironmentFault, UserError
+from dreamfleet.core.finite import check_actions, check_weights
 from dreamfleet.core.own_code import in_line, interrupts
-from dreamfleet.core.soundness import check_choice, check_weights
 from dreamfleet.core.types import (
     Agent,
     Array,
@@ -169,7 +169,7 @@ def _check_acting(agent: Any, spec: EnvSpec) -> None:
         )
         action, _, extras = acted
         _require(isinstance(extras, Mapping), f"its further columns are no dict: {extras!r:.80}")
-        check_choice(action, extras, spec.action)
+        check_actions(action, extras, spec.action)
     found = {*rows, "action", *extras}
     lacking, unknown = sorted(declared.keys() - found), sorted(found - declared.keys())
     _require(not lacking, f"it does not return the column {', '.join(lacking)} of the table 'real'")

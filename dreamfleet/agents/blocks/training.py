@@ -107,7 +107,7 @@ class Optimizer:
 def faults(part: str, *optimizers: Optimizer) -> dict[str, Tensor]:
     """Metrics of the steps that were skipped: of all optimizers of a `part`, "world" or "policy".
 
-    `fault/in_a_row` is the longest present row of skipped steps; `core.soundness` reads it.
+    `fault/in_a_row` is the longest present row of skipped steps; `core.finite` reads it.
     """
     return {
         f"fault/skipped_{part}": torch.stack([optimizer.skipped for optimizer in optimizers]).sum(),
