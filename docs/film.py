@@ -1,7 +1,7 @@
 """Makes the short film at the top of the README from a film that `launch.py eval` has recorded.
 
-    python launch.py eval RUN --episodes 1 --seed 7 --video films/
-    python docs/film.py films/NAME.mp4 docs/images/walker.gif
+python launch.py eval RUN --episodes 1 --seed 7 --video films/
+python docs/film.py films/NAME.mp4 docs/images/walker.gif
 """
 
 from __future__ import annotations

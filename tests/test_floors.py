@@ -18,7 +18,7 @@ PACKAGES = ("core", COMPILER, *FLOOR_1, "runtime")
 TOP = ("__init__", "__main__", "api", "cli", "contracts")  # modules of the top floor
 MAY_IMPORT = {
     "core": {"core"},
-    COMPILER: {"core"},
+    COMPILER: set(),
     **{name: {"core", COMPILER, name} for name in FLOOR_1},
     "runtime": set(PACKAGES),
     "benchmarks": {*PACKAGES, "benchmarks"},

@@ -159,15 +159,15 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
         (["agent.dream_horizon=-3"], "agent.dream_horizon must be from 1 to 1000; found -3"),
         (["agent.members=0"], "agent.members must be at least 1; found 0"),
         (["agent.capacity=0"], "agent.capacity must be at least 1 row, found 0"),
-        (["agent.capacity=500"], "raise agent.capacity to hold 600 or more, found 500"),
+        (["agent.capacity=500"], "raise agent.capacity to store 600 or more, found 500"),
         (
             ["agent.capacity=1e11"],
             "of memory are free: lower agent.capacity or set train.replay_gb",
         ),
-        (["train.replay_gb=1e-6"], "raise train.replay_gb to hold 600 or more, found 18"),
+        (["train.replay_gb=1e-6"], "raise train.replay_gb to store 600 or more, found 18"),
         (["agent.capacity=0", "train.replay_gb=1"], "agent.capacity must be at least 1 row"),
         (["agent.capacity=-5", "train.replay_gb=1"], "agent.capacity must be at least 1 row"),
-        (["agent.warmup=200000"], "raise agent.capacity to hold as many rows, found 100000"),
+        (["agent.warmup=200000"], "raise agent.capacity to store as many rows, found 100000"),
     ],
 )
 @pytest.mark.parametrize("flags", [["--num-actors", "2"], ["--local"]], ids=["ray", "local"])
@@ -235,9 +235,8 @@ def test_a_run_stays_where_it_was_started_whatever_folder_its_environment_moves_
     assert path.is_absolute() and path.is_relative_to(tmp_path)
 
 
-@pytest.mark.parametrize("group", ["env", "train.env"])
-def test_arguments_of_the_environment_are_part_of_the_run(started, walk, group):
-    given = options(f"{group}.size=3", f"{group}.wind=1e-3", "env.goal={at: [1, 2]}")
+def test_arguments_of_the_environment_are_part_of_the_run(started, walk):
+    given = options("env.size=3", "env.wind=1e-3", "env.goal={at: [1, 2]}")
     assert cli.main([*walk, *given, "--set=eval_env.wind=0"]) == 0
     config = started[0].config
     assert config.env_options == {"size": 3, "wind": 0.001, "goal": {"at": [1, 2]}}

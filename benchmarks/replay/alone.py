@@ -41,7 +41,7 @@ def sum_drift(size: int, updates: int) -> float:
     tree, rng = SumTree(size), np.random.default_rng(0)
     for _ in range(updates // ADDED):
         tree.write(rng.integers(0, size, ADDED), 10 ** rng.uniform(-6, 6, ADDED))
-    return 1e12 * abs(tree.total / math.fsum(tree.masses) - 1)
+    return 1e12 * abs(tree.total / math.fsum(tree.weights) - 1)
 
 
 def memory_drift(capacity: int, inserts: int) -> float:

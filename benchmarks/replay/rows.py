@@ -8,7 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from dreamfleet.core.types import Array, Batch, Consumer, Prioritized, Space, TableSpec
+from dreamfleet.core.selectors import Prioritized
+from dreamfleet.core.types import Array, Batch, Consumer, Space, TableSpec
 from dreamfleet.replay_server import ReplayServer
 
 STREAMS: Final = np.arange(16)

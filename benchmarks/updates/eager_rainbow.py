@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamfleet.core.types import Array, Consumer, Prioritized, Sample, Space, TableSpec
+from dreamfleet.core.selectors import Prioritized
+from dreamfleet.core.types import Array, Consumer, Sample, Space, TableSpec
 from dreamfleet.replay_server import ReplayServer
 
 ALPHA, BETA, EPSILON = 0.5, 0.4, 1e-6  # of priorities, of weights; the least priority

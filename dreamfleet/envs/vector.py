@@ -64,7 +64,7 @@ class GymVector:
         self._dtype = np.dtype(self.spec.obs.dtype)
         # Each environment is seeded once, a batch with the first seed; later resets go on from its
         # own generator.
-        self._seeds: list[int | None] = [*seeding.spread(seed, num_envs)]
+        self._seeds: list[int | None] = [*seeding.derive(seed, num_envs)]
         self._batch_seed: int | list[int] | None = self._seeds[0]
         self._ended = np.ones(num_envs, bool)
 

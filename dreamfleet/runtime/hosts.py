@@ -175,14 +175,13 @@ class ReplayHost:
                 if isinstance(draw, Packed):
                     desk.hand_over(consumer, key)
                     return draw
-                mass = server.priority_mass(table, consumer)
                 desk.drawn[consumer] += 1
             packed = Packed.of(server.gather(table, draw))
             with desk.lock:
                 desk.drawn[consumer] -= 1
                 if server.intact(table, draw):
                     desk.hand_over(consumer, key)
-                    return Drawn(packed, draw.keys, draw.prob, draw.size, mass, draw.episode_stats)
+                    return Drawn(packed, draw.sample)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
         with self._desk(table).lock:
@@ -207,14 +206,14 @@ class ReplayHost:
         state = {}
         for table, desk in self._desks.items():
             with desk.lock:
-                saving = self._server.saving(table)
+                snapshot = self._server.snapshot(table)
                 late = {consumer: desk.on_the_way(consumer) for consumer in desk.rows}
-                left = saving.copy_piece()
+                left = snapshot.copy_piece()
             while left:
                 time.sleep(BREATH_S)  # a lock let go for less is taken again by the same thread
                 with desk.lock:
-                    left = saving.copy_piece()
-            state[table] = saving.state()
+                    left = snapshot.copy_piece()
+            state[table] = snapshot.state()
             if samples := state[table].get("limiter", {}).get("samples"):
                 samples |= {consumer: n - late.get(consumer, 0) for consumer, n in samples.items()}
         return state

@@ -275,7 +275,7 @@ def test_a_seed_also_decides_what_does_not_come_from_reset():
 
 
 def test_seeds_fit_a_signed_integer_of_32_bits_and_differ():
-    seeds = [seed for i in range(50) for seed in seeding.spread((i, 7), 20)]
+    seeds = [seed for i in range(50) for seed in seeding.derive((i, 7), 20)]
     assert len(set(seeds)) == 1_000 and max(seeds) < 2**31 and min(seeds) >= 0
     assert max(seeds) > 2**30  # all bits are in use
 

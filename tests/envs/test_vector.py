@@ -34,7 +34,7 @@ def test_every_row_of_an_episode_is_there_once_and_truncation_is_no_termination(
 def test_rows_agree_with_gymnasiums_own_vectorisation():
     """SyncVectorEnv resets on the step after the end (NEXT_STEP), which is what a row means."""
     ours = GymVector("CartPole-v1", 3, seed=7)
-    seeds = seeding.spread(7, 3)
+    seeds = seeding.derive(7, 3)
     theirs = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
     obs, _ = theirs.reset(seed=seeds)
     rows = ours.reset()
@@ -53,7 +53,7 @@ def test_rows_agree_with_gymnasiums_own_vectorisation():
 def test_rows_of_a_batched_environment_are_those_of_its_vectorised_form():
     ours = GymVector("NumberGame-v1", 3, seed=7)
     theirs = gym.make_vec("NumberGame-v1", 3)
-    obs, _ = theirs.reset(seed=seeding.spread(7, 1)[0])
+    obs, _ = theirs.reset(seed=seeding.derive(7, 1)[0])
     rows, ended = ours.reset(), np.ones(3, bool)
     np.testing.assert_array_equal(rows["obs"], obs)
     assert rows["first"].all() and not rows["reward"].any() and not rows["last"].any()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from dreamfleet.core.config import check_ranges, within
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import EmphasizeRecent, Mixture, Prioritized, Selector, Uniform
+from dreamfleet.core.selectors import EmphasizeRecent, Mixture, Prioritized, Selector, Uniform
 
 PRIORITY_OFFSET = 1e-3  # is added to each |TD error|, so that no priority is 0
 

@@ -61,18 +61,17 @@ from dreamfleet.agents.gated_rainbow.losses import double_q_loss, gate_regularis
 from dreamfleet.agents.gated_rainbow.network import ValueNetwork, gate_metrics
 from dreamfleet.agents.gated_rainbow.schedules import Schedules
 from dreamfleet.agents.gated_rainbow.vector_world import VectorWorldModel
+from dreamfleet.core.selectors import Prioritized, Uniform
 from dreamfleet.core.types import (
     Array,
     Batch,
     Consumer,
     EnvSpec,
     Feedback,
-    Prioritized,
     QueueSpec,
     Sample,
     State,
     TableSpec,
-    Uniform,
 )
 
 COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of windows for learning values

@@ -18,7 +18,8 @@ from dreamfleet.agents.dreamwalker.network import (
     truncate,
 )
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import Consumer, EmphasizeRecent, Mixture, Prioritized, Sample, Uniform
+from dreamfleet.core.selectors import EmphasizeRecent, Mixture, Prioritized, Uniform
+from dreamfleet.core.types import Consumer, Sample
 from dreamfleet.replay_server.table import Table
 from tests.agents.dreamwalker.system import build_agent, policy_windows
 from tests.replay_server.model import Episodes, spec

@@ -1,4 +1,4 @@
-"""Checks that what an agent learns, publishes and does is made of finite numbers."""
+"""Checks for NaN and infinity in updates, published weights and actions."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ import numpy as np
 from dreamfleet.core.errors import Diverged
 from dreamfleet.core.types import Array, Batch, Space, Weights
 
-CHECK_EVERY: Final = 50  # updates between two looks at their metrics, each of which may wait
-HOPELESS: Final = 100  # updates in a row without a finite loss and gradient
+CHECK_EVERY: Final = 50  # updates between two checks, each of which may wait for the device
+MOST_BAD_UPDATES: Final = 100  # in a row without a finite loss and gradient
 
 
-class Soundness:
-    """Ends the run when a part of an agent takes no good gradient step for a long time.
+class UpdateMonitor:
+    """Ends a run when many updates in a row had a loss or gradient that was not finite.
 
-    part: what the message calls it. updates: those taken before a resume. Agents that count skipped
-    steps report `fault/in_a_row`; of others the losses themselves are looked at.
+    part: the name of the trained part in messages. updates: taken before a resume. Agents that skip
+    bad updates report the length of the present row as metric `fault/in_a_row`. For other agents
+    this class looks at their losses and gradient norms.
     """
 
     def __init__(self, part: str, updates: int = 0) -> None:
         self._part = part
-        self._good = updates  # the last update that was seen to be good
+        self._last_good = updates  # the newest update that was checked and found good
 
     def check(self, metrics: Mapping[str, Any], updates: int) -> None:
-        """Raise Diverged when the last `HOPELESS` updates had no finite loss and gradient."""
+        """Checks the metrics of update number `updates`, if a check is due.
+
+        Raises Diverged after `MOST_BAD_UPDATES` bad updates in a row.
+        """
         if updates % CHECK_EVERY:
             return
         bad = [
@@ -36,9 +40,9 @@ class Soundness:
             if name.startswith(("loss/", "grad_norm/")) and not math.isfinite(value)
         ]
         if not bad:
-            self._good = updates
-        in_a_row = int(metrics.get("fault/in_a_row", updates - self._good))
-        if in_a_row >= HOPELESS:
+            self._last_good = updates
+        in_a_row = int(metrics.get("fault/in_a_row", updates - self._last_good))
+        if in_a_row >= MOST_BAD_UPDATES:
             raise Diverged(
                 f"the {self._part} has stopped learning: its last {in_a_row} updates were skipped, "
                 f"as loss and gradient were not finite ({', '.join(bad[:2])}). Look at the "
@@ -48,7 +52,7 @@ class Soundness:
 
 
 def check_weights(group: str, weights: Weights) -> Weights:
-    """Return the weights. Raises Diverged when one of them is not a number."""
+    """Returns the weights of a weight group unchanged. Raises Diverged where one of them is NaN."""
     for name, value in weights.items():
         if value.dtype.kind == "f" and np.isnan(value).any():
             raise Diverged(
@@ -59,28 +63,30 @@ def check_weights(group: str, weights: Weights) -> Weights:
     return weights
 
 
-def check_choice(action: Array, extras: Batch, space: Space) -> None:
-    """Raise Diverged when what an agent chose is not finite, or not of the space of actions; no
-    environment is to blame.
+def check_actions(action: Array, extras: Batch, space: Space) -> None:
+    """Raises Diverged unless an agent's actions (N, …) are finite and within the action space.
+
+    extras: the columns that the agent adds to the rows; they must be finite too. Bad actions are
+    the agent's fault, so no environment is restarted for them.
     """
     for name, value in {"action": action, **extras}.items():
         found = np.asarray(value)
         if found.dtype.kind == "f" and not np.isfinite(found).all():
             raise Diverged(
                 f"the agent's {name!r} is not finite (found {found[~np.isfinite(found)][0]}): its "
-                "weights, or what it carries along, hold such numbers. Go on from an older "
+                "weights or its recurrent state hold NaN or infinity. Go on from an older "
                 "checkpoint with a lower learning rate."
             )
-    whole = space.discrete
     if not isinstance(action, np.ndarray):
-        found_is = type(action).__name__
+        wrong = type(action).__name__
     elif action.shape[1:] != space.shape or action.dtype.kind != np.dtype(space.dtype).kind:
-        found_is = f"{action.dtype} {action.shape}"
-    elif whole and not ((action >= 0) & (action < space.n)).all():
-        found_is = str(action[(action < 0) | (action >= space.n)][0])
+        wrong = f"{action.dtype} {action.shape}"
+    elif space.discrete and not ((action >= 0) & (action < space.n)).all():
+        wrong = str(action[(action < 0) | (action >= space.n)][0])
     else:
         return
-    due = (
-        f"whole numbers from 0 to {space.n - 1}, (N,)" if whole else f"floats (N, {space.shape[0]})"
-    )
-    raise Diverged(f"the agent's actions must be numpy's {due}; found {found_is}.")
+    if space.discrete:
+        expected = f"whole numbers from 0 to {space.n - 1}, (N,)"
+    else:
+        expected = f"floats (N, {space.shape[0]})"
+    raise Diverged(f"the agent's actions must be numpy arrays of {expected}; found {wrong}.")
