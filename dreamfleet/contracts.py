@@ -28,7 +28,8 @@ from dreamfleet.core.types import (
     TableSpec,
 )
 from dreamfleet.replay_server.server import ReplayServer
-from dreamfleet.runtime.trial import STREAMS, Synthetic, groups, live
+from dreamfleet.runtime.blueprint import weight_groups
+from dreamfleet.runtime.trial import STREAMS, Synthetic, rollout
 
 OBSERVATIONS = {"vector": Space((4,), "float32"), "image": Space((64, 64, 3), "uint8")}
 ACTIONS = {"discrete": Space((), "int64", n=3), "continuous": Space((2,), "float32")}
@@ -77,7 +78,7 @@ class Experience:
             for name, consumer in real.consumers.items()
         }
         self.replay = ReplayServer({"real": replace(real, consumers=eager)}, seed=0)
-        rows = live(agent, env, steps=64)
+        rows = rollout(agent, env, steps=64)
         assert self.replay.add("real", rows, np.arange(STREAMS))
 
     def sample(self, consumer: str) -> Sample | None:
@@ -102,7 +103,7 @@ def learn(agent: Any, experience: Experience, steps: int) -> Iterator[Any]:
         dreams = imagine(agent, experience.sample("start"))
         yield dreams or {}
         yield vars(agent.learn_policy(experience.sample("policy"), dreams))
-        yield live(agent, Synthetic(agent.spec, 3), steps=2)
+        yield rollout(agent, Synthetic(agent.spec, 3), steps=2)
 
 
 def learned(agent: Any, steps: int = 2) -> Experience:
@@ -135,7 +136,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def everything(agent: Any) -> dict[str, Any]:
     """Copies of what the agent is."""
-    return leaves({group: agent.state(group) for group in groups(agent)})
+    return leaves({group: agent.state(group) for group in weight_groups(agent)})
 
 
 # ---------------------------------------------------------------------------------- tables
@@ -152,7 +153,7 @@ def test_its_tables_are_ones_a_replay_can_keep(case: Case) -> None:
     assert real.consumers.keys() <= {"world", "start", "policy"}
     assert isinstance(agent.tables.get("dream", QueueSpec(1)), QueueSpec)
     assert ("dream" in agent.tables) == ("start" in real.consumers)
-    assert set(agent.act_groups) <= set(groups(agent))
+    assert set(agent.act_groups) <= set(weight_groups(agent))
 
 
 # ---------------------------------------------------------------------------------- acting
@@ -173,7 +174,7 @@ def test_actions_lie_in_the_space(case: Case, n: int, explore: bool) -> None:
 
 
 def test_exploring_tries_every_action(case: Case) -> None:
-    rows = live(case.build(), Synthetic(case.spec, STREAMS), steps=30)
+    rows = rollout(case.build(), Synthetic(case.spec, STREAMS), steps=30)
     action = rows["action"]
     if case.spec.action.discrete:
         assert np.unique(action).size == case.spec.action.n
@@ -183,7 +184,7 @@ def test_exploring_tries_every_action(case: Case) -> None:
 
 def test_rows_with_what_act_adds_are_what_the_table_takes(case: Case) -> None:
     agent = case.build()
-    rows = live(agent, Synthetic(case.spec, STREAMS), steps=10)
+    rows = rollout(agent, Synthetic(case.spec, STREAMS), steps=10)
     assert rows.keys() == agent.tables["real"].columns.keys()
     assert ReplayServer(agent.tables, 0).add("real", rows, np.arange(STREAMS))
 
@@ -202,7 +203,7 @@ def test_the_greedy_action_is_always_the_same_and_draws_nothing(case: Case) -> N
 def test_a_seed_names_the_agent(case: Case) -> None:
     one, same, other = case.build(3), case.build(3), case.build(4)
     assert_same(everything(one), everything(same))
-    rows = [live(agent, Synthetic(case.spec, STREAMS), 10) for agent in (one, same, other)]
+    rows = [rollout(agent, Synthetic(case.spec, STREAMS), 10) for agent in (one, same, other)]
     assert_same(rows[0], rows[1])
     assert not np.array_equal(rows[0]["action"], rows[2]["action"])
 
@@ -256,9 +257,9 @@ def test_each_gradient_step_changes_its_own_group_and_no_other(case: Case) -> No
     experience = Experience(agent)
 
     def changed_by(step: Callable[[], Any]) -> set[str]:
-        before = {group: leaves(agent.state(group)) for group in groups(agent)}
+        before = {group: leaves(agent.state(group)) for group in weight_groups(agent)}
         step()
-        after = {group: leaves(agent.state(group)) for group in groups(agent)}
+        after = {group: leaves(agent.state(group)) for group in weight_groups(agent)}
         return {group for group in before if not same(before[group], after[group])}
 
     world, starts = experience.sample("world"), experience.sample("start")
@@ -311,7 +312,7 @@ def test_what_an_agent_hands_out_are_copies(case: Case, take: str) -> None:
     experience = learned(agent)
 
     def taken() -> dict[str, Any]:
-        return {group: getattr(agent, take)(group) for group in groups(agent)}
+        return {group: getattr(agent, take)(group) for group in weight_groups(agent)}
 
     before = taken()
     kept = leaves(before)
@@ -326,7 +327,7 @@ def test_what_an_agent_hands_out_are_copies(case: Case, take: str) -> None:
 
 def test_weights_are_flat_names_and_arrays(case: Case) -> None:
     agent = case.build()
-    for group in groups(agent):
+    for group in weight_groups(agent):
         weights = agent.weights(group)
         assert weights
         assert all(isinstance(name, str) for name in weights)
@@ -348,10 +349,10 @@ def test_a_restored_agent_continues_bit_for_bit(case: Case, tmp_path: Path) -> N
     """Through a file, into an agent of another seed."""
     agent, other = case.build(seed=1), case.build(seed=2)
     experience = learned(agent, steps=3)
-    state = {group: agent.state(group) for group in groups(agent)}
+    state = {group: agent.state(group) for group in weight_groups(agent)}
     path = checkpoint.save(tmp_path, 0, state, agent=case.name, env=case.spec.env_id)
     loaded = checkpoint.load(path)
-    for group in groups(agent):
+    for group in weight_groups(agent):
         other.restore(group, loaded[group])
     drawn = experience.replay.state()
     ours = list(map(leaves, learn(agent, experience, 3)))
@@ -365,7 +366,7 @@ def test_a_restored_agent_continues_bit_for_bit(case: Case, tmp_path: Path) -> N
 def test_learning_needs_of_another_group_no_more_than_its_weights(case: Case) -> None:
     """As on Ray, where the dreamer and the learner live in processes of their own."""
     dreamer, learner = case.build(), case.build()
-    if "world" not in groups(dreamer):
+    if "world" not in weight_groups(dreamer):
         pytest.skip("learns in one process")
     experience = Experience(dreamer)
     for _ in range(3):

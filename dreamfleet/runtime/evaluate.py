@@ -102,7 +102,7 @@ def evaluate(
 
     with seeding.seeded_globals(seed):
         if video is None:
-            env = found.blueprint.evaluation(episodes)
+            env = found.blueprint.evaluation_env(episodes)
         else:
             n, options = min(episodes, FILMED), config.evaluated_options
             env = GymVector(config.env, n, seed, options, video_dir=video)
@@ -127,10 +127,10 @@ def load_policy(agent: Agent, state: Mapping[str, Any]) -> None:
 
     The state of a run holds an agent as it learns on; the best one only the weights it acted with.
     """
-    from dreamfleet.runtime.resume import each_group, restore_groups
+    from dreamfleet.runtime.resume import load_groups, restore_groups
 
     if "weights" in state:
-        each_group(agent.act_groups, state["weights"], agent.load)
+        load_groups(agent.act_groups, state["weights"], agent.load)
     else:
         restore_groups(agent, agent.act_groups, state.get("agent"))
 

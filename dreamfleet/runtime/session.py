@@ -24,7 +24,7 @@ from dreamfleet.runtime.display import Display, Status, clock_time
 from dreamfleet.runtime.interrupts import Interrupts
 from dreamfleet.runtime.run_folder import TENSORBOARD, RunFolder
 from dreamfleet.runtime.tensorboard import TensorBoard
-from dreamfleet.runtime.turns import Fault, Report
+from dreamfleet.runtime.worker_runner import Fault, Report
 
 PERIOD_S: Final = 10.0  # between two "run" lines of metrics; shares of time are of the last period
 WARN_EVERY_S: Final = 60.0  # between two warnings that something cannot be written

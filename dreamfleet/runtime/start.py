@@ -107,9 +107,9 @@ def start(planned: Plan, command: str) -> tuple[int, Path]:
     with opened as folder:
         state = None
         if resumed is not None:
-            from dreamfleet.runtime.resume import restored
+            from dreamfleet.runtime.resume import load_resume_state
 
-            state = restored(folder.checkpoints, config)
+            state = load_resume_state(folder.checkpoints, config)
             folder.record()
         if config.local:
             from dreamfleet.runtime.local import train

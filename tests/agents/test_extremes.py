@@ -13,8 +13,8 @@ from dreamfleet.contracts import (
     Synthetic,
     everything,
     learn,
-    live,
     pytest_generate_tests,  # noqa: F401 - gives each test its `case`
+    rollout,
 )
 from dreamfleet.core.types import Batch, EnvSpec
 
@@ -80,5 +80,5 @@ def test_finite_numbers_of_any_size_are_learned_from_and_leave_an_agent_sound(ca
     assert skipped and not any(skipped.values())
     for path, value in everything(agent).items():
         assert not np.any(np.isnan(np.asarray(value, np.float64))), path
-    chunk = live(agent, Extreme(case.spec, 3, kind), steps=3)
+    chunk = rollout(agent, Extreme(case.spec, 3, kind), steps=3)
     assert np.isfinite(chunk["action"]).all()
