@@ -63,9 +63,9 @@ class Outcome:
         return [event for event in self.events if event["kind"] == kind]
 
 
-def train(wiring: str, config: RunConfig, resume: bool = False) -> Outcome:
+def train(placement: str, config: RunConfig, resume: bool = False) -> Outcome:
     """Trains with `local` or `cluster`. resume: from the newest checkpoint of the run's folder."""
-    start = importlib.import_module(f"dreamfleet.runtime.{wiring}").train
+    start = importlib.import_module(f"dreamfleet.runtime.{placement}").train
     path = Path(config.run_dir or "")
     output = io.StringIO()
     state = state_in(path) if resume else None

@@ -28,7 +28,7 @@ def fake_agent(monkeypatch):
 
 
 @pytest.fixture
-def wiring(request, monkeypatch):
+def placement(request, monkeypatch):
     """Yields `local` or `cluster`. `cluster` uses the Ray that all tests share, and short turns."""
     if request.param == "cluster":
         request.getfixturevalue("ray_here")
@@ -38,11 +38,11 @@ def wiring(request, monkeypatch):
     return request.param
 
 
-both = pytest.mark.parametrize("wiring", ["local", CLUSTER], indirect=True)
+both = pytest.mark.parametrize("placement", ["local", CLUSTER], indirect=True)
 
 
 @pytest.mark.parametrize(
-    ("wiring", "num_actors", "num_dreamers"),
+    ("placement", "num_actors", "num_dreamers"),
     [
         ("local", 1, 0),
         ("local", 2, 1),
@@ -51,16 +51,19 @@ both = pytest.mark.parametrize("wiring", ["local", CLUSTER], indirect=True)
         pytest.param("cluster", 2, 1, marks=pytest.mark.slow),
         pytest.param("cluster", 1, 2, marks=pytest.mark.slow),
     ],
-    indirect=["wiring"],
+    indirect=["placement"],
 )
 def test_every_row_is_stored_once_and_actors_get_new_weights(
-    tmp_path, wiring, num_actors, num_dreamers
+    tmp_path, placement, num_actors, num_dreamers
 ):
     intervals = replace(INTERVALS, eval_every=100)
     given = config(tmp_path, intervals, num_actors=num_actors, num_dreamers=num_dreamers)
-    if (wiring, num_actors) == ("cluster", 2):  # slow enough for the second actor to start in time
+    if (placement, num_actors) == (
+        "cluster",
+        2,
+    ):  # slow enough for the second actor to start in time
         given = replace(given, steps=1200, agent_options={"capacity": 20_000, "learn_s": 0.02})
-    run = train(wiring, given)
+    run = train(placement, given)
     assert run.code == 0
     found = streams(run.state)
 
@@ -80,7 +83,7 @@ def test_every_row_is_stored_once_and_actors_get_new_weights(
     # The credit stays within bounds: a chunk may add one sample to the slack of 4, and prefetched
     # samples that did not arrive may be drawn again.
     limiter = run.state["replay"]["real"]["limiter"]
-    undelivered = {"local": 0, "cluster": 2 * max(1, num_dreamers)}[wiring]
+    undelivered = {"local": 0, "cluster": 2 * max(1, num_dreamers)}[placement]
     for consumer, samples in limiter["samples"].items():
         credit = (steps - 8) * 0.25 - samples
         assert 0 <= credit <= 4 + 0.25 * intervals.chunk + undelivered, consumer
@@ -105,10 +108,10 @@ def test_every_row_is_stored_once_and_actors_get_new_weights(
 
 
 @both
-def test_a_run_with_two_shards_keeps_every_row_and_the_sampling_rate(tmp_path, wiring):
+def test_a_run_with_two_shards_keeps_every_row_and_the_sampling_rate(tmp_path, placement):
     intervals = replace(INTERVALS, replay_shards=2)
     given = config(tmp_path, intervals, num_actors=2, num_dreamers=1, steps=600)
-    run = train(wiring, given)
+    run = train(placement, given)
     assert run.code == 0
     shards = run.state["replay"]
     assert shards.keys() == {"shard-0", "shard-1"}
@@ -118,22 +121,22 @@ def test_a_run_with_two_shards_keeps_every_row_and_the_sampling_rate(tmp_path, w
         assert_counted(rows)
     steps = [int((~rows["last"]).sum()) for (rows,) in found]
     assert sum(steps) == run.state["session"]["env_steps"] == 600
-    undelivered = {"local": 0, "cluster": 2}[wiring]
+    undelivered = {"local": 0, "cluster": 2}[placement]
     for shard, taken in zip(shards.values(), steps, strict=True):
         for consumer, samples in shard["real"]["limiter"]["samples"].items():
             credit = (taken - 4) * 0.5 - samples  # of a shard: half of min_steps, twice the rate
             assert 0 <= credit <= 4 + 0.5 * intervals.chunk + undelivered, consumer
     last = run.of("run")[-1]
     assert last["replay/env_steps"] == sum(steps)
-    resumed = train(wiring, replace(given, steps=800), resume=True)
+    resumed = train(placement, replace(given, steps=800), resume=True)
     assert resumed.code == 0
     assert resumed.state["session"]["env_steps"] == 800
 
 
 @both
-def test_an_environment_that_breaks_now_and_then_is_restarted(tmp_path, wiring):
+def test_an_environment_that_breaks_now_and_then_is_restarted(tmp_path, placement):
     intervals = replace(INTERVALS, eval_every=50)
-    run = train(wiring, config(tmp_path, intervals, env="dreamfleet.envs.probe:FaultyStep-v0"))
+    run = train(placement, config(tmp_path, intervals, env="dreamfleet.envs.probe:FaultyStep-v0"))
     assert run.code == 0
     assert run.state["session"]["env_steps"] >= 300
     faults = run.of("fault")
@@ -160,10 +163,10 @@ def test_an_environment_that_breaks_now_and_then_is_restarted(tmp_path, wiring):
         ("dreamfleet.envs.probe:FaultyReset-v0", "RuntimeError: the probe never starts"),
     ],
 )
-def test_an_environment_that_always_breaks_ends_the_run(tmp_path, wiring, env, error):
+def test_an_environment_that_always_breaks_ends_the_run(tmp_path, placement, env, error):
     intervals = replace(INTERVALS, chunk=16, eval_every=100)
     with pytest.raises(WorkerFailed, match="before it handed over a single row") as failed:
-        train(wiring, config(tmp_path, intervals, env=env, num_actors=2))
+        train(placement, config(tmp_path, intervals, env=env, num_actors=2))
     text = str(failed.value)
     assert text.startswith("Traceback") == (
         "RuntimeError" in error
@@ -178,11 +181,11 @@ def test_an_environment_that_always_breaks_ends_the_run(tmp_path, wiring, env, e
     [("learn_policy", "learner", 0), ("learn_world", "dreamer-0", 1)],
 )
 def test_an_exception_of_learner_or_dreamer_ends_the_run(
-    tmp_path, wiring, call, worker, num_dreamers
+    tmp_path, placement, call, worker, num_dreamers
 ):
     given = config(tmp_path, agent_options={"fail": call}, num_dreamers=num_dreamers)
     with pytest.raises(WorkerFailed) as failed:
-        train(wiring, given)
+        train(placement, given)
     text = str(failed.value)
     assert text.startswith("Traceback (most recent call last):")
     assert text.splitlines()[-1] == (
@@ -192,17 +195,17 @@ def test_an_exception_of_learner_or_dreamer_ends_the_run(
 
 
 @pytest.mark.parametrize(
-    "wirings",
+    "placements",
     [
         ("local", "local"),
         pytest.param(("local", "cluster"), marks=pytest.mark.slow),
         pytest.param(("cluster", "local"), marks=pytest.mark.slow),
     ],
 )
-def test_a_run_can_be_resumed_locally_and_on_ray(tmp_path, request, wirings):
-    if "cluster" in wirings:
+def test_a_run_can_be_resumed_locally_and_on_ray(tmp_path, request, placements):
+    if "cluster" in placements:
         request.getfixturevalue("ray_here")
-    first, second = wirings
+    first, second = placements
     before = train(first, config(tmp_path, steps=100)).state
     assert before["session"]["env_steps"] == 100
     steps = 300
@@ -315,8 +318,8 @@ def test_two_local_runs_are_identical_though_the_environment_uses_global_generat
 
 
 @both
-def test_the_last_evaluation_is_of_the_saved_policy(tmp_path, wiring):
-    run = train(wiring, config(tmp_path, replace(INTERVALS, eval_every=100), steps=250))
+def test_the_last_evaluation_is_of_the_saved_policy(tmp_path, placement):
+    run = train(placement, config(tmp_path, replace(INTERVALS, eval_every=100), steps=250))
     saved = run.state["session"]["env_steps"]
     last = run.of("eval")[-1]
     assert last["at"] == saved
@@ -329,8 +332,8 @@ def test_the_last_evaluation_is_of_the_saved_policy(tmp_path, wiring):
 
 
 @both
-def test_without_evaluations_there_is_no_last_evaluation(tmp_path, wiring):
-    run = train(wiring, config(tmp_path, steps=50))
+def test_without_evaluations_there_is_no_last_evaluation(tmp_path, placement):
+    run = train(placement, config(tmp_path, steps=50))
     assert run.of("eval") == []
     assert not (tmp_path / "best").exists()
     assert "eval " not in run.output.splitlines()[-1].partition("next:")[0]
@@ -359,10 +362,10 @@ def test_an_interrupted_run_is_saved_and_not_evaluated(tmp_path, monkeypatch):
 
 
 @both
-def test_evaluations_of_endless_episodes_end_after_eval_steps(tmp_path, wiring):
+def test_evaluations_of_endless_episodes_end_after_eval_steps(tmp_path, placement):
     intervals = replace(INTERVALS, eval_every=100, eval_steps=30)
     run = train(
-        wiring, config(tmp_path, intervals, env="tests.runtime.broken:Endless-v0", steps=150)
+        placement, config(tmp_path, intervals, env="tests.runtime.broken:Endless-v0", steps=150)
     )
     assert run.code == 0
     assert {event["cut_short"] for event in run.of("eval")} == {2}
