@@ -108,8 +108,8 @@ def check_same_spaces(spec: EnvSpec, saved: RunConfig) -> None:
     before = registry.describe(saved.env, **saved.env_options)
     if spec != before:
         raise UserError(
-            f"env.… of the run to resume cannot change so: it has {before}, now {spec}. "
-            "Leave env.… out, or start a new run."
+            f"env.… of a resumed run cannot change its spaces: the run has {before}, and with "
+            f"these settings {spec}. Leave env.… out, or start a new run."
         )
 
 

@@ -256,7 +256,7 @@ def _parse(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]
     try:
         # A run writes no aliases. A few nested aliases can expand beyond any memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise UserError(f"{file} has YAML aliases (*name). Write out what they stand for.")
+            raise UserError(f"{file} has YAML aliases (*name). Replace each alias by its value.")
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
@@ -269,7 +269,7 @@ def _parse(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]
         changed = entry.get("changed") or {}
         if not isinstance(changed, dict) or not all(isinstance(key, str) for key in changed):
             raise UserError(
-                f"{file}: what changed must be settings by name; found {_short(changed)}."
+                f"{file}: `changed` in {HISTORY} must be settings by name; found {_short(changed)}."
             )
     return values, history
 
@@ -357,7 +357,7 @@ def _lock(path: Path) -> int:
         holder = os.read(descriptor, 20).decode() or "unknown"
         os.close(descriptor)
         raise UserError(
-            f"run {path} is live: process {holder} holds it. Wait for it or stop it first."
+            f"run {path} is live: process {holder} holds it. Wait for its end, or stop the process."
         ) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())

@@ -130,7 +130,7 @@ def _named(name: str, what: str) -> Iterator[None]:
         ]
         raise UserError(
             f"agent {name!r}: {what} failed. {reason}{places[-1] if places else ''}. "
-            f"All that an agent promises is tested by: launch.py check {name}"
+            f"To test all rules for agents: launch.py check {name}"
         ) from error
 
 
@@ -150,7 +150,9 @@ def _check_tables(agent: Any) -> None:
     unknown = [name for name in consumers if name not in CONSUMERS]
     known = ", ".join(CONSUMERS)
     _require(not unknown, f"unknown consumer {', '.join(unknown)} of 'real'; there are: {known}")
-    _require("policy" in consumers or dream is not None, "'real' lacks the consumer 'policy'")
+    _require(
+        "policy" in consumers or dream is not None, "the table 'real' lacks the consumer 'policy'"
+    )
     _require(
         ("start" in consumers) == (dream is not None),
         "the consumer 'start' and the table 'dream' go together: declare both or neither",
@@ -262,7 +264,7 @@ def _check_feedback(feedback: Any, real: Sample | Any, consumer: Any) -> None:
     if consumer is not None and _prioritized(consumer.selector):
         found = feedback.priorities
         fits = found is not None and np.shape(found) == real.keys.shape
-        _require(fits, f"a priority for each of its {len(real.keys)} windows is missing")
+        _require(fits, f"it must return a priority for each of its {len(real.keys)} windows")
 
 
 def _prioritized(selector: Selector) -> bool:
