@@ -33,7 +33,7 @@ HOMES = {  # package → the paths that may import it
     ),
     "gymnasium": ("dreamfleet/envs/", "benchmarks/replay/libraries.py"),  # SB3 wants spaces
     "ale_py": ("dreamfleet/envs/",),
-    "ray": ("dreamfleet/runtime/cluster.py",),
+    "ray": ("dreamfleet/runtime/cluster.py", "dreamfleet/runtime/ray_start.py"),
     "numba": ("dreamfleet/compiler.py",),
     "rich": ("dreamfleet/runtime/display.py", "benchmarks/replay/bench.py"),
     "tensorboardX": ("dreamfleet/runtime/tensorboard.py",),

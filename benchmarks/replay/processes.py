@@ -75,26 +75,27 @@ def sequences_on_ray(scale: Scale) -> Iterator[Side]:
 @contextmanager
 def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], None]]:
     """→ what has so many chunks added and so many samples taken, at the same time."""
-    from dreamfleet.runtime.cluster import RayCluster, joined
+    from dreamfleet.runtime.cluster import RayCluster
     from dreamfleet.runtime.fleet import ANSWER_S
     from dreamfleet.runtime.processes import start_replay
+    from dreamfleet.runtime.ray_start import running_ray
 
     config = RunConfig(dashboard=False)
     cluster = RayCluster(config)
     jobs, tables = (partial(adding, obs), sampling), {"real": spec}
     with (
         redirect_stdout(sys.stderr),  # Ray prints warnings of its own
-        joined(config) as joining,
+        running_ray(config) as startup,
     ):
-        joining.dashboard.result()
-        replay = start_replay(cluster, tables, 0, consuming=1)
+        startup.dashboard.result()
+        replay = start_replay(cluster, tables, 0, samplers=1)
         crew = [cluster.start(Job, job, ReplayProxy([replay], tables, 0)) for job in jobs]
 
         def work(amounts: Sequence[int]) -> None:
             done = [job.call("work", n) for job, n in zip(crew, amounts, strict=True)]
-            cluster.answered(done, ANSWER_S, every=True)
+            cluster.wait(done, ANSWER_S, every=True)
             for call in done:
-                cluster.answer(call)
+                cluster.result(call)
 
         yield work
         for line in (*crew, replay):

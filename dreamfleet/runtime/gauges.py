@@ -7,7 +7,7 @@ from collections import Counter, defaultdict, deque
 
 import numpy as np
 
-from dreamfleet.runtime.turns import Report
+from dreamfleet.runtime.worker_runner import Report
 
 
 class Gauges:

@@ -23,7 +23,7 @@ from dreamfleet.runtime.gauges import Gauges
 from dreamfleet.runtime.interrupts import Interrupts
 from dreamfleet.runtime.run_folder import TENSORBOARD, RunFolder
 from dreamfleet.runtime.tensorboard import TensorBoard
-from dreamfleet.runtime.turns import Fault, Report
+from dreamfleet.runtime.worker_runner import Fault, Report
 
 PERIOD_S: Final = 10.0  # between two "run" lines of metrics; waits are fractions of one period
 WARN_EVERY_S: Final = 60.0  # between two warnings that something cannot be written

@@ -19,7 +19,7 @@ from dreamfleet.core.types import BestEvaluation
 from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.run_folder import RunFolder
 from dreamfleet.runtime.session import MOST_FAILED_STARTS, Session
-from dreamfleet.runtime.turns import Fault, Report
+from dreamfleet.runtime.worker_runner import Fault, Report
 
 STATS = {"env_steps": 40, "real/ratio_policy": 0.5}
 QUIET = Report("learner", [], 0.0, {}, 0, 0, {}, 0, None)
