@@ -1,4 +1,4 @@
-"""What environments return and raise: taken where it is clear, named where it is not."""
+"""Values that environments return are converted where possible, and otherwise named."""
 
 import random
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 from dreamfleet.core import seeding
 from dreamfleet.core.errors import EnvironmentFault, UserError
-from dreamfleet.envs import registry
+from dreamfleet.envs import contract, registry
 from dreamfleet.envs.first_step import try_first_step
 from dreamfleet.envs.vector import GymVector
 from tests.envs import own
@@ -226,12 +226,13 @@ def test_numpys_error_state_is_not_the_environments_to_change():
 # --------------------------------------------------------------------------------------- infos
 
 
-def test_numbers_of_an_episodes_last_info_are_kept_and_nothing_else():
+def test_numbers_and_bools_of_an_episodes_last_info_are_facts():
     def info(t):
-        said = {"is_success": True, "lives": 3, "speed": np.float32(0.5), "n": np.int64(2)}
+        facts = {"is_success": True, "lives": 3, "speed": np.float32(0.5), "n": np.int64(2)}
+        facts |= {"success": np.array([True]), "score": np.array(1.5)}
         ours = {"return": 7.0, "length": None, "kind": "x", "wall_s": 1}
         odd = {"text": "a", "array": np.ones(2), "nan": np.nan, "nested": {"r": 1.0}, 3: 4.0}
-        return {**said, **ours, **odd, "a/b": 1.0} if t == 5 else {"early": 1.0}
+        return {**facts, **ours, **odd, "a/b": 1.0} if t == 5 else {"early": 1.0}
 
     env, _ = played(own.register("Says-v0", info=info), steps=5)
     assert {name: values[0] for name, values in env.info.items()} == {
@@ -239,6 +240,8 @@ def test_numbers_of_an_episodes_last_info_are_kept_and_nothing_else():
         "lives": 3.0,
         "speed": 0.5,
         "n": 2.0,
+        "success": True,
+        "score": 1.5,
         "info_return": 7.0,
         "info_wall_s": 1.0,
         "a_b": 1.0,
@@ -246,6 +249,13 @@ def test_numbers_of_an_episodes_last_info_are_kept_and_nothing_else():
     assert type(env.info["lives"][0]) is float
     env.step(np.zeros(1, np.int64))
     assert all(values[0] is None for values in env.info.values())
+
+
+def test_a_batched_environment_may_mark_where_a_fact_holds():
+    info = {"success": np.array([True, False]), "_success": np.array([True, False])}
+    found = contract.batched_facts(info | {"level": np.array([1, 2])}, 2)
+    assert found["success"].tolist() == [True, None]
+    assert found["level"].tolist() == [1, 2] and found.keys() == {"success", "level"}
 
 
 def test_one_array_that_is_handed_out_again_and_again_is_copied():
