@@ -144,6 +144,8 @@ def test_waits_are_shares_of_the_time_of_a_role(opened, monkeypatch):
         assert run["fault/restarts"] == 0
         assert run["speed/env_steps_per_s"] > 0 and run["speed/updates_per_s"] == 0.0
         assert session.status().waits["learner → replay"] == pytest.approx(0.3)
+        session.take(report("learner", updates=1), STATS)
+        assert session.status().waits == {}  # the learner had to wait for the first rows
 
 
 def test_the_mean_return_of_the_last_hundred_episodes_is_a_metric(opened):
