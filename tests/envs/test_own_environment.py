@@ -42,9 +42,8 @@ def test_the_environment_of_the_page_can_be_played(folder, name, paid):
 @pytest.mark.filterwarnings("ignore:.*Overriding environment")
 @pytest.mark.slow
 def test_the_commands_of_the_page_train_and_evaluate(folder, capfd):
-    train, play = (
-        shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("dreamfleet ")
-    )
+    commands = PAGE.replace("\\\n", "").splitlines()
+    train, play = (shlex.split(line)[1:] for line in commands if line.startswith("dreamfleet "))
     assert cli.main(train) == 0
     lines = map(json.loads, (folder / "first" / "metrics.jsonl").read_text().splitlines())
     episodes = [line for line in lines if line["kind"] == "episode"]
