@@ -37,6 +37,11 @@ class Gauges:
             for partner, seconds in (("", report.busy_s), *report.waits_s.items()):
                 self._spent[role][partner] += seconds
 
+    def forget_waits(self) -> None:
+        """Forgets the waits so far: before learning starts, every learner waits for rows."""
+        self.waits = {}
+        self._spent.clear()
+
     def add_return(self, episode_return: float) -> None:
         """Adds the return of a training episode."""
         self._returns.append(episode_return)

@@ -228,6 +228,7 @@ class Session:
         if self.learning:
             return
         self.learning = True
+        self._gauges.forget_waits()
         self.record({"kind": "milestone", "what": "first gradient step"})
         self.display.note(f"learning since {time.monotonic() - self._began:.1f} s")
 
@@ -246,7 +247,8 @@ class Session:
             phase=self._phase(),
             metrics=dict(self._learned),
             lag=self._gauges.lag,
-            waits=self._gauges.waits,
+            # In one thread all parts take turns, so that no wait slows another part down.
+            waits={} if self.config.local else self._gauges.waits,
             faults=dict(self._faults),
         )
 
