@@ -238,7 +238,7 @@ def measure(args: Sequence[str]) -> int:
             what: what to measure
             rows: rows of the table, by name; all when none is named
             rounds: how often each side has its turn
-            quick: everything tiny: to see that it runs, not how fast
+            quick: tiny sizes, to see that it runs, not how fast; leaves out rows that start Ray
             reverb_python: an interpreter that has dm-reverb and TensorFlow
             json: a file for the figures
         """
