@@ -81,7 +81,10 @@ def cpprb_cycle(buffer: Any) -> Callable[[], object]:
 
 
 class SB3:
-    """The uniform replay buffer of SB3. A call of `add` takes one step of n environments."""
+    """The uniform replay buffer of SB3. A call of `add` takes one step of n environments.
+
+    compact: the layout that stores no next observations.
+    """
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class SB3:
             spaces.Box(0 if dtype == "uint8" else -high, high, shape, np.dtype(dtype).type),
             spaces.Discrete(4),
             n_envs=n,
-            optimize_memory_usage=compact,  # True: next_obs is not stored
+            optimize_memory_usage=compact,
             handle_timeout_termination=False,
         )
         self._infos: list[dict[str, Any]] = [{} for _ in range(n)]

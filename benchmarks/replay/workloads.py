@@ -73,6 +73,7 @@ QUICK: Final = Scale(
 
 @contextmanager
 def our_cycle(scale: Scale) -> Iterator[Workload]:
+    """Our replay: sample 256 transitions, and update their priorities."""
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
     yield Workload(
         "ours",
@@ -83,6 +84,7 @@ def our_cycle(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def our_adds(scale: Scale) -> Iterator[Workload]:
+    """Our replay: add 64 rows of 16 streams with priorities."""
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
     server = filled(LOW, scale.transitions, TRANSITIONS, feed)
     yield Workload("ours", repeated(lambda: server.add("real", next(feed), STREAMS)), STEPS_ADDED)
@@ -90,6 +92,7 @@ def our_adds(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def cpprb_cycle(scale: Scale) -> Iterator[Workload]:
+    """cpprb: sample 256 transitions, and update their priorities."""
     feed = itertools.cycle(libraries.transitions(episodes(LOW, 8)))
     yield Workload(
         "cpprb",
@@ -100,6 +103,7 @@ def cpprb_cycle(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def cpprb_adds(scale: Scale) -> Iterator[Workload]:
+    """cpprb: add the transitions of 64 rows of 16 streams with priorities."""
     feed = itertools.cycle(libraries.transitions(episodes(LOW, 8)))
     buffer = libraries.cpprb_filled(scale.transitions, feed)
     yield Workload("cpprb", repeated(lambda: buffer.add(**next(feed))), STEPS_ADDED)
@@ -107,6 +111,7 @@ def cpprb_adds(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def our_uniform_samples(scale: Scale) -> Iterator[Workload]:
+    """Our replay: sample 256 transitions uniformly."""
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
     server = filled(LOW, scale.transitions, Consumer(BATCH, window=2), feed)
     yield Workload("ours", repeated(lambda: server.sample("real", "learner")), BATCH)
@@ -114,6 +119,7 @@ def our_uniform_samples(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def sb3_adds(scale: Scale, compact: bool, environments: int) -> Iterator[Workload]:
+    """SB3: add one step of several environments. compact: see `libraries.SB3`."""
     rows = {name: values[:environments] for name, values in episodes(LOW, 8).items()}
     steps = libraries.vector_steps(rows)
     sb3 = libraries.SB3((24,), "float32", scale.transitions, compact, environments).fill(steps)
@@ -122,6 +128,7 @@ def sb3_adds(scale: Scale, compact: bool, environments: int) -> Iterator[Workloa
 
 @contextmanager
 def sb3_samples(scale: Scale, compact: bool) -> Iterator[Workload]:
+    """SB3: sample 256 transitions uniformly."""
     steps = libraries.vector_steps(episodes(LOW, 8))
     sb3 = libraries.SB3((24,), "float32", scale.transitions, compact).fill(steps)
     yield Workload(_sb3_name(compact), repeated(lambda: sb3.buffer.sample(BATCH)), BATCH)
@@ -149,6 +156,7 @@ def our_stacks(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def sb3_stacks(scale: Scale, compact: bool) -> Iterator[Workload]:
+    """SB3: sample 512 transitions with stacked Atari frames uniformly."""
     steps = libraries.vector_steps(episodes(ATARI, 1), STACK)
     sb3 = libraries.SB3((STACK, *ATARI.shape), ATARI.dtype, scale.stacks, compact).fill(steps)
     yield Workload(
@@ -157,21 +165,23 @@ def sb3_stacks(scale: Scale, compact: bool) -> Iterator[Workload]:
 
 
 def _sb3_name(compact: bool) -> str:
+    """Returns the name of an SB3 workload, with the setting of its layout."""
     return f"SB3, optimize_memory_usage={compact}"
 
 
 @contextmanager
 def our_sequences(scale: Scale, size: int) -> Iterator[Workload]:
+    """Our replay: sample 16 sequences of 64 frames. size: an index of `Scale.frames`."""
     feed = itertools.cycle(chunks(episodes(PIXELS, 1)))
-    held = frames_held(scale.frames[size])
-    server = filled(PIXELS, held, SEQUENCES, feed)
-    name = "ours" if held == scale.frames[size] else f"memory has room for {held:,} only"
+    count = frames_that_fit(scale.frames[size])
+    server = filled(PIXELS, count, SEQUENCES, feed)
+    name = "ours" if count == scale.frames[size] else f"memory has room for {count:,} only"
     yield Workload(name, repeated(lambda: server.sample("real", "learner")), FRAMES)
 
 
 @contextmanager
 def numpy_sequences(scale: Scale, size: int) -> Iterator[Workload]:
-    """np.take from at most 10^5 frames.
+    """np.take: gather 16 sequences of 64 frames, from at most 10^5 frames.
 
     Memory has no room for 10^6 frames in two places, and np.take from fewer frames is not slower.
     """
@@ -181,7 +191,7 @@ def numpy_sequences(scale: Scale, size: int) -> Iterator[Workload]:
     yield Workload("np.take", repeated(gather), FRAMES)
 
 
-def frames_held(wanted: int) -> int:
+def frames_that_fit(wanted: int) -> int:
     """Returns `wanted`, or how many frames fit into memory with 3 GB left (Linux)."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
