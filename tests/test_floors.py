@@ -39,7 +39,7 @@ HOMES = {  # package → the paths that may import it
     "tensorboardX": ("dreamfleet/runtime/tensorboard.py",),
     "tyro": ("dreamfleet/cli.py",),
     "yaml": ("dreamfleet/runtime/", "dreamfleet/cli.py"),
-    "matplotlib": ("benchmarks/learning/report.py",),
+    "matplotlib": ("benchmarks/learning/plots.py",),
     "stable_baselines3": (
         "benchmarks/learning/sb3.py",
         "benchmarks/replay/libraries.py",

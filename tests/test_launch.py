@@ -294,7 +294,9 @@ def test_a_resumed_run_keeps_the_spaces_of_its_environment(started, walk, tmp_pa
     save_start(run, 5)
     capsys.readouterr()
     resumed = ["--resume", str(run)]
-    assert "the run has observations float32 (3,)" in refused([*resumed, "--set=env.size=4"], capsys)
+    assert "the run has observations float32 (3,)" in refused(
+        [*resumed, "--set=env.size=4"], capsys
+    )
     assert cli.main([*resumed, "--set=env.wind=2"]) == 0
     assert started[-1].config.env_options == {"size": 3, "wind": 2}
 
