@@ -254,5 +254,6 @@ def test_the_second_signal_leaves_at_once(launched, place):
 def test_an_environment_that_never_works_is_a_mistake_in_one_line(launched):
     run = launched(*LOCAL, env="dreamfleet.envs.probe:FaultyReset-v0")
     assert run.code() == 2, run.said
-    assert run.said.startswith("error: ") and len(run.said.splitlines()) == 1
+    first, error = run.said.splitlines()
+    assert first.startswith("starting ") and error.startswith("error: ")
     assert "RuntimeError: the probe never starts" in run.said

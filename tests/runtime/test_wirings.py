@@ -223,7 +223,7 @@ def test_two_local_runs_with_one_seed_write_the_same(tmp_path):
         rhythm = replace(RHYTHM, eval_every=50)
         env = "dreamfleet.envs.probe:FaultyStep-v0"
         left = train("local", config(tmp_path / name, rhythm, env=env, num_actors=2, seed=seed))
-        timed = ("wall_s", "took_s", "wait/")
+        timed = ("wall_s", "took_s", "wait/", "speed/")
         return [
             {key: value for key, value in event.items() if not key.startswith(timed)}
             for event in left.events
