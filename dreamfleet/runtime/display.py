@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import termios
 import textwrap
 import threading
 import time
@@ -13,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -22,6 +18,7 @@ from rich.text import Text
 
 from dreamfleet.runtime import metric_reference
 from dreamfleet.runtime.advice import advice, in_words
+from dreamfleet.runtime.terminal import without_echo_of_control_keys
 
 LIVE_EVERY_S: Final = 0.25
 PLAIN_EVERY_S: Final = 5.0
@@ -120,7 +117,7 @@ class Display:
 
     def __enter__(self) -> Self:
         if self._live:
-            self._restore_echo = _without_echo_of_control_keys(self._console)
+            self._restore_echo = without_echo_of_control_keys(self._console.file)
             self._live.start()
         threading.Thread(target=self._tick, daemon=True, name="display").start()
         return self
@@ -375,30 +372,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
-
-
-# ---------------------------------------------------------------------------------- the terminal
-
-
-def _without_echo_of_control_keys(console: Console) -> Callable[[], None]:
-    """Stops the terminal from printing `^C` into the live view → a function that undoes this.
-
-    The two characters would move the cursor, and leave a line of the old view on the screen.
-    """
-    terminal: Any = None
-    try:
-        terminal = console.file.fileno()
-        if os.tcgetpgrp(terminal) != os.getpgrp():  # a background job may not change the terminal
-            return lambda: None
-        before = termios.tcgetattr(terminal)
-        changed = [*before]
-        changed[3] = before[3] & ~termios.ECHOCTL
-        termios.tcsetattr(terminal, termios.TCSANOW, changed)
-    except (OSError, ValueError, io.UnsupportedOperation, termios.error):
-        return lambda: None
-
-    def restore() -> None:
-        with contextlib.suppress(termios.error):
-            termios.tcsetattr(terminal, termios.TCSANOW, before)
-
-    return restore

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
@@ -421,7 +422,7 @@ class Session:
         """Prints how the run ended → the exit code."""
         self._close_period()
         self.display.wait_for("")
-        self.display.finish(self.status())
+        self.display.finish(replace(self.status(), phase=""))
         code = self._say_how_it_ended()
         if not self.config.local:
             self.display.wait_for("stopping the processes", plain=False)

@@ -258,5 +258,6 @@ def test_the_second_signal_ends_the_run_at_once(launched, place):
 def test_an_environment_that_never_works_is_refused_in_one_line(launched):
     run = launched(*LOCAL, env="dreamfleet.envs.probe:FaultyReset-v0")
     assert run.code() == 2, run.output
-    assert run.output.startswith("error: ") and len(run.output.splitlines()) == 1
+    first, error = run.output.splitlines()
+    assert first.startswith("starting ") and error.startswith("error: ")
     assert "RuntimeError: the probe never starts" in run.output
