@@ -102,7 +102,7 @@ class MyAgent:
     ("old", "new", "message"),
     [
         ("", "", "must declare `actions`, a tuple of discrete and continuous; found None"),
-        ("act = ", "", "lacks act"),
+        ("act = ", "", "lacks the methods act"),
         ("Config = Settings", 'Config = Settings; actions = ("discret",)', "found ('discret',)"),
     ],
 )

@@ -32,11 +32,11 @@ def test_an_unsupported_space_is_refused_with_the_agents_that_support_it(entries
         agents.check("dreamer-lite", EnvSpec("ALE/Pong-v5", IMAGE, DISCRETE))
     message = str(caught.value)
     assert "ALE/Pong-v5 has discrete actions and image observations of shape (64, 64, 3)" in message
-    assert "Agents that can: gated-rainbow, pixels." in message
+    assert "Agents that support them: gated-rainbow, pixels." in message
 
 
 def test_the_message_says_if_no_agent_supports_the_space(entries):
-    with pytest.raises(UserError, match="Agents that can: none"):
+    with pytest.raises(UserError, match="Agents that support them: none"):
         agents.check("pixels", EnvSpec("e", IMAGE, CONTINUOUS))
 
 
