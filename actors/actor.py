@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dreamfleet.actors.episodes import Episodes
+from dreamfleet.core.finite import check_actions
 from dreamfleet.core.pull import pull
-from dreamfleet.core.soundness import check_choice
 from dreamfleet.core.types import (
     Agent,
     Array,
@@ -75,7 +75,7 @@ class Actor:
 
         rows = self._env.reset() if self._rows is None else self._rows
         action, self._state, extras = self._agent.act(rows, self._state, explore=True)
-        check_choice(action, extras, self._env.spec.action)
+        check_actions(action, extras, self._env.spec.action)
         self._chunk.append({**rows, "action": action, **extras})
         self._rows = self._env.step(action)
         self._report(self._rows)

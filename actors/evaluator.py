@@ -8,8 +8,8 @@ from typing import Any
 
 from dreamfleet.actors.episodes import Episode, Episodes, summary
 from dreamfleet.core import seeding
+from dreamfleet.core.finite import check_actions
 from dreamfleet.core.pull import pull
-from dreamfleet.core.soundness import check_choice
 from dreamfleet.core.types import Agent, BestEvaluation, Event, Replay, VectorEnv, WeightStore
 
 Stop = Callable[[], bool]  # whether somebody wants the evaluation to end at once
@@ -73,7 +73,7 @@ class Evaluator:
     def _evaluate(self, at: int) -> bool:
         """Play with the weights that the agent has now. False: somebody interrupted."""
         began = time.monotonic()
-        (seed,) = seeding.spread((self._seed, at // self._every), 1)
+        (seed,) = seeding.derive((self._seed, at // self._every), 1)
         with seeding.seeded_globals(seed):
             env = self._make_env()
             try:
@@ -121,7 +121,7 @@ def play(
     as soon as `stop` says so, which is asked at every step.
     """
     n = env.num_envs
-    seeds = seeding.spread(seed, -(-episodes // n) * n)
+    seeds = seeding.derive(seed, -(-episodes // n) * n)
     played: list[Episode] = []
     for begin in range(0, episodes, n):
         due = min(n, episodes - begin)
@@ -139,7 +139,7 @@ def _play_each(
         if stop():
             raise Stopped
         action, state, _ = agent.act(rows, state, explore=False)
-        check_choice(action, {}, env.spec.action)
+        check_actions(action, {}, env.spec.action)
         rows = env.step(action)
         for episode in running.add(rows, env.info):
             ended.setdefault(episode.environment, episode)

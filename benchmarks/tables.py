@@ -1,4 +1,4 @@
-"""Write the results into the README and `docs/results.md`, from the files of the other scripts.
+"""Writes the tables of `docs/results.md` from the files of the other scripts.
 
 python benchmarks/tables.py
 """
@@ -13,27 +13,32 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import ablation, replay, startup, updates
-from benchmarks.curves import DEFAULT_AGENT, TASKS
+from benchmarks.learning import ablation
+from benchmarks.learning.curves import DEFAULT_AGENT, TASKS
+from benchmarks.learning.report import markdown, spread, training_table
 from benchmarks.processes import ROOT
-from benchmarks.report import markdown, spread, training_table
+from benchmarks.replay import bench
+from benchmarks.system import startup
+from benchmarks.updates import speed
 
+PAGE = ROOT / "docs" / "results.md"
 BEGIN = "<!-- results: written by `python benchmarks/tables.py` -->"
 END = "<!-- end of results -->"
 MISSING = "not measured yet"
+TRAIN = "benchmarks/learning/train.py"
 
 
 def main() -> None:
-    for path, written in pages(ROOT / "benchmarks" / "results").items():
-        text = path.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        _, after = rest.split(END)
-        path.write_text(f"{before}{BEGIN}\n{written}\n{END}{after}", encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    written = tables(ROOT / "benchmarks" / "results")
+    PAGE.write_text(f"{before}{BEGIN}\n{written}\n{END}{after}", encoding="utf-8")
 
 
-def pages(results: Path) -> dict[Path, str]:
-    """What stands between the two marks of each page, from a folder of results."""
-    return {ROOT / "README.md": overview(results), ROOT / "docs" / "results.md": details(results)}
+def tables(results: Path) -> str:
+    """Returns the text between the two marks of the page, from a folder of results."""
+    return "\n\n".join((overview(results), details(results)))
 
 
 def overview(results: Path) -> str:
@@ -41,7 +46,7 @@ def overview(results: Path) -> str:
     rows = [row for it in summaries(results) for row in local_rows(it["env"], it["figures"])]
     rows.append(distributed_row(load(results / "distributed.json")))
     plots = [
-        f"![{path.parent.name}](benchmarks/results/{path.parent.name}/{path.name})"
+        f"![{path.parent.name}](../benchmarks/results/{path.parent.name}/{path.name})"
         for path in sorted(results.glob("*/curves.png"))
     ]
     heads = ("agent", "env", "greedy return", "steps", "wall time", "command")
@@ -89,7 +94,7 @@ def local_rows(env: str, figures: list[dict[str, Any]]) -> Iterator[tuple[str, .
         )
     ours = TASKS[env].ours
     if ours not in methods:
-        make = f"`python benchmarks/learning.py --env {env} --agent {ours}`"
+        make = f"`python benchmarks/learning/train.py --env {env} --agent {ours}`"
         yield ours, env, MISSING, "", "", make
 
 
@@ -127,18 +132,18 @@ def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
         return
     rows = []
     for result in found["rows"]:
-        what, against, must, median, worst, *_ = replay.line(result)
+        what, against, must, median, worst, *_ = bench.line(result)
         measured = f"{median} ({worst})" if result["measured"] else MISSING
         rows.append((what, against, must, measured))
     yield markdown(("what", "against", "must", "measured: median (worst)"), rows)
-    yield f"`python launch.py bench replay`: {replay.footing(found)}."
+    yield f"`python launch.py bench replay`: {bench.footing(found)}."
 
 
 def updates_part(path: Path) -> Iterator[str]:
     """An agent's learner against its peers, and how that was measured."""
     found = json.loads(path.read_text())
-    yield updates.table(found)
-    yield f"`python benchmarks/updates.py --agent {path.stem}`: {updates.footing(found)}."
+    yield speed.table(found)
+    yield f"`python benchmarks/updates/speed.py --agent {path.stem}`: {speed.footing(found)}."
 
 
 def kinds_table(env: str, finals: dict[str, dict[str, dict[str, list[float]]]]) -> str:
@@ -159,12 +164,14 @@ def _form(fact: str) -> str:
 
 def command(row: Mapping[str, Any], env: str) -> str:
     """What makes all seeds of a row, from what made the first one."""
-    said, task = row["command"].replace("launch.py", "benchmarks/learning.py"), TASKS[env]
+    said, task = row["command"], TASKS[env]
+    for was, now in (("launch.py", TRAIN), ("benchmarks/peers.py", "benchmarks/learning/sb3.py")):
+        said = said.replace(was, now)
     usual = f" --set train.eval_every={task.every} --set train.eval_episodes={task.episodes}"
     for alone in (" --local --num-actors 1", " --seed 0", usual):
         said = said.replace(alone, "")
     said += f" --seeds {len(row['final_returns'])}"
-    named = row["method"] == row["agent"] or "peers.py" in said
+    named = row["method"] == row["agent"] or TRAIN not in said
     return said if named else f"{said} --name {row['method']}"
 
 

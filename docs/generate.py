@@ -8,6 +8,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-from dreamfleet.runtime import reference  # noqa: E402 - found beside this folder
+from dreamfleet.runtime import metric_reference, reference  # noqa: E402 - found beside this folder
 
 (DOCS / "settings.md").write_text(reference.page(), encoding="utf-8")
+(DOCS / "metrics.md").write_text(metric_reference.page(), encoding="utf-8")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+from dreamfleet.core.finite import UpdateMonitor, check_weights
 from dreamfleet.core.pull import pull
-from dreamfleet.core.soundness import Soundness, check_weights
 from dreamfleet.core.types import Agent, Batch, Event, Replay, Sample, TableSpec, WeightStore
 
 
@@ -42,7 +42,7 @@ class Dreamer:
             self._works.append(self._imagine)
         self._pending: Batch | None = None
         self._events: list[Event] = []
-        self._soundness = Soundness("world model", updates)
+        self._monitor = UpdateMonitor("world model", updates)
         self.updates = updates
         self.version = 0  # of "world", as published
         self.versions = dict.fromkeys(pulls, 0)
@@ -71,7 +71,7 @@ class Dreamer:
         if feedback.priorities is not None:
             self._replay.update("real", real.keys, feedback.priorities)
         self.updates += 1
-        self._soundness.check(feedback.metrics, self.updates)
+        self._monitor.check(feedback.metrics, self.updates)
         # The first update is published at once: a version says that there is a world to dream in.
         if self.version == 0 or self.updates % self._publish_every == 0:
             self._publish()

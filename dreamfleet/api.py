@@ -18,7 +18,7 @@ from dreamfleet.core.errors import UserError, WorkerFailed, nearest
 from dreamfleet.core.types import Agent, Array, EnvSpec, Event, State
 from dreamfleet.envs.codec import Codec
 from dreamfleet.runtime import start
-from dreamfleet.runtime.run_folder import METRICS, read_config
+from dreamfleet.runtime.run_folder import METRICS, check_is_run, read_config
 
 KINDS: Final = ("episode", "eval", "learn", "world", "run", "fault", "milestone", "resume")
 
@@ -120,7 +120,7 @@ class Run:
         """
         if kind not in (None, *KINDS):
             raise UserError(f"no events of kind {kind!r}.{nearest(str(kind), KINDS)}")
-        read_config(self.path)  # says so where there is no run
+        check_is_run(self.path)
         text = (self.path / METRICS).read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]  # a run that goes on may be writing the last line
         events = [json.loads(line) for line in whole.splitlines()]

@@ -1,6 +1,6 @@
-"""The command line: train (the default) · eval · list · check · bench. Checks what was given.
+"""The command line: parses the arguments of train (the default), eval, list, check and bench.
 
-Nothing heavy is imported before the arguments are known to be good.
+Packages that take long to import are imported after the arguments were checked.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -36,15 +37,15 @@ EXAMPLES = """examples:
   python launch.py --env Pendulum-v1 --local --seed 3            in one thread, deterministic
   python launch.py eval latest --episodes 100 --video films/     how good is it?
 
-commands: train (the default) · eval RUN · list [agents|envs|presets|settings]
-          check AGENT · bench replay
+commands: train (the default) · eval RUN · check AGENT · bench replay
+          list [agents|envs|presets|settings|metrics]
 `python launch.py COMMAND --help` describes each.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command → its exit code: 0 done, 1 a bug, 2 the person's mistake, 130/143 stopped."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose by more threads
+    """Runs a command → exit code: 0 done, 1 a bug, 2 the person's mistake, 130 or 143 stopped."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks are slower with more threads
     args = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "train": train,
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: Sequence[str]) -> int:
-    """Train an agent, or go on with a run."""
+    """Trains an agent in a new run, or resumes a run."""
     planned = configured(args)
 
     from dreamfleet.runtime.start import start
@@ -82,7 +83,7 @@ def train(args: Sequence[str]) -> int:
 
 
 def evaluate(args: Sequence[str]) -> int:
-    """Play a checkpoint of a run greedily."""
+    """Plays greedy episodes of a run's policy and prints their statistics."""
 
     def command(
         run: Annotated[Positional[str], arg(metavar="RUN")],
@@ -94,17 +95,17 @@ def evaluate(args: Sequence[str]) -> int:
         video: Path | None = None,
         json: FlagCreatePairsOff[bool] = False,
     ) -> dict[str, Any]:
-        """Play a trained policy greedily and say how well it does.
+        """Plays a trained policy greedily and prints its mean return.
 
         Args:
             run: a run's folder, or latest
-            episodes: episodes to play
-            seed: of the environments; the same seed plays the same episodes
-            checkpoint: latest, best (by the run's own evaluations), or the path of one
-            max_steps: steps after which an episode is cut short; none: the run's train.eval_steps
-            device: where networks live: auto, cpu or cuda
-            video: a folder for films
-            json: print one JSON object and nothing else
+            episodes: number of episodes
+            seed: seed of the environments; the same seed plays the same episodes
+            checkpoint: latest, best (highest mean return of an evaluation), or a checkpoint's path
+            max_steps: steps after which an episode is cut short; default: train.eval_steps
+            device: device of the networks: auto, cpu or cuda
+            video: folder for films, one of every tenth episode
+            json: prints one JSON object on standard output, and nothing else
         """
         return dict(locals())
 
@@ -115,22 +116,27 @@ def evaluate(args: Sequence[str]) -> int:
 
     run = start.run_path(given["run"])
     asked = {key: value for key, value in given.items() if key not in ("run", "json")}
-    with stdout_to_stderr():  # environments print as they like
-        found = play(run, **asked)
+    with stdout_to_stderr():  # what environments print must not mix with the result
+        found = play(run, **asked, say=lambda line: print(f"{line} …", file=sys.stderr, flush=True))
     if given["json"]:
         print(json.dumps(found))
-    else:
-        whose = f"{found['agent']} on {found['env']} after {found['env_steps']:,} steps"
-        print(f"{whose}: {in_words(found)} · {found['checkpoint']}")
-        for kind in dict.fromkeys(key.partition("/")[0] for key in found if "/" in key):
-            prefix = f"{kind}/"
-            those = {key.removeprefix(prefix): found[key] for key in found if prefix in key}
-            print(f"  {kind}: {in_words(those)}")
+        return 0
+    policy = f"{found['agent']} on {found['env']} after {found['env_steps']:,} steps"
+    print(f"{policy}: {in_words(found)} · {found['checkpoint']}")
+    for category in dict.fromkeys(key.partition("/")[0] for key in found if "/" in key):
+        prefix = f"{category}/"
+        figures = {key.removeprefix(prefix): found[key] for key in found if prefix in key}
+        print(f"  {category}: {in_words(figures)}")
+    if "films" in found:
+        n = len(found["films"])
+        names = ": " + ", ".join(Path(film).name for film in found["films"][:3]) if n else ""
+        more = ", …" if n > 3 else ""
+        print(f"{n} film{'s' * (n != 1)} in {given['video']}{names}{more}")
     return 0
 
 
 def in_words(figures: Mapping[str, Any]) -> str:
-    """The figures of an evaluation, or of one kind of its episodes, in words."""
+    """Returns the statistics of an evaluation, or of one category of its episodes, in words."""
     facts = [key for key in figures if key.endswith("_mean") and "/" not in key]
     others = [key for key in facts if key not in ("return_mean", "length_mean")]
     return ", ".join(
@@ -145,16 +151,18 @@ def in_words(figures: Mapping[str, Any]) -> str:
 
 
 def show(args: Sequence[str]) -> int:
-    """Print the agents, environments or presets there are."""
+    """Prints the agents, environments, presets, settings or metrics."""
 
     def command(
-        what: Positional[Literal["agents", "envs", "presets", "settings", "all"]] = "all",
+        what: Positional[
+            Literal["agents", "envs", "presets", "settings", "metrics", "all"]
+        ] = "all",
         agent: Annotated[Positional[str | None], arg(metavar="AGENT")] = None,
     ) -> tuple[str, str | None]:
-        """List what can be trained: the agents, the environments, the presets; or every setting.
+        """Lists agents, environments and presets; or all settings; or all metrics.
 
         Args:
-            agent: of list settings: whose; none: those of all agents
+            agent: with `list settings`: an agent, whose settings alone are listed
         """
         return what, agent
 
@@ -177,26 +185,37 @@ def show(args: Sequence[str]) -> int:
 
         lines.append("envs, and your own as pkg.module:EnvId-v0")
         lines += [f"  {env}" for env in registry.known()]
+    width = min(shutil.get_terminal_size().columns, 100) if sys.stdout.isatty() else None
     if what == "settings":
         from dreamfleet.runtime import reference
 
         for title, settings in reference.groups(agent).items():
-            lines.append(title)
-            lines += [f"  {reference.in_line(setting)}" for setting in settings]
+            lines += ["", reference.TITLES.get(title, f"agent {title}: --set NAME=VALUE")]
+            for it in settings:
+                lines += reference.in_lines(it, width)
+    if what == "metrics":
+        from dreamfleet.runtime import metric_reference, reference
+
+        for title, metrics in metric_reference.groups().items():
+            lines += ["", title]
+            for metric in metrics:
+                text = f"{metric.meaning} Healthy: {metric.healthy}"
+                unit = f" [{metric.unit}]" if metric.unit else ""
+                lines += reference.hanging(metric.name + unit, text, width)
     try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
+        print("\n".join(lines).lstrip("\n"), flush=True)
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def check(args: Sequence[str]) -> int:
-    """Test whether an agent keeps what every agent promises."""
+    """Runs the contract tests on an agent."""
 
     def command(
         agent: Annotated[Positional[str], arg(metavar="AGENT")],
     ) -> str:
-        """Run the contract tests on an agent, in every kind of space that it declares.
+        """Runs the contract tests on an agent, in every kind of space that the agent declares.
 
         Args:
             agent: a name of `list agents`, or pkg.module:Class for your own
@@ -222,7 +241,7 @@ def check(args: Sequence[str]) -> int:
 
 
 def measure(args: Sequence[str]) -> int:
-    """Measure a part against what others would use in its place."""
+    """Measures the replay and the replays of other libraries."""
 
     def command(
         what: Positional[Literal["replay"]],
@@ -232,27 +251,27 @@ def measure(args: Sequence[str]) -> int:
         reverb_python: Path | None = None,
         json: Path | None = None,
     ) -> dict[str, Any]:
-        """Measure the replay side by side with its peers, and print a table of ratios.
+        """Measures the replay next to those of other libraries and prints a table of ratios.
 
         Args:
-            what: what to measure
-            rows: rows of the table, by name; all when none is named
-            rounds: how often each side has its turn
-            quick: everything tiny: to see that it runs, not how fast
-            reverb_python: an interpreter that has dm-reverb and TensorFlow
-            json: a file for the figures
+            what: the part to measure
+            rows: rows of the table, by name; default: all
+            rounds: how often each library is measured
+            quick: tiny sizes, to see that everything runs; the ratios mean nothing
+            reverb_python: a Python interpreter that has dm-reverb and TensorFlow
+            json: file for the measurements
         """
         return dict(locals())
 
     given = parse(command, args, "bench")
 
     checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / "benchmarks" / "replay.py").is_file():
+    if not (checkout / "benchmarks" / "replay" / "bench.py").is_file():
         raise UserError("bench needs a checkout: the benchmarks are not part of the package.")
     sys.path.insert(0, str(checkout))
-    from benchmarks import replay
+    from benchmarks.replay import bench
 
-    return replay.bench(
+    return bench.bench(
         given["rows"], given["rounds"], given["quick"], given["reverb_python"], given["json"]
     )
 
@@ -261,7 +280,7 @@ def measure(args: Sequence[str]) -> int:
 
 
 def configured(args: Sequence[str]) -> Plan:
-    """Returns the run that the arguments of `train` ask for."""
+    """Returns the plan of the run that the arguments of `train` describe."""
     from dreamfleet.runtime import start
 
     _, resume, overrides = train_flags(args, Flags())
@@ -269,19 +288,19 @@ def configured(args: Sequence[str]) -> Plan:
 
 
 def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tuple[str, ...]]:
-    """(flags, --resume, every --set); what is not given stays as in `base`."""
+    """Returns the flags, --resume and every --set; flags that are not given are those of `base`."""
 
     def command(
         run: OmitArgPrefixes[Flags] = base,
         resume: Annotated[str | None, arg(metavar="RUN")] = None,
         set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = (),
     ) -> tuple[Flags, str | None, tuple[str, ...]]:
-        """Train an agent.
+        """Trains an agent.
 
         Args:
-            resume: go on with an earlier run: its folder, or latest
-            set: any other setting: train.chunk=32, agent.dream_horizon=10; arguments of the
-                environment: env.gravity=5, and eval_env.gravity=9.8 where evaluations differ
+            resume: continues an earlier run: its folder, or latest
+            set: any other setting, such as train.chunk=32 or agent.dream_horizon=10; or an argument
+                of the environment, env.gravity=5, or of evaluations alone, eval_env.gravity=9.8
         """
         return run, resume, set
 
@@ -290,7 +309,7 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
 
 
 def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
-    """`train.chunk=16`, `env.size=[3, 4]` → dotted values, each read as YAML."""
+    """Returns settings by name from texts such as `env.size=[3, 4]`; values are parsed as YAML."""
     import yaml
 
     values = {}
@@ -306,19 +325,20 @@ def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
 
 
 def exponents(value: Any) -> Any:
-    """Returns `value` with texts such as 3e-4 as numbers, which YAML 1.1 takes for texts."""
+    """Returns `value` with texts such as `3e-4` as numbers: YAML 1.1 parses these as texts."""
     if isinstance(value, list):
         return [exponents(item) for item in value]
     if isinstance(value, dict):
         return {key: exponents(item) for key, item in value.items()}
-    looks_like_one = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
-    return float(value) if looks_like_one else value
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if is_number else value
 
 
 def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str = "") -> Any:
-    """Call `command` with what `args` say. UserError, in one line, for a flag or value that fails.
+    """Parses `args` for `command` and calls it → its result.
 
-    tyro prints its mistakes as boxes of many lines; the first one of them says what was wrong.
+    Raises UserError, with one line, for a wrong flag or value. tyro prints errors as boxes of many
+    lines; the first sentence in the box says what was wrong.
     """
     description = f"{more}\n{(command.__doc__ or '').partition('Args:')[0].strip()}".strip()
     printed = io.StringIO()
@@ -345,7 +365,7 @@ def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str
 
 
 def flag_names(command: Callable[..., Any]) -> list[str]:
-    """Every flag of a command, as typed."""
+    """Returns all flags of a command, as a person types them."""
     names: list[str] = []
     for name, parameter in inspect.signature(command).parameters.items():
         inner = parameter.default
@@ -355,7 +375,7 @@ def flag_names(command: Callable[..., Any]) -> list[str]:
 
 
 def first_sentence(box: str) -> str:
-    """What tyro says below the title of its box, up to the next rule."""
+    """Returns the text below the title of a box that tyro prints, up to the next rule."""
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]
     below = itertools.dropwhile(_is_rule, lines)
     text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below))

@@ -22,7 +22,6 @@ from dreamfleet.core.types import (
     Batch,
     EnvSpec,
     Feedback,
-    Prioritized,
     QueueSpec,
     Sample,
     Space,
@@ -238,7 +237,7 @@ def test_a_gradient_step_reports_finite_metrics_and_valid_priorities(case: Case)
     experience, consumers = Experience(agent), agent.tables["real"].consumers
 
     def prioritized(name: str) -> bool:
-        return name in consumers and isinstance(consumers[name].selector, Prioritized)
+        return name in consumers and consumers[name].selector.uses_priorities
 
     for _ in range(3):
         world, policy = experience.sample("world"), experience.sample("policy")

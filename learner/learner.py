@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
+from dreamfleet.core.finite import UpdateMonitor, check_weights
 from dreamfleet.core.pull import pull
-from dreamfleet.core.soundness import Soundness, check_weights
 from dreamfleet.core.types import (
     Agent,
     Batch,
@@ -49,7 +49,7 @@ class Learner:
         self._dreams: Batch | None = None
         self._dream_uses = 0  # updates that learned from it
         self._events: list[Event] = []
-        self._soundness = Soundness("policy", updates)
+        self._monitor = UpdateMonitor("policy", updates)
         self.updates = updates
         self.version = 0  # of "policy", as published
         self.versions = dict.fromkeys(pulls, 0)
@@ -70,7 +70,7 @@ class Learner:
         if self._dream_uses >= self._updates_per_dream:
             self._dreams, self._dream_uses = None, 0
         self.updates += 1
-        self._soundness.check(feedback.metrics, self.updates)
+        self._monitor.check(feedback.metrics, self.updates)
         if self.updates % self._publish_every == 0:
             self._publish()
         if self.updates % self._log_every == 0:

@@ -1,4 +1,4 @@
-"""How much memory a table takes, and how much there is."""
+"""Computes the memory that tables take, and the memory that is free."""
 
 from __future__ import annotations
 
@@ -10,72 +10,58 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamfleet.core.types import (
-    Mixture,
-    Prioritized,
-    QueueSpec,
-    Recency,
-    ReturnDeviation,
-    Selector,
-    TableSpec,
-)
-from dreamfleet.replay_server.sum_tree import level_sizes
+from dreamfleet.core.types import QueueSpec, TableSpec
+from dreamfleet.replay_server import selectors
 
-LINK_BYTES = 16  # the rows before and after, an i64 each
-FLAG_BYTES = 1  # of a start, for each consumer
-CGROUPS = (  # (limit, usage) of a container, version 2 and version 1
+LINK_BYTES = 16  # per row: the links to the rows before and after, an i64 each
+FLAG_BYTES = 1  # per row and consumer: whether the row is a start
+CGROUPS = (  # files with the limit and the usage of a container's memory, of versions 2 and 1
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
 
 
 def capacity(spec: TableSpec) -> int:
-    """The rows that both `capacity` and `max_bytes` allow."""
+    """Returns the number of rows that both `capacity` and `max_bytes` of a table allow."""
     if spec.max_bytes is None:
         return spec.capacity
     rows = range(spec.capacity + 1)
     return bisect.bisect_right(rows, spec.max_bytes, key=lambda n: table_bytes(spec, n)) - 1
 
 
-def within(
+def limited(
     tables: Mapping[str, TableSpec | QueueSpec], max_bytes: float
 ) -> dict[str, TableSpec | QueueSpec]:
-    """These tables, sharing `max_bytes` in the proportion of what they would take."""
+    """Returns the tables limited to `max_bytes` together, in proportion to what each would take."""
     needs = {
         name: table_bytes(spec, capacity(spec))
         for name, spec in tables.items()
         if isinstance(spec, TableSpec)
     }
-    part = max_bytes / max(sum(needs.values()), 1)
+    fraction = max_bytes / max(sum(needs.values()), 1)
     return {
-        name: replace(spec, max_bytes=int(part * needs[name]))
-        if isinstance(spec, TableSpec) and part < 1
+        name: replace(spec, max_bytes=int(fraction * needs[name]))
+        if isinstance(spec, TableSpec) and fraction < 1
         else spec
         for name, spec in tables.items()
     }
 
 
 def table_bytes(spec: TableSpec, rows: int) -> int:
-    """What a full table of so many rows takes."""
+    """Returns the bytes that a table takes whose capacity is `rows` rows."""
     columns = sum(
         np.dtype(space.dtype).itemsize * math.prod(space.shape) for space in spec.columns.values()
     )
     flags = FLAG_BYTES * len(spec.consumers)
-    trees = sum(_selector_bytes(consumer.selector, rows) for consumer in spec.consumers.values())
-    return rows * (columns + LINK_BYTES + flags) + trees
-
-
-def _selector_bytes(selector: Selector, rows: int) -> int:
-    match selector:
-        case Mixture(parts):
-            return sum(_selector_bytes(part, rows) for _, part in parts)
-        case Prioritized() | Recency() | ReturnDeviation():
-            return sum(level_sizes(rows)) * 8
-    return 0
+    drawing = sum(selectors.nbytes(consumer.selector, rows) for consumer in spec.consumers.values())
+    return rows * (columns + LINK_BYTES + flags) + drawing
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes this process may still take; infinite where the system does not say."""
+    """Returns the bytes that this process may still allocate; infinity where no file says so.
+
+    proc, cgroup: the folders in which Linux reports the memory of the machine and of the container.
+    """
     available = math.inf
     if (meminfo := proc / "meminfo").exists():
         for line in meminfo.read_text().splitlines():
@@ -84,14 +70,14 @@ def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
     for limit, usage in CGROUPS:
         try:
             left = int((cgroup / limit).read_text()) - int((cgroup / usage).read_text())
-        except (OSError, ValueError):  # not this version, or "max"
+        except (OSError, ValueError):  # another version, or no limit: "max"
             continue
         available = min(available, left)
     return available
 
 
 def sized(n: float) -> str:
-    """7_168_000_000 → '7.2 GB'."""
+    """Returns a number of bytes as people read it: 7_168_000_000 → '7.2 GB'."""
     for unit in ("bytes", "kB", "MB"):
         if n < 1000:
             return f"{n:.3g} {unit}"

@@ -1,49 +1,37 @@
-"""What a table refuses: specs it could not serve, and chunks that break the contract of rows."""
+"""Checks the specifications of tables, and the chunks of rows that are added to a table."""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import (
-    Array,
-    Batch,
-    EmphasizeRecent,
-    Mixture,
-    Prioritized,
-    QueueSpec,
-    Recency,
-    ReturnDeviation,
-    Selector,
-    Space,
-    TableSpec,
-)
+from dreamfleet.core.selectors import number_column_fault, unknown_column_fault
+from dreamfleet.core.types import Array, Batch, Consumer, QueueSpec, Space, TableSpec
 from dreamfleet.replay_server import budget
 
 REASONS = ("columns", "shape", "dtype", "nan", "streams", "reset")  # why a chunk is refused
 
 
 class Limits(NamedTuple):
-    """What a person calls the limits of a table."""
+    """The names of a table's two limits in messages: the settings that a person would change."""
 
     capacity: str = "capacity"
     max_bytes: str = "max_bytes"
 
 
-OWN: Final = Limits()  # as the spec calls them
+SPEC_FIELDS: Final = Limits()  # the names in `TableSpec`
 
 
-def check_spec(name: str, spec: TableSpec, limits: Limits = OWN) -> None:
-    """Raise UserError for a table that would wait for ever or could not draw."""
+def check_spec(name: str, spec: TableSpec, limits: Limits = SPEC_FIELDS) -> None:
+    """Raises UserError for a table whose consumers would wait for ever or could not sample."""
 
-    def require(holds: bool, what: str) -> None:
+    def require(holds: bool, message: str) -> None:
         if not holds:
-            raise UserError(f"table {name!r}: {what}")
+            raise UserError(f"table {name!r}: {message}")
 
     for flag in ("first", "last"):
         space = spec.columns.get(flag)
@@ -52,102 +40,66 @@ def check_spec(name: str, spec: TableSpec, limits: Limits = OWN) -> None:
     require(spec.capacity >= 1, f"{limits.capacity} must be at least 1 row, found {spec.capacity}")
     require(spec.slack >= 1, f"slack must be at least 1 sample, found {spec.slack}")
     rows = budget.capacity(spec)
-    limit, holds = limits.capacity, f"found {rows}"
+    limit, found_rows = limits.capacity, f"found {rows}"
     if rows < spec.capacity:
         limit = limits.max_bytes
-        holds += f" in a budget of {budget.sized(spec.max_bytes or 0)}"
-    require(rows >= 1, f"must hold at least 1 row, {holds}: raise {limit}")
-    if name_of_return := spec.episode_return:
-        what = _unknown((name_of_return,), spec.columns) or _not_a_number(
-            name_of_return, spec.columns
-        )
-        require(not what, f"episode_return: {what}")
-    for consumer, of in spec.consumers.items():
+        found_rows += f" in a budget of {budget.sized(spec.max_bytes or 0)}"
+    require(rows >= 1, f"must store at least 1 row, {found_rows}: raise {limit}")
+    if spec.episode_return:
+        fault = number_column_fault(spec.episode_return, spec.columns)
+        require(not fault, f"episode_return: {fault}")
+    for consumer_name, consumer in spec.consumers.items():
+        fault = _consumer_fault(consumer, spec.columns)
+        require(not fault, f"{consumer_name!r}: {fault}")
+        length = consumer.context + consumer.window
         require(
-            of.batch >= 1 and of.window >= 1 and of.context >= 0,
-            f"{consumer!r} must take batch and window of at least 1 and context of at least 0, "
-            f"found {of.batch}, {of.window}, {of.context}",
-        )
-        length = of.context + of.window
-        require(
-            of.batch * length <= rows,
-            f"{consumer!r} samples {of.batch} windows of {length} rows: raise {limit} to hold "
-            f"{of.batch * length} or more, {holds}",
+            consumer.batch * length <= rows,
+            f"{consumer_name!r} samples {consumer.batch} windows of {length} rows: raise {limit} "
+            f"to store {consumer.batch * length} or more, {found_rows}",
         )
         require(
-            of.min_steps >= 0,
-            f"{consumer!r} must wait for 0 steps or more, found min_steps {of.min_steps}",
+            consumer.min_steps <= rows,
+            f"{consumer_name!r} waits for min_steps {consumer.min_steps}: raise {limit} to store "
+            f"as many rows, {found_rows}",
         )
-        require(
-            of.min_steps <= rows,
-            f"{consumer!r} waits for min_steps {of.min_steps}: raise {limit} to hold as many rows, "
-            f"{holds}",
+
+
+def _consumer_fault(consumer: Consumer, columns: Mapping[str, Space]) -> str | None:
+    """Returns in one line what is wrong with a consumer; None where nothing is."""
+    if consumer.batch < 1 or consumer.window < 1 or consumer.context < 0:
+        return (
+            "batch and window must be at least 1 and context at least 0, "
+            f"found {consumer.batch}, {consumer.window}, {consumer.context}"
         )
-        rate = of.samples_per_step
-        require(
-            rate is None or (math.isfinite(rate) and rate > 0),
-            f"{consumer!r} must take more than 0 samples per step, found {rate}",
-        )
-        what = _selector_fault(of.selector, spec.columns) or _unknown(of.columns, spec.columns)
-        require(not what, f"{consumer!r}: {what}")
-        once = len(set(of.columns)) == len(of.columns)
-        require(once, f"{consumer!r} must name each of its columns once, found {of.columns}")
+    if consumer.min_steps < 0:
+        return f"min_steps must be at least 0, found {consumer.min_steps}"
+    rate = consumer.samples_per_step
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        return f"samples_per_step must be more than 0, found {rate}"
+    if fault := consumer.selector.fault(columns):
+        return fault
+    for name in consumer.columns:
+        if fault := unknown_column_fault(name, columns):
+            return fault
+    if len(set(consumer.columns)) < len(consumer.columns):
+        return f"each column must be named once, found {consumer.columns}"
+    return None
 
 
 def check_memory(
-    tables: Mapping[str, TableSpec | QueueSpec], shards: int = 1, limits: Limits = OWN
+    tables: Mapping[str, TableSpec | QueueSpec], shards: int = 1, limits: Limits = SPEC_FIELDS
 ) -> None:
-    """Raise UserError when so many times these tables do not fit into what is free here."""
+    """Raises UserError when this machine has too little memory for `shards` times these tables."""
     specs = {name: spec for name, spec in tables.items() if isinstance(spec, TableSpec)}
     rows = {name: budget.capacity(spec) for name, spec in specs.items()}
     need = shards * sum(budget.table_bytes(spec, rows[name]) for name, spec in specs.items())
     free = budget.available_memory()
     if need > free:
-        what = " and ".join(f"{shards * n:,} rows of {name!r}" for name, n in rows.items())
+        all_rows = " and ".join(f"{shards * n:,} rows of {name!r}" for name, n in rows.items())
         raise UserError(
-            f"{what} take {budget.sized(need)}, but {budget.sized(free)} of memory are free: "
+            f"{all_rows} take {budget.sized(need)}, but {budget.sized(free)} of memory are free: "
             f"lower {limits.capacity} or set {limits.max_bytes}"
         )
-
-
-def _selector_fault(spec: Selector, columns: Mapping[str, Space]) -> str | None:
-    match spec:
-        case Prioritized(exponent) if not 0 <= exponent <= 8:
-            return f"a priority exponent must lie in [0, 8], found {exponent}"
-        case Prioritized(initial=str(initial)):
-            return _unknown((initial,), columns) or _not_a_number(initial, columns)
-        case Recency(half_life) if not half_life > 0:
-            return f"a half-life must be more than 0 rows, found {half_life}"
-        case ReturnDeviation(half_life):
-            if not half_life > 0:
-                return f"a half-life must be more than 0 windows, found {half_life}"
-            return _unknown(("reward",), columns) or _not_a_number("reward", columns)
-        case EmphasizeRecent(eta, floor, cycle, anneal) if not (
-            0 < eta <= 1 and floor >= 1 and cycle >= 1 and anneal >= 1
-        ):
-            return f"eta must lie in (0, 1] and floor, cycle, anneal be at least 1, found {spec}"
-        case Mixture(parts):
-            shares = [share for share, _ in parts]
-            if min(shares, default=0) <= 0 or not math.isclose(sum(shares), 1):
-                return f"the shares of a mixture must be positive and sum to 1, found {shares}"
-            faults = (_selector_fault(part, columns) for _, part in parts)
-            return next((fault for fault in faults if fault), None)
-    return None
-
-
-def _unknown(names: Iterable[str], columns: Mapping[str, Space]) -> str | None:
-    for name in names:
-        if name not in columns:
-            near = difflib.get_close_matches(name, columns, 1, 0) or ["none"]
-            return f"there is no column {name!r}; the nearest is {near[0]!r}"
-    return None
-
-
-def _not_a_number(name: str, columns: Mapping[str, Space]) -> str | None:
-    space = columns[name]
-    if space.shape or np.dtype(space.dtype).kind != "f":
-        return f"column {name!r} must be a float of shape (), found {space.dtype} {space.shape}"
-    return None
 
 
 def find_fault(
@@ -155,10 +107,15 @@ def find_fault(
     streams: Array,
     columns: Mapping[str, Space],
 ) -> tuple[str, str] | None:
-    """Why a chunk (N, T, …) must be refused: (one of REASONS, one line), or None."""
-    if odd := sorted(rows.keys() ^ columns.keys()):
-        what = ", ".join(f"{'unknown' if name in rows else 'missing'} {name}" for name in odd)
-        return "columns", f"wrong columns: {what}"
+    """Returns why a chunk must be refused, as (one of `REASONS`, a line); None for a valid chunk.
+
+    rows: (N, T, …). streams: the ids of the N streams. columns: of the table.
+    """
+    if different := sorted(rows.keys() ^ columns.keys()):
+        listed = ", ".join(
+            f"{'unknown' if name in rows else 'missing'} {name}" for name in different
+        )
+        return "columns", f"wrong columns: {listed}"
     lead = np.shape(rows["last"])
     if len(lead) != 2 or 0 in lead:
         return "shape", f"a chunk is (streams, rows) and not empty, found last of shape {lead}"
@@ -181,9 +138,10 @@ def find_fault(
 
 
 def find_reset_fault(rows: Batch, streams: Array, ended: Array) -> tuple[str, str] | None:
-    """A row is `first` exactly after a `last` one; only a new chunk may cut an episode short.
+    """Returns where `first` is wrong, as `find_fault` does; None where it is right everywhere.
 
-    `ended` (N,): which streams must open an episode with their next row.
+    A row is `first` exactly after a `last` row. Only the first row of a chunk may be `first` in an
+    open episode, which is then truncated. ended: (N,), whether each stream's episode has ended.
     """
     first, last = rows["first"], rows["last"]
     after_last = np.concatenate([ended[:, None], last[:, :-1]], axis=1)  # (N, T)
@@ -192,5 +150,5 @@ def find_reset_fault(rows: Batch, streams: Array, ended: Array) -> tuple[str, st
     if not wrong.any():
         return None
     n, t = np.argwhere(wrong)[0]
-    what = "unexpected" if first[n, t] else "missing"
-    return "reset", f"{what} reset in row {t} of the chunk of stream {streams[n]}"
+    kind = "unexpected" if first[n, t] else "missing"
+    return "reset", f"{kind} reset in row {t} of the chunk of stream {streams[n]}"

@@ -1,4 +1,4 @@
-"""Which form of the replay's inner loops runs: compiled by numba or, without it, numpy's."""
+"""Chooses the form of the replay's inner loops: compiled by numba, or numpy's without numba."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from dreamfleet.core.compiler import compiled
+from dreamfleet.compiler import compiled
 from dreamfleet.core.types import Array
 from dreamfleet.replay_server import loops, vectorised
 
 
 class Loops(NamedTuple):
-    """What each takes and does is said where it is a loop, in `loops`."""
+    """The inner loops in one form. Arguments and results are described in module `loops`."""
 
     write: Callable[[Array, Array, Array, Array], float]
     draw: Callable[[Array, Array, Array], Array]
     keys_at: Callable[[Array, int, int], Array]
     windows: Callable[[Array, int, int, Array, Array, Array], Array]
-    sift: Callable[[Array, Array, int, int, int], tuple[Array, Array, int, int]]
+    valid_priorities: Callable[[Array, Array, int, int, int], tuple[Array, Array, int, int]]
 
 
 IN_NUMPY = Loops(
@@ -27,16 +27,17 @@ IN_NUMPY = Loops(
     vectorised.draw,
     vectorised.keys_at,
     vectorised.windows,
-    vectorised.sift,
+    vectorised.valid_priorities,
 )
 
 
 @cache
 def fastest() -> Loops:
-    """The compiled loops if numba is there, else numpy's; the same for all of a process.
+    """Returns the compiled loops where numba is installed, else numpy's.
 
-    The first call takes a second, and three more where no earlier process left what it compiled.
-    A table makes it before it is asked for anything; who holds no table never imports numba.
+    The first call of a process takes a second, and three more where no earlier process has cached
+    the machine code. A table makes this call when it is built, so that no later call waits.
+    Processes without tables never import numba.
     """
     if not find_spec("numba"):
         return IN_NUMPY
@@ -45,5 +46,5 @@ def fastest() -> Loops:
         draw=compiled(loops.draw, "(f8[::1], i8[::1], f8[:, ::1])"),
         keys_at=compiled(loops.keys_at, "(i8[:], i8, i8)"),
         windows=compiled(loops.windows, "(i8[::1], i8, i8, i8[::1], i8[::1], b1[::1])"),
-        sift=compiled(loops.sift, "(i8[::1], f8[::1], i8, i8, i8)"),
+        valid_priorities=compiled(loops.valid_priorities, "(i8[::1], f8[::1], i8, i8, i8)"),
     )

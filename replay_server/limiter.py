@@ -1,4 +1,4 @@
-"""How samples keep step with what is added."""
+"""Keeps the number of samples of each consumer in proportion to the agent steps added."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any
 
 from dreamfleet.core.types import Consumer
 
-PACE_S = 0.25  # over how long the pace of consumers is measured, at least
-
 
 class Limiter:
-    """Counts steps in and samples out, and says who is early. Data, never a lock: callers wait.
+    """Counts agent steps and samples, and says when sampling or adding is too early.
 
-    A consumer's credit is the number of samples it may still take. It never falls below 0 nor
-    rises past `slack` by more than one added chunk earns, and because slack is at least 1, either
-    adding or sampling is always allowed. Reverb's limiter (Cassirer et al. 2021) without the lock.
+    A consumer's credit is the number of samples it may still take. A consumer may sample while its
+    credit is at least 1, and adding must wait while a credit is above `slack`. As `slack` is at
+    least 1, one of the two is always allowed. A credit is never below 0, and exceeds `slack` by
+    no more than the samples that one chunk earns. Reverb's limiter (Cassirer et al. 2021), but
+    nothing waits in here: callers ask, and wait themselves.
     """
 
     def __init__(self, consumers: Mapping[str, Consumer], slack: float) -> None:
         self._consumers = consumers
         self._slack = slack
-        self.steps = 0
-        self.samples = dict.fromkeys(consumers, 0)
+        self.steps = 0  # agent steps ever added
+        self.samples = dict.fromkeys(consumers, 0)  # ever taken, by consumer
 
     def credit(self, consumer: str) -> float:
+        """Returns the number of samples that a consumer may still take."""
         spec = self._consumers[consumer]
         if self.steps < spec.min_steps:
             return 0.0
@@ -34,78 +35,52 @@ class Limiter:
         return (self.steps - spec.min_steps) * spec.samples_per_step - self.samples[consumer]
 
     def may_sample(self, consumer: str) -> bool:
+        """Returns whether a consumer may take a sample now."""
         return self.credit(consumer) >= 1
 
     def behind(self, consumer: str) -> bool:
-        """Whether adding must wait until this consumer has sampled."""
+        """Returns whether adding must wait until this consumer has sampled."""
         return self.credit(consumer) > self._slack
 
     def room(self, consumer: str) -> float:
-        """Steps that may be added until this consumer is behind; negative when it is."""
+        """Returns the agent steps that may be added until this consumer is behind; < 0 if it is."""
         spec = self._consumers[consumer]
         if spec.samples_per_step is None:
             return math.inf
-        owed = self._slack + self.samples[consumer]  # samples that may be due without being taken
-        room = spec.min_steps + owed / spec.samples_per_step - self.steps
-        return min(room, -1e-9) if self.behind(consumer) else max(room, 0.0)  # not as rounding says
+        most = self._slack + self.samples[consumer]  # samples earned when the consumer is behind
+        room = spec.min_steps + most / spec.samples_per_step - self.steps
+        # The sign follows from `behind`, which may round differently.
+        return min(room, -1e-9) if self.behind(consumer) else max(room, 0.0)
 
     def ratio(self, consumer: str) -> float:
-        """Samples per agent step since sampling was first allowed."""
+        """Returns the samples per agent step since the consumer's first sample was allowed."""
         steps = self.steps - self._consumers[consumer].min_steps
         return self.samples[consumer] / steps if steps > 0 else 0.0
 
     def state(self) -> dict[str, Any]:
+        """Returns the counts of agent steps and samples."""
         return {"steps": self.steps, "samples": dict(self.samples)}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Continues from a `state`, with the sample counts lowered as `_uncount_lost` says."""
         self.steps = int(state["steps"])
         self.samples = {name: int(state["samples"][name]) for name in self._consumers}
         self._uncount_lost()
 
     def _uncount_lost(self) -> None:
-        """Take nobody for further than the slowest.
+        """Lowers every consumer's sample count to that of the slowest consumer.
 
-        What was made of samples but not used yet, dreams above all, is not saved. Whoever waits
-        for it would wait for ever if those who make it had no credit left.
+        Queued dreams are not saved, although the samples they were made of are counted. If the
+        dreamer had no credit left to make new dreams, the learner would wait for ever.
         """
         rates = {
-            name: of.samples_per_step
-            for name, of in self._consumers.items()
-            if of.samples_per_step and self.steps >= of.min_steps
+            name: consumer.samples_per_step
+            for name, consumer in self._consumers.items()
+            if consumer.samples_per_step and self.steps >= consumer.min_steps
         }
-        begun = {name: self._consumers[name].min_steps for name in rates}
-        reached = [begun[name] + self.samples[name] / rate for name, rate in rates.items()]
+        begin = {name: self._consumers[name].min_steps for name in rates}
+        # The agent steps at which each consumer would have earned the samples it has taken.
+        reached = [begin[name] + self.samples[name] / rate for name, rate in rates.items()]
         for name, rate in rates.items():
-            most = max(round((min(reached) - begun[name]) * rate), 0)
+            most = max(round((min(reached) - begin[name]) * rate), 0)
             self.samples[name] = min(self.samples[name], most)
-
-
-class Pace:
-    """How fast consumers make room: tells who found none how long it may take.
-
-    It follows the number of steps that may be in by now, added and room together, which grows as
-    samples are taken. Times are seconds of any clock that does not run backwards.
-    """
-
-    def __init__(self) -> None:
-        self._limit = self._anchor = math.inf
-        self._anchored = self._moved = -math.inf  # when the limit was that, and when it last rose
-        self._steps_per_s = 0.0
-
-    def follow(self, limit: float, now: float) -> None:
-        if limit != self._limit:
-            self._moved = now
-        if math.isinf(limit) or math.isinf(self._anchor):
-            self._anchor, self._anchored = limit, now
-        elif now - self._anchored >= PACE_S:
-            self._steps_per_s = (limit - self._anchor) / (now - self._anchored)
-            self._anchor, self._anchored = limit, now
-        self._limit = limit
-
-    def seconds(self, steps: float, now: float) -> float:
-        """Until there is room for so many steps more, going by how it was lately.
-
-        Where nothing moves, it is expected to stay so for as long again.
-        """
-        usual = steps / self._steps_per_s if self._steps_per_s > 0 else 0.0
-        return max(usual, now - self._moved)

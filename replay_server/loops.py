@@ -1,7 +1,7 @@
-"""The replay's inner loops, as loops: for a compiler (see `compiled`), not for the interpreter.
+"""The replay's inner loops, written for numba (see `compiled`); too slow for the interpreter.
 
-They take sums in the order in which numpy does, so that no bit differs from `vectorised`. What they
-name besides numpy must stand in this file: numba keeps what it compiled until the file changes.
+They add numbers in the same order as numpy, so all results are bit for bit those of `vectorised`.
+Constants they use must be in this file: numba caches machine code until the file changes.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import numpy as np
 
 from dreamfleet.core.types import Array
 
-FAN_OUT = 8  # children a node of a sum tree: a cache line of them
+FAN_OUT = 8  # children per node of a sum tree: f64 numbers in a cache line
 SHIFT = FAN_OUT.bit_length() - 1
 
 
-def write(nodes: Array, begins: Array, slots: Array, mass: Array) -> float:
-    """Set the masses (n,) of these slots (n,), and recompute all sums above them. → the total
+def write(nodes: Array, begins: Array, slots: Array, weights: Array) -> float:
+    """Sets the weights (n,) of slots (n,), and recomputes all sums above them → the total weight.
 
-    nodes: f64, a sum tree's levels one after another, the top first and the masses last. begins:
-    where each level begins, and where the last one ends. Neighbours that stand together are
-    carried up as one.
+    nodes: f64, the levels of a sum tree one after another, the top level first and the weights
+    last. begins: the index where each level begins, then the index where the last level ends. A
+    parent of several consecutive slots is recomputed once.
     """
     changed, count, total = slots.copy(), slots.size, 0.0
     for i in range(count):
-        nodes[begins[-2] + slots[i]] = mass[i]
+        nodes[begins[-2] + slots[i]] = weights[i]
     for level in range(begins.size - 3, -1, -1):
         parents, last = 0, -1
         for i in range(count):
@@ -42,17 +42,19 @@ def write(nodes: Array, begins: Array, slots: Array, mass: Array) -> float:
 
 
 def draw(nodes: Array, begins: Array, random: Array) -> Array:
-    """Draw n slots in proportion to their mass, one from each n-th of the total. → (n,) i64
+    """Draws n slots with probability proportional to weight, by stratified sampling → (n,) i64.
 
-    random: (2, n) in [0, 1), where in its n-th each draw lies, and what shuffles them.
+    The total weight is divided into n equal parts (strata), and each gives one slot. nodes, begins:
+    as in `write`. random: (2, n) uniform in [0, 1): positions in the strata, and the numbers by
+    which the slots are shuffled. Raises ValueError where all weights are 0.
     """
     n, total = random.shape[1], 0.0
     for top in range(begins[1]):
         total += nodes[top]
     if not total > 0:
-        raise ValueError("there is nothing to draw: all masses are 0")
-    # Rounding can leave a target past the last mass: each is held below the sum it looks in.
-    # The first node whose right edge lies beyond it then has a mass.
+        raise ValueError("there is nothing to draw: all weights are 0")
+    # Rounding can put a target past the last weight. Each target is therefore clipped below the
+    # sum it is searched in, so the first node whose right edge is beyond it has a positive weight.
     width, highest = total / max(n, 1), np.nextafter(total, 0.0)
     node, target, first = np.empty(n, np.int64), np.empty(n), np.empty(n)
     top, left, right = 0, 0.0, nodes[0]
@@ -64,7 +66,7 @@ def draw(nodes: Array, begins: Array, random: Array) -> Array:
         node[i] = top
         target[i] -= left
     for level in range(1, begins.size - 1):
-        for i in range(n):  # apart, so that all these waits for memory are one
+        for i in range(n):  # in a loop of its own, so that the memory accesses overlap
             first[i] = nodes[begins[level] + node[i] * FAN_OUT]
         for i in range(n):
             at, child = begins[level] + node[i] * FAN_OUT, FAN_OUT
@@ -75,33 +77,36 @@ def draw(nodes: Array, begins: Array, random: Array) -> Array:
                     right += nodes[at + sibling]
                     passed = right <= target[i]
                     child += passed
-                    left = right if passed else left  # no branch: none could be foreseen
+                    left = right if passed else left  # without a branch: it could not be predicted
                 if child == FAN_OUT:
                     target[i] = np.nextafter(right, 0.0)
             node[i] = node[i] * FAN_OUT + child
             target[i] -= left
-    for i in range(n - 1, 0, -1):  # Fisher and Yates
+    for i in range(n - 1, 0, -1):  # Fisher-Yates shuffle
         other = int(random[1, i] * (i + 1))
         node[i], node[other] = node[other], node[i]
     return node
 
 
 def keys_at(slots: Array, inserted: int, capacity: int) -> Array:
-    """The keys (n,) of the newest rows written to these slots (n,) of a ring."""
+    """Returns the keys (n,) of the newest rows written to slots (n,) of a ring buffer.
+
+    inserted: rows ever inserted. capacity: slots of the ring.
+    """
     keys = np.empty(slots.size, np.int64)
-    begun = inserted - inserted % capacity  # the key that is due in slot 0
+    lap = inserted - inserted % capacity  # key for slot 0 in the present lap
     for i in range(slots.size):
-        keys[i] = slots[i] + (begun if begun + slots[i] < inserted else begun - capacity)
+        keys[i] = slots[i] + (lap if lap + slots[i] < inserted else lap - capacity)
     return keys
 
 
 def windows(
     starts: Array, context: int, window: int, following: Array, previous: Array, first: Array
 ) -> Array:
-    """Of each start (B,) the slots of its rows, those of its context first. → (B, context + T)
+    """Returns the slots of the rows of windows: starts (B,) → (B, context + T), context first.
 
-    following, previous, first: as `Rows` has them, a place per slot. Where the episode began
-    later than that, its first row stands in for what was before.
+    following, previous, first: (capacity,), as in `Rows`. Where an episode has fewer rows before
+    the start, its first row is repeated.
     """
     slots = np.empty((starts.size, context + window), np.int64)
     for i in range(starts.size):
@@ -116,23 +121,24 @@ def windows(
     return slots
 
 
-def sift(
+def valid_priorities(
     keys: Array, priorities: Array, oldest: int, inserted: int, capacity: int
 ) -> tuple[Array, Array, int, int]:
-    """Keep the priorities (n,) of rows that are held, if finite and not negative.
+    """Returns the slots and priorities of stored rows whose priorities are finite and >= 0.
 
-    → their slots, themselves, how many were of rows no longer held, and how many others were bad
+    keys, priorities: (n,). oldest: key of the oldest stored row. inserted: rows ever inserted. The
+    result also has two counts: keys that are not stored, and invalid priorities of stored rows.
     """
     slots, kept = np.empty(keys.size, np.int64), np.empty(keys.size)
-    count = stale = refused = 0
-    begun = inserted - inserted % capacity  # the key that is due in slot 0
+    count = stale = invalid = 0
+    lap = inserted - inserted % capacity  # key for slot 0 in the present lap
     for i in range(keys.size):
         if not oldest <= keys[i] < inserted:
             stale += 1
         elif not 0 <= priorities[i] < np.inf:
-            refused += 1
+            invalid += 1
         else:
-            slots[count] = keys[i] - (begun if begun <= keys[i] else begun - capacity)
+            slots[count] = keys[i] - (lap if lap <= keys[i] else lap - capacity)
             kept[count] = priorities[i]
             count += 1
-    return slots[:count], kept[:count], stale, refused
+    return slots[:count], kept[:count], stale, invalid

@@ -1,4 +1,4 @@
-"""The rows themselves, and the links between those that follow one another in a stream."""
+"""The stored rows, and the links between consecutive rows of a stream."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from dreamfleet.replay_server.ring import Ring
 
 
 class Rows:
-    """Columns of a ring, and for each row its neighbours in its stream.
+    """The columns of all rows in a ring, with a link from each row to its neighbours in its stream.
 
-    `previous` holds the key of the row before, which may be gone (-1: there was none). `following`
-    holds the slot of the row after, which is younger and so never gone (its own: not yet there).
+    `previous` holds for each slot the key of the row before, which may be evicted; -1 where there
+    is no such row. `following` holds the slot of the row after, which is never evicted first; the
+    row's own slot where the next row has not arrived.
     """
 
     def __init__(self, ring: Ring, columns: Mapping[str, Space]) -> None:
@@ -27,73 +28,80 @@ class Rows:
         self.previous = np.zeros(ring.capacity, np.int64)
         self.following = np.zeros(ring.capacity, np.int64)
 
-    def write(self, rows: Batch, tails: Array) -> Array:
-        """Append rows (N, T, …) to the streams whose newest keys are `tails` (N,). → keys (N, T)"""
+    def write(self, rows: Batch, newest_keys: Array) -> Array:
+        """Appends rows (N, T, …) to N streams whose newest rows have these keys (N,) → keys (N, T).
+
+        A newest key is -1 for a stream without rows. The oldest rows are overwritten.
+        """
         ring, shape = self.ring, rows["last"].shape
         begin, end = ring.inserted, ring.inserted + rows["last"].size
         for name, column in self.columns.items():
             flat = rows[name].reshape(-1, *column.shape[1:])
-            for at, place in ring.runs(begin, end):
+            for at, place in ring.slices(begin, end):
                 column[at] = flat[place]
         keys = np.arange(begin, end)
-        for at, place in ring.runs(begin, end):
+        for at, place in ring.slices(begin, end):
             self.previous[at] = keys[place] - 1
             self.following[at] = np.arange(at.start + 1, at.stop + 1)
         ring.inserted = end
         keys = keys.reshape(shape)
-        # Now all are one line: mend it where one stream meets the next, and where the ring closes.
-        opening, newest = ring.slots(keys[:, 0]), ring.slots(keys[:, -1])
+        # So far all rows are linked as if of one stream. Correct the links where one stream ends
+        # and the next begins, and where slots wrap around.
+        oldest, newest = ring.slots(keys[:, 0]), ring.slots(keys[:, -1])  # of each stream's chunk
         self.following[-1] %= ring.capacity
         self.following[newest] = newest
-        self.previous[opening] = tails
-        live = ring.live(tails)
-        self.following[ring.slots(tails[live])] = opening[live]
+        self.previous[oldest] = newest_keys
+        stored = ring.contains(newest_keys)
+        self.following[ring.slots(newest_keys[stored])] = oldest[stored]
         return keys
 
-    def relink(self) -> None:
-        """Find the row after each, given the row before each."""
+    def restore_following(self) -> None:
+        """Computes `following` of all stored rows from `previous`."""
         slots = self.ring.slots(np.arange(self.ring.oldest, self.ring.inserted))
         self.following[slots] = slots
-        slots = slots[self.ring.live(self.previous[slots])]
+        slots = slots[self.ring.contains(self.previous[slots])]
         self.following[self.ring.slots(self.previous[slots])] = slots
 
     def windows(self, starts: Array, context: int, window: int) -> Array:
-        """Of each start (B,) the slots of its rows, those of its context first. → (B, context + T)
+        """Returns the slots of the rows of windows: starts (B,) → (B, context + T), context first.
 
-        Where the episode began later than that, its first row stands in for what was before.
+        Where an episode has fewer rows before the start, its first row is repeated.
         """
         return fastest().windows(
             starts, context, window, self.following, self.previous, self.columns["first"]
         )
 
-    def rooted(self, slots: Array, context: int) -> Array:
-        """Which of these rows have all rows of their context still."""
-        rooted = np.ones(slots.size, bool)
+    def has_context(self, slots: Array, context: int) -> Array:
+        """Returns a mask of the rows whose `context` rows before, in the episode, are all stored.
+
+        Where the episode has fewer rows before, they must all be stored. (n,) → (n,).
+        """
+        complete = np.ones(slots.size, bool)
         for _ in range(context):
-            keys = self._before(slots)
-            rooted &= keys >= self.ring.oldest
-            slots = self.ring.slots(keys)  # of another row where this one is gone: no matter
-        return rooted
+            keys = self._previous_in_episode(slots)
+            complete &= keys >= self.ring.oldest
+            slots = self.ring.slots(keys)  # of another row where this one is evicted: no harm
+        return complete
 
-    def uprooted(self, end: int, context: int) -> Iterator[Array]:
-        """The slots of rows that lose some of their context when all rows older than `end` go.
+    def losing_context(self, end: int, context: int) -> Iterator[Array]:
+        """Yields the slots of rows whose context is incomplete once all keys below `end` are gone.
 
-        Those 1, then 2, … `context` steps after the newest row to go of their stream, and in its
-        episode.
+        The k-th array (k = 1 … context) has the rows k steps after each stream's newest evicted
+        row, as long as they are of the same episode.
         """
         if not context:
             return
         ring, first = self.ring, self.columns["first"]
-        going = end - ring.oldest
-        slots = np.concatenate([self.following[at] for at, _ in ring.runs(ring.oldest, end)])
-        slots = slots[(slots - ring.oldest) % ring.capacity >= going]
+        evicted = end - ring.oldest
+        slots = np.concatenate([self.following[at] for at, _ in ring.slices(ring.oldest, end)])
+        slots = slots[(slots - ring.oldest) % ring.capacity >= evicted]
         for _ in range(context):
             slots = slots[~first[slots]]
             yield slots
             after = self.following[slots]
             slots = after[after != slots]
 
-    def _before(self, slots: Array) -> Array:
-        """The keys of the rows before in the episode; its first row is before itself."""
+    def _previous_in_episode(self, slots: Array) -> Array:
+        """Returns the keys of the rows before; for the first row of an episode, its own key."""
         first = self.columns["first"][slots]
         return np.where(first, self.ring.keys_at(slots), self.previous[slots])

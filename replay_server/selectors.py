@@ -1,17 +1,12 @@
-"""Which starts are drawn, and how likely each was.
-
-Every selector is exact: `probability` is what `draw` draws by, over the table's present starts.
-"""
+"""The selectors that come with the replay, and `build`, which makes one from its specification."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from dreamfleet.core.types import (
-    Array,
+from dreamfleet.core.selectors import (
     EmphasizeRecent,
     Mixture,
     Prioritized,
@@ -20,88 +15,52 @@ from dreamfleet.core.types import (
     Selector,
     Uniform,
 )
+from dreamfleet.core.types import Array
 from dreamfleet.replay_server.ring import Starts
 from dreamfleet.replay_server.rows import Rows
+from dreamfleet.replay_server.start_selector import IMPLEMENTATIONS, StartSelector, implements
 from dreamfleet.replay_server.sum_tree import SumTree
 
 REJECTION_ROUNDS = 4
-PRIORITY_RANGE = (1e-6, 1e12)  # nothing starves, and sums stay finite
-REBASE_AFTER = 500  # halvings; f64 holds 1,022 to each side
-
-
-class StartSelector(Protocol):
-    """Draws slots of starts. It is told of every change after the flags of `Starts` show it."""
-
-    def admit(self, slots: Array) -> None:
-        """These rows have become starts."""
-        ...
-
-    def withdraw(self, slots: Array) -> None:
-        """These rows are starts no longer."""
-        ...
-
-    def update(self, slots: Array, priorities: Array) -> None:
-        """Take new priorities (f64, finite, not negative) of starts."""
-        ...
-
-    def draw(self, n: int, rng: np.random.Generator) -> Array:
-        """Draw n slots with replacement; there is at least one start. → (n,) i64"""
-        ...
-
-    def probability(self, slots: Array) -> Array:
-        """How likely the last `draw` was to draw each slot, (n,) → (n,) f64."""
-        ...
-
-    def priority_mass(self) -> float:
-        """What all starts weigh together, comparable between shards; there is at least one."""
-        ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; `Starts` is restored already."""
-        ...
+PRIORITY_RANGE = (1e-6, 1e12)  # every start can be drawn, and sums stay finite
+REBASE_AFTER = 500  # half-lives; f64 holds 2^-1022 to 2^1023
 
 
 def build(spec: Selector, starts: Starts, rows: Rows, window: int) -> StartSelector:
-    """The selector of `spec` among the starts of windows of so many rows."""
-    match spec:
-        case Uniform():
-            return UniformSelector(starts)
-        case EmphasizeRecent():
-            return EmphasizeRecentSelector(spec, starts)
-        case Prioritized():
-            return PrioritizedSelector(spec, starts, rows)
-        case Recency():
-            return RecencySelector(spec, starts)
-        case ReturnDeviation():
-            return ReturnDeviationSelector(spec, starts, rows, window)
-        case Mixture():
-            shares = [share for share, _ in spec.parts]
-            parts = [build(part, starts, rows, window) for _, part in spec.parts]
-            return MixtureSelector(shares, parts)
+    """Returns a new selector for `spec` that draws among `starts`, of windows of `window` rows."""
+    return IMPLEMENTATIONS[type(spec)](spec, starts, rows, window)
 
 
-# -------------------------------------------------------------------------------- flat over age
+def nbytes(spec: Selector, rows: int) -> int:
+    """Returns the bytes that a selector for `spec` takes in a table of `rows` rows."""
+    return IMPLEMENTATIONS[type(spec)].nbytes(spec, rows)
 
 
+# ----------------------------------------------------------------------------- equal weights
+
+
+@implements(Uniform)
 class UniformSelector:
-    """Every start among the newest `reach` rows alike; here, all that are held."""
+    """Draws all starts with equal probability."""
 
-    def __init__(self, starts: Starts) -> None:
+    def __init__(self, spec: Selector, starts: Starts, rows: Rows, window: int) -> None:
         self._starts = starts
 
-    def admit(self, slots: Array) -> None:
+    @staticmethod
+    def nbytes(spec: Selector, rows: int) -> int:
+        return 0
+
+    def add(self, slots: Array) -> None:
         pass
 
-    def withdraw(self, slots: Array) -> None:
+    def remove(self, slots: Array) -> None:
         pass
 
     def update(self, slots: Array, priorities: Array) -> None:
         pass
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        return self._draw_within(self._starts.ring.held, n, rng)
+        return self._draw_from_newest(self._starts.ring.stored, n, rng)
 
     def probability(self, slots: Array) -> Array:
         return np.full(slots.shape, 1 / self._starts.count)
@@ -115,54 +74,59 @@ class UniformSelector:
     def restore(self, state: dict[str, Any]) -> None:
         pass
 
-    def _draw_within(self, reach: int, n: int, rng: np.random.Generator) -> Array:
-        """Throw at all rows and keep what hits a start; where starts are few, list them."""
+    def _draw_from_newest(self, rows: int, n: int, rng: np.random.Generator) -> Array:
+        """Draws n starts uniformly from those among the newest `rows` rows.
+
+        Rejection sampling: rows are drawn, and those that are no starts are drawn again. After
+        `REJECTION_ROUNDS` the rest is drawn from a list of the starts.
+        """
         ring, flags = self._starts.ring, self._starts.flags
         slots = np.empty(n, np.int64)
         missing = np.arange(n)
         for _ in range(REJECTION_ROUNDS):
-            thrown = ring.slots(ring.inserted - 1 - rng.integers(reach, size=missing.size))
-            hit = flags[thrown]
-            slots[missing[hit]] = thrown[hit]
-            missing = missing[~hit]
+            candidates = ring.slots(ring.inserted - 1 - rng.integers(rows, size=missing.size))
+            accepted = flags[candidates]
+            slots[missing[accepted]] = candidates[accepted]
+            missing = missing[~accepted]
             if not missing.size:
                 return slots
-        listed = self._starts.within(ring.inserted - reach, ring.inserted)
-        slots[missing] = rng.choice(listed, missing.size)
+        starts = self._starts.between(ring.inserted - rows, ring.inserted)
+        slots[missing] = rng.choice(starts, missing.size)
         return slots
 
 
+@implements(EmphasizeRecent)
 class EmphasizeRecentSelector(UniformSelector):
-    """Uniform over a reach that shrinks within each cycle (Wang & Ross 2019, section 4).
+    """Draws uniformly from the newest rows, fewer with every draw of a cycle (Wang & Ross 2019).
 
-    When no start lies within reach, all are.
+    It draws from all starts when no start is among these rows.
     """
 
-    def __init__(self, spec: EmphasizeRecent, starts: Starts) -> None:
-        super().__init__(starts)
+    def __init__(self, spec: EmphasizeRecent, starts: Starts, rows: Rows, window: int) -> None:
+        super().__init__(spec, starts, rows, window)
         self._spec = spec
         self._draws = 0
-        self._reach = 0
-        self._within = 0  # starts among the newest `_reach` rows
+        self._newest_rows = 0  # rows that the last draw was limited to
+        self._newest_starts = 0  # starts among these rows
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        spec, held, inserted = self._spec, self._starts.ring.held, self._starts.ring.inserted
+        spec, stored, inserted = self._spec, self._starts.ring.stored, self._starts.ring.inserted
         eta = spec.eta + (1 - spec.eta) * min(self._draws / spec.anneal, 1.0)
         k = self._draws % spec.cycle + 1
-        reach = max(held * eta ** (1000 * k / spec.cycle), spec.floor)
-        self._reach = min(int(reach), held)
-        self._within = self._starts.count_within(inserted - self._reach, inserted)
-        if not self._within:
-            self._reach, self._within = held, self._starts.count
+        rows = max(stored * eta ** (1000 * k / spec.cycle), spec.floor)
+        self._newest_rows = min(int(rows), stored)
+        self._newest_starts = self._starts.count_between(inserted - self._newest_rows, inserted)
+        if not self._newest_starts:
+            self._newest_rows, self._newest_starts = stored, self._starts.count
         self._draws += 1
-        return self._draw_within(self._reach, n, rng)
+        return self._draw_from_newest(self._newest_rows, n, rng)
 
     def probability(self, slots: Array) -> Array:
         ring = self._starts.ring
-        return (ring.keys_at(slots) >= ring.inserted - self._reach) / self._within
+        return (ring.keys_at(slots) >= ring.inserted - self._newest_rows) / self._newest_starts
 
     def priority_mass(self) -> float:
-        return self._within or self._starts.count  # as the last draw had it
+        return self._newest_starts or self._starts.count  # at the last draw
 
     def state(self) -> dict[str, Any]:
         return {"draws": self._draws}
@@ -171,49 +135,62 @@ class EmphasizeRecentSelector(UniformSelector):
         self._draws = int(state["draws"])
 
 
-# ---------------------------------------------------------------------------------- by mass
+# --------------------------------------------------------------------------- weights in a tree
 
 
-class MassSelector:
-    """Draws in proportion to a mass per start, held in a sum tree; other rows have mass 0."""
+class WeightedSelector:
+    """Draws with probability proportional to a weight per start, from a sum tree.
 
-    def __init__(self, starts: Starts) -> None:
+    Rows that are no starts have weight 0. Subclasses say which weights starts have.
+    """
+
+    def __init__(self, spec: Selector, starts: Starts, rows: Rows, window: int) -> None:
         self._starts = starts
         self._ring = starts.ring
         self._tree = SumTree(starts.ring.capacity)
 
-    def withdraw(self, slots: Array) -> None:
+    @staticmethod
+    def nbytes(spec: Selector, rows: int) -> int:
+        return SumTree.nbytes(rows)
+
+    def remove(self, slots: Array) -> None:
         self._tree.write(slots, 0.0)
+
+    def update(self, slots: Array, priorities: Array) -> None:
+        pass
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
         return self._tree.sample(n, rng)
 
     def probability(self, slots: Array) -> Array:
-        return self._tree.masses.take(slots) / self._tree.total
+        return self._tree.weights.take(slots) / self._tree.total
 
     def priority_mass(self) -> float:
         return self._tree.total
 
     def state(self) -> dict[str, Any]:
-        return {"mass": self._ring.ordered(self._tree.masses)}
+        return {"weights": self._ring.oldest_first(self._tree.weights)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        held = np.arange(self._ring.oldest, self._ring.inserted)
-        self._tree.replace(self._ring.slots(held), state["mass"])
+        stored = np.arange(self._ring.oldest, self._ring.inserted)
+        self._tree.replace(self._ring.slots(stored), state["weights"])
 
 
-class PrioritizedSelector(MassSelector):
-    """Mass is priority^exponent (Schaul et al. 2016). Starts enter at the largest so far, or at
-    what their column of initial priorities says.
+@implements(Prioritized)
+class PrioritizedSelector(WeightedSelector):
+    """Weights starts by priority^exponent (Schaul et al. 2016).
+
+    A new start gets the priority in the column of initial priorities or, without such a column, the
+    largest priority so far. Priorities are clipped to `PRIORITY_RANGE`.
     """
 
-    def __init__(self, spec: Prioritized, starts: Starts, rows: Rows) -> None:
-        super().__init__(starts)
+    def __init__(self, spec: Prioritized, starts: Starts, rows: Rows, window: int) -> None:
+        super().__init__(spec, starts, rows, window)
         self._exponent = spec.exponent
         self._largest = 1.0
         self._initial = rows.columns[spec.initial] if spec.initial else None
 
-    def admit(self, slots: Array) -> None:
+    def add(self, slots: Array) -> None:
         if self._initial is None:
             self._tree.write(slots, self._largest**self._exponent)
         else:
@@ -223,9 +200,9 @@ class PrioritizedSelector(MassSelector):
     def update(self, slots: Array, priorities: Array) -> None:
         if not slots.size:
             return
-        least, most = PRIORITY_RANGE
-        # What clip() and max() would do, in half the time for a few hundred.
-        priorities = np.minimum(np.maximum(priorities, least), most)
+        low, high = PRIORITY_RANGE
+        # The same as clip() and max(), in half the time for a few hundred priorities.
+        priorities = np.minimum(np.maximum(priorities, low), high)
         self._largest = max(self._largest, float(priorities[priorities.argmax()]))
         self._tree.write(slots, priorities**self._exponent)
 
@@ -237,31 +214,33 @@ class PrioritizedSelector(MassSelector):
         self._largest = float(state["largest"])
 
 
-class RecencySelector(MassSelector):
-    """Mass is 2^((key - base) / half_life): ageing scales all alike, so masses need no touching."""
+@implements(Recency)
+class RecencySelector(WeightedSelector):
+    """Weights starts by 2^(-age / half_life).
 
-    def __init__(self, spec: Recency, starts: Starts) -> None:
-        super().__init__(starts)
+    The tree holds 2^((key - base) / half_life): as rows age, all weights shrink by one factor,
+    which probabilities do not depend on, so no stored weight changes.
+    """
+
+    def __init__(self, spec: Recency, starts: Starts, rows: Rows, window: int) -> None:
+        super().__init__(spec, starts, rows, window)
         self._half_life = spec.half_life
         self._base = 0
 
-    def admit(self, slots: Array) -> None:
+    def add(self, slots: Array) -> None:
         keys = self._ring.keys_at(slots)
         if keys.size and (keys.max() - self._base) / self._half_life > REBASE_AFTER:
             self._rebase()
         else:
-            self._tree.write(slots, self._mass(keys))
-
-    def update(self, slots: Array, priorities: Array) -> None:
-        pass
+            self._tree.write(slots, self._weights(keys))
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        if not self._tree.total:  # the newest were withdrawn, and the rest had decayed to nothing
+        if not self._tree.total:  # only starts are left whose weights have become 0
             self._rebase()
         return super().draw(n, rng)
 
     def priority_mass(self) -> float:
-        """As if the newest row weighed 1, whatever the base is."""
+        """Returns the sum of all weights, scaled so that the newest row would weigh 1."""
         newest = (self._ring.inserted - 1 - self._base) / self._half_life
         return float(self._tree.total * np.exp2(-newest))
 
@@ -272,93 +251,98 @@ class RecencySelector(MassSelector):
         super().restore(state)
         self._base = int(state["base"])
 
-    def _mass(self, keys: Array) -> Array:
+    def _weights(self, keys: Array) -> Array:
         return np.exp2((keys - self._base) / self._half_life)
 
     def _rebase(self) -> None:
-        """Give the newest start mass 1, and all others theirs, before the numbers overflow."""
+        """Rescales all weights so that the newest start has weight 1, before they overflow."""
         slots = np.flatnonzero(self._starts.flags)
         keys = self._ring.keys_at(slots)
         self._base = int(keys.max())
-        self._tree.replace(slots, self._mass(keys))
+        self._tree.replace(slots, self._weights(keys))
 
 
-class ReturnDeviationSelector(MassSelector):
-    """Mass is how far a window's sum of rewards lies from the mean, in standard deviations."""
+@implements(ReturnDeviation)
+class ReturnDeviationSelector(WeightedSelector):
+    """Weights a start by its window's |sum of rewards - mean| / standard deviation."""
 
     def __init__(self, spec: ReturnDeviation, starts: Starts, rows: Rows, window: int) -> None:
-        super().__init__(starts)
+        super().__init__(spec, starts, rows, window)
         self._half_life = spec.half_life
         self._rows, self._window = rows, window
-        self._mean = self._variance = self._weight = 0.0  # weight 0: nothing seen, 1: for long
+        self._mean = self._variance = 0.0
+        self._weight = 0.0  # of all sums so far in the moving averages: 0 at first, towards 1
 
-    def admit(self, slots: Array) -> None:
+    def add(self, slots: Array) -> None:
         if not slots.size:
             return
         windows = self._rows.windows(slots, 0, self._window)
         sums = self._rows.columns["reward"][windows].sum(axis=1, dtype=np.float64)
-        self._follow(sums)
+        self._update_statistics(sums)
         deviation = np.abs(sums - self._mean) / np.sqrt(self._variance or 1.0)
         self._tree.write(slots, deviation.clip(*PRIORITY_RANGE))
 
-    def update(self, slots: Array, priorities: Array) -> None:
-        pass
-
     def state(self) -> dict[str, Any]:
-        moments = {"mean": self._mean, "variance": self._variance, "weight": self._weight}
-        return super().state() | moments
+        statistics = {"mean": self._mean, "variance": self._variance, "weight": self._weight}
+        return super().state() | statistics
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         self._mean, self._variance = float(state["mean"]), float(state["variance"])
         self._weight = float(state["weight"])
 
-    def _follow(self, sums: Array) -> None:
-        """Mix these sums into the mean and variance, alike among themselves."""
+    def _update_statistics(self, sums: Array) -> None:
+        """Adds these sums, all with the same weight, to the moving mean and variance."""
         kept = self._weight * 2 ** (-sums.size / self._half_life)
         self._weight = kept + 1 - 2 ** (-sums.size / self._half_life)
         share = 1 - kept / self._weight
-        ahead = float(sums.mean()) - self._mean
-        self._mean += share * ahead
-        between = share * (1 - share) * ahead**2
+        difference = float(sums.mean()) - self._mean
+        self._mean += share * difference
+        between = share * (1 - share) * difference**2
         self._variance = (1 - share) * self._variance + share * float(sums.var()) + between
 
 
 # ----------------------------------------------------------------------------------- mixture
 
 
+@implements(Mixture)
 class MixtureSelector:
-    """Each draw comes from one part, picked with its share."""
+    """Draws each start by one of several selectors, chosen at random with given probabilities."""
 
-    def __init__(self, shares: Sequence[float], parts: Sequence[StartSelector]) -> None:
-        self._shares = np.array(shares) / sum(shares)
-        self._parts = parts
+    def __init__(self, spec: Mixture, starts: Starts, rows: Rows, window: int) -> None:
+        probabilities = [probability for probability, _ in spec.parts]
+        self._probabilities = np.array(probabilities) / sum(probabilities)
+        self._parts = [build(part, starts, rows, window) for _, part in spec.parts]
 
-    def admit(self, slots: Array) -> None:
+    @staticmethod
+    def nbytes(spec: Mixture, rows: int) -> int:
+        return sum(nbytes(part, rows) for _, part in spec.parts)
+
+    def add(self, slots: Array) -> None:
         for part in self._parts:
-            part.admit(slots)
+            part.add(slots)
 
-    def withdraw(self, slots: Array) -> None:
+    def remove(self, slots: Array) -> None:
         for part in self._parts:
-            part.withdraw(slots)
+            part.remove(slots)
 
     def update(self, slots: Array, priorities: Array) -> None:
         for part in self._parts:
             part.update(slots, priorities)
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        counts = rng.multinomial(n, self._shares)
+        counts = rng.multinomial(n, self._probabilities)
         slots = [part.draw(int(m), rng) for part, m in zip(self._parts, counts, strict=True)]
         return rng.permutation(np.concatenate(slots))
 
     def probability(self, slots: Array) -> Array:
         by_part = np.stack([part.probability(slots) for part in self._parts])  # (parts, n)
-        mixed: Array = self._shares @ by_part
+        mixed: Array = self._probabilities @ by_part
         return mixed
 
     def priority_mass(self) -> float:
-        """That of the largest part: the parts' units differ, and one number must do."""
-        return self._parts[int(np.argmax(self._shares))].priority_mass()
+        """Returns the priority mass of the most probable part: the parts have different units."""
+        return self._parts[int(np.argmax(self._probabilities))].priority_mass()
 
     def state(self) -> dict[str, Any]:
         return {str(i): part.state() for i, part in enumerate(self._parts)}

@@ -1,4 +1,4 @@
-"""The replay service: tables by name behind core.types.Replay."""
+"""The replay service: tables and queues by name. It implements `core.types.Replay`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,27 @@ from typing import Any
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Array, Batch, ChunkId, QueueSpec, Sample, TableSpec
 from dreamfleet.replay_server.batch_queue import BatchQueue
+from dreamfleet.replay_server.consumer_view import Draw
 from dreamfleet.replay_server.received_chunks import ReceivedChunks
+from dreamfleet.replay_server.snapshot import Snapshot
 from dreamfleet.replay_server.table import Table
-from dreamfleet.replay_server.view import Draw
 
 
 class ReplayServer:
-    """Rings of rows and consume-once queues.
+    """Tables and queues, by name.
 
-    For one caller at a time and table: nothing is shared between two tables, so each may have a
-    lock of its own.
+    Calls on one table must not overlap. Calls on different tables may: tables share nothing, so a
+    caller with threads needs one lock per table.
     """
 
     def __init__(self, tables: Mapping[str, TableSpec | QueueSpec], seed: int) -> None:
         self._tables: dict[str, Table | BatchQueue] = {
             name: BatchQueue(name, spec)
             if isinstance(spec, QueueSpec)
-            else Table(name, spec, [seed, *name.encode()])  # draws do not hang on other tables
+            else Table(name, spec, [seed, *name.encode()])  # draws do not depend on other tables
             for name, spec in tables.items()
         }
         self._received = {name: ReceivedChunks() for name in tables}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._tables)
 
     def add(
         self,
@@ -40,81 +37,85 @@ class ReplayServer:
         streams: Array | None = None,
         chunk_id: ChunkId | None = None,
     ) -> bool:
-        """Rows (N, T, …) of streams (N,), any distinct ids ≥ 0; or a queue's batch, without.
+        """Adds rows (N, T, …) of streams with ids (N,), or a batch to a queue, without streams.
 
-        A chunk that was taken before, or is of a replaced actor, is answered as if it were taken.
+        Stream ids are any distinct numbers >= 0. Returns False when the table has no room now. For
+        a chunk that was stored before, or is of an actor process that has been replaced, it returns
+        True and stores nothing.
         """
-        to, received = self._table(table), self._received[table]
-        if chunk_id is not None and received.known(chunk_id):
+        target, received = self._table(table), self._received[table]
+        if chunk_id is not None and received.reject(chunk_id):
             return True
-        if isinstance(to, BatchQueue):
-            taken = to.add(rows)
+        if isinstance(target, BatchQueue):
+            added = target.add(rows)
         elif streams is None:
-            raise ValueError(f"table {table!r} stores rows of streams: say of which")
+            raise ValueError(f"rows for table {table!r} need the ids of their streams")
         else:
-            taken = to.add(rows, streams)
-        if taken and chunk_id is not None:
-            received.take(chunk_id)
-        return taken
+            added = target.add(rows, streams)
+        if added and chunk_id is not None:
+            received.record(chunk_id)
+        return added
 
     def sample(self, table: str, consumer: str, count: int | None = None) -> Sample | Batch | None:
-        """Returns the next draw of this consumer, or a queue's next batch. None: not now.
+        """Returns a consumer's next sample, or a queue's next batch; None when it is too early.
 
-        count: another number of windows than the consumer's batch.
+        count: the number of windows, where it is not the consumer's batch size.
         """
-        of = self._table(table)
-        return of.sample() if isinstance(of, BatchQueue) else of.sample(consumer, count)
+        source = self._table(table)
+        return source.sample() if isinstance(source, BatchQueue) else source.sample(consumer, count)
 
     def draw(self, table: str, consumer: str, count: int | None = None) -> Draw | Batch | None:
-        """Choose and count what `sample` would hand out; of a queue, hand it out. None: not now."""
-        of = self._table(table)
-        return of.sample() if isinstance(of, BatchQueue) else of.draw(consumer, count)
+        """Returns windows that are drawn but not copied, or a queue's next batch.
+
+        None when it is too early. How to go on from a draw is described at `Table.sample`.
+        """
+        source = self._table(table)
+        return source.sample() if isinstance(source, BatchQueue) else source.draw(consumer, count)
 
     def gather(self, table: str, draw: Draw) -> Batch:
-        """Copy what was drawn, needing no lock; then ask once whether it is `intact`."""
-        return self._ring(table).gather(draw)
+        """Copies the rows of a draw. Needs no lock; call `intact` afterwards."""
+        return self._stored(table).gather(draw)
 
     def intact(self, table: str, draw: Draw) -> bool:
-        """Tells whether nothing that was drawn has been overwritten; if not, it was not counted."""
-        return self._ring(table).intact(draw)
+        """Returns whether no drawn row has changed since; if not, uncounts the sample."""
+        return self._stored(table).intact(draw)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        self._ring(table).update(keys, priorities)
+        """Replaces priorities (B,) by the keys (B,) of a sample."""
+        self._stored(table).update(keys, priorities)
 
     def end_at(self, steps: int) -> None:
-        """Takes no agent step of the table "real" beyond so many; `add` then answers False."""
-        self._ring("real").total = steps
+        """Limits the agent steps of table "real": after `steps` of them, `add` returns False."""
+        self._stored("real").last_step = steps
 
     # ------------------------------------------------------------------------------- asking
 
     def room(self, table: str) -> float:
-        """Returns how many agent steps may be added (none below 0), or batches (none below 1)."""
+        """Returns the agent steps that may be added to a table, or the batches to a queue.
+
+        Nothing may be added to a table below 0, or to a queue below 1.
+        """
         return self._table(table).room
 
     def capacity(self, table: str) -> int:
-        """Rows, or a queue's batches, that it can hold."""
+        """Returns how many rows a table can store, or how many batches a queue."""
         return self._table(table).capacity
 
     def added(self, table: str) -> int:
-        """Returns the agent steps, or a queue's batches, added so far."""
-        of = self._table(table)
-        return of.inserted if isinstance(of, BatchQueue) else of.steps
+        """Returns the agent steps ever added to a table, or the batches to a queue."""
+        target = self._table(table)
+        return target.inserted if isinstance(target, BatchQueue) else target.steps
 
     def actors(self, table: str) -> int:
-        """Returns how many actors have added chunks."""
+        """Returns the number of actors that have added chunks."""
         return self._received[table].actors
 
     def newest(self, table: str, actor: int) -> ChunkId | None:
-        """Returns the newest chunk that an actor handed over, if it ever did."""
+        """Returns the id of an actor's newest chunk; None where there is none."""
         return self._received[table].newest(actor)
 
-    def priority_mass(self, table: str, consumer: str) -> float:
-        """Returns the priority mass of a consumer's starts, in one unit for all shards."""
-        of = self._table(table)
-        return 0.0 if isinstance(of, BatchQueue) else of.priority_mass(consumer)
-
     def stats(self) -> dict[str, float]:
-        """`env_steps` and `<table>/<counter>`."""
+        """Returns `env_steps`, and the counters of all tables as `<table>/<counter>`."""
         real = self._tables.get("real")
         stats: dict[str, float] = {"env_steps": real.steps if isinstance(real, Table) else 0}
         for name, table in self._tables.items():
@@ -125,15 +126,17 @@ class ReplayServer:
     # ------------------------------------------------------------------------------- saving
 
     def state(self) -> dict[str, Any]:
-        """Returns nested dicts of copied arrays, numbers and strings. Queued batches are let go."""
-        return {name: self.saving(name).state() for name in self._tables}
+        """Returns nested dicts of arrays (copies), numbers and strings, without queued batches."""
+        return {name: self.snapshot(name).state() for name in self._tables}
 
-    def saving(self, table: str) -> Saving:
-        """Returns one table's part of `state`, as it stands now, to be copied piece by piece."""
-        return Saving(self._table(table), self._received[table])
+    def snapshot(self, table: str) -> Snapshot:
+        """Returns one table's part of `state` at this time, to be copied piece by piece."""
+        snapshot = self._table(table).snapshot()
+        snapshot.rest["received"] = self._received[table].state()
+        return snapshot
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state` draw for draw. Raises UserError when it is of other tables."""
+        """Continues from a `state` draw for draw. Raises UserError when its tables differ."""
         if state.keys() != self._tables.keys():
             raise UserError(
                 f"this checkpoint's replay has tables {sorted(state)}, here are "
@@ -148,25 +151,9 @@ class ReplayServer:
             raise KeyError(f"no table {name!r}; there are: {', '.join(sorted(self._tables))}")
         return self._tables[name]
 
-    def _ring(self, name: str) -> Table:
+    def _stored(self, name: str) -> Table:
+        """Returns the table of this name. Raises ValueError for a queue."""
         table = self._table(name)
         if isinstance(table, BatchQueue):
-            raise ValueError(f"table {name!r} is consumed once and has no priorities")
+            raise ValueError(f"table {name!r} is a queue: it has no rows and no priorities")
         return table
-
-
-class Saving:
-    """A table's state as it was when this was made. Each call is for who may use the table then."""
-
-    def __init__(self, table: Table | BatchQueue, received: ReceivedChunks) -> None:
-        self._snapshot = None if isinstance(table, BatchQueue) else table.snapshot()
-        self._rest = table.state() if isinstance(table, BatchQueue) else {}
-        self._rest["received"] = received.state()
-
-    def copy_piece(self) -> bool:
-        """Copy some more rows. → whether any are left"""
-        return self._snapshot is not None and self._snapshot.copy_piece()
-
-    def state(self) -> dict[str, Any]:
-        """Returns all of it; copies what is left."""
-        return self._rest | (self._snapshot.state() if self._snapshot else {})

@@ -1,4 +1,4 @@
-"""What a table remembers of each stream between two chunks."""
+"""The end of every stream, which the next chunk of the stream continues."""
 
 from __future__ import annotations
 
@@ -10,38 +10,45 @@ from dreamfleet.core.types import Array
 
 
 class Streams:
-    """The newest `depth` keys of every stream (-1: no row), and whether its episode has ended.
+    """The keys of the newest `depth` rows of every stream, and whether its episode has ended.
 
-    A stream never seen counts as ended: its next row must open an episode.
+    Key -1 stands for no row. Streams are addressed by an index. Index 0 stands for all streams
+    without rows: their episode counts as ended, so their first row must begin an episode.
     """
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
-        self._place: dict[int, int] = {}
-        self.tails = np.full((1, depth), -1)  # place 0 stands for every unknown stream
-        self.ended = np.ones(1, bool)
+        self._index: dict[int, int] = {}  # by stream id
+        self.newest_keys = np.full((1, depth), -1)  # (indices, depth), the newest last
+        self.ended = np.ones(1, bool)  # (indices,)
 
-    def places(self, ids: Array) -> Array:
-        """Where `tails`, newest last, and `ended` have what they know of these streams."""
-        return np.array([self._place.get(i, 0) for i in ids.tolist()], np.int64)
+    def indices(self, ids: Array) -> Array:
+        """Returns the indices (N,) of streams, given by their ids (N,); 0 for unknown streams."""
+        return np.array([self._index.get(i, 0) for i in ids.tolist()], np.int64)
 
-    def store(self, ids: Array, places: Array, tails: Array, ended: Array) -> None:
-        """Remember of streams (N,) their tails (N, depth) and whether they have ended (N,)."""
-        if new := ids[places == 0].tolist():
+    def store(self, ids: Array, indices: Array, newest_keys: Array, ended: Array) -> None:
+        """Stores the newest keys (N, depth) of streams (N,), and whether their episodes ended (N,).
+
+        indices: as `indices(ids)` returned them. Unknown streams get an index.
+        """
+        if new := ids[indices == 0].tolist():
             known = len(self.ended)
-            self._place.update(zip(new, range(known, known + len(new)), strict=True))
-            self.tails = np.concatenate([self.tails, np.full((len(new), self._depth), -1)])
+            self._index.update(zip(new, range(known, known + len(new)), strict=True))
+            no_rows = np.full((len(new), self._depth), -1)
+            self.newest_keys = np.concatenate([self.newest_keys, no_rows])
             self.ended = np.concatenate([self.ended, np.ones(len(new), bool)])
-            places = self.places(ids)
-        self.tails[places], self.ended[places] = tails, ended
+            indices = self.indices(ids)
+        self.newest_keys[indices], self.ended[indices] = newest_keys, ended
 
     def state(self) -> dict[str, Any]:
-        ids = np.array(list(self._place), np.int64)
-        places = self.places(ids)
-        return {"ids": ids, "tails": self.tails[places], "ended": self.ended[places]}
+        """Returns copies of all streams' ids, newest keys and ends."""
+        ids = np.array(list(self._index), np.int64)
+        at = self.indices(ids)
+        return {"ids": ids, "newest_keys": self.newest_keys[at], "ended": self.ended[at]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._place.clear()
-        self.tails, self.ended = self.tails[:1], self.ended[:1]
+        """Replaces all streams by those of a `state`."""
+        self._index.clear()
+        self.newest_keys, self.ended = self.newest_keys[:1], self.ended[:1]
         ids = state["ids"]
-        self.store(ids, np.zeros(len(ids), np.int64), state["tails"], state["ended"])
+        self.store(ids, np.zeros(len(ids), np.int64), state["newest_keys"], state["ended"])

@@ -1,53 +1,62 @@
-"""A tree of sums, read and written in batches."""
+"""A sum tree: draws slots with probability proportional to their weights."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from dreamfleet.core.types import Array
+from dreamfleet.replay_server.alignment import aligned
 from dreamfleet.replay_server.compiled import fastest
 from dreamfleet.replay_server.loops import FAN_OUT
-from dreamfleet.replay_server.memory import from_line
 
-TOP = 256  # nodes without a parent at most; scanning so many costs less than one more level
+TOP = 256  # nodes of the top level, at most; scanning so many costs less than one more level
 
 
 class SumTree:
-    """Masses by slot. Each node above is the sum of `FAN_OUT` nodes of the level below it.
+    """The weights of all slots. Each node above them is the sum of its `FAN_OUT` children.
 
-    A write recomputes what lies above it from below, so the sums never drift, and a slot named
-    twice in one write keeps its last mass.
+    A write recomputes the sums above the changed weights from their children, so rounding errors do
+    not add up. Of several weights for one slot in a write, the last is kept.
     """
 
     def __init__(self, size: int) -> None:
         sizes = level_sizes(size)
         self._begins = np.cumsum([0, *sizes])
-        nodes = from_line(np.zeros(self._begins[-1] + FAN_OUT))  # so that a line holds a family
+        nodes = aligned(np.zeros(self._begins[-1] + FAN_OUT))  # siblings share a cache line
         self._nodes = nodes[: self._begins[-1]]
-        self.masses = self._nodes[self._begins[-2] :]  # of all slots, and some zeros after them
-        self.total = 0.0
+        self.weights = self._nodes[self._begins[-2] :]  # (size,) and some zeros
+        self.total = 0.0  # sum of all weights
 
-    def write(self, slots: Array, mass: Array | float) -> None:
-        """Cheapest where neighbours stand together: they are carried up as one."""
-        masses = mass if isinstance(mass, np.ndarray) else np.full(slots.size, mass)
-        self.total = fastest().write(self._nodes, self._begins, slots, masses)
+    @staticmethod
+    def nbytes(size: int) -> int:
+        """Returns the bytes that the tree of `size` slots takes."""
+        return sum(level_sizes(size)) * 8
 
-    def replace(self, slots: Array, mass: Array) -> None:
-        """Write these masses and 0 everywhere else."""
-        self.masses[:] = 0.0
-        self.masses[slots] = mass
-        self.write(np.arange(self.masses.size), self.masses)
+    def write(self, slots: Array, weights: Array | float) -> None:
+        """Sets the weights of slots (n,). Fastest for consecutive slots: they share parents."""
+        if not isinstance(weights, np.ndarray):
+            weights = np.full(slots.size, weights)
+        self.total = fastest().write(self._nodes, self._begins, slots, weights)
+
+    def replace(self, slots: Array, weights: Array) -> None:
+        """Sets the weights of slots (n,), and the weights of all other slots to 0."""
+        self.weights[:] = 0.0
+        self.weights[slots] = weights
+        self.write(np.arange(self.weights.size), self.weights)
 
     def sample(self, n: int, rng: np.random.Generator) -> Array:
-        """Draw n slots in proportion to their mass, one from each n-th of the total. → (n,) i64
+        """Draws n slots by stratified sampling, in random order → (n,) i64. `total` must be > 0.
 
-        The order is shuffled, so a part of the draws is as fair as the whole. Needs total > 0.
+        The total weight is divided into n equal parts, and each part gives one slot.
         """
         return fastest().draw(self._nodes, self._begins, rng.random((2, n)))
 
 
 def level_sizes(size: int) -> list[int]:
-    """How many nodes a tree over `size` slots has on each level, the top first: whole families."""
+    """Returns the number of nodes on each level of a tree over `size` slots, the top level first.
+
+    Each number is a multiple of `FAN_OUT`.
+    """
     families = -(-size // FAN_OUT)
     above = level_sizes(families) if families * FAN_OUT > TOP else []
     return [*above, families * FAN_OUT]

@@ -1,4 +1,4 @@
-"""One ring of rows, and the windows its consumers draw from it."""
+"""A table: stored rows, and the windows that its consumers sample from them."""
 
 from __future__ import annotations
 
@@ -21,35 +21,41 @@ from dreamfleet.replay_server.checks import (
     find_reset_fault,
 )
 from dreamfleet.replay_server.compiled import fastest
+from dreamfleet.replay_server.consumer_view import ConsumerView, Draw
 from dreamfleet.replay_server.limiter import Limiter
 from dreamfleet.replay_server.recent_returns import RecentReturns
 from dreamfleet.replay_server.ring import Ring
 from dreamfleet.replay_server.rows import Rows
 from dreamfleet.replay_server.snapshot import Snapshot
 from dreamfleet.replay_server.streams import Streams
-from dreamfleet.replay_server.view import Draw, View
+
+COUNTERS = (
+    "truncated",  # episodes that a reset ended
+    "steps_past_the_end",  # agent steps not stored, because the run's last step had been added
+    "stale_priorities",  # priorities for rows that were overwritten
+    "invalid_priorities",  # priorities that were negative or not finite
+    *(f"refused_{reason}" for reason in REASONS),  # chunks
+)
 
 
 class Table:
-    """Rows of many streams in one ring, each stored once, in the order they arrived.
+    """Rows of many streams in one ring buffer, each stored once, in the order of arrival.
 
-    A window is a start and the T - 1 rows that followed it in its stream; `context` rows that came
-    before the start, in its episode, may come along. A row is a start once all these are stored,
-    unless it is `last`, and until the first of them goes. `nbytes` is what rows, links, flags and
-    trees take when the ring is full, in all and by row.
+    A window is a start and the T - 1 rows after it in its stream, with the `context` rows before
+    the start in its episode. A row is a start of a consumer while all rows of its window and
+    context are stored, unless the row is `last`. `nbytes` is the memory of the full table.
     """
 
     def __init__(self, name: str, spec: TableSpec, seed: int | Sequence[int]) -> None:
         check_spec(name, spec)
         check_memory({name: spec})
-        fastest()  # now, lest somebody wait for the compiler
+        fastest()  # compiles the loops now, so that no later call waits for the compiler
         self._name, self._spec = name, spec
         self._ring = Ring(budget.capacity(spec))
         self.nbytes = budget.table_bytes(spec, self._ring.capacity)
-        self.bytes_per_row = self.nbytes / self._ring.capacity
         self._rows = Rows(self._ring, spec.columns)
         self._views = {
-            name: View(consumer, self._rows) for name, consumer in spec.consumers.items()
+            name: ConsumerView(consumer, self._rows) for name, consumer in spec.consumers.items()
         }
         consumers = spec.consumers.values()
         self._depth = max([1, *(consumer.window - 1 for consumer in consumers)])
@@ -57,11 +63,9 @@ class Table:
         self._streams = Streams(self._depth)
         self._recent_returns = RecentReturns()
         self._limiter = Limiter(spec.consumers, spec.slack)
-        self._counters = dict.fromkeys(
-            ("cut", "left_out", "stale", "refused_priority", *(f"refused_{r}" for r in REASONS)), 0
-        )
-        self.total = math.inf  # agent steps that may ever be added; the run ends with them
-        self._snapshots: WeakSet[Snapshot] = WeakSet()  # those somebody still holds
+        self._counters = dict.fromkeys(COUNTERS, 0)
+        self.last_step = math.inf  # agent steps after which the run ends
+        self._snapshots: WeakSet[Snapshot] = WeakSet()  # those still in use
         self._rng = np.random.Generator(np.random.SFC64(seed))
 
     @property
@@ -71,185 +75,193 @@ class Table:
 
     @property
     def capacity(self) -> int:
-        """Rows it can hold."""
+        """Number of rows that the table can store."""
         return self._ring.capacity
 
     @property
     def room(self) -> float:
-        """Returns the agent steps until a consumer is behind or `total` is reached.
+        """Agent steps that may be added until a consumer is behind, or until the last step.
 
-        Negative where `add` must wait.
+        Negative while `add` returns False.
         """
-        if self.steps >= self.total:
+        if self.steps >= self.last_step:
             return -1.0
-        # A consumer without a start could not catch up, so nobody waits for it.
+        # A consumer without starts could not catch up, so adding does not wait for it.
         able = [name for name, view in self._views.items() if view.starts.count]
-        return min([self.total - self.steps, *map(self._limiter.room, able)])
+        return min([self.last_step - self.steps, *map(self._limiter.room, able)])
 
     # ------------------------------------------------------------------------------- adding
 
     def add(self, rows: Batch, streams: Array) -> bool:
-        """Rows (N, T, …) that continue N streams. False: a consumer is behind, nothing was taken.
+        """Adds a chunk: rows (N, T, …) that continue N streams, given by their ids (N,).
 
-        A chunk that opens with `first` while its stream's episode is still open cuts that episode:
-        the row stored last becomes `last`. Of a chunk that would pass `total` agent steps, the rows
-        up to the last of these are stored; its other agent steps are counted as `left_out`.
-        Raises EnvironmentFault and takes nothing when the chunk is malformed; the reasons are
-        counted as `refused_*`.
+        Returns False, and stores nothing, while a consumer is behind or after the last step. If a
+        stream's rows begin with `first` although its episode is open, that episode is truncated:
+        its newest row becomes `last`. Agent steps beyond `last_step` are not stored. Raises
+        EnvironmentFault, and stores nothing, when the chunk is malformed.
         """
         if self.room < 0:
             return False
-        places = self._places(rows, streams)
+        indices = self._stream_indices(rows, streams)
         last = rows["last"]
         if last.size > self._ring.capacity:
             raise UserError(
                 f"table {self._name!r}: a chunk of {last.size} rows does not fit a capacity of "
                 f"{self._ring.capacity}; raise the capacity or send shorter chunks"
             )
-        left, steps = self.total - self.steps, last.size - int(np.count_nonzero(last))
+        left, steps = self.last_step - self.steps, last.size - int(np.count_nonzero(last))
         for part, n in _first_steps(rows, left) if steps > left else [(rows, len(streams))]:
-            self._store(part, streams[:n], places[:n])
-        self._counters["left_out"] += steps - int(min(left, steps))
+            self._store(part, streams[:n], indices[:n])
+        self._counters["steps_past_the_end"] += steps - int(min(left, steps))
         return True
 
-    def _store(self, rows: Batch, streams: Array, places: Array) -> None:
-        """Writes rows (N, T, …) that keep the contract, and admits the starts they complete."""
+    def _store(self, rows: Batch, streams: Array, indices: Array) -> None:
+        """Stores valid rows (N, T, …), and adds the starts whose windows they complete."""
         first, last = rows["first"], rows["last"]
-        tails = self._streams.tails[places]  # (N, depth)
-        if (cut := first[:, 0] & ~self._streams.ended[places]).any():
-            self._cut(tails[cut, -1])
+        newest_keys = self._streams.newest_keys[indices]  # (N, depth)
+        truncated = first[:, 0] & ~self._streams.ended[indices]
+        if truncated.any():
+            self._truncate(newest_keys[truncated, -1])
         self._evict(self._ring.inserted + last.size - self._ring.capacity)
-        keys = self._rows.write(rows, tails[:, -1])
-        lines = np.concatenate([tails, keys], axis=1)  # (N, depth + T), stream by stream
-        self._admit(lines, last.shape[1])
-        self._streams.store(streams, places, lines[:, -self._depth :], last[:, -1])
+        keys = self._rows.write(rows, newest_keys[:, -1])
+        keys = np.concatenate([newest_keys, keys], axis=1)  # (N, depth + T), by stream
+        self._add_starts(keys, last.shape[1])
+        self._streams.store(streams, indices, keys[:, -self._depth :], last[:, -1])
         self._limiter.steps += last.size - int(np.count_nonzero(last))
         if self._spec.episode_return:
             self._recent_returns.add(rows[self._spec.episode_return][last])
 
-    def _places(self, rows: Batch, streams: Array) -> Array:
-        """Returns where `Streams` keeps these streams, if their rows keep the contract."""
+    def _stream_indices(self, rows: Batch, streams: Array) -> Array:
+        """Returns the streams' indices (N,) in `Streams`. Raises EnvironmentFault for bad rows."""
         fault = find_fault(rows, streams, self._spec.columns)
         if not fault:
-            places = self._streams.places(streams)
-            fault = find_reset_fault(rows, streams, self._streams.ended[places])
+            indices = self._streams.indices(streams)
+            fault = find_reset_fault(rows, streams, self._streams.ended[indices])
             if not fault:
-                return places
-        reason, what = fault
+                return indices
+        reason, message = fault
         self._counters[f"refused_{reason}"] += 1
-        raise EnvironmentFault(f"table {self._name!r} refused a chunk: {what}")
+        raise EnvironmentFault(f"table {self._name!r} refused a chunk: {message}")
 
-    def _cut(self, keys: Array) -> None:
-        self._counters["cut"] += keys.size
-        keys = keys[self._ring.live(keys)]
+    def _truncate(self, keys: Array) -> None:
+        """Makes rows `last`: the newest rows of open episodes that a reset has ended."""
+        self._counters["truncated"] += keys.size
+        keys = keys[self._ring.contains(keys)]
         for snapshot in self._snapshots:
-            snapshot.note_cut(keys)
+            snapshot.note_truncated(keys)
         slots = self._ring.slots(keys)
         self._rows.columns["last"][slots] = True
         for view in self._views.values():
-            view.withdraw(slots)
+            view.remove(slots)
 
     def _evict(self, end: int) -> None:
-        """Let go of the rows older than `end`, and of the starts that need one of them."""
+        """Removes all rows with keys below `end`, and all starts that need one of these rows."""
         oldest = self._ring.oldest
         if end <= oldest:
             return
         for snapshot in self._snapshots:
             snapshot.copy_until(end)
         for view in self._views.values():
-            view.withdraw(view.starts.within(oldest, end))
-        for step, slots in enumerate(self._rows.uprooted(end, self._context), 1):
+            view.remove(view.starts.between(oldest, end))
+        for step, slots in enumerate(self._rows.losing_context(end, self._context), 1):
             for view in self._views.values():
                 if step <= view.spec.context:
-                    view.withdraw(slots)
+                    view.remove(slots)
 
-    def _admit(self, lines: Array, new: int) -> None:
-        """Admits the starts whose windows the last `new` keys of each line complete."""
-        slots = self._ring.slots(lines)
-        sound = self._ring.live(lines) & ~self._rows.columns["last"][slots]
+    def _add_starts(self, keys: Array, new: int) -> None:
+        """Adds the starts whose windows are completed by the last `new` keys of each stream.
+
+        keys: (N, depth + new), the newest keys of each stream, -1 where there is no row.
+        """
+        slots = self._ring.slots(keys)
+        usable = self._ring.contains(keys) & ~self._rows.columns["last"][slots]
         for view in self._views.values():
             begin = self._depth + 1 - view.spec.window
-            closed = slice(begin, begin + new)
-            starts = slots[:, closed][sound[:, closed]]
-            view.admit(starts[self._rows.rooted(starts, view.spec.context)])
+            completed = slice(begin, begin + new)
+            starts = slots[:, completed][usable[:, completed]]
+            view.add(starts[self._rows.has_context(starts, view.spec.context)])
 
     # ----------------------------------------------------------------------------- sampling
 
     def sample(self, consumer: str, count: int | None = None) -> Sample | None:
-        """Windows (B, context + T, …), freshly copied. None: too early, or there is no start yet.
+        """Returns windows (B, context + T, …) as copies; None when it is too early.
 
-        A host with threads takes the three steps apart, so that nobody waits for the copying: it
-        holds its lock for `draw` and again for `intact`, but not for `gather` between them, and
-        begins anew when rows were lost meanwhile.
+        It is too early while the consumer has no start, or has taken all samples it may take now.
+        count: the number of windows, where it is not the consumer's batch size.
 
-        count: another number of windows than the consumer's batch, where other shards give theirs.
+        A caller with threads calls `draw`, `gather` and `intact` itself, so that no thread waits
+        while rows are copied. It holds the table's lock for `draw` and for `intact`, but not for
+        `gather` in between, and draws again where the draw is no longer intact.
         """
-        drawn = self.draw(consumer, count)
-        if drawn is None:
-            return None
-        return Sample(self.gather(drawn), drawn.keys, drawn.prob, drawn.size, drawn.episode_stats)
+        draw = self.draw(consumer, count)
+        return None if draw is None else replace(draw.sample, data=self.gather(draw))
 
     def draw(self, consumer: str, count: int | None = None) -> Draw | None:
-        """Choose windows, and count them as sampled. None: too early, or there is no start yet."""
+        """Draws windows, and counts a sample; None when it is too early. See `sample`."""
         if consumer not in self._views:
             known = ", ".join(sorted(self._views))
             raise KeyError(f"table {self._name!r} has no consumer {consumer!r}; it has: {known}")
         view = self._views[consumer]
         if not view.starts.count or not self._limiter.may_sample(consumer):
             return None
-        of, inserted = view.spec, self._ring.inserted
-        starts = view.selector.draw(of.batch if count is None else count, self._rng)
-        prob = view.selector.probability(starts)
-        slots = self._rows.windows(starts, of.context, of.window)
-        keys = self._ring.keys_at(starts)
+        spec = view.spec
+        starts = view.selector.draw(spec.batch if count is None else count, self._rng)
+        sample = Sample(
+            data={},
+            keys=self._ring.keys_at(starts),
+            prob=view.selector.probability(starts),
+            size=view.starts.count,
+            episode_stats=self._recent_returns.summary(),
+            priority_mass=view.selector.priority_mass(),
+        )
+        slots = self._rows.windows(starts, spec.context, spec.window)
         self._limiter.samples[consumer] += 1
-        cuts = self._counters["cut"]
-        played = self._recent_returns.summary()
-        return Draw(consumer, keys, prob, view.starts.count, slots, inserted, cuts, played)
+        return Draw(consumer, slots, self._ring.inserted, self._counters["truncated"], sample)
 
     def gather(self, draw: Draw) -> Batch:
-        """Copy what was drawn. Other threads may use the table meanwhile; then ask `intact`."""
+        """Copies the rows of a draw. Needs no lock; call `intact` afterwards."""
         return self._views[draw.consumer].gather(draw.slots)
 
     def intact(self, draw: Draw) -> bool:
-        """Tells whether no drawn row was overwritten, and no episode was cut, since the draw.
+        """Returns whether since the draw no drawn row was overwritten, and no episode truncated.
 
-        If not, throw away what was gathered: the sample has been uncounted. Ask once a draw.
+        If not, the sample is no longer counted, and what was gathered must not be used. Call this
+        once per draw.
         """
-        then = replace(self._ring, inserted=draw.inserted)
-        oldest = then.keys_at(draw.slots[:, 0]).min(initial=draw.inserted)
-        intact = bool(oldest >= self._ring.oldest) and draw.cuts == self._counters["cut"]
+        ring_then = replace(self._ring, inserted=draw.inserted)
+        oldest = ring_then.keys_at(draw.slots[:, 0]).min(initial=draw.inserted)
+        unchanged = draw.truncated == self._counters["truncated"]
+        intact = bool(oldest >= self._ring.oldest) and unchanged
         self._limiter.samples[draw.consumer] -= not intact
         return intact
 
-    def priority_mass(self, consumer: str) -> float:
-        """Returns the priority mass of a consumer's starts, in one unit for all shards."""
-        view = self._views[consumer]
-        return view.selector.priority_mass() if view.starts.count else 0.0
-
     def update(self, keys: Array, priorities: Array) -> None:
-        """Tell every prioritized selector. keys, priorities: (B,).
+        """Replaces the priorities of starts, for all consumers. keys, priorities: (B,).
 
-        Keys of overwritten rows are ignored and counted as `stale`, priorities that are negative
-        or not finite as `refused_priority`.
+        Priorities for overwritten rows are ignored and counted as `stale_priorities`; those that
+        are negative or not finite, as `invalid_priorities`.
         """
         keys, priorities = np.array(keys, np.int64), np.array(priorities, np.float64)
         if keys.shape != priorities.shape or keys.ndim != 1:
             raise ValueError(f"{keys.shape} keys cannot take {priorities.shape} priorities")
         ring = self._ring
-        slots, priorities, stale, refused = fastest().sift(
+        slots, priorities, stale, invalid = fastest().valid_priorities(
             keys, priorities, ring.oldest, ring.inserted, ring.capacity
         )
-        self._counters["stale"] += stale
-        self._counters["refused_priority"] += refused
+        self._counters["stale_priorities"] += stale
+        self._counters["invalid_priorities"] += invalid
         for view in self._views.values():
             starts = view.starts.flags.take(slots)
             view.selector.update(slots[starts], priorities[starts])
 
     def stats(self) -> dict[str, float]:
-        """`inserted` = `held` + `evicted` in rows; `refused_*` in chunks; `ratio_*` per step."""
+        """Returns counts of rows (`inserted` = `stored` + `evicted`) and `COUNTERS`.
+
+        For each consumer: `samples_<consumer>`, `ratio_<consumer>` (samples per agent step), and
+        `starts_<consumer>` (the number of starts now).
+        """
         ring, limiter = self._ring, self._limiter
-        stats: dict[str, float] = {"inserted": ring.inserted, "held": ring.held}
+        stats: dict[str, float] = {"inserted": ring.inserted, "stored": ring.stored}
         stats |= {"evicted": ring.oldest, **self._counters}
         stats |= {"capacity": ring.capacity, "bytes": self.nbytes}
         for name, view in self._views.items():
@@ -261,34 +273,30 @@ class Table:
     # ------------------------------------------------------------------------------- saving
 
     def snapshot(self) -> Snapshot:
-        """Begin to save the table as it stands: what is small at once, the rows piece by piece."""
-        views = {
+        """Returns the table's state at this time; its rows are copied piece by piece later."""
+        consumers = {
             name: {
-                "starts": self._ring.ordered(view.starts.flags),
+                "starts": self._ring.oldest_first(view.starts.flags),
                 "selector": view.selector.state(),
             }
             for name, view in self._views.items()
         }
-        small = {
+        rest = {
             "layout": self._layout(),
             "inserted": self._ring.inserted,
-            "views": views,
+            "consumers": consumers,
             "streams": self._streams.state(),
             "limiter": self._limiter.state(),
             "recent_returns": self._recent_returns.state(),
             "counters": dict(self._counters),
-            "generator": self._rng.bit_generator.state,
+            "rng": self._rng.bit_generator.state,
         }
-        snapshot = Snapshot(self._rows, small)
+        snapshot = Snapshot(rest, self._rows)
         self._snapshots.add(snapshot)
         return snapshot
 
-    def state(self) -> dict[str, Any]:
-        """Copies of all that later draws depend on, live rows only, oldest first."""
-        return self.snapshot().state()
-
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state` bit for bit. Raises UserError when it is of another layout."""
+        """Continues from `state` bit for bit. Raises UserError when the layouts differ."""
         ours, theirs = self._layout(), state["layout"]
         for part in sorted(ours.keys() | theirs.keys()):
             if ours.get(part) != theirs.get(part):
@@ -299,41 +307,40 @@ class Table:
         for snapshot in self._snapshots:
             snapshot.copy_until(self._ring.inserted)
         self._ring.inserted = int(state["inserted"])
-        for at, place in self._ring.runs(self._ring.oldest, self._ring.inserted):
+        for at, place in self._ring.slices(self._ring.oldest, self._ring.inserted):
             for name, column in self._rows.columns.items():
                 column[at] = state["columns"][name][place]
             self._rows.previous[at] = state["previous"][place]
-        self._rows.relink()
+        self._rows.restore_following()
         for name, view in self._views.items():
-            view.starts.restore(state["views"][name]["starts"])
-            view.selector.restore(state["views"][name]["selector"])
+            view.starts.restore(state["consumers"][name]["starts"])
+            view.selector.restore(state["consumers"][name]["selector"])
         self._streams.restore(state["streams"])
         self._limiter.restore(state["limiter"])
-        self._recent_returns.restore(state.get("recent_returns", {}))
-        kept = state["counters"]  # one from before a counter was introduced lacks it
-        self._counters = {name: int(kept.get(name, 0)) for name in self._counters}
-        self._rng.bit_generator.state = state["generator"]
+        self._recent_returns.restore(state["recent_returns"])
+        self._counters = {name: int(state["counters"][name]) for name in COUNTERS}
+        self._rng.bit_generator.state = state["rng"]
 
     def _layout(self) -> dict[str, str]:
-        """Returns what a state must agree on with the table that takes it over."""
+        """Returns the properties that a table and the state it restores must have in common."""
         layout = {"capacity": f"{self._ring.capacity} rows"}
         for name, space in self._spec.columns.items():
             layout[f"column {name}"] = f"{space.dtype} {space.shape}"
-        for name, of in self._spec.consumers.items():
+        for name, consumer in self._spec.consumers.items():
             layout[f"consumer {name}"] = (
-                f"windows of {of.window} after {of.context} by {of.selector}"
+                f"windows of {consumer.window} after {consumer.context} by {consumer.selector}"
             )
         return layout
 
 
 def _first_steps(rows: Batch, steps: float) -> Iterator[tuple[Batch, int]]:
-    """Yields the rows (n, T, …) of the first n streams that hold the first `steps` agent steps.
+    """Yields the first `steps` agent steps of a chunk, as rows (n, T', …) of its first n streams.
 
-    Steps are in the order of time, and at one time in the order of the streams.
+    Agent steps are ordered by time, then by stream.
     """
     acted = ~rows["last"]
-    after = acted.sum(axis=0).cumsum()  # agent steps up to each time
-    whole = int(np.searchsorted(after, steps, side="right"))  # times that are taken whole
+    after = acted.sum(axis=0).cumsum()  # (T,) agent steps up to each time
+    whole = int(np.searchsorted(after, steps, side="right"))  # times of which all rows are taken
     if whole:
         yield {name: column[:, :whole] for name, column in rows.items()}, acted.shape[0]
     more = int(steps) - (int(after[whole - 1]) if whole else 0)

@@ -1,6 +1,7 @@
-"""The replay's inner loops in numpy, for where numba is missing.
+"""The replay's inner loops in numpy, for systems without numba.
 
-Each does what the loop of its name in `loops` does, to the last bit.
+Each function returns bit for bit what the function of the same name in `loops` returns; the
+arguments are described there.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ from dreamfleet.core.types import Array
 from dreamfleet.replay_server.loops import FAN_OUT, SHIFT
 
 
-def write(nodes: Array, begins: Array, slots: Array, mass: Array) -> float:
+def write(nodes: Array, begins: Array, slots: Array, weights: Array) -> float:
     levels = _levels(nodes, begins)
-    levels[-1][slots] = mass
+    levels[-1][slots] = weights
     for above, below in zip(levels[-2::-1], levels[:0:-1], strict=True):
         parents = slots >> SHIFT
-        fresh = np.ones(parents.size, bool)
-        np.not_equal(parents[1:], parents[:-1], out=fresh[1:])
-        slots = parents[fresh]
+        differs = np.ones(parents.size, bool)  # from the parent before
+        np.not_equal(parents[1:], parents[:-1], out=differs[1:])
+        slots = parents[differs]
         above[slots] = np.add.reduce(below.reshape(-1, FAN_OUT).take(slots, axis=0), axis=1)
     return float(np.add.accumulate(levels[0])[-1])
 
 
 def draw(nodes: Array, begins: Array, random: Array) -> Array:
     n, (top, *levels) = random.shape[1], _levels(nodes, begins)
-    before = np.zeros(top.size + 1)  # the mass to the left of each node
+    before = np.zeros(top.size + 1)  # the total weight to the left of each node
     np.add.accumulate(top, out=before[1:])
     if not before[-1] > 0:
-        raise ValueError("there is nothing to draw: all masses are 0")
+        raise ValueError("there is nothing to draw: all weights are 0")
     target = (np.arange(n) + random[0]) * (before[-1] / max(n, 1))
     np.minimum(target, np.nextafter(before[-1], 0), out=target)
     node = before[1:].searchsorted(target, "right")
@@ -67,14 +68,14 @@ def windows(
     return np.ascontiguousarray(slots.T)
 
 
-def sift(
+def valid_priorities(
     keys: Array, priorities: Array, oldest: int, inserted: int, capacity: int
 ) -> tuple[Array, Array, int, int]:
-    held = (oldest <= keys) & (keys < inserted)
-    sound = (priorities >= 0) & (priorities < np.inf)
-    kept = held & sound
-    stale, refused = int(np.count_nonzero(~held)), int(np.count_nonzero(held & ~sound))
-    return keys[kept] % capacity, priorities[kept], stale, refused
+    stored = (oldest <= keys) & (keys < inserted)
+    valid = (priorities >= 0) & (priorities < np.inf)
+    kept = stored & valid
+    stale, invalid = int(np.count_nonzero(~stored)), int(np.count_nonzero(stored & ~valid))
+    return keys[kept] % capacity, priorities[kept], stale, invalid
 
 
 def _levels(nodes: Array, begins: Array) -> list[Array]:

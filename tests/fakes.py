@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dreamfleet.core.selectors import Prioritized
 from dreamfleet.core.types import (
     Array,
     Batch,
@@ -18,7 +19,6 @@ from dreamfleet.core.types import (
     Consumer,
     EnvSpec,
     Feedback,
-    Prioritized,
     QueueSpec,
     Sample,
     Space,

@@ -57,12 +57,23 @@ def refused(args: list[str], capsys) -> str:
     begun = time.perf_counter()
     assert cli.main(args) == 2
     took = time.perf_counter() - begun
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    *before, line = printed.err.splitlines()
+    assert line.startswith("error: ")
+    # A mistake that needs the environment, the agent or the checkpoint is found after the line
+    # that says what is being started.
+    assert len(before) <= 1 and all(it.startswith(("starting ", "resuming ")) for it in before)
     assert took < 2
-    return said.err
+    return line
+
+
+def test_the_first_line_says_what_is_started(started, run, capsys):
+    assert cli.main(["--num-actors", "16", "--steps", "300"]) == 0
+    line = "starting dreamer-lite on CartPole-v1: 300 steps, 16 actors and 1 dreamer on Ray"
+    assert capsys.readouterr().err.startswith(f"{line}\n")
+    assert cli.main(["--resume", str(run), "--local"]) == 0
+    assert capsys.readouterr().err.startswith(f"resuming {run}: dreamer-lite on CartPole-v1: ")
 
 
 def test_train_is_what_happens_when_no_command_is_named(started):
@@ -148,15 +159,15 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
         (["agent.dream_horizon=-3"], "agent.dream_horizon must be from 1 to 1000; found -3"),
         (["agent.members=0"], "agent.members must be at least 1; found 0"),
         (["agent.capacity=0"], "agent.capacity must be at least 1 row, found 0"),
-        (["agent.capacity=500"], "raise agent.capacity to hold 600 or more, found 500"),
+        (["agent.capacity=500"], "raise agent.capacity to store 600 or more, found 500"),
         (
             ["agent.capacity=1e11"],
             "of memory are free: lower agent.capacity or set train.replay_gb",
         ),
-        (["train.replay_gb=1e-6"], "raise train.replay_gb to hold 600 or more, found 18"),
+        (["train.replay_gb=1e-6"], "raise train.replay_gb to store 600 or more, found 18"),
         (["agent.capacity=0", "train.replay_gb=1"], "agent.capacity must be at least 1 row"),
         (["agent.capacity=-5", "train.replay_gb=1"], "agent.capacity must be at least 1 row"),
-        (["agent.warmup=200000"], "raise agent.capacity to hold as many rows, found 100000"),
+        (["agent.warmup=200000"], "raise agent.capacity to store as many rows, found 100000"),
     ],
 )
 @pytest.mark.parametrize("flags", [["--num-actors", "2"], ["--local"]], ids=["ray", "local"])
@@ -224,9 +235,8 @@ def test_a_run_stays_where_it_was_started_whatever_folder_its_environment_moves_
     assert path.is_absolute() and path.is_relative_to(tmp_path)
 
 
-@pytest.mark.parametrize("group", ["env", "train.env"])
-def test_arguments_of_the_environment_are_part_of_the_run(started, walk, group):
-    given = options(f"{group}.size=3", f"{group}.wind=1e-3", "env.goal={at: [1, 2]}")
+def test_arguments_of_the_environment_are_part_of_the_run(started, walk):
+    given = options("env.size=3", "env.wind=1e-3", "env.goal={at: [1, 2]}")
     assert cli.main([*walk, *given, "--set=eval_env.wind=0"]) == 0
     config = started[0].config
     assert config.env_options == {"size": 3, "wind": 0.001, "goal": {"at": [1, 2]}}
@@ -396,6 +406,21 @@ def test_list_names_agents_presets_and_envs(capsys):
     said = capsys.readouterr().out
     assert "dreamer-lite" in said
     assert "CartPole-v1" in said
+
+
+def test_list_metrics_prints_every_metric(capsys):
+    assert cli.main(["list", "metrics"]) == 0
+    text = capsys.readouterr().out
+    assert "\nDreams\n  dream/share [fraction]: Fraction of" in text
+
+
+def test_a_list_is_wrapped_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for what in ("settings", "metrics"):
+        assert cli.main(["list", what]) == 0
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 100
+    assert "\n  dream/share [fraction]\n      Fraction of" in text
 
 
 def test_list_may_be_read_in_part():

@@ -84,7 +84,7 @@ def test_episodes_played_by_hand_are_those_of_an_evaluation(policies, kind):
     run = policies[kind]
     found = run.evaluate(episodes=3, seed=4)
     policy, returns = run.policy(), []
-    for seed in seeding.spread(4, 3):
+    for seed in seeding.derive(4, 3):
         env = gymnasium.make(f"Sampled{kind}-v0")
         obs, _ = env.reset(seed=int(seed))
         state, total, over = None, 0.0, False

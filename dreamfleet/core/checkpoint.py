@@ -24,10 +24,11 @@ import numpy as np
 
 from dreamfleet.core.archive import KINDS, Archive
 from dreamfleet.core.errors import UserError
+from dreamfleet.core.version import made_by_older_version
 
 FORMAT: Final = "dreamfleet-checkpoint"
-VERSION: Final = 2
-READABLE: Final = (1, 2)  # version 1 has no digest of its manifest
+VERSION: Final = 3
+READABLE: Final = (3,)
 KEPT: Final = 2  # the one just written and the one before it
 LEARNED: Final = ("agent", "weights")  # parts of a state that are refused where they hold NaN
 
@@ -226,11 +227,13 @@ def manifest(path: Path) -> dict[str, Any]:
         form = about.get("format") if isinstance(about, dict) else None
         if form != FORMAT:
             raise UserError(f"{path} is not ours: found format {form!r}, expected {FORMAT!r}.")
-        if about.get("version") not in READABLE:
+        version = about.get("version")
+        if version in (1, 2):
+            raise made_by_older_version(f"checkpoint {path}")
+        if version not in READABLE:
             readable = " and ".join(map(str, READABLE))
             raise UserError(
-                f"checkpoint {path} has version {about.get('version')!r}; this program reads "
-                f"{readable}."
+                f"checkpoint {path} has format version {version!r}; this program reads {readable}."
             )
         _check_fields(about)
     whole: dict[str, Any] = about
@@ -276,8 +279,7 @@ def read_newest(
 
 def _check_fields(about: Mapping[str, Any]) -> None:
     """ValueError unless a manifest has all its fields, of the right types, as they were written."""
-    expected = {"agent", "env", "env_steps", "sha256", "state"}
-    expected |= {"manifest_sha256"} if about["version"] > 1 else set()
+    expected = {"agent", "env", "env_steps", "sha256", "state", "manifest_sha256"}
     if missing := expected - about.keys():
         raise ValueError(f"lacks {sorted(missing)}")
     kinds = {"agent": str, "env": str, "env_steps": int, "sha256": str, "state": dict}
@@ -287,10 +289,9 @@ def _check_fields(about: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {type(value).__name__}, expected {kind.__name__}")
     if not 0 <= about["env_steps"] < 2**63:
         raise ValueError(f"env_steps is {about['env_steps']}")
-    if about["version"] > 1:
-        rest = {key: value for key, value in about.items() if key != "manifest_sha256"}
-        if about["manifest_sha256"] != _manifest_digest(rest):
-            raise ValueError("its sha256 is not the one it was written with")
+    rest = {key: value for key, value in about.items() if key != "manifest_sha256"}
+    if about["manifest_sha256"] != _manifest_digest(rest):
+        raise ValueError("its sha256 is not the one it was written with")
 
 
 @contextmanager

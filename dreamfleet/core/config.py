@@ -116,8 +116,6 @@ SHAPING: Final = ("reward_floor",)
 # What people write before the options of a group → the field that holds these options.
 GROUPS: Final = {"agent": "agent_options", "env": "env_options", "eval_env": "eval_env_options"}
 
-RENAMED: Final = {"train.env": "env"}  # groups, by what they were called
-
 
 def unshaped(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an environment's arguments without those that shape rewards."""
@@ -139,11 +137,6 @@ def configure(config: RunConfig, values: Mapping[str, Any], source: str = "") ->
 
 
 def _configured(config: RunConfig, key: str, value: Any) -> RunConfig:
-    for old, new in RENAMED.items():
-        if key == old and not isinstance(value, Mapping):
-            raise UserError(f"{new}.… must be a group of settings; found {value!r}.")
-        if key == old or key.startswith(f"{old}."):
-            key = new + key.removeprefix(old)
     group, _, option = key.partition(".")
     if group not in GROUPS or not (option or isinstance(value, Mapping)):
         return apply(config, {key: value})
@@ -168,10 +161,7 @@ def _with_option(options: Any, path: list[str], value: Any) -> Any:
 # --------------------------------------------------------------------------- typed overrides
 
 
-_WHOLE = {*(name for pair in GROUPS.items() for name in pair), *RENAMED} - {
-    "agent",
-    "agent_options",
-}
+_WHOLE = {name for pair in GROUPS.items() for name in pair} - {"agent", "agent_options"}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Seeds for whatever draws random numbers."""
+"""Seeds for random generators."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 LARGEST: Final = 2**31 - 1  # of a signed 32-bit integer, which is what simulators take
 
 
-def spread(seed: int | tuple[int, ...], n: int) -> list[int]:
-    """Derives n independent seeds, each from 0 to LARGEST, from one seed or a tuple of numbers."""
+def derive(seed: int | tuple[int, ...], n: int) -> list[int]:
+    """Returns n independent seeds, each from 0 to LARGEST, derived from one seed or several."""
     words = np.random.SeedSequence(seed).generate_state(n)
     return [int(word) & LARGEST for word in words]
 
 
 def seed_globals(seed: int) -> None:
-    """Seeds the generators that all code of a process shares: those of `random` and `np.random`.
+    """Seeds the global generators of `random` and `np.random`.
 
-    For environments that draw from them. Our own code has generators of its own.
+    Only for environments that draw from them: our own code has generators of its own.
     """
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global generator is what is meant
@@ -29,7 +29,7 @@ def seed_globals(seed: int) -> None:
 
 @contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
-    """Seeds the shared generators, and gives them their earlier state back in the end."""
+    """Seeds the global generators for the duration of a block, then restores their states."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     seed_globals(seed)
     try:

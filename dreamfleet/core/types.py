@@ -1,20 +1,21 @@
-"""The words every part speaks: rows, tables, and the protocols between the parts.
+"""The dictionary of the system: its data, and the protocols through which its parts work together.
 
-Letters for shapes: B batch, T rows of a window, N environments of one actor, H imagined steps,
-A action size. Leading axes come first in that order, batch before time.
+Letters for shapes: B batch size, T rows of a window, N environments of one actor, H steps of a
+dream, A size of an action, O shape of an observation. Leading axes come first in this order, so
+batch before time. A row is one time step of an environment:
 
-A **row** is one observation, the reward that arrived with it, and the action then chosen:
+| column     | dtype      | shape         | value                                                  |
+|------------|------------|---------------|--------------------------------------------------------|
+| `obs`      | u8 or f32  | `O`           | observation                                            |
+| `action`   | i64 or f32 | `()` or `(A)` | action chosen for `obs`; continuous actions in [-1, 1] |
+| `reward`   | f32        | `()`          | reward that arrived with `obs`; 0 where `first` is set |
+| `first`    | bool       | `()`          | whether an episode begins with this row                |
+| `last`     | bool       | `()`          | whether the episode ends here, for any reason          |
+| `terminal` | bool       | `()`          | whether the environment terminated; implies `last`     |
 
-| key        | dtype          | shape   |                                                        |
-|------------|----------------|---------|--------------------------------------------------------|
-| `obs`      | u8 or f32      | `(*O)`  | what the agent saw                                     |
-| `action`   | i64 or f32     | `()`/`(A)` | what it then chose; continuous actions in [-1, 1]   |
-| `reward`   | f32            | `()`    | what arrived with `obs` (0 on the first row)           |
-| `first`    | bool           | `()`    | an episode starts here                                 |
-| `last`     | bool           | `()`    | the episode ends here for any reason; `action` unused  |
-| `terminal` | bool           | `()`    | the return truly stops here (implies `last`)           |
-
-The final observation of an episode is a row too, so no `next_obs` is ever stored.
+An episode's final observation is a row too, so no column for the next observation is needed. The
+action of a `last` row is not used. Values are bootstrapped where a row is `last` but not
+`terminal`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-Array = np.ndarray
-Batch = dict[str, Any]  # flat name → array or tensor, leading axes shared
-Weights = dict[str, Array]  # flat parameter name → a copy of its values
-State = Any  # what a recurrent policy carries between two rows
-Event = dict[str, Any]  # one line of metrics.jsonl; has "kind"
+from dreamfleet.core.selectors import Selector, Uniform
 
-ENV_COLUMNS = ("obs", "reward", "first", "last", "terminal")
+Array = np.ndarray
+Batch = dict[str, Any]  # columns by name: arrays or tensors with the same leading axes
+Weights = dict[str, Array]  # copies of parameters, by name
+State = Any  # what a policy carries from one row to the next, as recurrent policies do
+Event = dict[str, Any]  # one line of metrics.jsonl; "kind" says which
+
+ENV_COLUMNS = ("obs", "reward", "first", "last", "terminal")  # the columns without `action`
 
 
 # ------------------------------------------------------------------------------------ spaces
@@ -39,11 +42,11 @@ ENV_COLUMNS = ("obs", "reward", "first", "last", "terminal")
 
 @dataclass(frozen=True)
 class Space:
-    """One observation or action, without its leading axes. `n` > 0 means n discrete choices."""
+    """Shape and dtype of one observation, action or other column, without leading axes."""
 
     shape: tuple[int, ...]
     dtype: str
-    n: int = 0
+    n: int = 0  # number of choices of a discrete space: values 0 … n - 1; 0: not discrete
 
     def __str__(self) -> str:
         return f"{self.n} choices" if self.discrete else f"{self.dtype} {self.shape}"
@@ -54,13 +57,13 @@ class Space:
 
     @property
     def image(self) -> bool:
-        """Whether it has rows, columns and channels, in this order."""
+        """Whether the axes are rows, columns and channels of an image."""
         return len(self.shape) == 3
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What an agent must know of an environment before it meets it."""
+    """What an agent is built for: an environment's name, and the spaces of its rows."""
 
     env_id: str
     obs: Space
@@ -74,240 +77,201 @@ class EnvSpec:
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """Every start is as likely as any other."""
-
-
-@dataclass(frozen=True)
-class Prioritized:
-    """Draws in proportion to priority^exponent (Schaul et al. 2016, eq. 1).
-
-    New rows enter at what actors wrote into the column `initial`, or without one at the largest
-    priority seen so far (1.0 at the beginning). The importance weights, and any schedule of their
-    exponent, are the agent's: it gets each draw's probability.
-    """
-
-    exponent: float = 1.0  # 1: the agent applies its own, possibly moving, alpha
-    initial: str | None = None
-
-
-@dataclass(frozen=True)
-class Recency:
-    """Draws a start of age a (0 the newest row) in proportion to 2^(-a / half_life)."""
-
-    half_life: float
-
-
-@dataclass(frozen=True)
-class EmphasizeRecent:
-    """Emphasizing Recent Experience (Wang & Ross 2019, section 4).
-
-    Update k of a cycle of K draws uniformly from the newest max(N * eta^(1000 k / K), floor) rows;
-    eta moves linearly from `eta` to 1 over the first `anneal` draws.
-    """
-
-    eta: float = 0.996
-    floor: int = 5_000  # rows
-    cycle: int = 1_000  # draws; K in the paper
-    anneal: int = 1_000_000  # draws
-
-
-@dataclass(frozen=True)
-class ReturnDeviation:
-    """Draws windows whose sum of rewards is unusual, in proportion to |sum - mean| / deviation.
-
-    Mean and standard deviation are those of the sums so far, weighted by 2^(-age / half_life). A
-    window keeps what it was given when it became drawable. Meant for a mixture with `Uniform`.
-    """
-
-    half_life: float = 10_000.0  # windows
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Each window comes from one of `parts`, picked with its share; shares sum to 1."""
-
-    parts: tuple[tuple[float, Selector], ...]
-
-
-Selector = Uniform | Prioritized | Recency | EmphasizeRecent | ReturnDeviation | Mixture
-
-
-@dataclass(frozen=True)
 class Consumer:
-    """How one kind of caller samples a table, and how often it may.
+    """How one use of a table samples it: the windows it draws, and how often.
 
-    It gets (batch, context + window, …). Where an episode is younger than the context, its first
-    row is repeated, so `first` is set on every row that was not there. Frame stacks are contexts,
-    and n-step returns windows of n + 1.
+    A window is `window` consecutive rows of one stream, with the `context` rows before them. A
+    sample's columns have shape (B, context + T, …). Where an episode has fewer rows before the
+    window than `context`, its first row is repeated, with `first` set each time. A frame stack is a
+    context; an n-step return needs a window of n + 1 rows.
     """
 
-    batch: int  # windows a sample, B
-    window: int = 1  # rows a window, T
-    selector: Selector = field(default_factory=Uniform)
-    samples_per_step: float | None = None  # samples taken per agent step added; None: as it likes
-    min_steps: int = 1  # agent steps that must be in before the first sample
-    context: int = 0  # rows of its episode before the start that come along
-    columns: tuple[str, ...] = ()  # what is handed out; empty: everything
+    batch: int  # windows per sample, B
+    window: int = 1  # rows per window, T
+    selector: Selector = field(default_factory=Uniform)  # the rule by which windows are drawn
+    samples_per_step: float | None = None  # samples per agent step added; None: no limit
+    min_steps: int = 1  # agent steps in the table before the first sample
+    context: int = 0  # rows before the window, of the same episode
+    columns: tuple[str, ...] = ()  # columns of a sample; empty: all
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A ring of rows seen by several consumers.
+    """A table: a ring buffer of rows, which several consumers sample.
 
-    `slack`: how many samples the most demanding consumer may lag behind before adding must wait
-    (at least 1). An agent step is a row that is not `last`: the rows an action was taken on.
+    An agent step is a row that is not `last`, so one on which an action was taken.
     """
 
     capacity: int  # rows, at most
     columns: Mapping[str, Space]
     consumers: Mapping[str, Consumer]
-    slack: float = 1.0
-    max_bytes: int | None = None  # of memory; fewer rows are held where `capacity` takes more
-    episode_return: str = ""  # the column whose value in a `last` row is its episode's return
+    slack: float = 1.0  # samples that a consumer may be behind before adding must wait, at least 1
+    max_bytes: int | None = None  # limit of memory, where it allows fewer rows than `capacity`
+    episode_return: str = ""  # column whose value on a `last` row is the return of its episode
 
 
 @dataclass(frozen=True)
 class QueueSpec:
-    """Consume-once: hands over each batch it was given, once, in order, without copying."""
+    """A queue of batches: each batch added is returned once, in order, without copying."""
 
     capacity: int  # batches
     updates_per_batch: int = 1  # learner updates that use each batch
 
 
 class EpisodeStats(NamedTuple):
-    """The episodes that ended in a table so far, where it knows their returns."""
+    """Statistics of the episodes that ended in a table, where `episode_return` is specified."""
 
-    episodes: int = 0
+    episodes: int = 0  # ever
     mean_return: float = 0.0  # of the last hundred
 
 
 @dataclass
 class Sample:
-    """What a table hands out. Keys are opaque; late priorities for overwritten rows are ignored."""
+    """The windows that a consumer drew from a table.
 
-    data: Batch  # (B, T, …), the rows of the context first
-    keys: Array  # (B,) i64
+    A key identifies a row for `Replay.update`; priorities for rows overwritten since are ignored.
+    """
+
+    data: Batch  # (B, context + T, …)
+    keys: Array  # (B,) i64, of the windows' first rows after the context
     prob: Array  # (B,) f64, the probability of each draw
-    size: int  # starts this consumer could have drawn
+    size: int  # number of windows that the consumer could have drawn
     episode_stats: EpisodeStats = EpisodeStats()  # noqa: RUF009 - immutable
+    priority_mass: float = 0.0  # sum of the weights of all `size` windows
 
 
 @dataclass
 class Feedback:
-    """What one gradient step says: scalars to log, and new priorities in the order of its keys."""
+    """The results of one update: metrics, and new priorities for the windows it learned from."""
 
-    metrics: dict[str, Any]
-    priorities: Array | None = None  # (B,)
+    metrics: dict[str, Any]  # scalars by `group/name`
+    priorities: Array | None = None  # (B,), in the order of the sample
 
 
 @dataclass(frozen=True)
 class BestEvaluation:
-    """An evaluation that was the best of its run so far, and what it played."""
+    """The best evaluation of a run so far, with the weights that it played with."""
 
-    at: int  # env steps
-    score: float  # its mean return
+    at: int  # agent steps in the run before this evaluation
+    score: float  # mean return
     episodes: int
-    weights: Mapping[str, Weights]  # of every group that acting needs
+    weights: Mapping[str, Weights]  # of all weight groups that acting needs
 
 
 @dataclass(frozen=True, order=True)
 class ChunkId:
-    """Which chunk of rows this is, so that a repeat of it is recognised."""
+    """Identifies a chunk of rows, so that the replay recognises a chunk that it has stored."""
 
     actor: int
-    restarts: int  # how often this actor was started before
-    sequence: int  # chunks this restarts handed over before
+    restarts: int  # times the actor had been restarted
+    sequence: int  # chunks that the actor had sent since that restart
 
 
 # ----------------------------------------------------------------------------------- protocols
 
 
 class VectorEnv(Protocol):
-    """N environments stepped together; gymnasium stays behind it."""
+    """N environments that are stepped together. No other part of the system knows gymnasium.
+
+    `info`: extra facts per environment about the episodes that end with the newest rows, name →
+    (N,); usually empty. Integers are categories: evaluations report each category separately.
+    Floats and bools are averaged. None stands for a missing fact. Where rewards are shaped, the
+    fact `return` is the return of the unshaped rewards.
+    """
 
     spec: EnvSpec
-    num_envs: int
-    # Facts on the episodes that end with the last rows: name → (N,); usually empty. Integers are
-    # categories, which evaluations report separately; floats and bools are averaged. None: this
-    # episode has no such fact. `return`, where rewards are shaped, is the return without that.
+    num_envs: int  # N
     info: Batch
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
-        """Start all episodes, each from a seed of its own where (N,) of them are given.
+        """Begins new episodes in all environments → their rows (N, …), without actions.
 
-        → rows without actions, (N, …). What an episode with such a seed meets does not depend on
-        the other environments.
+        seeds: one per environment; None: the environments draw on. An episode with a given seed
+        does not depend on the other environments.
         """
         ...
 
     def step(self, action: Array) -> Batch:
-        """Act (N, …) → rows (N, …). Where the previous row was `last`, reset and ignore the action.
+        """Takes one action per environment, (N, …) → the next rows (N, …), without actions.
 
-        Raises EnvironmentFault when an environment returns what its spaces do not hold.
+        An environment whose previous row was `last` ignores its action and begins a new episode.
+        Raises EnvironmentFault when an environment returns values outside of its spaces.
         """
         ...
 
     def state(self) -> dict[str, Any]:
-        """What outlasts episodes and belongs into checkpoints, as a curriculum does; or empty."""
+        """Returns what must be saved from one episode to the next, such as a curriculum's level."""
         ...
 
-    def restore(self, state: Mapping[str, Any]) -> None: ...
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continues from a `state`."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes all environments."""
+        ...
 
 
 class Agent(Protocol):
-    """Networks, losses and optimisers. Knows nothing of Ray, processes or clocks.
+    """An algorithm: networks, losses and optimizers. It knows nothing of Ray, processes or clocks.
 
-    Built as `Agent(config, spec, seed, device)`. Weight groups have one writer each:
-    "world" is owned by `learn_world`, "policy" by `learn_policy`.
+    Built as `Agent(config, spec, seed, device)`. Its networks form two weight groups, each trained
+    by one method: "world" by `learn_world`, and "policy" by `learn_policy`.
     """
 
-    tables: dict[str, TableSpec | QueueSpec]
-    act_groups: tuple[str, ...]  # the weight groups that act() needs
+    tables: dict[str, TableSpec | QueueSpec]  # the replay that this agent learns from
+    act_groups: tuple[str, ...]  # the weight groups that `act` uses
 
     def initial_state(self, n: int) -> State:
-        """What a policy remembers before the first row of n environments."""
+        """Returns the policy's state before the first row of n environments."""
         ...
 
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
-        """Rows (N, …) → actions (N, …), the next state, further columns of the row (N, …).
+        """Chooses actions for rows (N, …) → actions (N, …), the next state, more columns (N, …).
 
-        One of a name that the row has already takes its place.
+        The columns are stored with the rows; one with the name of an existing column replaces it.
+        explore: False for evaluations.
         """
         ...
 
     def learn_world(self, real: Sample) -> Feedback:
-        """One gradient step of the world model."""
+        """Takes one update of the world model."""
         ...
 
     def dream(self, starts: Sample) -> Batch:
-        """Imagine from the last row of each start window: (B, T, …) → (B', H+1, …)."""
-        ...
+        """Rolls the policy out in the world model, from the last row of each window (B, T, …).
 
-    def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
-        """One gradient step of policy and value; priorities belong to `real`."""
-        ...
-
-    def weights(self, group: str) -> Weights:
-        """Copies of what others need of a group."""
-        ...
-
-    def load(self, group: str, weights: Weights) -> None: ...
-
-    def state(self, group: str) -> dict[str, Any]:
-        """All of a group that learning continues from: networks, optimisers, generators, counters.
-
-        Nested dicts of numpy arrays, numbers, strings and lists of numbers; never a live view.
+        Returns dreams (B', H + 1, …).
         """
         ...
 
-    def restore(self, group: str, state: dict[str, Any]) -> None: ...
+    def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
+        """Takes one update of policy and critic. Priorities in the feedback belong to `real`."""
+        ...
+
+    def weights(self, group: str) -> Weights:
+        """Returns copies of the parameters of a weight group that other processes need."""
+        ...
+
+    def load(self, group: str, weights: Weights) -> None:
+        """Replaces parameters of a weight group by those that `weights` returned."""
+        ...
+
+    def state(self, group: str) -> dict[str, Any]:
+        """Returns copies of all of a weight group that learning continues from.
+
+        Networks, optimizers, random generators and counters, as nested dicts of numpy arrays,
+        numbers, strings and lists of numbers.
+        """
+        ...
+
+    def restore(self, group: str, state: dict[str, Any]) -> None:
+        """Continues from a `state` of a weight group."""
+        ...
 
 
 class Replay(Protocol):
-    """The replay service, or a proxy to it."""
+    """The replay service, or a proxy of it in another process."""
 
     def add(
         self,
@@ -316,45 +280,49 @@ class Replay(Protocol):
         streams: Array | None = None,
         chunk_id: ChunkId | None = None,
     ) -> bool:
-        """Rows (N, T, …) of the N streams, in order. False: not now, offer the same again.
+        """Adds rows (N, T, …) that continue N streams, given by their ids (N,).
 
-        A queue table takes a batch of any shape and no streams. A chunk whose `chunk_id` was taken
-        before is not stored again. Raises EnvironmentFault when rows are refused (NaN, wrong shape
-        or dtype, a missing reset), if not at once then at a later call; refusals are counted by
-        reason.
+        A queue takes a batch of any shape, without streams. Returns False when nothing was stored
+        because there is no room now: add the same rows again later. A chunk with the id of a stored
+        chunk is not stored again. Raises EnvironmentFault, in this call or a later one, for rows
+        with NaN, a wrong shape or dtype, or a missing reset.
         """
         ...
 
     def sample(self, table: str, consumer: str) -> Sample | Batch | None:
-        """A Sample, or from a queue table the next batch. None: not now."""
+        """Returns a consumer's next sample, or a queue's next batch; None: not available now."""
         ...
 
-    def update(self, table: str, keys: Array, priorities: Array) -> None: ...
+    def update(self, table: str, keys: Array, priorities: Array) -> None:
+        """Replaces the priorities (B,) of windows, given by the keys (B,) of a sample."""
+        ...
 
     def stats(self) -> dict[str, float]:
-        """Integer counters and gauges, flat: `env_steps`, `real/inserted`, `real/evicted`, …"""
+        """Returns counters by name: `env_steps` (agent steps), `<table>/inserted` and others."""
         ...
 
 
 class WeightStore(Protocol):
-    """Versions only rise. One writer per group; readers pull when there is something newer."""
+    """The newest weights of each weight group. One process writes a group; all others pull it."""
 
-    def publish(self, group: str, weights: Weights) -> int: ...
+    def publish(self, group: str, weights: Weights) -> int:
+        """Stores the weights of a group → their version, which is 1 or one more than before."""
+        ...
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
-        """(version, weights) when newer than `have`, else None."""
+        """Returns a group's newest version and weights; None if the version is not above `have`."""
         ...
 
 
 class Worker(Protocol):
-    """Actor, Learner, Dreamer, Evaluator."""
+    """An actor, learner, dreamer or evaluator."""
 
-    waiting_for: str  # whom the last step that returned False waits for
+    waiting_for: str  # what the last step that returned False waits for, `worker: reason`
 
     def step(self) -> bool:
-        """Do one piece of work. False: nothing to do just now."""
+        """Does one piece of work → whether there was anything to do."""
         ...
 
     def drain(self) -> list[Event]:
-        """The events since the last call."""
+        """Returns the events since the last call."""
         ...

@@ -12,10 +12,11 @@ import numpy as np
 
 from dreamfleet.core import seeding
 from dreamfleet.core.config import unshaped
-from dreamfleet.core.errors import EnvironmentFault, UserError
+from dreamfleet.core.errors import EnvironmentFault
 from dreamfleet.core.own_code import interrupts
 from dreamfleet.core.types import Array, Batch
 from dreamfleet.envs import contract, registry, spaces
+from dreamfleet.envs.film import Film, filmed_env
 from dreamfleet.envs.shaping import RewardFloor
 
 AT_ONCE: Final = 100  # environments that are stepped one by one and play together
@@ -30,8 +31,9 @@ class GymVector:
     mode. An environment that breaks the contract is named with its index and its last action.
     Where metadata says `batched`, all are stepped at once in the vectorised form the id is
     registered with. `info`: see core.types.VectorEnv.
-    options: arguments of each environment. video_dir: film every episode of environment 0 there; of
-    a batch, in an environment by itself that its seed and actions make the same.
+    options: arguments of each environment. video_dir: a folder for films of environment 0, one of
+    each episode that a `reset` with seeds starts. Of a batch, a separate environment is filmed,
+    which plays the same episodes from the same seeds and actions.
     """
 
     def __init__(
@@ -45,14 +47,16 @@ class GymVector:
         options = options or {}
         env = registry.make(env_id, **options)
         if video_dir is not None:
-            env = _filmed(env_id, env, video_dir, options)
+            env = filmed_env(env_id, env, video_dir, dict(options))
         self.num_envs = num_envs
         self.spec = registry.spec_of(env_id, env)
         self._encode = spaces.Encoder(env_id, env.observation_space)
         self._decode = spaces.decoder(env.action_space)
         together = env.metadata.get("batched")
         self._batch: Any = _batched(env_id, num_envs, options) if together else None
-        self._film: Any = env if together and video_dir is not None else None
+        self._film = None if video_dir is None else Film(env, env_id, video_dir)
+        self._filmed: Any = env if together and video_dir is not None else None
+        self._episode = 0  # the number of the next filmed episode
         copies = 0 if together else num_envs - 1
         self._envs = [env, *(registry.make(env_id, **options) for _ in range(copies))]
         self.info: Batch = {}
@@ -60,7 +64,7 @@ class GymVector:
         self._dtype = np.dtype(self.spec.obs.dtype)
         # Each environment is seeded once, a batch with the first seed; later resets go on from its
         # own generator.
-        self._seeds: list[int | None] = [*seeding.spread(seed, num_envs)]
+        self._seeds: list[int | None] = [*seeding.derive(seed, num_envs)]
         self._batch_seed: int | list[int] | None = self._seeds[0]
         self._ended = np.ones(num_envs, bool)
 
@@ -85,7 +89,11 @@ class GymVector:
             self._seeds = [int(seed) for seed in seeds]
             self._batch_seed = [int(seed) for seed in seeds]
         self._ended = np.ones(self.num_envs, bool)
-        return self._advance(None)
+        rows = self._advance(None)
+        if self._film is not None and seeds is not None:
+            self._film.begin(self._episode)
+            self._episode += self.num_envs
+        return rows
 
     def step(self, action: Array) -> Batch:
         """Act (N, …) → rows (N, …). Where the previous row was `last`, reset and ignore the action.
@@ -94,7 +102,19 @@ class GymVector:
         environment returns what its spaces do not hold, or ends the process; other exceptions of an
         environment pass through.
         """
-        return self._advance(self._decode(action))
+        rows = self._advance(self._decode(action))
+        if self._film is not None and not rows["first"][0]:
+            self._film.add_frame()
+            if rows["last"][0]:
+                self._film.finish()
+        return rows
+
+    def films(self) -> list[Path]:
+        """Returns the files of all films; ends the film of an episode that was cut short."""
+        if self._film is None:
+            return []
+        self._film.finish("cut-short")
+        return self._film.files
 
     def state(self) -> dict[str, Any]:
         """What a batched form's own `state` says; empty where it has none."""
@@ -106,7 +126,9 @@ class GymVector:
             self._batch.restore(state)
 
     def close(self) -> None:
-        """Close the environments; what they raise then harms nobody and is ignored."""
+        """Closes the environments. Exceptions of an environment are ignored here."""
+        if self._film is not None:
+            self._film.discard()
         for env in (*self._envs, *([] if self._batch is None else [self._batch])):
             registry.close(env)
 
@@ -216,13 +238,13 @@ class GymVector:
 
     def _step_batch(self, action: Array | None) -> tuple[Array, Array, Array, Array]:
         n = self.num_envs
-        if self._film is not None:
+        if self._filmed is not None:
             if self._ended[0]:
                 seed = self._batch_seed
-                self._film.reset(seed=seed[:1] if isinstance(seed, list) else seed)
+                self._filmed.reset(seed=seed[:1] if isinstance(seed, list) else seed)
             else:
                 assert action is not None
-                self._film.step(action[0])
+                self._filmed.step(action[0])
         if action is None:
             seed = self._batch_seed
             self._batch_seed = None
@@ -310,25 +332,3 @@ def _batched(
     )
     assert env.metadata["autoreset_mode"] is gym.vector.AutoresetMode.NEXT_STEP, env
     return env
-
-
-def _filmed(
-    env_id: str, env: gym.Env[Any, Any], folder: Path, options: Mapping[str, Any]
-) -> gym.Env[Any, Any]:
-    modes = env.metadata.get("render_modes") or ()
-    if "rgb_array" not in modes:
-        found = ", ".join(modes) or "none"
-        raise UserError(
-            f'env "{env_id}" cannot be filmed: it lacks render mode rgb_array (has: {found})'
-        )
-    registry.close(env)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot film into {folder}: {error.strerror}. Name a folder.") from None
-    env = registry.make(env_id, render_mode="rgb_array", **options)
-    name = env_id.replace("/", "-").replace(":", "-")
-    try:
-        return gym.wrappers.RecordVideo(env, str(folder), lambda episode: True, name_prefix=name)
-    except gym.error.DependencyNotInstalled as missing:
-        raise UserError("filming needs moviepy. Run: pip install moviepy") from missing

@@ -105,7 +105,7 @@ class Blueprint:
         (of those of a cluster it is not known which will hold them).
         """
         allowed, shards = self.config.train.replay_gb, self.config.train.replay_shards
-        tables = agent.tables if allowed is None else budget.within(agent.tables, allowed * 1e9)
+        tables = agent.tables if allowed is None else budget.limited(agent.tables, allowed * 1e9)
         parts = shard_tables(tables, shards)
         limits = Limits("agent.capacity", "train.replay_gb")
         for name, spec in parts.items():
@@ -138,7 +138,7 @@ class Blueprint:
 
     def seed(self, part: str, starts: int = 0) -> int:
         """Returns the seed of a part, the same in every wiring and on every machine."""
-        return seeding.spread((self.config.seed, zlib.crc32(part.encode()), starts), 1)[0]
+        return seeding.derive((self.config.seed, zlib.crc32(part.encode()), starts), 1)[0]
 
     def shard_seeds(self) -> list[int]:
         """Returns the seed of each shard of the replay."""

@@ -70,6 +70,7 @@ def train(
         folder.record(blueprint.agent_options(agent))
         if config.address:
             check_environment(session, blueprint)
+        display.wait_for("starting the processes")
         fleet = Fleet(RayCluster(config), blueprint, agent, session, resumed or {})
         try:
             fleet.run()

@@ -1,91 +1,128 @@
-"""What a person sees while a run goes on: a live panel on a terminal, plain lines elsewhere."""
+"""Shows a run on the screen: a live panel on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import termios
+import textwrap
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.spinner import Spinner
 from rich.text import Text
+
+from dreamfleet.runtime import metric_reference
+from dreamfleet.runtime.advice import advice, in_words
 
 LIVE_EVERY_S: Final = 0.25
 PLAIN_EVERY_S: Final = 5.0
-SPEED_OVER_S: Final = 15.0  # speeds are means over this long
-GROUPS: Final = ("loss", "model", "dream", "gate", "policy", "explore")  # of metrics that are shown
+SPEED_OVER_S: Final = 15.0  # speeds are means over this time
+SAY_AFTER_S: Final = 1.0  # a pause that is longer is explained in the plain output
+REPEAT_EVERY_S: Final = 30.0  # a pause that goes on is mentioned again
+MOST_METRICS: Final = 4  # of the agent, in the panel
+MOST_WAITS: Final = 3
+BAR: Final = 20  # characters
+LABEL: Final = 10  # columns before the values of a row
+SPACE: Final = "\u00a0"  # a space at which no line is broken
 
 
 @dataclass(frozen=True)
 class Status:
-    """A run at one moment, in counters and shares; the display derives speeds and the ETA."""
+    """The counters of a run at one moment. The display computes speeds and the time left."""
 
     env_steps: int
-    steps: int  # env steps to reach
+    steps: int  # env steps at which the run ends
     elapsed_s: float
     updates: int = 0  # of the policy
     replay_ratio: float | None = None  # samples for the policy per env step
-    episodes: int = 0  # finished while training
-    return_mean: float | None = None  # of the last 100 of them
-    eval_return: float | None = None  # mean of the last evaluation
-    metrics: Mapping[str, float] = field(default_factory=dict)  # `group/name`, the newest of each
+    episodes: int = 0  # training episodes in `return_mean`
+    return_mean: float | None = None  # of the last 100 training episodes
+    eval_return: float | None = None  # mean return of the last evaluation
+    phase: str = ""  # what the run does or waits for, unless it is learning
+    metrics: Mapping[str, float] = field(default_factory=dict)  # newest values by `group/name`
     lag: Mapping[str, tuple[float, float]] = field(
         default_factory=dict
-    )  # group → p50, p95 versions
+    )  # weight group → median and 95th percentile, in versions
     waits: Mapping[str, float] = field(default_factory=dict)  # "actor → replay" → share of its time
     faults: Mapping[str, int] = field(default_factory=dict)  # "restarts", "refused", … → count
 
 
 class Display:
-    """Shows a run on stderr. Use as a context; the last status stays on the screen.
+    """Shows a run on stderr. Use it as a context; the last status stays on the screen.
 
-    `title` names the run. `clock`: seconds, for the pace of refreshing only.
+    `title` names the run. `clock`: a function that returns seconds; it decides how often the
+    screen is refreshed.
     """
 
     def __init__(
         self,
-        title: str,
+        title: str = "",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._title = title
+        self.title = title
         self._console = console or Console(stderr=True, highlight=False)
         self._clock = clock
         self._history: deque[Status] = deque()
         self._shown: Status | None = None
         self._next = float("-inf")
+        self._waits_for, self._waits_since, self._said_at = "", 0.0, 0.0
+        self._advice = ""
         live = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._live = Live(console=self._console, auto_refresh=False) if live else None
+        # Without a status there is nothing to keep on the screen: the live view is transient.
+        self._live = (
+            Live(Group(), console=self._console, auto_refresh=False, transient=True)
+            if live
+            else None
+        )
+        self._stopping = threading.Event()
+        self._restore_echo: Callable[[], None] = lambda: None
 
     def due(self) -> bool:
-        """Tells whether `update` would show anything now: building a status costs more."""
+        """Tells whether `update` would show a status now. Computing a status takes longer."""
         return self._clock() >= self._next
 
     def update(self, status: Status) -> None:
-        """Show `status`, unless the last one was a moment ago."""
+        """Shows `status`, unless another one was shown a moment ago."""
         if not self.due():
             return
         self._next = self._clock() + (LIVE_EVERY_S if self._live else PLAIN_EVERY_S)
+        self._waits_for = ""
         self._show(status)
 
     def finish(self, status: Status) -> None:
-        """Show `status` whatever the pace: the run is over."""
+        """Shows `status` at the end of the run, at whatever time the last one was shown."""
         if status != self._shown:
             self._show(status)
 
     def note(self, line: str) -> None:
-        """One line that stays: an address, a saved checkpoint, a fault."""
+        """Prints one line that stays: an address, a saved checkpoint, a fault."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def wait_for(self, what: str, plain: bool = True) -> None:
+        """Says what the run waits for or does, such as `starting Ray`; "" ends the pause.
+
+        A terminal shows it at once. The plain output gets a line once the pause is longer than
+        `SAY_AFTER_S`; with `plain=False` it gets none.
+        """
+        self._waits_since = self._said_at = time.monotonic()
+        self._waits_for = what if plain or self._live else ""
+        self._refresh()
 
     def __enter__(self) -> Self:
         if self._live:
+            self._restore_echo = _without_echo_of_control_keys(self._console)
             self._live.start()
+        threading.Thread(target=self._tick, daemon=True, name="display").start()
         return self
 
     def __exit__(
@@ -97,9 +134,13 @@ class Display:
         self.stop()
 
     def stop(self) -> None:
-        """Leaves the screen as it is."""
+        """Stops refreshing. The last status stays on the screen."""
+        self._stopping.set()
+        self._waits_for = ""
         if self._live:
+            self._refresh()
             self._live.stop()
+        self._restore_echo()
 
     def _show(self, status: Status) -> None:
         self._shown = status
@@ -108,116 +149,226 @@ class Display:
             len(self._history) > 2 and status.elapsed_s - self._history[1].elapsed_s > SPEED_OVER_S
         ):
             self._history.popleft()
-        speeds = _speeds(self._history[0], status)
         if self._live:
-            self._live.update(panel(self._title, status, *speeds), refresh=True)
-        else:
-            self._console.print(plain(status, *speeds), markup=False, soft_wrap=True)
+            self._live.transient = False
+            self._refresh()
+            return
+        speeds = _speeds(self._history[0], status)
+        self._console.print(plain(status, *speeds), markup=False, soft_wrap=True)
+        found = _advice(status)
+        if found != self._advice:
+            self._advice = found
+            if found:
+                self.note(f"advice: {found}")
+
+    def _refresh(self) -> None:
+        """Draws the live view: the last status, and what the run waits for."""
+        if not self._live:
+            return
+        parts: list[RenderableType] = []
+        if self._shown:
+            speeds = _speeds(self._history[0], self._shown)
+            parts.append(panel(self.title, self._shown, *speeds))
+        if self._waits_for:
+            seconds = time.monotonic() - self._waits_since
+            text = f"{self._waits_for} …" + (f" {seconds:.0f} s" if seconds >= 2 else "")
+            parts.append(Spinner("dots", Text(text, no_wrap=True, overflow="ellipsis")))
+        self._live.update(Group(*parts), refresh=True)
+
+    def _tick(self) -> None:
+        """Explains long pauses while the thread of the run is busy. Runs in a thread of its own."""
+        while not self._stopping.wait(LIVE_EVERY_S):
+            what, now = self._waits_for, time.monotonic()
+            if not what:
+                continue
+            if self._live:
+                self._refresh()
+                continue
+            first = self._said_at == self._waits_since
+            if now - self._said_at > (SAY_AFTER_S if first else REPEAT_EVERY_S):
+                seconds = "" if first else f" {now - self._waits_since:.0f} s"
+                self._said_at = now
+                self.note(f"{what} …{seconds}")
+
+
+# -------------------------------------------------------------------------------------- the texts
 
 
 def panel(
     title: str, status: Status, env_speed: float | None, update_speed: float | None
 ) -> RenderableType:
-    """Returns the live view. Speeds are per second."""
-    share = min(1.0, status.env_steps / status.steps)
-    head = Table.grid(padding=(0, 2))
-    head.add_row(
-        ProgressBar(total=1.0, completed=share, width=24, complete_style="cyan"),
-        Text.assemble((f"{status.env_steps:,}", "bold"), f" / {status.steps:,} steps"),
-        Text(f"{share:.0%}", "bold cyan"),
-        Text.assemble(clock_time(status.elapsed_s), ("  ETA ", "dim"), _eta(status, env_speed)),
+    """Returns the live view of a status. Speeds are per second; None is an unknown speed.
+
+    A line is broken between values only, so that a name and its value stay together.
+    """
+    return _View(title, status, env_speed, update_speed)
+
+
+@dataclass(frozen=True)
+class _View:
+    title: str
+    status: Status
+    env_speed: float | None
+    update_speed: float | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        for line in textwrap.wrap(self.title, width):
+            yield Text(line, "bold")
+        for label, items in _rows(self.status, self.env_speed, self.update_speed):
+            for line in wrapped(label, items, width):
+                text = Text(line, no_wrap=True, overflow="crop")
+                text.stylize("dim", 0, LABEL)
+                text.highlight_regex("━+", "cyan")
+                if label in ("return", "advice", "faults"):
+                    text.stylize("green" if label == "return" else "yellow", LABEL)
+                yield text
+
+
+def wrapped(label: str, items: Sequence[str], width: int) -> list[str]:
+    """Returns the lines of a row: a label and values, broken between values where possible."""
+    room = max(width - LABEL, 10)
+    text = "   ".join(_unbroken(item, room) for item in items)
+    lines = textwrap.wrap(text, room, break_on_hyphens=False) or [""]
+    starts = [label, *[""] * (len(lines) - 1)]
+    return [
+        (start.ljust(LABEL) + line.replace(SPACE, " ")).rstrip()
+        for start, line in zip(starts, lines, strict=True)
+    ]
+
+
+def _unbroken(item: str, room: int) -> str:
+    """Returns a name and its value without places to break; sentences may be broken anywhere."""
+    if item.endswith("."):
+        return item
+    if len(item) <= room:
+        return item.replace(" ", SPACE)
+    name, _, value = item.rpartition(" ")
+    return f"{name}{SPACE}{value}"
+
+
+def _rows(
+    status: Status, env_speed: float | None, update_speed: float | None
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields the label and the values of each row of the panel."""
+    share = _progress(status)
+    done = round(BAR * share)
+    yield (
+        "progress",
+        [
+            "━" * done + "─" * (BAR - done),
+            f"{status.env_steps:,} of {status.steps:,} steps",
+            f"{share:.0%}",
+            f"{clock_time(status.elapsed_s)} passed",
+            f"{_time_left(status, env_speed)} left",
+        ],
     )
-    body = Table.grid(padding=(0, 2))
-    body.add_column(style="dim")
-    body.add_column()
-    body.add_row(
+    if status.phase:
+        yield "now", [status.phase]
+    over = f" (mean of {min(100, status.episodes)} episodes)" if status.episodes else ""
+    yield (
         "return",
-        Text.assemble(
-            (_number(status.return_mean), "bold green"),
-            (f" mean of {min(100, status.episodes)} episodes   eval ", "dim"),
-            (_number(status.eval_return), "bold green"),
-        ),
+        [
+            f"training {_number(status.return_mean)}{over}",
+            f"last evaluation {_number(status.eval_return)}",
+        ],
     )
-    body.add_row(
+    yield (
         "speed",
-        f"{_number(env_speed)} env steps/s   {_number(update_speed)} updates/s"
-        f"   {status.updates:,} updates",
+        [
+            f"{_number(env_speed)} steps/s",
+            f"{_number(update_speed)} updates/s",
+            f"replay ratio {_number(status.replay_ratio)}",
+        ],
     )
-    body.add_row("replay", f"ratio {_number(status.replay_ratio)}")
-    for group, parts in _by_group(status.metrics).items():
-        body.add_row(group, "   ".join(parts))
+    if metrics := telling(status.metrics):
+        yield "learning", metrics
     if status.lag:
-        parts = [f"{name} {p50:g} / {p95:g}" for name, (p50, p95) in status.lag.items()]
-        body.add_row("lag", Text.assemble("   ".join(parts), ("  versions, p50 / p95", "dim")))
-    if status.waits:
-        parts = [f"{who} {part:.0%}" for who, part in _longest(status.waits)]
-        body.add_row("waits", Text("   ".join(parts)))
-    if status.faults:
-        parts = [f"{name} {count}" for name, count in status.faults.items()]
-        style = "yellow" if any(status.faults.values()) else "dim"
-        body.add_row("faults", Text("   ".join(parts), style))
-    return Panel(
-        Group(head, Text(), body),
-        title=Text(title, "bold"),
-        title_align="left",
-        border_style="cyan",
-        padding=(0, 1),
-        expand=False,
-    )
+        ages = [f"{name} {_versions(median)}" for name, (median, _) in status.lag.items()]
+        yield "weights", [f"{age} old" for age in ages]
+    if waits := _waits(status):
+        yield "waiting", waits
+    if found := _advice(status):
+        yield "advice", [found]
+    if faults := _faults(status):
+        yield "faults", faults
 
 
 def plain(status: Status, env_speed: float | None, update_speed: float | None) -> str:
-    """Returns the same as `panel` shows, on one line."""
+    """Returns a status as one line. Speeds are per second; None is an unknown speed."""
     words = [
-        f"step {status.env_steps}/{status.steps} {min(1.0, status.env_steps / status.steps):.0%}",
-        f"env {_number(env_speed)}/s",
-        f"learn {_number(update_speed)}/s",
-        f"ratio {_number(status.replay_ratio)}",
-        f"return {_number(status.return_mean)} (eval {_number(status.eval_return)})",
-        f"dream {_share(status.metrics.get('dream/share'))}",
+        f"{status.env_steps:,}/{status.steps:,} steps {_progress(status):.0%}",
+        *([status.phase] if status.phase else []),
+        f"return {_number(status.return_mean)}",
+        f"evaluation {_number(status.eval_return)}",
+        f"{_number(env_speed)} steps/s",
+        f"{_number(update_speed)} updates/s",
+        f"replay ratio {_number(status.replay_ratio)}",
+        *telling(status.metrics)[:2],
+        *_waits(status)[:1],
+        *_faults(status),
+        f"{clock_time(status.elapsed_s)} passed",
+        f"{_time_left(status, env_speed)} left",
     ]
-    if status.lag:
-        words.append(f"lag p95 {max(p95 for _, p95 in status.lag.values()):g}")
-    if status.waits:
-        who, part = _longest(status.waits)[0]
-        words.append(f"waits {who} {part:.0%}")
-    words += [f"{name} {count}" for name, count in status.faults.items() if count]
-    words.append(f"{clock_time(status.elapsed_s)} ETA {_eta(status, env_speed)}")
     return "  ".join(words)
 
 
+def telling(metrics: Mapping[str, float]) -> list[str]:
+    """Returns the most telling metrics in words, at most `MOST_METRICS`.
+
+    These are metrics with words for the panel in the metrics reference. Metrics that the reference
+    does not describe, those of a person's own agent, follow under their own names.
+    """
+    known, own = [], []
+    for name, value in metrics.items():
+        described = metric_reference.find(name)
+        if described is None:
+            own.append(f"{name} {value:.3g}")
+        elif described.panel:
+            known.append(f"{described.panel} {described.shown(value)}")
+    return [*known, *own][:MOST_METRICS]
+
+
 def clock_time(seconds: float) -> str:
-    """`75` → `1:15`, `3675` → `1:01:15`."""
+    """Returns a duration as a clock shows it: `75` → `1:15`, `3675` → `1:01:15`."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
+def _progress(status: Status) -> float:
+    return min(1.0, status.env_steps / status.steps)
+
+
+def _advice(status: Status) -> str:
+    """Returns advice on speed, once the run learns: before, the learner waits in any case."""
+    return advice(status.waits) if status.updates else ""
+
+
+def _waits(status: Status) -> list[str]:
+    longest = sorted(status.waits.items(), key=lambda item: -item[1])[:MOST_WAITS]
+    return [f"{in_words(pair)} {share:.0%}" for pair, share in longest if share >= 0.01]
+
+
+def _faults(status: Status) -> list[str]:
+    return [f"{name.replace('_', ' ')} {n}" for name, n in status.faults.items() if n]
+
+
 def _speeds(before: Status, now: Status) -> tuple[float | None, float | None]:
-    """Env steps and updates a second; unknown at the first status, as a run may be resumed."""
+    """Returns env steps and updates per second; None at the first status of this start."""
     span = now.elapsed_s - before.elapsed_s
     if span <= 0:
         return None, None
     return (now.env_steps - before.env_steps) / span, (now.updates - before.updates) / span
 
 
-def _eta(status: Status, env_speed: float | None) -> str:
+def _time_left(status: Status, env_speed: float | None) -> str:
     left = max(0, status.steps - status.env_steps)
     return clock_time(left / env_speed) if env_speed else "–" if left else clock_time(0)
 
 
-def _longest(waits: Mapping[str, float]) -> list[tuple[str, float]]:
-    return sorted(waits.items(), key=lambda item: -item[1])[:4]
-
-
-def _by_group(metrics: Mapping[str, float]) -> dict[str, list[str]]:
-    """Returns the metrics of the groups that are shown, in words; empty groups are left out."""
-    shown: dict[str, list[str]] = {group: [] for group in GROUPS}
-    for key, value in metrics.items():
-        group, _, name = key.partition("/")
-        if group in shown:
-            shown[group].append(f"{name.replace('_', ' ')} {value:.3g}")
-    return {group: parts for group, parts in shown.items() if parts}
+def _versions(count: float) -> str:
+    return f"{count:g} version" + "s" * (count != 1)
 
 
 def _number(value: float | None) -> str:
@@ -226,5 +377,28 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
+# ---------------------------------------------------------------------------------- the terminal
+
+
+def _without_echo_of_control_keys(console: Console) -> Callable[[], None]:
+    """Stops the terminal from printing `^C` into the live view → a function that undoes this.
+
+    The two characters would move the cursor, and leave a line of the old view on the screen.
+    """
+    terminal: Any = None
+    try:
+        terminal = console.file.fileno()
+        if os.tcgetpgrp(terminal) != os.getpgrp():  # a background job may not change the terminal
+            return lambda: None
+        before = termios.tcgetattr(terminal)
+        changed = [*before]
+        changed[3] = before[3] & ~termios.ECHOCTL
+        termios.tcsetattr(terminal, termios.TCSANOW, changed)
+    except (OSError, ValueError, io.UnsupportedOperation, termios.error):
+        return lambda: None
+
+    def restore() -> None:
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(terminal, termios.TCSANOW, before)
+
+    return restore

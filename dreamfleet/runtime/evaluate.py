@@ -1,8 +1,9 @@
-"""Play a trained policy greedily and say how well it does."""
+"""Plays greedy episodes of a trained policy and computes their statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,25 +21,31 @@ if TYPE_CHECKING:
     from dreamfleet.runtime.blueprint import Blueprint
 
 MOST_EPISODES: Final = 1_000_000  # each has a seed, and all seeds are drawn at once
-FILMED: Final = 10  # environments that play together for a film, one of which is shown
+FILMED: Final = 10  # environments that play together when a film is made; the first one is filmed
 
 
 @dataclass(frozen=True)
 class Player:
-    """An agent that acts as a checkpoint of a run does."""
+    """An agent with the policy of a checkpoint."""
 
     blueprint: Blueprint
     agent: Agent
-    env_steps: int  # how long it had learned
+    env_steps: int  # steps of the run when the checkpoint was saved
     checkpoint: Path
 
 
-def player(run: Path, checkpoint: str = "latest", device: str = "auto") -> Player:
-    """Returns the agent of `run` with the policy of a checkpoint; the replay is not read.
+def player(
+    run: Path,
+    checkpoint: str = "latest",
+    device: str = "auto",
+    say: Callable[[str], object] = lambda line: None,
+) -> Player:
+    """Returns the agent of `run` with the policy of a checkpoint, without reading the replay.
 
-    checkpoint: `latest`, `best` by evaluation score (of equal ones the newer), or the path of one.
-    A damaged one is passed over for the newest whole one, unless its path was given. device: auto,
-    cpu or cuda. Raises UserError when `run` holds no run, or no such checkpoint or device.
+    checkpoint: `latest`, `best` (the highest mean return of an evaluation; of equal ones the
+    newer), or the path of a checkpoint. `latest` and `best` skip damaged checkpoints. device: auto,
+    cpu or cuda. `say` is called with a line that says what happens, after the quick checks. Raises
+    UserError when the run, the checkpoint or the device does not exist.
     """
     Flags(device=device)
     preflight.check_device(device)
@@ -48,7 +55,8 @@ def player(run: Path, checkpoint: str = "latest", device: str = "auto") -> Playe
     if folder and not any(folder.glob("ckpt-*")):
         raise UserError(_no_checkpoint(run, checkpoint))
 
-    from dreamfleet.runtime.blueprint import Blueprint  # heavy, as is an agent
+    say(f"loading the {checkpoint} policy of {run}" if folder else f"loading {checkpoint}")
+    from dreamfleet.runtime.blueprint import Blueprint  # takes long to import, as an agent does
 
     blueprint = Blueprint.of(config)
     agent = blueprint.agent("evaluation", device)
@@ -74,13 +82,15 @@ def evaluate(
     video: Path | None = None,
     checkpoint: str = "latest",
     max_steps: int | None = None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Greedy episodes of a checkpoint of `run` → their figures, ready for JSON.
+    """Plays greedy episodes of a checkpoint of `run` → their statistics, ready for JSON.
 
-    Returns are undiscounted and unshaped. `video`: a folder for films of every tenth episode.
-    `checkpoint`: as for `player`. `max_steps`: an episode is cut short there; None: where the run's
-    own evaluations are. Raises UserError for a number out of its range, as `player` does, and
-    WorkerFailed when an environment breaks its contract.
+    Returns are undiscounted and unshaped. `video`: a folder for films of every tenth episode; the
+    result then has their paths as `films`. `checkpoint`: as for `player`. `max_steps`: steps after
+    which an episode is cut short; None is the setting of the run. `say` is called with lines that
+    say what happens. Raises UserError for a number out of its range and in the cases of `player`,
+    and WorkerFailed when an environment breaks its contract.
     """
     for name, value, low, high in (
         ("episodes", episodes, 1, MOST_EPISODES),
@@ -93,27 +103,31 @@ def evaluate(
             limit = f"at least {low}" if high is None else f"from {low} to {high}"
             raise UserError(f"--{name} must be {limit}; found {value}.")
     video = video.absolute() if video else None  # an environment may change the working directory
-    found = player(run, checkpoint, device)
+    found = player(run, checkpoint, device, say)
     config = found.blueprint.config
+    say(f"playing {episodes:,} episode{'s' * (episodes != 1)} of {config.env}")
 
     from dreamfleet.actors.episodes import summary
     from dreamfleet.actors.evaluator import play
+    from dreamfleet.envs.film import quiet
     from dreamfleet.envs.vector import GymVector
 
-    with seeding.seeded_globals(seed):
-        if video is None:
-            env = found.blueprint.evaluation(episodes)
-        else:
+    with seeding.seeded_globals(seed), quiet() if video else nullcontext():
+        if video:
             n, options = min(episodes, FILMED), config.evaluated_options
-            env = GymVector(config.env, n, seed, options, video_dir=video)
+            env: Any = GymVector(config.env, n, seed, options, video_dir=video)
+        else:
+            env = found.blueprint.evaluation(episodes)
         try:
             played = play(env, found.agent, episodes, seed, max_steps or config.train.eval_steps)
+            films = {"films": [str(film) for film in env.films()]} if video else {}
         except EnvironmentFault as fault:
             raise WorkerFailed(f"the evaluation broke: {fault}") from None
         finally:
             env.close()
     return {
         **summary(played),
+        **films,
         "agent": config.agent,
         "env": config.env,
         "env_steps": found.env_steps,
@@ -123,9 +137,10 @@ def evaluate(
 
 
 def load_policy(agent: Agent, state: Mapping[str, Any]) -> None:
-    """Give `agent` the policy of a checkpoint's state. Raises UserError where it does not fit.
+    """Loads the policy of a checkpoint's state into `agent`. Raises UserError if it does not fit.
 
-    The state of a run holds an agent as it learns on; the best one only the weights it acted with.
+    A checkpoint of a run holds the whole state of the agent. The best checkpoint holds only the
+    weights that acting needs.
     """
     from dreamfleet.runtime.resume import each_group, restore_groups
 

@@ -22,10 +22,10 @@ from dreamfleet.core.types import Agent
 from dreamfleet.learner.weight_store import LocalWeights
 from dreamfleet.replay_server.shards import (
     join_states,
+    last_steps,
     merged_stats,
     shard_tables,
     split_state,
-    step_shares,
 )
 from dreamfleet.runtime.blueprint import Blueprint, weight_groups
 from dreamfleet.runtime.hosts import WorkerHost
@@ -381,7 +381,7 @@ class Fleet:
         config, seeds = self._blueprint.config, self._blueprint.shard_seeds()
         tables = shard_tables(self._tables, len(seeds))
         states = split_state(state, len(seeds)) if state else [None] * len(seeds)
-        ends = step_shares(config.steps, states)
+        ends = last_steps(config.steps, states)
         consuming = 1 + config.num_dreamers
         about = {"cpus": self._shares["replay"], "namespace": self._namespace}
         return [

@@ -23,10 +23,10 @@ from dreamfleet.core.types import (
     WeightStore,
     Worker,
 )
-from dreamfleet.replay_server.limiter import Pace
 from dreamfleet.replay_server.server import ReplayServer
 from dreamfleet.runtime.blueprint import Blueprint, Progress, Site, describe, weight_groups
 from dreamfleet.runtime.packed import Drawn, Packed
+from dreamfleet.runtime.room_forecast import RoomForecast
 from dreamfleet.runtime.turns import Report, Turns
 
 IDLE_S: Final = 0.2  # the longest a process without work sleeps between two looks
@@ -67,7 +67,7 @@ class _Desk:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.pace = Pace()
+        self.room_forecast = RoomForecast()
         self.refused: dict[int | None, int] = {}  # actors that wait for room, with how many rows
         self.rows: dict[str, threading.Condition] = {}  # consumer → who waits for rows
         self.drawn: Counter[str] = Counter()  # consumer → samples that are being gathered
@@ -126,7 +126,7 @@ class ReplayHost:
         with desk.lock:
             taken = self._server.add(table, batch, streams, chunk_id)
             room, now = self._server.room(table), time.monotonic()
-            desk.pace.follow(self._server.added(table) + room, now)
+            desk.room_forecast.record(self._server.added(table) + room, now)
             if taken:
                 for waiting in desk.rows.values():
                     waiting.notify_all()
@@ -139,7 +139,7 @@ class ReplayHost:
             before = list(desk.refused).index(actor)
             steps = max(1, -room) + sum(list(desk.refused.values())[:before])
             # Half of it, again and again, meets the moment without asking often.
-            again_s = desk.pace.seconds(steps, now) / 2
+            again_s = desk.room_forecast.seconds_until(steps, now) / 2
             return Receipt(False, 0, min(max(again_s, AGAIN_S[0]), AGAIN_S[1]))
 
     def sample(
@@ -169,18 +169,19 @@ class ReplayHost:
                 draw = _until(desk.rows_for(consumer), deadline, draw_in_turn)
                 if draw is None:
                     return None
-                desk.pace.follow(server.added(table) + server.room(table), time.monotonic())
+                desk.room_forecast.record(
+                    server.added(table) + server.room(table), time.monotonic()
+                )
                 if isinstance(draw, Packed):
                     desk.hand_over(consumer, key)
                     return draw
-                mass = server.priority_mass(table, consumer)
                 desk.drawn[consumer] += 1
             packed = Packed.of(server.gather(table, draw))
             with desk.lock:
                 desk.drawn[consumer] -= 1
                 if server.intact(table, draw):
                     desk.hand_over(consumer, key)
-                    return Drawn(packed, draw.keys, draw.prob, draw.size, mass, draw.episode_stats)
+                    return Drawn(packed, draw.sample)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
         with self._desk(table).lock:
@@ -205,14 +206,14 @@ class ReplayHost:
         state = {}
         for table, desk in self._desks.items():
             with desk.lock:
-                saving = self._server.saving(table)
+                snapshot = self._server.snapshot(table)
                 late = {consumer: desk.on_the_way(consumer) for consumer in desk.rows}
-                left = saving.copy_piece()
+                left = snapshot.copy_piece()
             while left:
                 time.sleep(BREATH_S)  # a lock let go for less is taken again by the same thread
                 with desk.lock:
-                    left = saving.copy_piece()
-            state[table] = saving.state()
+                    left = snapshot.copy_piece()
+            state[table] = snapshot.state()
             if samples := state[table].get("limiter", {}).get("samples"):
                 samples |= {consumer: n - late.get(consumer, 0) for consumer, n in samples.items()}
         return state

@@ -15,9 +15,9 @@ from dreamfleet.replay_server.shards import (
     NearShard,
     ShardedReplay,
     join_states,
+    last_steps,
     shard_tables,
     split_state,
-    step_shares,
 )
 from dreamfleet.runtime.blueprint import Blueprint, Progress, Site, weight_groups
 from dreamfleet.runtime.display import Display
@@ -50,7 +50,7 @@ def train(
         for group in groups:
             agent.restore(group, resumed["agent"][group])
         states = [*split_state(resumed["replay"], len(shards))]
-    ends = step_shares(config.steps, states)
+    ends = last_steps(config.steps, states)
     for shard, state, end in zip(shards, states, ends, strict=True):
         if state is not None:
             shard.restore(state)

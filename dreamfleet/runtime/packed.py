@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dreamfleet.core.types import Array, Batch, EpisodeStats, Sample
+from dreamfleet.core.types import Array, Batch, Sample
 
 ALIGNMENT = 64  # bytes of a cache line
 
@@ -54,18 +55,14 @@ class Packed(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A sample on its way, and what the consumer's starts in this table weigh together."""
+    """A sample with its data packed."""
 
     data: Packed
-    keys: Array
-    prob: Array
-    size: int
-    priority_mass: float
-    episode_stats: EpisodeStats = EpisodeStats()
+    sample: Sample  # complete but for its data
 
     def owned(self) -> Sample:
-        keys, prob = self.keys.copy(), self.prob.copy()
-        return Sample(self.data.owned(), keys, prob, self.size, self.episode_stats)
+        keys, prob = self.sample.keys.copy(), self.sample.prob.copy()
+        return replace(self.sample, data=self.data.owned(), keys=keys, prob=prob)
 
 
 def _on_host(value: Any) -> Array:

@@ -77,11 +77,11 @@ def check_environment(config: RunConfig) -> tuple[EnvSpec, list[str]]:
     Raises UserError where it cannot be built with its arguments or breaks, and where evaluations
     play in other spaces.
     """
-    from dreamfleet.envs.rehearsal import rehearse
+    from dreamfleet.envs.first_step import try_first_step
 
-    spec, warnings = rehearse(config.env, config.env_options)
+    spec, warnings = try_first_step(config.env, config.env_options)
     if config.evaluated_options != unshaped(config.env_options):
-        evaluated, _ = rehearse(config.env, config.evaluated_options)
+        evaluated, _ = try_first_step(config.env, config.evaluated_options)
         if evaluated != spec:
             raise UserError(
                 f"evaluations of {config.env} have {evaluated}, training has {spec}: change "

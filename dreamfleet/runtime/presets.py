@@ -1,4 +1,4 @@
-"""The settings known to work, by agent and environment: `agents/presets.yaml`."""
+"""Reads the presets, settings that are known to work, from `agents/presets.yaml`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ PATH = Path(__file__).parent.parent / "agents" / "presets.yaml"
 
 
 def every() -> dict[str, dict[str, dict[str, Any]]]:
-    """All presets: agent → env → settings."""
+    """Returns all presets: agent → env → settings."""
     loaded: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(PATH.read_text())
     return loaded
 
 
 def find(agent: str, env: str, name: str | None = None) -> dict[str, Any]:
-    """Dotted settings of preset `name` of `agent`, or of the one for `env`, if there is one.
+    """Returns the settings of a preset by dotted name; none when the agent has no such preset.
 
-    Raises UserError when a preset asked for by name is not there.
+    The preset is `name`, or without a name the one for `env`. Raises UserError for an unknown name.
     """
     known = every().get(agent, {})
     if name is not None and name not in known:

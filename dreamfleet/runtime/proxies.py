@@ -13,8 +13,8 @@ from typing import Any, Final, Protocol, cast
 import numpy as np
 
 from dreamfleet.core.errors import Gone
-from dreamfleet.core.types import Array, Batch, ChunkId, QueueSpec, TableSpec, Weights
-from dreamfleet.replay_server.shards import Part, ShardedReplay
+from dreamfleet.core.types import Array, Batch, ChunkId, QueueSpec, Sample, TableSpec, Weights
+from dreamfleet.replay_server.shards import ShardedReplay
 from dreamfleet.runtime.hosts import AGAIN_S, Reader, Receipt
 from dreamfleet.runtime.packed import Packed
 
@@ -153,7 +153,7 @@ class ShardProxy:
         self._sample(asked)
         return asked
 
-    def answer(self, asked: _Asked) -> Part | Batch | None:
+    def answer(self, asked: _Asked) -> Sample | Batch | None:
         if not self._here(asked.call):
             return None
         answer = self._line.get(asked.call)
@@ -162,9 +162,7 @@ class ShardProxy:
             self.missed.add(asked.call)
             return None
         self._received[asked.table, asked.consumer] += 1
-        if isinstance(answer, Packed):
-            return answer.owned()
-        return Part(answer.owned(), answer.priority_mass)
+        return cast(Sample | Batch, answer.owned())
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
         """Sent without awaiting it; what goes wrong is raised by the next one."""

@@ -1,6 +1,9 @@
-"""The reference of settings, made from the code, for the command line and `docs/settings.md`."""
+"""Makes the reference of settings from the code, for `launch.py list` and `docs/settings.md`."""
 
 from __future__ import annotations
+
+import textwrap
+from typing import Final
 
 from dreamfleet import agents
 from dreamfleet.core.config import Flags, TrainConfig
@@ -11,10 +14,16 @@ HEAD = """# Settings
 `python docs/generate.py` writes this page from the comments in the code.
 `launch.py list settings [AGENT]` prints the same.
 A flag is given as `--num-actors 4`, every other setting as `--set NAME=VALUE`.
-What is given wins over the preset (`launch.py list presets`), and the preset over the default.
-`env.NAME` and `eval_env.NAME` are arguments of the environment: see
+Your value replaces the preset's (`launch.py list presets`), and the preset's replaces the default.
+`env.NAME` and `eval_env.NAME` are arguments of the environment, see
 [own-environment.md](own-environment.md).
 """
+
+
+TITLES: Final = {
+    "flags": "flags of launch.py train",
+    "train": "training: --set NAME=VALUE",
+}
 
 
 def groups(agent: str | None = None) -> dict[str, list[Setting]]:
@@ -29,11 +38,19 @@ def groups(agent: str | None = None) -> dict[str, list[Setting]]:
     return found
 
 
-def in_line(setting: Setting) -> str:
-    """Returns a setting on one line."""
+def in_lines(setting: Setting, width: int | None) -> list[str]:
+    """Returns a setting as text: wrapped at `width` columns, or on one line for None."""
     allowed = f" ({setting.allowed})" if setting.allowed else ""
     source = f" [{setting.source}]" if setting.source else ""
-    return f"{setting.name} = {setting.default}{allowed}: {setting.meaning}{source}".rstrip(": ")
+    return hanging(f"{setting.name} = {setting.default}{allowed}", setting.meaning + source, width)
+
+
+def hanging(name: str, text: str, width: int | None) -> list[str]:
+    """Returns `name: text` on one line, or a line for `name` and below it `text`, wrapped."""
+    if width is None:
+        return [f"  {name}: {text}".rstrip(": ")]
+    wrapped = textwrap.wrap(text, max(width, 30), initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return [f"  {name}", *wrapped]
 
 
 def page() -> str:

@@ -124,9 +124,7 @@ def _unlike(ours: Any, theirs: Any, where: str) -> str:
     if isinstance(ours, Mapping):
         if not isinstance(theirs, Mapping):
             return f"{where} is missing"
-        places = {key: f"{where}.{key}" for key in ours}
-        needed = [key for key in ours if key in theirs or not _may_be_missing(places[key])]
-        found = (_unlike(ours[key], theirs.get(key), places[key]) for key in needed)
+        found = (_unlike(ours[key], theirs.get(key), f"{where}.{key}") for key in ours)
         return next(filter(None, found), "")
     if isinstance(ours, np.ndarray):
         same = isinstance(theirs, np.ndarray) and theirs.dtype == ours.dtype
@@ -140,11 +138,6 @@ def _unlike(ours: Any, theirs: Any, where: str) -> str:
     return ""
 
 
-def _may_be_missing(where: str) -> bool:
-    """Tells whether `Table.restore` does without this part, which older checkpoints lack."""
-    return where.endswith(".recent_returns") or ".counters." in where
-
-
 def _kind(value: Any) -> str:
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
 
@@ -152,8 +145,8 @@ def _kind(value: Any) -> str:
 def _check_rows(name: str, table: Mapping[str, Any]) -> None:
     """UserError unless all that a table says of its rows is of as many rows."""
     rows = {"previous": table["previous"], **table["columns"]}
-    for consumer, view in table["views"].items():
-        rows[f"{consumer}.starts"] = view["starts"]
+    for name_of_consumer, consumer in table["consumers"].items():
+        rows[f"{name_of_consumer}.starts"] = consumer["starts"]
     held = len(table["previous"])
     for what, values in rows.items():
         if len(values) != held:

@@ -26,6 +26,7 @@ from dreamfleet.core.config import RunConfig, configure, flatten
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.import_guard import never_import_from
 from dreamfleet.core.own_files import check_own_file, check_own_folder, open_own
+from dreamfleet.core.version import VERSION, made_by_older_version
 
 RUNS = Path("runs")
 CONFIG: Final = "config.yaml"
@@ -143,7 +144,6 @@ class RunFolder:
             settings, history = _parsed(file, text)
             entry["changed"] = _differences(_applied(settings, history), flatten(now))
             text += "" if text.endswith("\n") else "\n"
-            text += "" if HISTORY in settings else f"{HISTORY}:\n"
         entry["versions"] = versions()
         grown = text + yaml.safe_dump([entry], sort_keys=False)
         _check_grown(file, grown, entry)
@@ -183,9 +183,21 @@ def read_config(path: Path) -> RunConfig:
 
     No module in `path` is imported by this process from now on. The address of a cluster is left
     out: a run joins one only when a person says so again. Raises UserError when there is no
-    config, or a broken one.
+    config, or a broken one, or an older version made the run.
     """
     never_import_from(path)
+    check_is_run(path)
+    if _older_version_made(path):
+        raise made_by_older_version(f"run {path}")
+    file = path / CONFIG
+    settings, history = _parsed(file, _read(file))
+    values = _applied(settings, history)
+    values.pop("address", None)
+    return configure(RunConfig(), values, source=str(file))
+
+
+def check_is_run(path: Path) -> None:
+    """Raises UserError unless the folder `path` has the config of a run."""
     file = path / CONFIG
     if not file.is_file():
         found = (
@@ -194,10 +206,15 @@ def read_config(path: Path) -> RunConfig:
         raise UserError(
             f"no run at {path}: expected {file}, found {found}. Runs are under {RUNS}/."
         )
-    settings, history = _parsed(file, _read(file))
-    values = _applied(settings, history)
-    values.pop("address", None)
-    return configure(RunConfig(), values, source=str(file))
+
+
+def _older_version_made(path: Path) -> bool:
+    """Returns whether a version made the run that did not write its own number yet."""
+    try:
+        made_with = json.loads((path / VERSIONS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(made_with, dict) and "dreamfleet" not in made_with
 
 
 def last_address(path: Path) -> str | None:
@@ -285,7 +302,10 @@ def _check_grown(file: Path, text: str, entry: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """Returns what this program runs on: Python, platform, git commit, packages; imports none."""
+    """Returns the versions of this package, Python, the platform and packages, and the git commit.
+
+    Imports none of the packages.
+    """
     packages: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
@@ -293,6 +313,7 @@ def versions() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             packages[name] = None
     return {
+        "dreamfleet": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git": _git_commit(),

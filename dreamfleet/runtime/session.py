@@ -1,17 +1,15 @@
-"""What a run keeps account of in every wiring: metrics, display, checkpoints, faults, signals."""
+"""Keeps the books of a run, locally and on Ray: metrics, display, checkpoints, faults, signals."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
-
-import numpy as np
 
 from dreamfleet.core import checkpoint
 from dreamfleet.core.config import RunConfig
@@ -21,21 +19,23 @@ from dreamfleet.core.types import BestEvaluation, Event
 from dreamfleet.replay_server.budget import sized
 from dreamfleet.runtime.blueprint import Progress
 from dreamfleet.runtime.display import Display, Status, clock_time
+from dreamfleet.runtime.gauges import Gauges
 from dreamfleet.runtime.interrupts import Interrupts
 from dreamfleet.runtime.run_folder import TENSORBOARD, RunFolder
 from dreamfleet.runtime.tensorboard import TensorBoard
 from dreamfleet.runtime.turns import Fault, Report
 
-PERIOD_S: Final = 10.0  # between two "run" lines of metrics; shares of time are of the last period
+PERIOD_S: Final = 10.0  # between two "run" lines of metrics; waits are fractions of one period
 WARN_EVERY_S: Final = 60.0  # between two warnings that something cannot be written
-FRUITLESS_STARTS: Final = 5  # of one worker in a row, after which the run gives up
-REST_S: Final = (0.2, 10.0)  # the shortest and the longest rest between two fruitless starts
+MOST_FAILED_STARTS: Final = 5  # of one worker in a row; after these the run ends
+RESTART_DELAY_S: Final = (0.2, 10.0)  # shortest and longest delay before a failed start is repeated
 
 
 class Session:
-    """Takes the reports of all workers. Use as a context around the training loop.
+    """Takes the reports of all workers. Use it as a context around the training loop.
 
-    Its clock starts when it is made. `resumed`: the state of the checkpoint the run goes on from.
+    The clock of the run starts when the session is made. `resumed`: the state of the checkpoint
+    from which the run continues, or None for a new run.
     """
 
     def __init__(
@@ -49,46 +49,43 @@ class Session:
         earlier = resumed["session"] if resumed else {}
         self.updates: Counter[str] = Counter(earlier.get("updates", {}))  # role → gradient steps
         self.env_steps = int(earlier.get("env_steps", 0))
-        self.learning = False  # a gradient step was taken, since this start of the run
+        self.learning = False  # whether an update was made since this start of the run
         self.interrupts = Interrupts()
         self._earlier_s = float(earlier.get("wall_s", 0.0))
         self._began = time.monotonic()
         self._metrics = MetricsWriter(folder.metrics)
         self._board = TensorBoard(folder.path / TENSORBOARD)
-        self._unmirrored: list[Event] = []
-        self._returns: deque[float] = deque(maxlen=100)
+        self._not_on_tensorboard: list[Event] = []
         self._last_eval: Event | None = None
         self._best_score = self._best_so_far() if resumed else None
         self.saved_at = self.env_steps if resumed else None  # env steps of the newest checkpoint
-        self._problem = ""  # why the last thing that could not be written was not
-        self._unsaved = ""  # why the last checkpoint was not
+        self._problem = ""  # the reason of the last failure to write a checkpoint
+        self._unsaved = ""  # the same, if the newest checkpoint is the one that failed
         self._next_warning = float("-inf")
-        self._learned: dict[str, float] = {}  # the newest of every metric of learner and dreamer
+        self._learned: dict[str, float] = {}  # newest value of each metric of learner and dreamer
         self._stats: Mapping[str, float] = {}
-        self._published: Counter[str] = Counter()
-        self._lags: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=500))
+        self._gauges = Gauges(self.env_steps, self.updates["learner"])
         self._faults: Counter[str] = Counter(restarts=0, refused=0)
-        self._fruitless: Counter[str] = Counter()  # starts of a worker since it last was of use
+        self._failed_starts: Counter[str] = Counter()  # of a worker, since it last did any work
         self._starts: Counter[str] = Counter(earlier.get("starts", {}))
         self._envs: dict[str, Any] = dict(earlier.get("envs", {}))  # actor → state of its envs
         self._resumes = int(earlier.get("resumes", -1)) + 1
-        # Role → the partner that it waited for, "" when busy → seconds.
-        self._spent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self._waits: dict[str, float] = {}
         self._period_ends = self._began + PERIOD_S
+        self._first_step = self.env_steps
         self._next_save = self._multiple_after(self.env_steps)
-        self._announced = False  # that it was interrupted
+        self._announced = False  # whether the display has shown that the run was interrupted
+        display.wait_for(self._starting())
 
     # ------------------------------------------------------------------------------ the loop
 
     @property
     def over(self) -> bool:
-        """Enough steps, or somebody asked to stop."""
+        """Whether the run has taken all its steps, or was interrupted."""
         return self.interrupted or self.env_steps >= self.config.steps
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody asked to stop."""
+        """Whether a signal asked the run to stop."""
         return self.interrupts.number is not None
 
     @property
@@ -96,13 +93,13 @@ class Session:
         return self._earlier_s + time.monotonic() - self._began
 
     def progress(self, worker: str) -> Progress:
-        """Returns where a worker that is started now takes up its work."""
+        """Returns the progress from which a worker that is started now continues."""
         starts = self._starts[worker] + self._resumes
         env = self._envs.get(worker, {})
         return Progress(self.env_steps, dict(self.updates), starts, env, self._best_score)
 
     def take(self, report: Report, stats: Mapping[str, float]) -> None:
-        """Account for what a worker did; `stats` are the replay's, from now.
+        """Counts and records what a worker reports; `stats` are the replay's newest counters.
 
         Raises WorkerFailed when the worker broke and a restart cannot help.
         """
@@ -120,23 +117,16 @@ class Session:
         if report.updates > self.updates[role]:
             self.updates[role] = report.updates
             self._begin_learning()
-        if report.published:
-            self._published["policy" if role == "learner" else "world"] = report.published
-        if role == "actor":
-            for group, version in report.versions.items():
-                self._lags[group].append(max(0, self._published[group] - version))
-        if role != "evaluator":  # it is meant to wait
-            for partner, seconds in (("", report.busy_s), *report.waits_s.items()):
-                self._spent[role][partner] += seconds
-        # An evaluator is of use while it lives, an actor once the replay has taken rows from it.
+        self._gauges.take(report)
+        # A start has not failed once the replay has rows of the actor, or the evaluator reports.
         if report.chunks or (role == "evaluator" and not report.fault):
-            self._fruitless[report.worker] = 0
+            self._failed_starts[report.worker] = 0
         if report.fault:
             self.broke(report.worker, report.fault)
         self.refresh()
 
     def _introduce(self, stats: Mapping[str, float]) -> None:
-        """Say once how much memory the replay takes."""
+        """Prints the size of the replay's tables, at the first report."""
         for name in stats:
             table, _, what = name.rpartition("/")
             if what == "bytes":
@@ -144,16 +134,19 @@ class Session:
                 self.display.note(f"replay: table {table!r}, {rows}, {sized(stats[name])}")
 
     def record(self, event: Event) -> None:
-        """Writes a line of metrics.jsonl, and soon of TensorBoard; lost where the disk is full."""
+        """Writes a line of metrics.jsonl, and soon after of TensorBoard.
+
+        When the disk is full, the line is lost and a warning is shown.
+        """
         stamped = {"kind": event["kind"], "env_steps": self.env_steps, **event}
         stamped["wall_s"] = round(self.elapsed_s, 3)
         try:
             self._metrics.write(stamped)
         except OSError as error:
             self._warn(f"metrics are lost: {error}")
-        self._unmirrored.append(stamped)
+        self._not_on_tensorboard.append(stamped)
         if event["kind"] == "episode":
-            self._returns.append(event["return"])
+            self._gauges.add_return(event["return"])
         elif event["kind"] == "eval":
             self._last_eval = event
         elif event["kind"] in ("learn", "world"):
@@ -165,20 +158,20 @@ class Session:
     def broke(self, worker: str, fault: Fault, useful: bool = False) -> None:
         """Counts a worker's fault. Raises WorkerFailed unless the worker is to be restarted.
 
-        useful: whether it was of use since its last start though no report of it came.
+        useful: whether the worker did any work since its last start, although no report arrived.
         """
         if useful:
-            self._fruitless[worker] = 0
-        self._fruitless[worker] += 1
+            self._failed_starts[worker] = 0
+        self._failed_starts[worker] += 1
         self.record({"kind": "fault", "worker": worker, "error": fault.error})
-        role, starts = worker.partition("-")[0], self._fruitless[worker]
+        role, starts = worker.partition("-")[0], self._failed_starts[worker]
         if fault.final:
             raise WorkerFailed(f"{worker}: {fault.error}")
         if role not in ("actor", "evaluator"):
             raise WorkerFailed(f"{fault.text}\n{worker} broke: {fault.error}".lstrip())
-        if starts == FRUITLESS_STARTS:
-            vain = "before it handed over a single row" if role == "actor" else "at once"
-            line = f"{worker} broke {starts} times in a row {vain}: {fault.error}"
+        if starts == MOST_FAILED_STARTS:
+            when = "before it handed over a single row" if role == "actor" else "at once"
+            line = f"{worker} broke {starts} times in a row {when}: {fault.error}"
             raise WorkerFailed(f"{fault.text}\n{line}".lstrip())
         self._starts[worker] += 1
         self._faults["restarts"] += 1
@@ -186,12 +179,16 @@ class Session:
         self.display.note(f"{worker} restarted: {fault.error}")
 
     def rest_s(self, worker: str) -> float:
-        """Returns how many seconds a worker that broke rests before it is started again."""
-        in_vain = self._fruitless[worker] - 1  # starts, before the last one
-        return min(REST_S[0] * 2 ** (in_vain - 1), REST_S[1]) if in_vain > 0 else 0.0
+        """Returns the delay in seconds before a worker that broke is started again.
+
+        The delay doubles with every failed start in a row, from the second one.
+        """
+        repeated = self._failed_starts[worker] - 1
+        shortest, longest = RESTART_DELAY_S
+        return min(shortest * 2 ** (repeated - 1), longest) if repeated > 0 else 0.0
 
     def refresh(self) -> None:
-        """Does what the clock says is due: a line of "run" metrics, the display."""
+        """Writes a "run" line and updates the display, each when it is due."""
         self.announce()
         if time.monotonic() >= self._period_ends:
             self._period_ends = time.monotonic() + PERIOD_S
@@ -200,36 +197,29 @@ class Session:
             self.display.update(self.status())
 
     def announce(self) -> None:
-        """Says once that an interrupt was heard."""
+        """Prints, once, that the run was interrupted and will save."""
         if self.interrupted and not self._announced:
             self._announced = True
             name = self.interrupts.name
             self.display.note(f"{name}: saving, then leaving (once more to leave at once)")
 
     def _close_period(self) -> None:
-        """Writes down which part of the period each role waited for another one."""
-        self._waits = {
-            f"{role} → {partner}": seconds / total
-            for role, spent in self._spent.items()
-            if (total := sum(spent.values()))
-            for partner, seconds in spent.items()
-            if partner
-        }
-        self._spent.clear()
+        """Writes a "run" line, and the lines since the last one to TensorBoard."""
         self.record({"kind": "run", **self._numbers()})
-        if self.learning:  # the first time imports for a second, which learning shall not wait for
-            self._mirror()
+        # The first write imports TensorBoard's format, which takes a second: not before learning.
+        if self.learning:
+            self._write_to_tensorboard()
 
-    def _mirror(self) -> None:
+    def _write_to_tensorboard(self) -> None:
         try:
-            for event in self._unmirrored:
+            for event in self._not_on_tensorboard:
                 self._board.write(event)
         except OSError as error:
             self._warn(f"TensorBoard's lines are lost: {error}")
-        self._unmirrored.clear()
+        self._not_on_tensorboard.clear()
 
     def _warn(self, what: str) -> None:
-        """Say that something could not be written, once a minute at most."""
+        """Prints that something could not be written, at most once a minute."""
         if time.monotonic() >= self._next_warning:
             self._next_warning = time.monotonic() + WARN_EVERY_S
             self.display.note(f"warning: {what}. Training goes on.")
@@ -242,6 +232,7 @@ class Session:
         self.display.note(f"learning since {time.monotonic() - self._began:.1f} s")
 
     def status(self) -> Status:
+        """Returns the counters of the run now, for the display."""
         ratio = self._stats.get("real/ratio_policy", self._stats.get("real/ratio_start"))
         return Status(
             env_steps=self.env_steps,
@@ -249,26 +240,49 @@ class Session:
             elapsed_s=self.elapsed_s,
             updates=self.updates["learner"],
             replay_ratio=ratio,
-            episodes=len(self._returns),
-            return_mean=float(np.mean(self._returns)) if self._returns else None,
+            episodes=self._gauges.episodes,
+            return_mean=self._gauges.return_mean,
             eval_return=self._last_eval["return_mean"] if self._last_eval else None,
+            phase=self._phase(),
             metrics=dict(self._learned),
-            lag={
-                group: (float(np.percentile(lag, 50)), float(np.percentile(lag, 95)))
-                for group, lag in self._lags.items()
-            },
-            waits=self._waits,
+            lag=self._gauges.lag,
+            waits=self._gauges.waits,
             faults=dict(self._faults),
         )
 
+    def _starting(self) -> str:
+        """Returns what happens before the first report, for the display."""
+        config = self.config
+        if config.local:
+            return "building the agent and the replay"
+        if config.address:
+            return f"joining the Ray cluster at {config.address}, and building the agent"
+        return "starting Ray, and building the agent"
+
+    def _phase(self) -> str:
+        """Returns what the run does or waits for, in words; "" while it learns."""
+        if self.interrupted:
+            return "stopping"
+        if self.over and self.saved_at == self.env_steps:
+            return self._last_evaluation()
+        if self.over:
+            return "all steps taken: collecting the last reports, then saving"
+        if self.learning:
+            return ""
+        if self.env_steps == self._first_step:
+            return "waiting for the first rows"
+        return "collecting rows until learning starts"
+
+    def _last_evaluation(self) -> str:
+        train = self.config.train
+        return f"playing {train.eval_episodes} evaluation episodes" if train.eval_every else ""
+
     def _numbers(self) -> dict[str, float]:
-        status = self.status()
-        numbers: dict[str, float] = {"updates": status.updates}
-        for pair, share in status.waits.items():  # "actor → replay" is wait/actor_for_replay
-            numbers["wait/" + pair.replace(" → ", "_for_").replace(" + ", "_")] = share
-        numbers |= {f"fault/{name}": count for name, count in status.faults.items()}
-        for group, (p50, p95) in status.lag.items():
-            numbers |= {f"lag/{group}_p50": p50, f"lag/{group}_p95": p95}
+        """Returns the metrics of a "run" line."""
+        updates = self.updates["learner"]
+        numbers: dict[str, float] = {"updates": updates}
+        numbers |= self._gauges.close_period(self.env_steps, updates)
+        numbers |= {f"fault/{name}": count for name, count in self._faults.items()}
         return numbers | {f"replay/{name}": value for name, value in self._stats.items()}
 
     # ---------------------------------------------------------------------------- checkpoints
@@ -278,11 +292,12 @@ class Session:
         return self.env_steps >= self._next_save
 
     def save(self, agent: Mapping[str, Any], replay: Mapping[str, Any]) -> Path | None:
-        """Write a checkpoint of the agent's state by weight group and the replay's → its path.
+        """Writes a checkpoint of the agent's state by weight group and the replay's → its path.
 
-        None: the disk refused, or the agent holds NaN; older checkpoints stay, and a warning says
-        so.
+        Returns None, and shows a warning, when the disk is full or the agent's state holds NaN.
+        Older checkpoints stay.
         """
+        self.display.wait_for("saving a checkpoint")
         self.env_steps = max(self.env_steps, _steps_in(replay))  # newer than the last report
         self._next_save = self._multiple_after(self.env_steps)
         began = time.monotonic()
@@ -296,16 +311,19 @@ class Session:
         }
         state = {"agent": agent, "replay": replay, "session": session}
         path = self._write(self.folder.checkpoints, self.env_steps, state, checkpoint.KEPT)
+        self.display.wait_for("")
         self._unsaved = "" if path else self._problem
         if path is None:
             return None
         self.saved_at = self.env_steps
         size = sum(file.stat().st_size for file in path.iterdir()) / 1e6
         self.display.note(f"saved {path} ({size:.1f} MB, {time.monotonic() - began:.1f} s)")
+        if self.over and not self.interrupted:
+            self.display.wait_for(self._last_evaluation())
         return path
 
     def _keep(self, best: BestEvaluation) -> None:
-        """Keep the policy of the best evaluation of the run; of equal ones, of the newer."""
+        """Saves the policy of the best evaluation of the run; of two equal ones, the newer."""
         if self._best_score is not None and best.score < self._best_score:
             return
         state = {"score": best.score, "episodes": best.episodes, "weights": best.weights}
@@ -319,7 +337,7 @@ class Session:
                 self.folder.best, agent=self.config.agent, env=self.config.env
             )
         except UserError as error:
-            self.display.note(f"warning: {error} The best evaluation is counted anew.")
+            self.display.note(f"warning: {error} The next evaluation counts as the best so far.")
             return None
         score = best.state.get("score") if best else None
         return float(score) if isinstance(score, (int, float)) else None
@@ -327,7 +345,7 @@ class Session:
     def _write(
         self, folder: Path, env_steps: int, state: Mapping[str, Any], kept: int
     ) -> Path | None:
-        """Write a checkpoint → its path; None, and a warning, where that cannot be."""
+        """Writes a checkpoint → its path, or None and a warning when it cannot be written."""
         about = {"agent": self.config.agent, "env": self.config.env}
         try:
             return checkpoint.save(folder, env_steps, state, kept=kept, **about)
@@ -357,7 +375,7 @@ class Session:
         self.interrupts.close()
         at_once = kind is KeyboardInterrupt and self.interrupted
         if kind is not KeyboardInterrupt:
-            self._mirror()
+            self._write_to_tensorboard()
         self._metrics.close()
         self._board.close()
         if at_once:
@@ -370,13 +388,13 @@ class Session:
 
     @property
     def go_on(self) -> str:
-        """How to go on after the run has ended early."""
+        """Says how to continue the run after it has ended early."""
         if any(self.folder.checkpoints.glob("ckpt-*")):
             return f"Go on: --resume {self.folder.path}"
         return "It has no checkpoint yet: start a new run."
 
     def leave(self, line: str, code: int) -> NoReturn:
-        """Ends this process now, from whatever thread, with one line of why."""
+        """Ends this process at once, in any thread, after printing one line with the reason."""
         self.display.note(line)
         self.display.stop()
         self._metrics.close()
@@ -384,7 +402,7 @@ class Session:
         os._exit(code)
 
     def take_last_evaluation(self, report: Report) -> None:
-        """Account for the evaluation of the policy that was saved."""
+        """Records the evaluation of the policy that the last checkpoint holds."""
         if report.fault:
             self.broke_in_last_evaluation(report.fault)
         for event in report.events:
@@ -393,20 +411,27 @@ class Session:
             self._keep(report.best)
 
     def broke_in_last_evaluation(self, fault: Fault) -> None:
-        """Notes a fault of the last evaluation, which ends nothing: the run is done and saved."""
+        """Records a fault of the last evaluation. The run is complete and saved all the same."""
         self.record({"kind": "fault", "worker": "evaluator", "error": fault.error})
         self.display.note(f"the last evaluation broke: {fault.error}")
 
     def finish(self) -> int:
-        """Say how it ended → the exit code."""
+        """Prints how the run ended → the exit code."""
         self._close_period()
+        self.display.wait_for("")
         self.display.finish(self.status())
+        code = self._say_how_it_ended()
+        if not self.config.local:
+            self.display.wait_for("stopping the processes", plain=False)
+        return code
+
+    def _say_how_it_ended(self) -> int:
         if self._unsaved:
             self.display.note(self._not_saved())
             return 1
         run = self.folder.path
         if self.interrupted:
-            done = self.env_steps >= self.config.steps  # the last evaluation was interrupted
+            done = self.env_steps >= self.config.steps  # only the last evaluation is missing
             then = f"Next: python launch.py eval {run}" if done else self.go_on
             self.display.note(f"stopped at {self.env_steps:,} steps. {then}")
             return self.interrupts.exit_code
@@ -416,6 +441,8 @@ class Session:
             scored = f" · eval {mean:.1f} ± {std:.1f} ({self._last_eval['episodes']} episodes)"
             if cut := self._last_eval.get("cut_short"):
                 scored += f", {cut} cut short at {self.config.train.eval_steps:,} steps"
+            rate = self._last_eval.get("success_mean", self._last_eval.get("is_success_mean"))
+            scored += "" if rate is None else f", success {rate:.0%}"
         self.display.note(
             f"done {self.env_steps:,} steps in {clock_time(self.elapsed_s)}{scored}"
             f" · next: python launch.py eval {run}"
@@ -423,7 +450,7 @@ class Session:
         return 0
 
     def _not_saved(self) -> str:
-        """Says that the end of the run is lost, and what is left of it."""
+        """Returns a line that says that the run's end is lost, and which checkpoint is left."""
         lost = f"stopped at {self.env_steps:,} steps, not saved: {self._unsaved}."
         if self.saved_at is None:
             return f"{lost} There is no checkpoint."
@@ -434,6 +461,6 @@ class Session:
 
 
 def _steps_in(replay: Mapping[str, Any]) -> int:
-    """Returns the env steps that the replay's state holds."""
+    """Returns the env steps that a state of the replay has counted, over all shards."""
     shards = [state for name, state in replay.items() if name.startswith("shard-")] or [replay]
     return sum(int(shard.get("real", {}).get("limiter", {}).get("steps", 0)) for shard in shards)

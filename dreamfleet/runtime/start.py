@@ -1,7 +1,8 @@
-"""Starts a run or goes on with one, after all that a person can get wrong was checked."""
+"""Starts a new run or resumes one, after checking everything that a person can get wrong."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from dreamfleet.runtime.run_folder import (
 
 SETTABLE: Final = ("train.", "agent.", "env.", "eval_env.")  # groups of settings
 
-# What a resumed run may do differently; the rest is what the run is.
+# Flags that may differ in a resumed run. All other flags must be those of the run.
 MAY_CHANGE: Final = (
     "steps",
     "num_actors",
@@ -36,20 +37,21 @@ MAY_CHANGE: Final = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A run to be started, or one to go on with: what `start` needs."""
+    """A run to be started or resumed, as `start` takes it."""
 
     config: RunConfig
-    settings: Mapping[str, Any]  # dotted: what was given beside flags
-    resumed: Path | None  # the folder of the run to go on with
+    settings: Mapping[str, Any]  # settings of the person beside flags, by dotted name
+    resumed: Path | None  # the folder of the run to resume; None for a new run
 
 
 def plan(
     flags_on: Callable[[Flags], Flags], settings: Mapping[str, Any], resume: str | None
 ) -> Plan:
-    """Merges defaults, preset or earlier run, flags and settings; each later one wins → a Plan.
+    """Returns the plan of a run: defaults, then preset or resumed run, then flags, then settings.
 
-    flags_on: given the flags there are without a person's, the flags with them. settings: dotted,
-    as of `--set`. resume: a run's folder or `latest`. Raises UserError for what cannot be.
+    Each later source wins. flags_on: a function that replaces flags by those of the person.
+    settings: by dotted name, as `--set` takes them. resume: a run's folder or `latest`; None for a
+    new run. Raises UserError for unknown or contradictory values.
     """
     check_settings(settings)
     if resume is None:
@@ -69,10 +71,10 @@ def plan(
 
 
 def start(planned: Plan, command: str) -> tuple[int, Path]:
-    """Trains until the steps are done or somebody interrupts → the exit code, the run's folder.
+    """Trains until the steps are taken or a signal interrupts → exit code, the run's folder.
 
-    command: what the person called, for the record. Raises UserError before anything
-    is written, and WorkerFailed when a part breaks for good.
+    command: the person's call, which the run's folder records. Raises UserError before anything is
+    written, and WorkerFailed when a part of the run breaks for good.
     """
     config, resumed = planned.config, planned.resumed
     # An environment may change the working directory as soon as one is built.
@@ -83,46 +85,67 @@ def start(planned: Plan, command: str) -> tuple[int, Path]:
         check_new(Path(config.run_dir))
     if config.address:
         preflight.check_address(config.address)
-    else:  # a cluster's devices are its own
+    else:  # the devices of a cluster are not known yet
         preflight.check_device(config.device)
-    spec, warnings = preflight.check_environment(config)
-    agents.check(config.agent, spec)
-    if resumed is not None:
-        preflight.check_same_spaces(spec, read_config(resumed))
-    chosen = any(key.startswith(("agent.", "train.replay_")) for key in planned.settings)
-    if chosen or spec.obs.image or config.agent not in agents.REGISTRY:
-        preflight.check_agent(config, spec)  # imports torch: the last of the checks
 
+    sys.stderr.write(f"{first_line(config, resumed)}\n")  # all imports below take time
+    sys.stderr.flush()
     from dreamfleet.runtime.display import Display
 
-    if resumed is None:
-        opened = RunFolder.create(config, runs, command)
-    else:
-        opened = RunFolder.reopen(resumed, config, command)
-        if config.address is None and (was := last_address(resumed)):
-            warnings.append(
-                f"the run was on the cluster at {was}, and goes on here. To go on there: "
-                f"--address {was}"
-            )
-    with opened as folder:
-        state = None
+    with Display() as display:
+        display.wait_for(f"checking {config.env} with one reset and one step")
+        spec, warnings = preflight.check_environment(config)
+        agents.check(config.agent, spec)
         if resumed is not None:
-            from dreamfleet.runtime.resume import restored
+            preflight.check_same_spaces(spec, read_config(resumed))
+        chosen = any(key.startswith(("agent.", "train.replay_")) for key in planned.settings)
+        if chosen or spec.obs.image or config.agent not in agents.REGISTRY:
+            display.wait_for(f"importing PyTorch and checking the agent {config.agent}")
+            preflight.check_agent(config, spec)
 
-            state = restored(folder.checkpoints, config)
-            folder.record()
-        if config.local:
-            from dreamfleet.runtime.local import train
+        if resumed is None:
+            opened = RunFolder.create(config, runs, command)
         else:
-            from dreamfleet.runtime.cluster import train
-        with Display(f"{config.agent} · {config.env} · {folder.path}") as display:
+            opened = RunFolder.reopen(resumed, config, command)
+            if config.address is None and (was := last_address(resumed)):
+                warnings.append(
+                    f"the run was on the cluster at {was}, and continues on this machine. To "
+                    f"continue on the cluster: --address {was}"
+                )
+        with opened as folder:
+            display.title = f"{config.agent} · {config.env} · {folder.path}"
             for warning in warnings:
                 display.note(f"warning: {warning}")
+            state = None
+            if resumed is not None:
+                from dreamfleet.runtime.resume import restored
+
+                display.wait_for("loading the checkpoint")
+                state = restored(folder.checkpoints, config)
+                folder.record()
+            display.wait_for("importing PyTorch" if config.local else "importing PyTorch and Ray")
+            if config.local:
+                from dreamfleet.runtime.local import train
+            else:
+                from dreamfleet.runtime.cluster import train
             return train(folder.config, folder, state, display), folder.path
 
 
+def first_line(config: RunConfig, resumed: Path | None) -> str:
+    """Returns the line that says what is being started."""
+    verb = f"resuming {resumed}:" if resumed else "starting"
+    parts = [_count(config.num_actors, "actor")]
+    parts += [_count(config.num_dreamers, "dreamer")] if config.num_dreamers else []
+    where = "in one thread" if config.local else f"{' and '.join(parts)} on Ray"
+    return f"{verb} {config.agent} on {config.env}: {config.steps:,} steps, {where}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + "s" * (n != 1)
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """UserError for a setting that belongs to no group."""
+    """Raises UserError for a setting that belongs to no group of settings."""
     for key in settings:
         if not key.startswith(SETTABLE) or key.endswith("."):
             flags = {field.name: "--" + field.name.replace("_", "-") for field in fields(Flags)}
@@ -134,7 +157,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def check_same_run(
     saved: RunConfig, config: RunConfig, settings: Mapping[str, Any], path: Path
 ) -> None:
-    """UserError where a resumed run is asked to be another run."""
+    """Raises UserError for flags and settings that a resumed run cannot change."""
     for field in fields(Flags):
         was, now = getattr(saved, field.name), getattr(config, field.name)
         if field.name == "run_dir" and now and Path(now).absolute() == path.absolute():
@@ -148,11 +171,11 @@ def check_same_run(
     for key in settings:
         if key.startswith("agent."):
             raise UserError(
-                f"--set {key} cannot change in a resumed run: its networks and optimisers were "
-                "built without it. Leave it out, or start a new run."
+                f"--set {key} cannot change in a resumed run: its networks and optimizers were "
+                "built with the old value. Leave it out, or start a new run."
             )
 
 
 def run_path(given: str) -> Path:
-    """Returns a run's folder, as a person names it."""
+    """Returns the folder of a run that a person names: a path, or `latest`."""
     return latest() if given == "latest" else Path(given)

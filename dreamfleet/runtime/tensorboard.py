@@ -1,4 +1,4 @@
-"""The metrics once more, as TensorBoard reads them."""
+"""Writes the metrics of a run in TensorBoard's own format."""
 
 from __future__ import annotations
 
@@ -8,26 +8,32 @@ import struct
 import time
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dreamfleet.core.own_files import append, open_own
 from dreamfleet.core.types import Event
 
+LEFT_OUT: Final = ("kind", "env_steps", "wall_s", "actor", "resumes")  # keys that are no curve
+COUNTERS: Final = ("replay/", "fault/")  # most counters stay constant for the whole run
+
 
 class TensorBoard:
-    """Mirrors the numbers of events as scalars `group/name` against env steps.
+    """Writes the numbers of events as scalars `group/name` against env steps.
 
-    A key that names no group gets the event's kind: `return` of an episode is `episode/return`.
-    Each event is one record of the file, written at once: tensorboardX's own writer does so in a
-    thread, which ends without a word when the disk is full, and then blocks whoever writes.
+    A key without a group gets the kind of its event: `return` of an episode is `episode/return`.
+    A counter is written when its value has changed since the event before, so that constant
+    counters do not appear. Each event is one record of the file, written at once. The writer of
+    tensorboardX is not used: it writes in a thread, which ends silently when the disk is full, and
+    the caller then waits for ever.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: int | None = None
+        self._counters: dict[str, float] = {}  # name → value in the last event
 
     def write(self, event: Event) -> None:
-        """Append one record, or none at all. Raises OSError when the disk refuses."""
+        """Appends one record, or nothing at all. Raises OSError when the disk is full."""
         from tensorboardX.proto.event_pb2 import Event as Record  # over a second: not at the start
 
         now = time.time()
@@ -36,9 +42,20 @@ class TensorBoard:
             name = f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}"
             self._file = open_own(self._folder / name, os.O_WRONLY | os.O_APPEND)
             append(self._file, framed(Record(wall_time=now, file_version="brain.Event:2")))
-        values = [{"tag": name, "simple_value": value} for name, value in scalars(event).items()]
-        record = Record(wall_time=now, step=int(event["env_steps"]), summary={"value": values})
-        append(self._file, framed(record))
+        values = [{"tag": name, "simple_value": value} for name, value in self._news(event).items()]
+        if values:
+            record = Record(wall_time=now, step=int(event["env_steps"]), summary={"value": values})
+            append(self._file, framed(record))
+
+    def _news(self, event: Event) -> dict[str, float]:
+        """Returns the scalars of an event without the counters that have not changed."""
+        found = scalars(event)
+        counters = {name: value for name, value in found.items() if name.startswith(COUNTERS)}
+        constant = {
+            name for name in counters if self._counters.get(name, counters[name]) == counters[name]
+        }
+        self._counters |= counters
+        return {name: value for name, value in found.items() if name not in constant}
 
     def close(self) -> None:
         if self._file is not None:
@@ -46,7 +63,7 @@ class TensorBoard:
 
 
 def framed(record: Any) -> bytes:
-    """Returns a record of the file: its length and its content, each with its checksum."""
+    """Returns a record as the file holds it: its length and its content, each with a checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
     content = record.SerializeToString()
@@ -60,5 +77,5 @@ def scalars(event: Event) -> dict[str, float]:
     return {
         key if "/" in key else f"{event['kind']}/{key}": float(value)
         for key, value in event.items()
-        if key not in ("kind", "env_steps") and isinstance(value, Real)
+        if key not in LEFT_OUT and isinstance(value, Real)
     }

@@ -11,19 +11,16 @@ from typing import Any, Final
 import numpy as np
 
 from dreamfleet.core.errors import Diverged, EnvironmentFault, UserError
+from dreamfleet.core.finite import check_actions, check_weights
 from dreamfleet.core.own_code import in_line, interrupts
-from dreamfleet.core.soundness import check_choice, check_weights
 from dreamfleet.core.types import (
     Agent,
     Array,
     Batch,
     EnvSpec,
     Feedback,
-    Mixture,
-    Prioritized,
     QueueSpec,
     Sample,
-    Selector,
     TableSpec,
 )
 from dreamfleet.replay_server.server import ReplayServer
@@ -172,7 +169,7 @@ def _check_acting(agent: Any, spec: EnvSpec) -> None:
         )
         action, _, extras = acted
         _require(isinstance(extras, Mapping), f"its further columns are no dict: {extras!r:.80}")
-        check_choice(action, extras, spec.action)
+        check_actions(action, extras, spec.action)
     found = {*rows, "action", *extras}
     lacking, unknown = sorted(declared.keys() - found), sorted(found - declared.keys())
     _require(not lacking, f"it does not return the column {', '.join(lacking)} of the table 'real'")
@@ -243,13 +240,7 @@ def _check_feedback(feedback: Any, real: Sample | Any, consumer: Any) -> None:
             float(value)
         except (TypeError, ValueError, RuntimeError):
             raise Unfit(f"the metric {name!r} is no number: {value!r:.80}") from None
-    if consumer is not None and _prioritized(consumer.selector):
+    if consumer is not None and consumer.selector.uses_priorities:
         found = feedback.priorities
         fits = found is not None and np.shape(found) == real.keys.shape
         _require(fits, f"a priority for each of its {len(real.keys)} windows is missing")
-
-
-def _prioritized(selector: Selector) -> bool:
-    if isinstance(selector, Mixture):
-        return any(_prioritized(part) for _, part in selector.parts)
-    return isinstance(selector, Prioritized)

@@ -37,7 +37,7 @@ class Swing:
                     "first": first,
                     "last": last,
                     "terminal": last,
-                    "trace": (10 * reward).astype(np.float32),
+                    "discounted_return": (10 * reward).astype(np.float32),
                     "held_out": held_out,
                 }
             )

@@ -155,15 +155,9 @@ def test_arguments_of_the_environment_may_have_any_name_and_come_back_from_a_fil
     assert configure(config, {"env": {"more": 1}}).env_options["sizes"] == [3, [4]]
 
 
-def test_the_old_name_of_these_arguments_is_still_read():
-    config = configure(RunConfig(), {"train.env.size": 3, "train.env.maze.width": 4})
-    assert config.env_options == {"size": 3, "maze": {"width": 4}}
-    old = {"train": {"chunk": 4, "env": {"size": 3}}, "env": "CartPole-v1"}
-    read = configure(RunConfig(), flatten(old))
-    assert (read.env_options, read.env, read.train.chunk) == ({"size": 3}, "CartPole-v1", 4)
-    assert configure(RunConfig(), flatten({"train": {"env": {}}})) == RunConfig()
-    with pytest.raises(UserError, match=r"env.… must be a group of settings; found 3"):
-        configure(RunConfig(), {"train.env": 3})
+def test_arguments_of_the_environment_are_no_settings_of_training():
+    with pytest.raises(UserError, match=r"unknown setting train\.env"):
+        configure(RunConfig(), {"train.env.size": 3})
 
 
 def test_evaluations_have_the_arguments_of_the_run_where_they_have_none_of_their_own():

@@ -1,4 +1,4 @@
-"""The reference of settings is made from the code, and is current."""
+"""The reference of settings is computed from the code, and docs/settings.md is current."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Example:
     """A configuration."""
 
     plain: int = within(8, 1, 64)  # rows [a paper: 4]
-    # The comment above counts
-    # where none stands beside.
+    # Without a comment beside the field
+    # the comment above is the meaning.
     above: float = within(1e-4, 0.0)
     kind: Literal["a", "b"] = "a"  # which one
     several: tuple[float, float] = (
@@ -32,14 +32,14 @@ class Example:
     nothing: str | None = None
 
 
-def test_a_setting_is_what_its_field_and_the_comment_beside_it_say():
+def test_a_setting_is_described_by_its_field_and_its_comment():
     assert described(Example, "x.") == [
         Setting("x.plain", "8", "from 1 to 64", "Rows", "a paper: 4"),
         Setting(
             "x.above",
             "0.0001",
             "at least 0.0",
-            "The comment above counts where none stands beside",
+            "Without a comment beside the field the comment above is the meaning",
         ),
         Setting("x.kind", "a", "a, b", "Which one"),
         Setting("x.several", "[0.5, 1]", "", "First and last"),
@@ -52,22 +52,22 @@ def test_the_page_is_current():
     assert text == reference.page(), "run python docs/generate.py"
 
 
-def test_every_setting_says_what_it_means():
+def test_every_setting_has_a_meaning():
     for title, settings in reference.groups().items():
-        silent = [it.name for it in settings if not it.meaning]
-        assert not silent, f"{title}: no comment beside {silent}"
+        missing = [it.name for it in settings if not it.meaning]
+        assert not missing, f"{title}: no comment beside {missing}"
 
 
 @pytest.mark.parametrize("agent", [None, *agents.REGISTRY])
 def test_the_settings_of_an_agent_can_be_listed(capsys, agent):
     assert cli.main(["list", "settings", *([agent] if agent else [])]) == 0
-    said = capsys.readouterr().out
-    assert "train.chunk = 8 (from 1 to 4096): Vector steps" in said
-    listed = [name for name in agents.REGISTRY if f"\n{name}\n" in said]
+    text = capsys.readouterr().out
+    assert "train.chunk = 8 (from 1 to 4096): Vector steps" in text
+    listed = [name for name in agents.REGISTRY if f"\nagent {name}: --set NAME=VALUE\n" in text]
     assert listed == ([agent] if agent else list(agents.REGISTRY))
 
 
-def test_only_settings_are_listed_by_agent(capsys):
+def test_only_list_settings_takes_an_agent(capsys):
     assert cli.main(["list", "envs", "dreamwalker"]) == 2
     assert cli.main(["list", "settings", "dreamwalkr"]) == 2
     assert "Nearest: dreamwalker" in capsys.readouterr().err

@@ -141,11 +141,14 @@ def test_the_film_shows_the_first_of_the_games_in_colours(tmp_path):
     expected = [plain.reset([3, 4])["obs"], *(plain.step(action)["obs"] for action in actions)]
     rows = [env.reset([3, 4])]
     for action in actions:
-        screen = env._film.render()
+        screen = env._filmed.render()
         assert screen.shape == (210, 160, 3)
         grey = by_area(screen @ np.array([0.2989, 0.587, 0.114]))
         assert np.abs(grey - rows[-1]["obs"][0, :, :, 0]).max() < 3
         rows.append(env.step(action))
+    env.films()
     env.close()
     np.testing.assert_array_equal([row["obs"] for row in rows], expected)
-    assert [path.name for path in tmp_path.iterdir()] == ["ALE-SpaceInvaders-v5-episode-0.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "ALE-SpaceInvaders-v5_episode-1_cut-short.mp4"
+    ]

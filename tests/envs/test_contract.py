@@ -11,7 +11,7 @@ import pytest
 from dreamfleet.core import seeding
 from dreamfleet.core.errors import EnvironmentFault, UserError
 from dreamfleet.envs import registry
-from dreamfleet.envs.rehearsal import rehearse
+from dreamfleet.envs.first_step import try_first_step
 from dreamfleet.envs.vector import GymVector
 from tests.envs import own
 
@@ -119,7 +119,7 @@ def test_an_old_interface_is_a_mistake_in_one_line(kind, said, limit):
     gym.registry.pop("Old-v0", None)
     gym.register("Old-v0", kind, max_episode_steps=limit)
     with pytest.raises(UserError) as error:
-        rehearse("Old-v0", {})
+        try_first_step("Old-v0", {})
     text = str(error.value)
     assert f"{said}" in text and "must return (observation, " in text and "\n" not in text
 
@@ -180,7 +180,7 @@ def test_a_persons_ctrl_c_is_none(raises):
 @pytest.mark.parametrize("where", ["init", "reset", "step"])
 def test_an_environment_that_always_breaks_is_a_mistake_in_one_line(raises, where):
     with pytest.raises(UserError, match=r"ValueError: no") as error:
-        rehearse(raises, {"where": where, "error": ValueError})
+        try_first_step(raises, {"where": where, "error": ValueError})
     assert "\n" not in str(error.value)
 
 
@@ -193,13 +193,13 @@ def test_an_environment_that_breaks_now_and_then_is_none():
             raise RuntimeError("no valid start")
         return np.zeros(2)
 
-    spec, warnings = rehearse(own.register("Shaky-v0", obs=obs), {})
+    spec, warnings = try_first_step(own.register("Shaky-v0", obs=obs), {})
     assert spec.obs.shape == (2,) and warnings == []
 
 
 def test_numbers_that_float32_holds_too_coarsely_are_warned_of():
     name = own.register("Stamp-v0", obs=lambda env, t: np.array([0.0, 1.7e9 + t]))
-    _, (warning,) = rehearse(name, {})
+    _, (warning,) = try_first_step(name, {})
     assert "1700000001.0" in warning and "within 128" in warning and "\n" not in warning
 
 
@@ -275,7 +275,7 @@ def test_a_seed_also_decides_what_does_not_come_from_reset():
 
 
 def test_seeds_fit_a_signed_integer_of_32_bits_and_differ():
-    seeds = [seed for i in range(50) for seed in seeding.spread((i, 7), 20)]
+    seeds = [seed for i in range(50) for seed in seeding.derive((i, 7), 20)]
     assert len(set(seeds)) == 1_000 and max(seeds) < 2**31 and min(seeds) >= 0
     assert max(seeds) > 2**30  # all bits are in use
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dreamfleet.core.types import Space
-from dreamfleet.envs.rehearsal import rehearse
+from dreamfleet.envs.first_step import try_first_step
 from dreamfleet.envs.vector import GymVector
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-environment.md"
@@ -21,7 +21,7 @@ def test_the_environment_of_the_documentation_can_be_played(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "corridor", raising=False)
-    spec, warnings = rehearse(f"corridor:{name}", {"size": 3})
+    spec, warnings = try_first_step(f"corridor:{name}", {"size": 3})
     assert spec.obs == Space((3,), "float32") and warnings == []
     env = GymVector(f"corridor:{name}", 1, seed=0, options={"size": 3})
     rows = [env.reset(), *(env.step(np.ones(1, np.int64)) for _ in range(2))]

@@ -34,7 +34,7 @@ def test_every_row_of_an_episode_is_there_once_and_truncation_is_no_termination(
 def test_rows_agree_with_gymnasiums_own_vectorisation():
     """SyncVectorEnv resets on the step after the end (NEXT_STEP), which is what a row means."""
     ours = GymVector("CartPole-v1", 3, seed=7)
-    seeds = seeding.spread(7, 3)
+    seeds = seeding.derive(7, 3)
     theirs = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
     obs, _ = theirs.reset(seed=seeds)
     rows = ours.reset()
@@ -53,7 +53,7 @@ def test_rows_agree_with_gymnasiums_own_vectorisation():
 def test_rows_of_a_batched_environment_are_those_of_its_vectorised_form():
     ours = GymVector("NumberGame-v1", 3, seed=7)
     theirs = gym.make_vec("NumberGame-v1", 3)
-    obs, _ = theirs.reset(seed=seeding.spread(7, 1)[0])
+    obs, _ = theirs.reset(seed=seeding.derive(7, 1)[0])
     rows, ended = ours.reset(), np.ones(3, bool)
     np.testing.assert_array_equal(rows["obs"], obs)
     assert rows["first"].all() and not rows["reward"].any() and not rows["last"].any()
@@ -246,20 +246,21 @@ def test_what_the_environment_itself_raises_passes_through():
         unroll(GymVector("dreamfleet.envs.probe:FaultyStep-v0", 4, seed=0), 1_000)
 
 
-def test_each_episode_is_filmed(tmp_path):
+def test_each_episode_with_a_seed_is_filmed_as_a_whole(tmp_path):
     pytest.importorskip("moviepy")
     pytest.importorskip("pygame")
-    env = GymVector("CartPole-v1", 1, seed=0, video_dir=tmp_path)
-    env.reset()
-    ended = 0
-    while ended < 2:
-        ended += int(env.step(np.zeros(1, np.int64))["last"].sum())
+    env = GymVector("CartPole-v1", 2, seed=0, video_dir=tmp_path)
+    for seeds in ([1, 2], [3, 4]):
+        env.reset(seeds)
+        while not env.step(np.zeros(2, np.int64))["last"][0]:
+            pass
+        for _ in range(3):  # the next episode begins while other environments play on
+            env.step(np.zeros(2, np.int64))
+    names = ["CartPole-v1_episode-1.mp4", "CartPole-v1_episode-3.mp4"]
+    assert env.films() == [tmp_path / name for name in names]
     env.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "CartPole-v1-episode-0.mp4",
-        "CartPole-v1-episode-1.mp4",
-    ]
-    assert all(path.stat().st_size > 0 for path in tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert all(path.stat().st_size > 1_000 for path in tmp_path.iterdir())
 
 
 def test_an_environment_that_draws_nothing_cannot_be_filmed(tmp_path):

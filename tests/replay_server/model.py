@@ -5,18 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dreamfleet.core.types import (
-    Array,
-    Batch,
-    Consumer,
-    EmphasizeRecent,
-    Prioritized,
-    Recency,
-    Selector,
-    Space,
-    TableSpec,
-    Uniform,
-)
+from dreamfleet.core.selectors import EmphasizeRecent, Prioritized, Recency, Selector, Uniform
+from dreamfleet.core.types import Array, Batch, Consumer, Space, TableSpec
 from dreamfleet.replay_server.table import Table
 
 COLUMNS = {

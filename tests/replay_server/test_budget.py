@@ -7,17 +7,8 @@ import numpy as np
 import pytest
 
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import (
-    Consumer,
-    Mixture,
-    Prioritized,
-    QueueSpec,
-    Recency,
-    ReturnDeviation,
-    Space,
-    TableSpec,
-    Uniform,
-)
+from dreamfleet.core.selectors import Mixture, Prioritized, Recency, ReturnDeviation, Uniform
+from dreamfleet.core.types import Consumer, QueueSpec, Space, TableSpec
 from dreamfleet.replay_server import budget
 from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import COLUMNS, Episodes, spec
@@ -56,12 +47,12 @@ def test_a_table_takes_what_it_says(capacity: int) -> None:
 def test_a_budget_holds_as_many_rows_as_fit(megabytes: float) -> None:
     of = TableSpec(10**9, COLUMNS, CONSUMERS, max_bytes=int(megabytes * 1e6))
     table = Table("real", of, 0)
-    rows = round(table.nbytes / table.bytes_per_row)
+    rows = table.capacity
     assert table.nbytes <= of.max_bytes < budget.table_bytes(of, rows + 1)
     episodes = Episodes()
     for _ in range(rows // 1_000 + 2):
         table.add(episodes.chunk([0], np.zeros(1_000)), np.array([0]))
-    assert table.stats()["held"] == rows
+    assert table.stats()["stored"] == rows
 
 
 def test_capacity_holds_where_the_budget_takes_more() -> None:
@@ -79,11 +70,11 @@ def test_a_budget_too_small_for_its_consumers_is_refused() -> None:
 def test_tables_share_a_budget_by_what_they_would_take() -> None:
     tables = {"real": spec(30_000, **CONSUMERS), "dream": spec(10_000), "queue": QueueSpec(2)}
     needs = [budget.table_bytes(tables[name], tables[name].capacity) for name in ("real", "dream")]
-    part = budget.within(tables, sum(needs) / 2)
+    part = budget.limited(tables, sum(needs) / 2)
     for name, need in zip(("real", "dream"), needs, strict=True):
         assert 0.49 * need < Table(name, part[name], 0).nbytes <= 0.5 * need
     assert part["queue"] == tables["queue"]
-    assert budget.within(tables, sum(needs) + 1) == tables
+    assert budget.limited(tables, sum(needs) + 1) == tables
 
 
 def test_what_cannot_fit_in_memory_is_refused() -> None:

@@ -4,18 +4,15 @@ import numpy as np
 import pytest
 
 from dreamfleet.core.errors import EnvironmentFault, UserError
-from dreamfleet.core.types import (
-    Array,
-    Batch,
-    Consumer,
+from dreamfleet.core.selectors import (
     EmphasizeRecent,
     Mixture,
     Prioritized,
     Recency,
     ReturnDeviation,
-    TableSpec,
     Uniform,
 )
+from dreamfleet.core.types import Array, Batch, Consumer, TableSpec
 from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import Episodes, filled, spec
 
@@ -60,10 +57,10 @@ def test_a_refused_chunk_leaves_the_table_untouched(case: str) -> None:
     of = spec(48, a=Consumer(4, 3), b=Consumer(4, 1, Prioritized()))
     table, episodes = filled(of)
     good = episodes.chunk([0, 1], np.zeros((2, 4), bool))
-    before, counted = table.state(), table.stats()
+    before, counted = table.snapshot().state(), table.stats()
     with pytest.raises(EnvironmentFault, match=line):
         table.add(spoiled(good), np.arange(2))
-    after = table.state()
+    after = table.snapshot().state()
     assert after["counters"].pop(f"refused_{reason}") == 1
     before["counters"].pop(f"refused_{reason}")
     np.testing.assert_equal(after, before)
@@ -106,16 +103,16 @@ def test_a_chunk_larger_than_the_table_is_the_users_mistake() -> None:
         (spec(0), "capacity must be at least 1"),
         (spec(8, 0.5, a=Consumer(1)), "slack must be at least 1"),
         (spec(8, a=Consumer(0)), "batch and window"),
-        (spec(8, a=Consumer(3, 3)), "capacity to hold 9 or more, found 8"),
+        (spec(8, a=Consumer(3, 3)), "capacity to store 9 or more, found 8"),
         (spec(8, a=Consumer(3, 1, context=2)), "3 windows of 3 rows: .* 9 or more, found 8"),
-        (spec(8, a=Consumer(1, context=-1)), "context of at least 0"),
+        (spec(8, a=Consumer(1, context=-1)), "context at least 0"),
         (spec(8, a=Consumer(1, min_steps=9)), "min_steps 9"),
         (spec(8, a=Consumer(1, columns=("rewards",))), "'rewards'; the nearest is 'reward'"),
-        (spec(8, a=Consumer(1, columns=("obs", "obs"))), "each of its columns once"),
+        (spec(8, a=Consumer(1, columns=("obs", "obs"))), "each column must be named once"),
         (spec(8, a=Consumer(1, selector=Prioritized(initial="rewrd"))), "nearest is 'reward'"),
         (spec(8, a=Consumer(1, selector=Prioritized(initial="obs"))), "'obs' must be a float"),
         (spec(8, a=Consumer(1, selector=ReturnDeviation(0))), "half-life"),
-        (spec(8, a=Consumer(1, samples_per_step=0.0)), "more than 0 samples"),
+        (spec(8, a=Consumer(1, samples_per_step=0.0)), "samples_per_step must be more than 0"),
         (spec(8, a=Consumer(1, selector=Prioritized(-1))), "exponent"),
         (spec(8, a=Consumer(1, selector=Recency(0))), "half-life"),
         (spec(8, a=Consumer(1, selector=EmphasizeRecent(eta=1.1))), "eta"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamfleet.core.types import Consumer
-from dreamfleet.replay_server.limiter import Limiter, Pace
+from dreamfleet.replay_server.limiter import Limiter
 
 
 @given(
@@ -124,23 +124,3 @@ def test_room_is_how_many_steps_go_in_before_the_consumer_is_behind(
 
 def test_who_has_no_rate_leaves_room_for_all() -> None:
     assert Limiter({"a": Consumer(1, min_steps=5)}, 1.0).room("a") == np.inf
-
-
-def test_pace_tells_when_there_will_be_room() -> None:
-    pace = Pace()
-    for tick in range(101):
-        pace.follow(100 + 0.5 * tick, now=7.0 + 0.01 * tick)  # 50 steps a second
-    assert pace.seconds(8, now=8.0) == pytest.approx(8 / 50, rel=1e-6)
-    pace.follow(np.inf, now=9.0)
-    pace.follow(500.0, now=10.0)  # no such jump is anybody's pace
-    pace.follow(510.0, now=11.0)
-    assert pace.seconds(5, now=11.0) == pytest.approx(0.5)
-
-
-def test_where_nothing_moves_waiting_grows_longer() -> None:
-    pace = Pace()
-    pace.follow(100.0, now=7.0)
-    assert [pace.seconds(8, now) for now in (7.0, 7.1, 9.0)] == pytest.approx([0.0, 0.1, 2.0])
-    pace.follow(200.0, now=8.0)
-    assert pace.seconds(1, now=8.0) == pytest.approx(0.01)
-    assert pace.seconds(1, now=20.0) == pytest.approx(12.0)

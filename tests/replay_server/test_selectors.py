@@ -3,18 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dreamfleet.core.types import (
-    Consumer,
+from dreamfleet.core.selectors import (
     EmphasizeRecent,
     Mixture,
     Prioritized,
     Recency,
     ReturnDeviation,
     Selector,
-    Space,
-    TableSpec,
     Uniform,
 )
+from dreamfleet.core.types import Consumer, Space, TableSpec
 from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import COLUMNS, Episodes, Model, chi_square_bound, spec
 
@@ -118,10 +116,10 @@ def test_starts_enter_at_the_priority_their_actor_gave_them() -> None:
     table, episodes = Table("real", of, 0), Episodes()
     given = np.array([[4.0, -3.0, 1e30, 0.25, 9.0]], np.float32)
     assert table.add(episodes.chunk([0], np.zeros(5)) | {"priority": given}, np.array([0]))
-    mass = table.state()["views"]["a"]["selector"]["mass"]
+    mass = table.snapshot().state()["consumers"]["a"]["selector"]["weights"]
     np.testing.assert_allclose(mass, [2.0, 1e-3, 1e6, 0.5, 0.0])  # clamped; the last has no window
     table.update(np.array([0]), np.array([16.0]))
-    assert table.state()["views"]["a"]["selector"]["mass"][0] == 4.0
+    assert table.snapshot().state()["consumers"]["a"]["selector"]["weights"][0] == 4.0
 
 
 @pytest.mark.parametrize("half_life", [3.0, 1e9])

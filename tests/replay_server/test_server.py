@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 
 from dreamfleet.core.errors import EnvironmentFault, UserError
-from dreamfleet.core.types import (
-    ChunkId,
-    Consumer,
-    Prioritized,
-    QueueSpec,
-    Replay,
-    Sample,
-    TableSpec,
-)
+from dreamfleet.core.selectors import Prioritized
+from dreamfleet.core.types import ChunkId, Consumer, QueueSpec, Replay, Sample, TableSpec
 from dreamfleet.replay_server import ReplayServer
 from tests.replay_server.model import Episodes, spec
 
@@ -40,7 +33,7 @@ def test_tables_are_served_by_name() -> None:
     assert replay.sample("imagined", "policy") is None
     replay.update("real", sample.keys, np.ones(4))
     stats = replay.stats()
-    assert stats["real/samples_world"] == 1 and stats["real/held"] == 12
+    assert stats["real/samples_world"] == 1 and stats["real/stored"] == 12
     assert stats["real/ratio_world"] == pytest.approx(1 / 9)
 
 
@@ -75,7 +68,7 @@ def test_what_a_table_cannot_do_is_an_error() -> None:
     replay = server()
     with pytest.raises(ValueError, match="streams"):
         replay.add("real", Episodes().chunk([0], [False]))
-    with pytest.raises(ValueError, match="consumed once"):
+    with pytest.raises(ValueError, match="is a queue"):
         replay.update("dream", np.array([0]), np.array([1.0]))
     with pytest.raises(UserError, match="capacity"):
         ReplayServer({"dream": QueueSpec(0)}, 0)
@@ -95,7 +88,7 @@ def test_a_restored_server_continues_draw_for_draw() -> None:
             np.testing.assert_equal(ours.data, theirs.data)
             np.testing.assert_array_equal(ours.prob, theirs.prob)
     stats = heir.stats()
-    assert stats["dream/inserted"] == stats["dream/lost"] == 1  # queued batches do not survive
+    assert stats["dream/inserted"] == stats["dream/discarded"] == 1  # queued batches do not survive
     assert stats["env_steps"] == 10
 
 

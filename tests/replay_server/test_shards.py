@@ -9,29 +9,24 @@ import pytest
 
 from dreamfleet.core.config import RunConfig, TrainConfig
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import (
-    Array,
-    ChunkId,
-    Consumer,
+from dreamfleet.core.selectors import (
     EmphasizeRecent,
     Mixture,
     Prioritized,
-    QueueSpec,
     Recency,
-    Sample,
     Selector,
-    TableSpec,
     Uniform,
 )
+from dreamfleet.core.types import Array, ChunkId, Consumer, QueueSpec, Sample, TableSpec
 from dreamfleet.replay_server.server import ReplayServer
 from dreamfleet.replay_server.shards import (
     NearShard,
     ShardedReplay,
     join_states,
+    last_steps,
     merged_stats,
     shard_tables,
     split_state,
-    step_shares,
 )
 from tests.replay_server.model import Episodes, chi_square_bound, spec
 
@@ -154,21 +149,26 @@ def test_a_batch_is_shuffled_over_the_shards() -> None:
         assert first_half[stream] / first_half.total() == pytest.approx(weight / 10, abs=0.05)
 
 
-def test_probabilities_are_exact_while_masses_move() -> None:
-    """Masses as last heard of share the draws out, and that is the probability handed out."""
+def masses(shards: list[NearShard]) -> list[float]:
+    """Returns the present priority mass of each shard."""
+    return [shard._tables["real"]._views["x"].selector.priority_mass() for shard in shards]
+
+
+def test_probabilities_are_exact_although_reported_masses_are_old() -> None:
+    """Windows are divided by the masses last reported, and so are the probabilities returned."""
     many, near = sharded(tables(Prioritized()), 2)
     fill(many)
     draw(many)
     sample = draw(many)
-    many.update("real", sample.keys, np.full(16, 50.0))  # not heard of yet
-    held = [shard.priority_mass("real", "x") for shard in near]
-    before = many._mass["real", "x"].copy()
-    assert not np.allclose(before / before.sum(), np.array(held) / sum(held))
-    weights, n = 0.0, 4000
+    many.update("real", sample.keys, np.full(16, 50.0))  # not reported yet
+    now = masses(near)
+    before = many._priority_mass["real", "x"].copy()
+    assert not np.allclose(before / before.sum(), np.array(now) / sum(now))
+    total, n = 0.0, 4000
     for _ in range(n // 16):
-        many._mass["real", "x"] = before.copy()
-        weights += float((1 / draw(many).prob).sum())
-    assert weights / n == pytest.approx(draw(many).size, rel=0.1)  # E[1 / p] = number of starts
+        many._priority_mass["real", "x"] = before.copy()
+        total += float((1 / draw(many).prob).sum())
+    assert total / n == pytest.approx(draw(many).size, rel=0.1)  # E[1 / p] = number of starts
 
 
 def test_priorities_find_their_shard() -> None:
@@ -176,13 +176,11 @@ def test_priorities_find_their_shard() -> None:
     fill(many)
     draw(many)
     sample = draw(many)
-    masses = [shard.priority_mass("real", "x") for shard in near]
+    before = sum(masses(near))
     many.update("real", sample.keys, np.zeros(16))
     starts = len(set(sample.keys.tolist()))
-    assert sum(masses) - sum(shard.priority_mass("real", "x") for shard in near) == pytest.approx(
-        starts, rel=1e-3
-    )
-    assert many.stats()["real/stale"] == 0
+    assert before - sum(masses(near)) == pytest.approx(starts, rel=1e-3)
+    assert many.stats()["real/stale_priorities"] == 0
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
@@ -240,7 +238,7 @@ def test_counters_of_shards_add_up() -> None:
         assert many.sample("real", "x") is not None
     stats = many.stats()
     assert stats["env_steps"] == 3 * (1 + 2 + 3 + 4)
-    assert stats["real/inserted"] == stats["real/held"] == 40
+    assert stats["real/inserted"] == stats["real/stored"] == 40
     assert stats["real/samples_x"] == 5
     assert stats["real/ratio_x"] == pytest.approx(5 / 30)
     assert merged_stats([stats]) == pytest.approx(stats)
@@ -278,9 +276,9 @@ def test_more_shards_than_actors_are_refused() -> None:
 
 
 def test_shards_end_together_at_the_steps_of_the_run() -> None:
-    assert step_shares(10, [None]) == [10]
-    assert step_shares(10, [None, None, None]) == [3, 3, 4]
+    assert last_steps(10, [None]) == [10]
+    assert last_steps(10, [None, None, None]) == [3, 3, 4]
     states = [{"real": {"limiter": {"steps": steps}}} for steps in (7, 4)]
-    assert step_shares(20, states) == [11, 9]
-    assert sum(step_shares(20, states)) == 20
-    assert step_shares(11, states) == [7, 4]
+    assert last_steps(20, states) == [11, 9]
+    assert sum(last_steps(20, states)) == 20
+    assert last_steps(11, states) == [7, 4]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamfleet.core.types import Consumer, Mixture, Prioritized, Recency, ReturnDeviation
+from dreamfleet.core.selectors import Mixture, Prioritized, Recency, ReturnDeviation
+from dreamfleet.core.types import Consumer
 from dreamfleet.replay_server import snapshot
 from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import Episodes, spec
@@ -45,14 +46,14 @@ def test_a_snapshot_is_the_state_at_its_beginning(seed: int, before: int, busy: 
     table, episodes = Table("real", OF, seed), Episodes()
     for _ in range(before):
         stir(table, episodes, rng)
-    expected = copy.deepcopy(table.state())
+    expected = copy.deepcopy(table.snapshot().state())
     early = table.snapshot()
     late, meanwhile = None, None
     while early.copy_piece():
         if rng.random() < busy:
             stir(table, episodes, rng)
         if late is None and rng.random() < 0.1:
-            late, meanwhile = table.snapshot(), table.state()
+            late, meanwhile = table.snapshot(), table.snapshot().state()
     np.testing.assert_equal(early.state(), expected)
     if late is not None:
         stir(table, episodes, rng)
@@ -66,7 +67,7 @@ def test_a_table_restored_from_a_snapshot_continues_from_its_beginning() -> None
         stir(table, episodes, rng)
     saved = table.snapshot()
     twin, written, dice = Table("real", OF, 1), copy.deepcopy(episodes), copy.deepcopy(rng)
-    twin.restore(table.state())
+    twin.restore(table.snapshot().state())
     for _ in range(20):
         stir(table, episodes, rng)
     heir = Table("real", OF, 2)
@@ -75,16 +76,16 @@ def test_a_table_restored_from_a_snapshot_continues_from_its_beginning() -> None
         heirs, its = copy.deepcopy((written, dice))
         stir(twin, written, dice)
         stir(heir, heirs, its)
-    np.testing.assert_equal(heir.state(), twin.state())
+    np.testing.assert_equal(heir.snapshot().state(), twin.snapshot().state())
 
 
 def test_a_snapshot_survives_a_restore_of_its_table() -> None:
     rng = np.random.default_rng(0)
     table, episodes = Table("real", OF, 0), Episodes()
-    empty = table.state()
+    empty = table.snapshot().state()
     for _ in range(20):
         stir(table, episodes, rng)
-    expected, saved = table.state(), table.snapshot()
+    expected, saved = table.snapshot().state(), table.snapshot()
     table.restore(empty)
     stir(table, Episodes(), rng)
     np.testing.assert_equal(saved.state(), expected)

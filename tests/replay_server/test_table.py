@@ -9,20 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import (
-    Batch,
-    Consumer,
+from dreamfleet.core.selectors import (
     EmphasizeRecent,
     Mixture,
     Prioritized,
     Recency,
     ReturnDeviation,
-    Sample,
     Selector,
-    Space,
-    TableSpec,
     Uniform,
 )
+from dreamfleet.core.types import Batch, Consumer, Sample, Space, TableSpec
 from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import COLUMNS, Episodes, Model, filled, spec
 
@@ -44,9 +40,9 @@ CONSUMERS = {
 
 
 def starts(table: Table, consumer: str) -> list[int]:
-    state = table.state()
+    state = table.snapshot().state()
     oldest = state["inserted"] - len(state["previous"])
-    return (oldest + np.flatnonzero(state["views"][consumer]["starts"])).tolist()
+    return (oldest + np.flatnonzero(state["consumers"][consumer]["starts"])).tolist()
 
 
 def same(a: Sample | None, b: Sample | None) -> bool:
@@ -112,20 +108,20 @@ def test_a_table_does_what_lists_would(
         table.update(keys, priorities)
         model.update(keys, priorities)
         stats = table.stats()
-        assert stats["inserted"] == len(model.rows) == stats["held"] + stats["evicted"]
-        assert stats["cut"] == model.cut and stats["stale"] == model.stale
+        assert stats["inserted"] == len(model.rows) == stats["stored"] + stats["evicted"]
+        assert stats["truncated"] == model.cut and stats["stale_priorities"] == model.stale
         assert table.steps == model.steps
 
 
 def test_windows_are_copies() -> None:
     table, _ = filled(spec(64, a=Consumer(4, 3)))
-    before = table.state()
+    before = table.snapshot().state()
     sample = table.sample("a")
     assert sample is not None
     for column in sample.data.values():
         column[...] = 0
     for name, column in before["columns"].items():
-        np.testing.assert_array_equal(table.state()["columns"][name], column)
+        np.testing.assert_array_equal(table.snapshot().state()["columns"][name], column)
 
 
 def test_a_window_becomes_drawable_with_its_last_row() -> None:
@@ -140,11 +136,11 @@ def test_an_actor_that_died_leaves_a_cut_episode() -> None:
     table, episodes = Table("real", spec(8, a=Consumer(1, 1)), 0), Episodes()
     table.add(episodes.chunk([0], [False, False]), np.array([0]))
     table.add(episodes.chunk([0], [False, False], reset=True), np.array([0]))
-    state = table.state()
+    state = table.snapshot().state()
     assert state["columns"]["last"].tolist() == [False, True, False, False]
     assert not state["columns"]["terminal"].any()
     assert starts(table, "a") == [0, 2, 3]
-    assert table.stats()["cut"] == 1
+    assert table.stats()["truncated"] == 1
 
 
 def test_a_stream_may_go_on_after_its_rows_were_evicted() -> None:
@@ -164,7 +160,7 @@ def test_cutting_an_episode_whose_rows_were_evicted_touches_no_other_row() -> No
     table.add(episodes.chunk([2], [False] * 3), np.array([2]))
     table.add(episodes.chunk([0], [False], reset=True), np.array([0]))
     assert starts(table, "a") == [5, 6, 7, 8, 9, 10]
-    assert table.stats()["cut"] == 1
+    assert table.stats()["truncated"] == 1
 
 
 # ------------------------------------------------------------------------------------ contexts
@@ -227,7 +223,7 @@ def test_a_draw_is_intact_until_one_of_its_rows_goes() -> None:
     table, episodes = Table("real", spec(12, a=Consumer(1, 2, context=1)), 0), Episodes()
     table.add(episodes.chunk([0], np.zeros(8)), np.array([0]))
     draw = table.draw("a")
-    while draw is None or draw.keys[0] != 3:
+    while draw is None or draw.sample.keys[0] != 3:
         draw = table.draw("a")
     expected, counted = table.gather(draw), table.stats()["samples_a"]
     table.add(episodes.chunk([0], np.zeros(6)), np.array([0]))
@@ -298,12 +294,12 @@ def test_late_and_senseless_priorities_are_ignored_and_counted() -> None:
     sample = table.sample("a")
     assert sample is not None
     table.update(np.array([6, 7]), np.array([np.nan, -1.0]))
-    assert table.stats()["refused_priority"] == 2
+    assert table.stats()["invalid_priorities"] == 2
     table.add(episodes.chunk([0, 1], np.zeros((2, 8), bool)), np.arange(2))
-    before = table.state()
+    before = table.snapshot().state()
     table.update(sample.keys, np.full(4, 100.0))
-    assert table.stats()["stale"] == 4
-    np.testing.assert_equal(table.state()["views"], before["views"])
+    assert table.stats()["stale_priorities"] == 4
+    np.testing.assert_equal(table.snapshot().state()["consumers"], before["consumers"])
 
 
 def test_new_rows_enter_at_the_largest_priority() -> None:
@@ -311,7 +307,7 @@ def test_new_rows_enter_at_the_largest_priority() -> None:
     table.update(np.array([0]), np.array([9.0], np.float32))
     table.update(np.array([0]), np.array([0.0]))
     table.add(episodes.chunk([0], [False]), np.array([0]))
-    mass = table.state()["views"]["a"]["selector"]["mass"]
+    mass = table.snapshot().state()["consumers"]["a"]["selector"]["weights"]
     assert mass[-1] == 3.0 and mass[0] == pytest.approx(1e-3)
 
 
@@ -361,10 +357,10 @@ def test_a_restored_table_continues_bit_for_bit(rows: int) -> None:
         sample = table.sample(consumer)
         assert sample is not None
         table.update(sample.keys, np.linspace(0, 5, sample.keys.size))
-    state = table.state()
+    state = table.snapshot().state()
     heir, _ = filled(of, 20, seed=9)  # a table that has seen other rows
     heir.restore(state)
-    np.testing.assert_equal(heir.state(), state)
+    np.testing.assert_equal(heir.snapshot().state(), state)
     for step in range(12):
         assert heir.stats() == table.stats()
         for consumer in of.consumers:
@@ -378,7 +374,7 @@ def test_a_restored_table_continues_bit_for_bit(rows: int) -> None:
 
 def test_a_state_is_a_copy_and_stores_live_rows_only() -> None:
     table, episodes = filled(spec(16, 1.0, **CONSUMERS), rows=40)
-    state, twin = table.state(), table.state()
+    state, twin = table.snapshot().state(), table.snapshot().state()
     assert len(state["columns"]["obs"]) == 16
     table.add(episodes.chunk([0], np.zeros(5)), np.array([0]))
     table.sample("mixture")
@@ -388,9 +384,9 @@ def test_a_state_is_a_copy_and_stores_live_rows_only() -> None:
 def test_another_layout_is_refused_by_name() -> None:
     table, _ = filled(spec(48, a=Consumer(4, 2)))
     with pytest.raises(UserError, match="its capacity is 48 rows, here 47 rows"):
-        Table("real", spec(47, a=Consumer(4, 2)), 0).restore(table.state())
+        Table("real", spec(47, a=Consumer(4, 2)), 0).restore(table.snapshot().state())
     with pytest.raises(UserError, match=r"its consumer a is windows of 2 .*, here windows of 3"):
-        Table("real", spec(48, a=Consumer(4, 3)), 0).restore(table.state())
+        Table("real", spec(48, a=Consumer(4, 3)), 0).restore(table.snapshot().state())
 
 
 def test_bytes_are_known_from_the_start() -> None:
@@ -417,7 +413,7 @@ def test_a_table_takes_no_step_beyond_its_total(
 ) -> None:
     rng, names, episodes = np.random.default_rng(seed), list(range(streams)), Episodes()
     table = Table("real", spec(2_000, 1.0, a=Consumer(1, 1)), seed)
-    table.total = total
+    table.last_step = total
     offered = []
     while table.steps < total:
         last = rng.random((streams, length)) < ends
@@ -430,8 +426,8 @@ def test_a_table_takes_no_step_beyond_its_total(
         row for chunk in offered for t in range(length) for row in zip(*at(chunk, t), strict=True)
     ]
     acted = [tuple(obs) for obs, last in rows if not last]
-    assert table.stats()["left_out"] == len(acted) - total
-    columns = table.state()["columns"]
+    assert table.stats()["steps_past_the_end"] == len(acted) - total
+    columns = table.snapshot().state()["columns"]
     kept = {tuple(obs) for obs in columns["obs"][~columns["last"]].tolist()}
     assert kept == set(acted[:total])
 
@@ -443,13 +439,13 @@ def at(chunk: Batch, t: int) -> tuple[list[list[float]], list[bool]]:
 
 def test_a_run_that_asks_for_more_steps_goes_on() -> None:
     table, episodes = Table("real", spec(64, a=Consumer(1, 1)), 0), Episodes()
-    table.total = 5
+    table.last_step = 5
     assert table.add(episodes.chunk([0], [False] * 4), np.array([0]))
     assert table.add(episodes.chunk([0], [False] * 4), np.array([0]))
-    assert (table.steps, table.stats()["left_out"]) == (5, 3)
+    assert (table.steps, table.stats()["steps_past_the_end"]) == (5, 3)
     resumed = Table("real", spec(64, a=Consumer(1, 1)), 0)
-    resumed.restore(table.state())
-    resumed.total = 7
+    resumed.restore(table.snapshot().state())
+    resumed.last_step = 7
     fresh = Episodes().chunk([1], [False] * 4)
     assert resumed.add(fresh, np.array([1]))
-    assert (resumed.steps, resumed.stats()["left_out"]) == (7, 5)
+    assert (resumed.steps, resumed.stats()["steps_past_the_end"]) == (7, 5)

@@ -115,12 +115,42 @@ def test_people_get_a_sentence(run, capsys):
     assert "pusher on CartPole-v1 after 700 steps: return" in capsys.readouterr().out
 
 
-def test_a_video_changes_nothing_but_the_folder(run, tmp_path):
+@pytest.fixture
+def films(tmp_path) -> Path:
     pytest.importorskip("moviepy")
     pytest.importorskip("pygame")
-    plain = evaluate(run.path, 2, 3, "cpu")
-    assert evaluate(run.path, 2, 3, "cpu", video=tmp_path / "films") == plain
-    assert list((tmp_path / "films").glob("*.mp4"))
+    return tmp_path / "films"
+
+
+def test_films_change_nothing_and_are_one_of_every_tenth_episode(run, films):
+    plain = evaluate(run.path, 12, 3, "cpu")
+    filmed = evaluate(run.path, 12, 3, "cpu", video=films)
+    names = [f"CartPole-v1_episode-{episode}.mp4" for episode in (1, 11)]
+    assert filmed.pop("films") == [str(films / name) for name in names]
+    assert filmed == plain
+    assert sorted(path.name for path in films.iterdir()) == sorted(names)
+
+
+def test_an_evaluation_says_where_its_films_are_and_libraries_say_nothing(run, films, capfd):
+    assert cli.main(["eval", str(run.path), "--episodes=1", f"--video={films}"]) == 0
+    printed = capfd.readouterr()
+    assert printed.out.splitlines()[-1] == f"1 film in {films}: CartPole-v1_episode-1.mp4"
+    assert [line.partition(" ")[0] for line in printed.err.splitlines()] == ["loading", "playing"]
+
+
+def test_an_episode_that_was_cut_short_is_filmed_and_named_so(run, films):
+    found = evaluate(run.path, 1, 3, "cpu", video=films, max_steps=5)
+    assert [Path(film).name for film in found["films"]] == ["CartPole-v1_episode-1_cut-short.mp4"]
+
+
+def test_an_evaluation_that_breaks_leaves_no_film_of_a_part(run, films, monkeypatch):
+    def broken(self, action):
+        raise OSError("no")
+
+    monkeypatch.setattr("gymnasium.envs.classic_control.CartPoleEnv.step", broken)
+    with pytest.raises(OSError, match="no"):
+        evaluate(run.path, 1, 3, "cpu", video=films)
+    assert list(films.iterdir()) == []
 
 
 def test_a_run_without_a_checkpoint_says_so(run):

@@ -188,7 +188,7 @@ def test_its_state_is_that_of_the_server(replay):
     plain = ReplayServer(FakeAgent().tables, seed=7)
     plain.restore(replay.state())
     np.testing.assert_array_equal(
-        again.sample("real", "policy", 0.0).keys, plain.sample("real", "policy").keys
+        again.sample("real", "policy", 0.0).sample.keys, plain.sample("real", "policy").keys
     )
 
 
@@ -238,7 +238,7 @@ def test_rows_overwritten_while_they_are_copied_are_drawn_anew(monkeypatch):
     gather, drawn = replay._server.gather, []
 
     def gather_late(table, draw):
-        drawn.append(draw.keys)
+        drawn.append(draw.sample.keys)
         if len(drawn) == 1:
             assert add(replay, 16, first=False).taken  # earns four more
         return gather(table, draw)
@@ -246,7 +246,7 @@ def test_rows_overwritten_while_they_are_copied_are_drawn_anew(monkeypatch):
     monkeypatch.setattr(replay._server, "gather", gather_late)
     got = replay.sample("real", "policy", 0.0)
     assert len(drawn) == 2
-    assert drawn[0].max() < 16 <= got.keys.min()
+    assert drawn[0].max() < 16 <= got.sample.keys.min()
     assert replay.stats()["real/samples_policy"] == 1
     rest = [replay.sample("real", "policy", 0.0) is not None for _ in range(6)]
     assert sum(rest) == 5

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamfleet.core.errors import EnvironmentFault
-from dreamfleet.core.types import ChunkId
+from dreamfleet.core.types import ChunkId, Sample
 from dreamfleet.runtime import proxies
 from dreamfleet.runtime.hosts import AGAIN_S, Receipt
 from dreamfleet.runtime.packed import Drawn, Packed
@@ -230,7 +230,7 @@ def test_chunks_arrive_in_order_and_once(script):
 
 def drawn(key: int) -> Drawn:
     data = Packed.of({"obs": np.full((4, 2, 2), key, np.float32)})
-    return Drawn(data, np.full(4, key), np.full(4, 0.25), size=4, priority_mass=1.0)
+    return Drawn(data, Sample({}, np.full(4, key), np.full(4, 0.25), size=4, priority_mass=1.0))
 
 
 def test_samples_asked_for_ahead_come_in_order(world):

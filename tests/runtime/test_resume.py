@@ -78,7 +78,7 @@ def drop(*path: str) -> Callable[[dict[str, Any]], None]:
 
 def more_rows(state: dict[str, Any]) -> None:
     table = state["replay"]["real"]
-    starts = [view["starts"] for view in table["views"].values()]
+    starts = [consumer["starts"] for consumer in table["consumers"].values()]
     for values in (*table["columns"].values(), table["previous"], *starts):
         values.resize((3, *values.shape[1:]), refcheck=False)
 
@@ -112,7 +112,7 @@ LACKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "counts": (put("replay", "real", "limiter", "samples", value=3), "limiter.samples is missing"),
     "a count": (put("replay", "real", "inserted", value="x"), "real.inserted is 'x'"),
     "a negative count": (put("replay", "real", "inserted", value=-1), "real.inserted is -1"),
-    "a view": (drop("replay", "real", "views", "policy"), "views.policy is missing"),
+    "a consumer": (drop("replay", "real", "consumers", "policy"), "consumers.policy is missing"),
     "a stream": (
         put("replay", "real", "streams", "ended", value=np.zeros(2, bool)),
         "streams of different numbers",
@@ -150,15 +150,6 @@ def test_a_newer_one_that_lacks_something_is_passed_over(config, caplog, change,
         path.unlink()
     with pytest.raises(UserError, match=said):
         restored(folder, config)
-
-
-def test_a_checkpoint_from_before_returns_were_kept_and_steps_left_out_serves(config):
-    folder = Path(config.run_dir) / "checkpoints"
-    state = save_start(folder.parent, 100)
-    del state["replay"]["real"]["recent_returns"]
-    del state["replay"]["real"]["counters"]["left_out"]
-    checkpoint.save(folder, 200, state, agent=config.agent, env=config.env)
-    assert restored(folder, config)["replay"]["real"].keys() == state["replay"]["real"].keys()
 
 
 def test_a_run_that_is_done_is_said_to_be(config):

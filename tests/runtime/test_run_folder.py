@@ -191,17 +191,6 @@ def test_every_resume_adds_to_the_config_and_none_overwrites(tmp_path):
     assert read_config(path).agent_options == {"lr": 0.1, "new": 1}
 
 
-def test_a_config_of_before_there_was_a_history_is_read_and_added_to(tmp_path):
-    before = "agent: dreamer-lite\nsteps: 70\ntrain:\n  chunk: 3\nagent_options:\n  lr: 0.1"
-    (tmp_path / "config.yaml").write_text(before)
-    config = read_config(tmp_path)
-    assert (config.steps, config.train.chunk, config.agent_options) == (70, 3, {"lr": 0.1})
-    with RunFolder.reopen(tmp_path, replace(config, steps=80)) as folder:
-        folder.record()
-    assert (tmp_path / "config.yaml").read_text().startswith(before)
-    assert read_config(tmp_path).steps == 80
-
-
 # Forty lists, each of ten times the one before it.
 BOMB = "x0: &x0 [1]\n" + "".join(
     f"x{i}: &x{i} [{', '.join(10 * [f'*x{i - 1}'])}]\n" for i in range(1, 40)

@@ -18,7 +18,7 @@ from dreamfleet.core.errors import WorkerFailed
 from dreamfleet.core.types import BestEvaluation
 from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.run_folder import RunFolder
-from dreamfleet.runtime.session import FRUITLESS_STARTS, Session
+from dreamfleet.runtime.session import MOST_FAILED_STARTS, Session
 from dreamfleet.runtime.turns import Fault, Report
 
 STATS = {"env_steps": 40, "real/ratio_policy": 0.5}
@@ -142,7 +142,39 @@ def test_waits_are_shares_of_the_time_of_a_role(opened, monkeypatch):
         assert run["wait/learner_for_replay_dreamer"] == pytest.approx(0.1)
         assert run["replay/real/ratio_policy"] == 0.5
         assert run["fault/restarts"] == 0
+        assert run["speed/env_steps_per_s"] > 0 and run["speed/updates_per_s"] == 0.0
         assert session.status().waits["learner → replay"] == pytest.approx(0.3)
+
+
+def test_the_mean_return_of_the_last_hundred_episodes_is_a_metric(opened):
+    with opened() as session:
+        for total in range(200):
+            event = {"kind": "episode", "return": float(total), "length": 1, "actor": 0}
+            session.take(report("actor-0", events=[event]), STATS)
+        session.finish()
+        assert events(session)[-1]["episode/return_mean_100"] == np.mean(range(100, 200))
+
+
+def test_the_phase_says_what_a_run_waits_for(opened):
+    with opened() as session:
+        assert session.status().phase == "waiting for the first rows"
+        session.take(report("actor-0"), STATS)
+        assert session.status().phase == "collecting rows until learning starts"
+        session.take(report("learner", updates=1), STATS)
+        assert session.status().phase == ""
+        session.take(report("actor-0"), {"env_steps": 100})
+        assert session.status().phase.startswith("all steps taken")
+        session.save({}, {})
+        assert session.status().phase == "playing 10 evaluation episodes"
+
+
+def test_a_success_rate_stands_in_the_last_line(opened, said):
+    with opened() as session:
+        session.take(report("actor-0"), {"env_steps": 100})
+        session.save({}, {})
+        session.take_last_evaluation(report("evaluator", events=[EVAL | {"success_mean": 0.5}]))
+        assert session.finish() == 0
+    assert "eval 9.0 ± 1.0 (10 episodes), success 50%" in said.getvalue()
 
 
 def test_an_actor_that_broke_is_started_again_with_other_seeds(opened, said):
@@ -158,7 +190,7 @@ def test_an_actor_that_broke_is_started_again_with_other_seeds(opened, said):
 
 def test_an_actor_that_never_hands_over_a_row_ends_the_run(opened):
     with opened() as session:
-        for _ in range(FRUITLESS_STARTS - 1):
+        for _ in range(MOST_FAILED_STARTS - 1):
             session.take(report("actor-0", fault=fault()), STATS)
         with pytest.raises(WorkerFailed) as failed:
             session.take(report("actor-0", fault=fault()), STATS)
@@ -170,7 +202,7 @@ def test_an_actor_that_never_hands_over_a_row_ends_the_run(opened):
 
 def test_an_actor_that_hands_over_rows_in_between_may_break_for_ever(opened):
     with opened() as session:
-        for _ in range(3 * FRUITLESS_STARTS):
+        for _ in range(3 * MOST_FAILED_STARTS):
             session.take(report("actor-0", chunks=1, fault=fault()), STATS)
             session.take(report("actor-1", fault=fault()), STATS)
             session.take(report("actor-1", chunks=1), STATS)
@@ -191,11 +223,11 @@ def test_environments_go_on_from_their_state_after_a_restart_and_a_resume(opened
 
 def test_an_evaluator_may_break_for_ever_while_it_starts(opened):
     with opened() as session:
-        for _ in range(3 * FRUITLESS_STARTS):
+        for _ in range(3 * MOST_FAILED_STARTS):
             session.take(report("evaluator", fault=fault()), STATS)
             session.take(report("evaluator"), STATS)
         with pytest.raises(WorkerFailed, match="evaluator broke 5 times in a row at once"):
-            for _ in range(FRUITLESS_STARTS):
+            for _ in range(MOST_FAILED_STARTS):
                 session.broke("evaluator", fault())
 
 
@@ -399,7 +431,7 @@ def test_the_best_evaluation_is_kept_and_remembered_by_a_resumed_run(opened, sai
     damaged.write_bytes(b"")
     with opened(resumed) as session:
         assert session.progress("evaluator").best_score is None
-    assert "The best evaluation is counted anew" in said.getvalue()
+    assert "The next evaluation counts as the best so far" in said.getvalue()
 
 
 def test_a_resumed_run_marks_itself(opened):
@@ -428,13 +460,13 @@ def test_a_last_evaluation_that_breaks_ends_nothing(opened, said):
 def test_rests_between_starts_in_vain_double_up_to_a_limit(opened):
     with opened() as session:
         rests = []
-        for _ in range(FRUITLESS_STARTS - 1):
+        for _ in range(MOST_FAILED_STARTS - 1):
             session.broke("actor-0", fault())
             rests.append(session.rest_s("actor-0"))
         assert rests == [0.0, 0.2, 0.4, 0.8]
         session.broke("actor-0", fault(), useful=True)
         assert session.rest_s("actor-0") == 0.0
-        for _ in range(3 * FRUITLESS_STARTS):  # it hands over rows each time, unheard
+        for _ in range(3 * MOST_FAILED_STARTS):  # it hands over rows each time, unheard
             session.broke("actor-0", fault(), useful=True)
 
 

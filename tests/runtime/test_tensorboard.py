@@ -10,10 +10,12 @@ from tensorboardX.record_writer import masked_crc32c
 from dreamfleet.runtime.tensorboard import TensorBoard, scalars
 
 
-def test_numbers_are_grouped_and_the_rest_is_left_out():
+def test_numbers_become_scalars_by_group_and_other_keys_are_left_out():
     event = {
         "kind": "episode",
         "env_steps": 7,
+        "wall_s": 1.5,
+        "actor": 2,
         "return": 3,
         "loss/critic": 0.5,
         "note": "x",
@@ -37,7 +39,7 @@ def test_events_reach_a_file_that_tensorboard_reads(tmp_path):
 
 
 def read(content: bytes) -> list:
-    """The records of a file, as TensorBoard reads them."""
+    """Returns the records of a file, parsed as TensorBoard does."""
     records = []
     while content:
         length, check = struct.unpack("<QI", content[:12])
@@ -49,7 +51,27 @@ def read(content: bytes) -> list:
     return records
 
 
-def test_a_full_disk_is_told_and_tears_no_record(tmp_path, monkeypatch):
+def written(folder) -> list[dict[str, float]]:
+    (file,) = folder.iterdir()
+    _, *records = read(file.read_bytes())
+    return [{value.tag: value.simple_value for value in it.summary.value} for it in records]
+
+
+def test_a_counter_is_written_when_it_changes_and_a_gauge_every_time(tmp_path):
+    board = TensorBoard(tmp_path)
+    for held, evicted in ((5, 0), (6, 0), (6, 1)):
+        counters = {"replay/real/held": held, "replay/real/evicted": evicted, "fault/restarts": 0}
+        gauges = {"speed/env_steps_per_s": 3.0}
+        board.write({"kind": "run", "env_steps": 1, **counters, **gauges})
+    board.close()
+    assert written(tmp_path) == [
+        {"speed/env_steps_per_s": 3.0},
+        {"speed/env_steps_per_s": 3.0, "replay/real/held": 6.0},
+        {"speed/env_steps_per_s": 3.0, "replay/real/evicted": 1.0},
+    ]
+
+
+def test_a_full_disk_raises_and_leaves_no_partial_record(tmp_path, monkeypatch):
     board, write = TensorBoard(tmp_path), os.write
     event = {"kind": "episode", "env_steps": 7, "return": 3.0}
     board.write(event)

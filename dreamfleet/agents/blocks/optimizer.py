@@ -108,7 +108,7 @@ def skipped_step_metrics(part: str, *optimizers: Optimizer) -> dict[str, Tensor]
     """Returns how many steps some optimizers skipped, as metrics of one `part` of the agent.
 
     part: "world" or "policy". `fault/skipped_PART` is the total. `fault/in_a_row` is the largest
-    number of steps that an optimizer skipped since its last good step; `core.soundness` reads it.
+    number of steps that an optimizer skipped since its last good step; `core.finite` reads it.
     """
     return {
         f"fault/skipped_{part}": torch.stack([optimizer.skipped for optimizer in optimizers]).sum(),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamfleet.core.compiler import compiled
+from dreamfleet.compiler import compiled
 from dreamfleet.core.types import Array
 
 

@@ -1,1 +1,1 @@
-"""Dreamwalker. `agent.py` is the algorithm and opens with it; the parts lie beside it."""
+"""Dreamwalker. Begin with `agent.py`: its docstring describes the algorithm."""

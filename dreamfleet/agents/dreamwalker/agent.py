@@ -1,24 +1,29 @@
 """Dreamwalker: soft actor-critic with truncated quantile critics, recent rows, and dreams.
 
-Policy and values (`learn_policy`), from one batch of windows of two rows:
+The policy and the critics (`learn_policy`) learn from a batch of windows of two rows:
 
     actor     π(·|o)                     a Gaussian squashed by tanh
     critics   θ_k(o, a), k = 1 … K       Z quantiles of the return each; all layers read (o, a)
     target    r + γ (1 - terminal) (z - α log π(a'|o')),  a' ~ π(·|o')
-              z: quantiles of all target critics at (o', a') but the K · `drop` largest
-    α         keeps the entropy at -dim(a)
+              z: the quantiles of all target critics at (o', a'), without the largest
+    α         is learned, so that the entropy of the policy is -dim(a)
 
-Truncation bootstraps, as only `terminal` stops a return. Rows are drawn uniformly from the newest,
-of which fewer and fewer count within a cycle; by error too, where that is asked for.
+Only `terminal` stops a return, so a truncated episode bootstraps. Real windows are sampled
+uniformly from the newest rows (ERE), by TD error (prioritized replay), half by each, or uniformly.
 
-World model (`learn_world`): a transformer reads the last rows and says how the next one differs,
-what it pays and whether it ends (`world.py`). Episodes held out from it tell how far it is off.
+The world model (`learn_world`) is a transformer. It reads the last rows and predicts the change of
+the observation, the reward and the termination (`world.py`). A fraction `held_out_share` of the
+episodes is held out: the world model never learns from them, and its error is measured on them.
 
-Dreams (`dream`) are rows as the replay has them, made by the model and the policy from real rows.
-A dream is believed as far as the held-out error at that horizon is small, and as the model's heads
-disagree no more than they do on real rows; there it is truncated. It says which version of the
-model it is of. Of `batch` windows an update a `share` starts at believed dreamed rows; where those
-are fewer each counts once, and where nothing is believed the update learns from real rows alone.
+Dreams (`dream`) start from real rows. The policy chooses the actions, the world model draws the
+rows, which have the columns of real rows. A dreamed step is trusted while the held-out error at its
+horizon is small and while the disagreement of the heads is not much larger than on real rows. A
+dream is truncated at the first untrusted step, so values bootstrap from the row before it.
+
+Of the `batch` windows of an update, round(dream_share · batch) start at trusted dreamed rows and
+the others are real. If there are fewer trusted dreamed rows than dreamed windows, the weights of
+the dreamed windows sum to the number of those rows. With no trusted row the update learns from real
+windows alone. The metric `dream/share` is the dreamed fraction of the windows that count.
 
 Sources: seed project 002; SAC (Haarnoja et al. 2018); TQC (Kuznetsov et al. 2020); D2RL (Sinha et
 al. 2020); ERE (Wang & Ross 2019); DroQ (Hiraoka et al. 2022); CrossQ (Bhatt et al. 2024); MBPO
@@ -29,7 +34,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -45,12 +50,13 @@ from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.rows import FLAG, columns
 from dreamfleet.agents.blocks.soft_update import SoftUpdate
 from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
-from dreamfleet.agents.dreamwalker.config import PRIORITY, Config
+from dreamfleet.agents.dreamwalker.config import PRIORITY_OFFSET, Config
 from dreamfleet.agents.dreamwalker.network import (
     Actor,
     actor_loss,
     critic_loss,
     critics,
+    optimism,
     temperature_loss,
     truncate,
 )
@@ -67,11 +73,21 @@ from dreamfleet.core.types import (
     TableSpec,
 )
 
-COLUMNS = ("obs", "action", "reward", "terminal")  # of a window to learn values from
+COLUMNS = ("obs", "action", "reward", "terminal")  # of windows for `learn_policy`
+
+
+class CriticUpdate(NamedTuple):
+    """The loss of the critics on B windows, with intermediate results."""
+
+    loss: Tensor  # ()
+    abs_error: Tensor  # (B,), absolute TD errors
+    obs: Tensor  # (B, O), normalised observations
+    counts: Tensor  # (B,), 1 for windows that count, 0 for outliers, 0 to 1 for dreamed windows
+    metrics: dict[str, Tensor]
 
 
 class Dreamwalker(WeightGroups):
-    """See the module. Built from vector observations and continuous actions."""
+    """The Dreamwalker agent, for vector observations and continuous actions."""
 
     Config: TypeAlias = Config
     act_groups = ("policy",)
@@ -117,13 +133,13 @@ class Dreamwalker(WeightGroups):
 
     @property
     def steps(self) -> Tensor:
-        """Agent steps since the first update."""
+        """Returns the number of agent steps since the first update, ()."""
         return self.normaliser.updates / self.config.policy_updates_per_step
 
     # --------------------------------------------------------------------------------- acting
 
     def initial_state(self, n: int) -> State:
-        """Whether each episode is kept from the world model."""
+        """Returns the state of `act`: whether the episode of each environment is held out, (N,)."""
         return np.zeros(n, bool)
 
     @torch.no_grad()
@@ -132,36 +148,38 @@ class Dreamwalker(WeightGroups):
         if not explore:
             return to_array(policy.mode), state, {"held_out": state}
         action = policy.sampled[0]
-        drawn = torch.rand(
+        uniform = torch.rand(
             len(action), 1 + action.shape[1], generator=self.act_rng, device=self.device
         )
-        # What nobody has trained yet explores less than chance does.
-        action = torch.where(self.normaliser.updates > 0, action, 2 * drawn[:, 1:] - 1)
-        chosen = to_array(drawn[:, 0] < self.config.held_out_share)
-        held_out = np.where(rows["first"], chosen, state)
+        # Before the first update uniform actions explore more than the policy does.
+        action = torch.where(self.normaliser.updates > 0, action, 2 * uniform[:, 1:] - 1)
+        drawn = to_array(uniform[:, 0] < self.config.held_out_share)
+        held_out = np.where(rows["first"], drawn, state)
         return to_array(action), held_out, {"held_out": held_out}
 
-    def policy_at(self, obs: Tensor, noise: torch.Generator) -> TanhNormal:
-        return TanhNormal(self.actor(self.normaliser(obs)), noise)
+    def policy_at(self, obs: Tensor, rng: torch.Generator) -> TanhNormal:
+        """Returns the policy's distribution over actions at observations (B, *O)."""
+        return TanhNormal(self.actor(self.normaliser(obs)), rng)
 
     # ---------------------------------------------------------------------------- world model
 
     def learn_world(self, real: Sample) -> Feedback:
         rows = to_tensors(real.data, self.device)
         self.world.update_statistics(rows)
-        loss, metrics = self.world.loss(rows, rows["action"])
+        loss, metrics = self.world.loss(rows)
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
         metrics |= skipped_step_metrics("world", self.world_optimizer)
         updates = self.world.normaliser.updates
         self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
-        metrics |= self.world.update_held_out_error(
-            self.slow_world, rows, rows["action"], self.dream_rng
-        )
-        metrics["model/believed"] = self.trusted_steps().sum()
+        metrics |= self.world.update_held_out_error(self.slow_world, rows, self.dream_rng)
+        metrics["model/trusted_steps"] = self.trusted_steps().sum()
         return Feedback(metrics)
 
     def trusted_steps(self) -> Tensor:
-        """Whether dreams of 1 … `dream_horizon` steps are (H,): their held-out error is small."""
+        """Returns 1 for each dreamed step whose held-out error is small enough, else 0: (H,).
+
+        H is `dream_horizon`. All steps after the first step with a larger error are 0, too.
+        """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
 
@@ -169,51 +187,51 @@ class Dreamwalker(WeightGroups):
 
     @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Rows (B, H + 1, …): `obs`, `action`, `reward`, `last`, `terminal`, `weight`, `version`.
+        """Returns dreams as rows (B, H + 1, …) that begin with a real row.
 
-        `weight` is 1 on rows an action was taken on that are worth learning from. `version` is the
-        number of updates the model had. H is as far as the held-out error lets dreams go, 1 at the
-        least.
+        `weight` is 1 on rows whose next step is trusted, else 0; policy and critics learn at rows
+        of weight 1. `version` is the number of updates of the world model. H is the number of steps
+        that the held-out error allows, at least 1.
         """
-        world, noise = self.slow_world, self.dream_rng
+        world, rng = self.slow_world, self.dream_rng
         allowed = self.trusted_steps() * (self.steps >= self.config.dream_after)
-        horizon = max(1, int(allowed.sum()))  # the one wait for the device, before a long loop
+        horizon = max(1, int(allowed.sum()))  # the only wait for the device
         rows = to_tensors(starts.data, self.device)
         obs, reward, first = rows["obs"][:, -1].float(), rows["reward"], rows["first"]
         past = None
         if self.config.context:
-            before = world.normaliser(rows["obs"][:, :-1])
-            tokens = world.tokens(before, rows["action"][:, :-1], reward[:, :-1], first[:, :-1])
+            x = world.normaliser(rows["obs"][:, :-1])
+            tokens = world.tokens(x, rows["action"][:, :-1], reward[:, :-1], first[:, :-1])
             _, past = world.transformer(tokens)
         reward, first = reward[:, -1], first[:, -1]
-        lived, actions, rewards, ends, agreed = [obs], [], [reward], [], []
+        observations, actions, rewards, terminals, disagreements = [obs], [], [reward], [], []
         for _ in range(horizon):
-            action = self.policy_at(obs, noise).sampled[0]
+            action = self.policy_at(obs, rng).sampled[0]
             x = world.normaliser(obs)
             token = world.tokens(x[:, None], action[:, None], reward[:, None], first[:, None])
-            read, past = world.transformer(token, past)
-            step = world.imagine(read[:, -1], obs, noise)
+            embedding, past = world.transformer(token, past)
+            step = world.dream_step(embedding[:, -1], obs, rng)
             obs, reward, first = step.obs, step.reward, torch.zeros_like(first)
-            lived.append(obs)
+            observations.append(obs)
             actions.append(action)
             rewards.append(reward)
-            ends.append(step.terminal)
-            agreed.append(step.disagreement)
+            terminals.append(step.terminal)
+            disagreements.append(step.disagreement)
 
-        agreement = (
-            torch.stack(agreed, 1) <= self.config.max_disagreement * world.usual_disagreement
-        )
-        terminal = torch.stack(ends, 1)  # (B, H)
-        going_on = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
-        real = agreement.cumprod(1) * allowed[:horizon] * going_on  # is the step to row h + 1?
+        limit = self.config.max_disagreement * world.mean_disagreement
+        agreed = torch.stack(disagreements, 1) <= limit
+        terminal = torch.stack(terminals, 1)  # (B, H)
+        not_ended = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
+        trusted = agreed.cumprod(1) * allowed[:horizon] * not_ended  # the steps to rows 1 … H
         return {
-            "obs": torch.stack(lived, 1),
+            "obs": torch.stack(observations, 1),
             "action": F.pad(torch.stack(actions, 1), (0, 0, 0, 1)),
             "reward": torch.stack(rewards, 1),
-            # A row is the last where the step from it is not; what is terminal is believed to be.
-            "last": F.pad(real == 0, (0, 1), value=True),
-            "terminal": F.pad(terminal & (real > 0), (1, 0)),
-            "weight": F.pad(real.float(), (0, 1)),
+            # A dream ends (`last`) at the first row whose next step is not trusted. A predicted
+            # termination counts only on trusted steps.
+            "last": F.pad(trusted == 0, (0, 1), value=True),
+            "terminal": F.pad(terminal & (trusted > 0), (1, 0)),
+            "weight": F.pad(trusted.float(), (0, 1)),
             "version": world.normaliser.updates.expand(len(obs), horizon + 1).clone(),
         }
 
@@ -221,139 +239,147 @@ class Dreamwalker(WeightGroups):
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
-        config, metrics, imagined = self.config, {}, None
-        lived = to_tensors(real.data, self.device)
-        chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
+        config, metrics, dreamed = self.config, {}, None
+        rows = to_tensors(real.data, self.device)
+        relative_prob = torch.as_tensor(
+            real.size * real.prob, dtype=torch.float32, device=self.device
+        )
         if dreams is not None:
             batch = to_tensors(dreams, self.device)
-            imagined = sample_windows(batch, COLUMNS, config.dreamed, 0, 1, self.policy_rng)
+            dreamed = sample_windows(batch, COLUMNS, config.dreamed_windows, 0, 1, self.policy_rng)
+            # Updates of the world model since the dreams were made, as far as they are known here.
             age = self.slow_world.normaliser.updates - batch["version"].mean()
-            metrics["dream/age"] = age.clamp(min=0)  # in updates of the model, those heard of
-        shape = (
-            2,
-            len(chance) + config.dreamed * (imagined is not None),
-            self.spec.action.shape[0],
-        )
+            metrics["dream/age"] = age.clamp(min=0)
+        windows = len(relative_prob) + config.dreamed_windows * (dreamed is not None)
+        shape = (2, windows, self.spec.action.shape[0])
         noise = torch.randn(shape, generator=self.policy_rng, device=self.device)
 
-        loss, error, before, counts, found = self.critic_update(lived, chance, imagined, noise[0])
-        metrics |= found
-        metrics["grad_norm/critic"] = self.critic_optimizer.step(loss)
-        loss, found = self.actor_update(before, counts, noise[1])
-        metrics |= found
-        metrics["grad_norm/policy"] = self.actor_optimizer.step(loss)
+        critics = self.critic_update_loss(rows, relative_prob, dreamed, noise[0])
+        metrics["grad_norm/critic"] = self.critic_optimizer.step(critics.loss)
+        actor_loss, actor_metrics = self.actor_update_loss(critics.obs, critics.counts, noise[1])
+        metrics |= critics.metrics | actor_metrics
+        metrics["grad_norm/policy"] = self.actor_optimizer.step(actor_loss)
         metrics |= skipped_step_metrics("policy", self.critic_optimizer, self.actor_optimizer)
         if config.norm != "batch":
             self.target_soft_update.step(config.slow_critic)
         if not config.prioritized:
             return Feedback(metrics)
-        priority = (error * counts)[: len(chance)] + PRIORITY
-        return Feedback(metrics, to_array(priority).astype(np.float64))
+        real_error = (critics.abs_error * critics.counts)[: len(relative_prob)]
+        return Feedback(metrics, to_array(real_error + PRIORITY_OFFSET).astype(np.float64))
 
-    def critic_update(
-        self, lived: Batch, chance: Tensor, imagined: tuple[Batch, Tensor] | None, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """The loss of the critics, each window's error (B,), normalised observations (B, O) and how
-        much each counts (B,), metrics.
+    def critic_update_loss(
+        self,
+        real: Batch,
+        relative_prob: Tensor,
+        dreamed: tuple[Batch, Tensor] | None,
+        noise: Tensor,
+    ) -> CriticUpdate:
+        """Returns the loss of the critics on real and dreamed windows, with intermediate results.
 
-        From R real windows, how many times likelier than others they were to be drawn (R,), and
-        dreamed windows with their weights (D,).
+        real: R real windows. relative_prob (R,): their probabilities relative to uniform sampling.
+        dreamed: D dreamed windows and their weights (D,). noise: of the next actions, (R + D, A).
         """
         config, metrics = self.config, {}
-        self.normaliser.update(lived["obs"], lived["reward"])
-        weight = self.importance(chance)
-        rows = {key: lived[key] for key in COLUMNS}
+        self.normaliser.update(real["obs"], real["reward"])
+        weight = self.importance_weights(relative_prob)
+        rows = {key: real[key] for key in COLUMNS}
         rows["reward"] = self.normaliser.clip_outliers(rows["reward"])
-        sound = self.normaliser.inliers(rows["obs"])
-        metrics["data/outliers"] = 1 - sound.mean()
-        counts = sound.amin(1)  # nothing is learned from a window with an outlier
+        inliers = self.normaliser.inliers(rows["obs"])
+        metrics["data/outliers"] = 1 - inliers.mean()
+        counts = inliers.amin(1)  # a window with an outlier counts 0
         weight = weight * counts
-        if imagined is not None:
-            dreamed, counting = imagined
-            rows = {key: torch.cat([rows[key], dreamed[key]]) for key in rows}
-            weight = torch.cat([weight, counting * weight.mean()])
-            counts = torch.cat([counts, counting])
-            metrics["dream/share"] = counting.sum() / counts.sum()
-        before, after = self.normaliser(rows["obs"]).unbind(1)  # (B, O) each
-        taken = torch.cat([before, rows["action"][:, 0]], -1)
+        if dreamed is not None:
+            dreamed_rows, dreamed_counts = dreamed
+            rows = {key: torch.cat([rows[key], dreamed_rows[key]]) for key in rows}
+            weight = torch.cat([weight, dreamed_counts * weight.mean()])
+            counts = torch.cat([counts, dreamed_counts])
+            metrics["dream/share"] = dreamed_counts.sum() / counts.sum()
+        obs, next_obs = self.normaliser(rows["obs"]).unbind(1)  # (B, O) each
+        taken = torch.cat([obs, rows["action"][:, 0]], -1)
         reward = config.reward_scale * rows["reward"][:, 1]
         discount = config.gamma * ~rows["terminal"][:, 1]
-        quantiles, target = self.quantiles_and_targets(taken, after, reward, discount, noise)
+        quantiles, target = self.quantiles_and_targets(taken, next_obs, reward, discount, noise)
         loss, value = critic_loss(quantiles, target, weight, counts), quantiles.detach()
-        surprise = target.mean(-1) - value.mean((0, 2))
-        error = surprise.abs()
-        if imagined is not None:  # how much more dreams promise than real rows do
-            real, dreamt = surprise.split([len(chance), len(counting)])
-            optimism = counting @ (dreamt - real.mean()) / counting.sum().clamp(min=1)
-            metrics["dream/optimism"] = optimism / config.reward_scale
+        error = target.mean(-1) - value.mean((0, 2))
+        abs_error = error.abs()
+        if dreamed is not None:
+            real_error, dreamed_error = error.split([len(relative_prob), len(dreamed_counts)])
+            excess = optimism(real_error, dreamed_error, dreamed_counts)
+            metrics["dream/optimism"] = excess / config.reward_scale
         metrics |= {
             "loss/critic": loss.detach(),
             "value/mean": value.mean() / config.reward_scale,
-            "value/td_error": error.mean() / config.reward_scale,
+            "value/td_error": abs_error.mean() / config.reward_scale,
         }
-        return loss, error, before, counts, metrics
+        return CriticUpdate(loss, abs_error, obs, counts, metrics)
 
     def quantiles_and_targets(
-        self, taken: Tensor, after: Tensor, reward: Tensor, discount: Tensor, noise: Tensor
+        self, taken: Tensor, next_obs: Tensor, reward: Tensor, discount: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What critics say of (o, a) (B, O + A), and what they should: (K, B, Z), (B, Z').
+        """Returns the quantiles of the action taken, (K, B, Z), and their targets, (B, Z').
 
-        With batch statistics both are read in one batch, and no target network is needed (CrossQ).
+        taken: observation and action (B, O + A). noise: of the next actions (B, A). With batch
+        normalisation both come from one forward pass of the critics, without target networks
+        (CrossQ).
         """
         with torch.no_grad():
-            action, log_prob = TanhNormal(self.actor(after), noise=noise).sampled
-            following = torch.cat([after, action], -1)
+            action, log_prob = TanhNormal(self.actor(next_obs), noise=noise).sampled
+            following = torch.cat([next_obs, action], -1)
             entropy_bonus = -self.actor.log_temperature.exp() * log_prob
         if self.config.norm == "batch":
-            both = self.critics(torch.cat([taken, following]), rng=self.dropping)
-            quantiles, ahead = both.chunk(2, 1)
+            both = self.critics(torch.cat([taken, following]), rng=self.dropout_rng)
+            quantiles, next_quantiles = both.chunk(2, 1)
         else:
-            quantiles = self.critics(taken, rng=self.dropping)
-            ahead = self.target(following, rng=self.dropping)
-        soft = truncate(ahead, self.config.dropped_quantiles) + entropy_bonus.unsqueeze(-1)
+            quantiles = self.critics(taken, rng=self.dropout_rng)
+            next_quantiles = self.target(following, rng=self.dropout_rng)
+        truncated = truncate(next_quantiles, self.config.dropped_quantiles)
+        soft = truncated + entropy_bonus.unsqueeze(-1)
         return quantiles, reward.unsqueeze(-1) + discount.unsqueeze(-1) * soft
 
-    def actor_update(
-        self, before: Tensor, counts: Tensor, noise: Tensor
+    def actor_update_loss(
+        self, obs: Tensor, counts: Tensor, noise: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the actor and its temperature at observations (B, O), and metrics."""
-        action, log_prob = TanhNormal(self.actor(before), noise=noise).sampled
-        taken = torch.cat([before, action], -1)
-        value = self.critics(taken, frozen=True, mean=True, rng=self.dropping)
+        """Returns the loss of the policy and of its temperature, (), and metrics.
+
+        obs: normalised (B, O), counts: weights (B,), noise: of the actions (B, A). The critics get
+        no gradient.
+        """
+        action, log_prob = TanhNormal(self.actor(obs), noise=noise).sampled
+        inputs = torch.cat([obs, action], -1)
+        value = self.critics(inputs, frozen=True, mean=True, rng=self.dropout_rng)
         log_temperature = self.actor.log_temperature
         temperature = log_temperature.detach().exp()
-        improving = actor_loss(value.mean((0, 2)), log_prob, temperature)
-        heating = temperature_loss(log_temperature, log_prob, self.target_entropy)
-        share = counts / counts.sum()
-        loss = share @ improving
+        policy_losses = actor_loss(value.mean((0, 2)), log_prob, temperature)
+        temperature_losses = temperature_loss(log_temperature, log_prob, self.target_entropy)
+        weight = counts / counts.sum()
+        policy_loss = weight @ policy_losses
         metrics = {
-            "loss/policy": loss.detach(),
-            "policy/entropy": -(share @ log_prob).detach(),
+            "loss/policy": policy_loss.detach(),
+            "policy/entropy": -(weight @ log_prob).detach(),
             "policy/temperature": temperature,
         }
-        return loss + share @ heating, metrics
+        return policy_loss + weight @ temperature_losses, metrics
 
     @property
-    def dropping(self) -> torch.Generator | None:
-        """What draws the units to leave out."""
+    def dropout_rng(self) -> torch.Generator | None:
+        """Returns the generator that draws dropout masks; None without dropout."""
         return self.policy_rng if self.config.dropout else None
 
-    def importance(self, chance: Tensor) -> Tensor:
-        """Weights (B,) that undo the drawing by priority as far as β goes, the largest 1."""
+    def importance_weights(self, relative_prob: Tensor) -> Tensor:
+        """Returns relative_prob^-β, divided by the largest; 1 without priorities: (R,) → (R,)."""
         if not self.config.prioritized:
-            return torch.ones_like(chance)
+            return torch.ones_like(relative_prob)
         progress = (self.steps / self.config.anneal_steps).clamp(max=1)
-        weight = chance ** -(self.config.beta + (1 - self.config.beta) * progress)
+        weight = relative_prob ** -(self.config.beta + (1 - self.config.beta) * progress)
         return weight / weight.max()
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Who samples what, how often: the replay ratios of this agent."""
-    # Whether the world model never learns from the episode.
-    kept = columns(spec, held_out=FLAG)
+    """Returns the tables of the replay, with batch size, window and rate of each consumer."""
+    stored = columns(spec, held_out=FLAG)
     consumers = {
         "policy": Consumer(
-            config.batch - config.dreamed,
+            config.batch - config.dreamed_windows,
             2,
             config.selector,
             samples_per_step=config.policy_updates_per_step,
@@ -361,7 +387,7 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
             columns=COLUMNS,
         )
     }
-    if config.dreamed:
+    if config.dreamed_windows:
         consumers["world"] = Consumer(
             config.world_batch,
             config.dream_horizon + 1,
@@ -375,6 +401,7 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
             context=config.context,
             columns=("obs", "action", "reward", "first"),
         )
-    real = TableSpec(config.capacity, kept, consumers)
-    dreamed = {"dream": QueueSpec(1, config.dream_every)} if config.dreamed else {}
-    return {"real": real, **dreamed}
+    real = TableSpec(config.capacity, stored, consumers)
+    if not config.dreamed_windows:
+        return {"real": real}
+    return {"real": real, "dream": QueueSpec(1, config.dream_every)}

@@ -1,4 +1,4 @@
-"""What there is to choose in Dreamwalker, and why it is what it is."""
+"""The settings of Dreamwalker, with the source of each default."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Literal
 
 from dreamfleet.core.config import check_ranges, within
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import EmphasizeRecent, Mixture, Prioritized, Selector, Uniform
+from dreamfleet.core.selectors import EmphasizeRecent, Mixture, Prioritized, Selector, Uniform
 
-PRIORITY = 1e-3  # of a row whose error is 0
+PRIORITY_OFFSET = 1e-3  # is added to each |TD error|, so that no priority is 0
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Config:
 
     emphasize_recent: bool = True  # Emphasizing Recent Experience (ERE) [seed project 002]
     ere_eta: float = within(0.996, 0, 1)  # η of ERE at the start; it rises to 1 [seed project 002]
-    # ERE always draws from at least this many of the newest rows. [seed project 002]
+    # ERE samples from at least this many of the newest rows. [seed project 002]
     ere_min_rows: int = within(5_000, 1)
     # Updates in one cycle of ERE, in place of the steps of an episode in the paper.
     ere_cycle: int = within(1_000, 1)
     anneal_steps: int = within(100_000, 1)  # agent steps in which η and β rise to 1
-    # Prioritized replay. Together with ERE, each of the two draws half of the real windows.
+    # Prioritized replay. With ERE too, each of the two samples half of the real windows.
     prioritized: bool = False
     alpha: float = within(0.6, 0, 1)  # priority exponent α [Schaul et al. 2016]
     # Exponent β of the importance weights at the start; it rises to 1. [Schaul et al. 2016]
@@ -68,16 +68,16 @@ class Config:
     # A dream is trusted up to the step at which the held-out error of the world model exceeds
     # this, in standard deviations of the observation.
     max_model_error: float = within(0.3, 0)
-    # A dream is trusted while its heads disagree less than this many times their mean
+    # A dream is trusted while the disagreement of the heads is at most this many times their mean
     # disagreement on real rows.
     max_disagreement: float = within(3.0, 0)
-    # Earlier rows that the world model reads. [seed project 002: 39]
+    # Earlier rows that the world model reads besides the newest one. [seed project 002: 39]
     context: int = within(8, 0, 1_000)
     # Embedding size of the transformer. [seed project 002: 256]
     world_hidden: int = within(64, 4, 16_384)
     world_layers: int = within(2, 1)  # layers of the transformer [seed project 002: 10]
     world_heads: int = within(4, 1)  # attention heads per layer [seed project 002: 16]
-    members: int = within(5, 2)  # prediction heads, each trained on other windows
+    members: int = within(5, 2)  # prediction heads, each trained on its own windows
     # Windows per world-model update, split evenly among the members.
     world_batch: int = within(60, 1)
     world_updates_per_step: float = within(0.25, 1e-3)  # world-model updates per agent step
@@ -110,15 +110,15 @@ class Config:
             )
 
     @property
-    def dreamed(self) -> int:
+    def dreamed_windows(self) -> int:
         """Returns the number of dreamed windows per update."""
         return round(self.batch * self.dream_share)
 
     @property
     def selector(self) -> Selector:
-        """Returns how real windows are drawn for an update.
+        """Returns the selector that samples real windows for an update.
 
-        The paper counts k = 1 … K over the K updates that follow an episode of K steps. Here the
+        The paper of ERE counts k = 1 … K over the K updates that follow an episode of K steps. Here
         updates do not wait for the end of an episode, so K is `ere_cycle`.
         """
         updates = max(1, round(self.anneal_steps * self.policy_updates_per_step))

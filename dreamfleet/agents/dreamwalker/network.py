@@ -1,4 +1,4 @@
-"""The actor and the critics, and the losses they descend."""
+"""The networks of Dreamwalker, and its losses as functions of tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from dreamfleet.agents.dreamwalker.config import Config
 
 
 class Actor(nn.Module):
-    """Normalised observations (B, O) → what a policy is made of, (B, 2A); and its temperature."""
+    """Normalised observations (B, O) → parameters of the policy (B, 2A).
+
+    The module also holds the logarithm of the temperature, which is the entropy coefficient α.
+    """
 
     def __init__(self, config: Config, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -25,7 +28,7 @@ class Actor(nn.Module):
 
 
 def critics(config: Config, inputs: int) -> Dense:
-    """K networks (B, O + A) → Z quantiles of the return each, (K, B, Z)."""
+    """Returns K critic networks: (B, O + A) → (K, B, Z), Z quantiles of the return each."""
     return Dense(
         config.critics,
         inputs,
@@ -38,7 +41,7 @@ def critics(config: Config, inputs: int) -> Dense:
 
 
 def truncate(quantiles: Tensor, drop: int) -> Tensor:
-    """Critics' quantiles but the K · `drop` largest of each return: (K, B, Z) → (B, K(Z - drop)).
+    """Returns all critics' quantiles except the K · `drop` largest: (K, B, Z) → (B, K(Z - drop)).
 
     Source: Kuznetsov et al. 2020, section 3.
     """
@@ -47,9 +50,11 @@ def truncate(quantiles: Tensor, drop: int) -> Tensor:
 
 
 def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """The mean of `quantile_huber` over critics, their quantiles, and windows as far as they count.
+    """Returns the quantile Huber loss (): its weighted mean over windows, critics and quantiles.
 
-    quantiles: (K, B, Z), target: (B, Z'), weight and counts: (B,) → scalar.
+    quantiles: (K, B, Z), target: (B, Z'). weight (B,): importance weight of each window, 0 for
+    windows that do not count. counts (B,): 1 for each window that counts, 0 to 1 for dreamed ones;
+    the weighted sum is divided by the sum of `counts`.
     """
     loss = quantile_huber(quantiles, target) * weight
     assert loss.shape == quantiles.shape[:2]
@@ -57,7 +62,7 @@ def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor, counts: Tenso
 
 
 def actor_loss(value: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
-    """Soft policy improvement by reparameterised draws: (B,), (B,), () → (B,).
+    """Returns the loss of the policy for reparameterised actions: (B,), (B,), () → (B,).
 
     Source: Haarnoja et al. 2018, equation 7.
     """
@@ -67,8 +72,18 @@ def actor_loss(value: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
 
 
 def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
-    """Its gradient raises the temperature where entropy is below its target: (), (B,) → (B,).
+    """Returns the loss of the temperature: (), (B,) → (B,).
 
-    Source: Haarnoja et al. 2018, equation 18, with the logarithm for the temperature itself.
+    A gradient step raises the temperature where the entropy is below its target.
+
+    Source: Haarnoja et al. 2018, equation 18, for the logarithm of the temperature.
     """
     return -log_temperature * (log_prob.detach() + target_entropy)
+
+
+def optimism(real_error: Tensor, dreamed_error: Tensor, weight: Tensor) -> Tensor:
+    """Returns the mean TD error of dreamed windows minus that of real windows: (R,), (D,) → ().
+
+    TD errors are signed. weight (D,): weights of the dreamed windows.
+    """
+    return weight @ (dreamed_error - real_error.mean()) / weight.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""A transformer that reads what was seen and done, and says what comes next."""
+"""The world model of Dreamwalker: a transformer that predicts the next row from earlier rows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dreamfleet.agents.blocks.transformer import Transformer
 from dreamfleet.agents.dreamwalker.config import Config
 from dreamfleet.core.types import Batch, Space
 
-OUTCOME_HIDDEN = 128  # units
+OUTCOME_HIDDEN = 128  # hidden units of the network for reward and termination
 
 
-class ImaginedStep(NamedTuple):
-    """An imagined step, (B, …)."""
+class DreamedStep(NamedTuple):
+    """One step of B dreams."""
 
     obs: Tensor  # (B, *O)
     reward: Tensor  # (B,)
@@ -30,20 +30,25 @@ class ImaginedStep(NamedTuple):
 
 
 class WorldModel(nn.Module):
-    """Rows as tokens → the change to the next row, what it pays, and whether it ends.
+    """Predicts the change of the observation to the next row, the reward and the termination.
 
-    A token is (observation, action, reward, first): the end that lies behind a row is told by
-    `first`. Each of M heads says the change, in units of the typical one; reward and end follow
-    from the change that is imagined and what was read, so that they fit.
+    A token encodes the observation, action, reward and `first` of one row. The transformer turns
+    the tokens of a row and of the rows before it into one embedding. From the embedding, each of M
+    heads predicts the change, in units of `change_rms`, the root mean square of real changes.
+    Reward and termination are predicted from the embedding and the change, so that a dreamed reward
+    fits the dreamed observation.
+
+    Shapes: L = `context` + `dream_horizon` + 1 rows of a window, *O an observation, O the number of
+    its numbers, A size of an action, E size of an embedding.
     """
 
     change_rms: Tensor
     low: Tensor
     high: Tensor
     two_valued: Tensor
-    usual_disagreement: Tensor
-    error: Tensor
-    seen: Tensor
+    mean_disagreement: Tensor
+    held_out_error: Tensor
+    held_out_windows: Tensor
 
     def __init__(self, config: Config, obs: Space, action_size: int) -> None:
         super().__init__()
@@ -59,138 +64,162 @@ class WorldModel(nn.Module):
             config.members, (config.world_hidden, config.world_hidden, size), zero_last=True
         )
         self.outcome = MLP((config.world_hidden + size, OUTCOME_HIDDEN, 2), zero_last=True)
-        self.register_buffer("change_rms", torch.ones(size))  # in deviations of the observation
+        # In standard deviations of the observation.
+        self.register_buffer("change_rms", torch.ones(size))
+        # Range of each number in real rows, and whether it was always either `low` or `high`.
         self.register_buffer("low", torch.full((size,), torch.inf))
         self.register_buffer("high", torch.full((size,), -torch.inf))
         self.register_buffer("two_valued", torch.ones(size, dtype=torch.bool))
-        self.register_buffer("usual_disagreement", torch.zeros(()))
-        self.register_buffer("error", torch.ones(config.dream_horizon))  # squared, by steps ahead
-        self.register_buffer("seen", torch.zeros(config.dream_horizon))  # held-out windows
+        self.register_buffer("mean_disagreement", torch.zeros(()))
+        # The mean squared error after each number of steps, and the number of held-out windows that
+        # it is an average of, bounded from above.
+        self.register_buffer("held_out_error", torch.ones(config.dream_horizon))
+        self.register_buffer("held_out_windows", torch.zeros(config.dream_horizon))
 
     # ------------------------------------------------------------------------------ learning
 
     @torch.no_grad()
     def update_statistics(self, rows: Batch) -> None:
-        """Take in real windows (B, L, …) for the running statistics."""
+        """Updates running statistics and ranges from real windows (B, L, …)."""
         self.normaliser.update(rows["obs"], rows["reward"])
         flat = self.normaliser.replace_outliers(self.normaliser.flatten(rows["obs"])).flatten(0, 1)
         self.low.copy_(torch.minimum(self.low, flat.amin(0)))
         self.high.copy_(torch.maximum(self.high, flat.amax(0)))
         self.two_valued &= ((flat == self.low) | (flat == self.high)).all(0)
-        mask = inside(rows["first"], rows["last"], self.context).unsqueeze(-1)
+        mask = steps_in_episode(rows["first"], rows["last"], self.context).unsqueeze(-1)
         square = (self.normaliser(rows["obs"]).diff(dim=1).square() * mask).sum((0, 1))
         rate = 1 / self.normaliser.updates.clamp(max=1000)
         square = square / mask.sum().clamp(min=1)
         self.change_rms.copy_(self.change_rms.square().lerp(square, rate).sqrt().clamp(min=1e-4))
 
-    def loss(self, rows: Batch, code: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Each head predicts the steps of its share of the windows (B, L, …) → scalar."""
+    def loss(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss () on real windows (B, L, …), and metrics.
+
+        Each head learns from B / M of the windows. A step counts if it lies in the episode of the
+        window's start, involves no outlier, and the episode is not held out.
+        """
         x = self.normaliser(rows["obs"])
-        read, _ = self.transformer(self.tokens(x, code, rows["reward"], rows["first"])[:, :-1])
+        tokens = self.tokens(x, rows["action"], rows["reward"], rows["first"])
+        embedding, _ = self.transformer(tokens[:, :-1])
         held_out = rows["held_out"][:, self.context].unsqueeze(1)
-        sound = self.normaliser.inliers(rows["obs"])
-        steps = inside(rows["first"], rows["last"], self.context) * sound[:, :-1] * sound[:, 1:]
+        inliers = self.normaliser.inliers(rows["obs"])
+        in_episode = steps_in_episode(rows["first"], rows["last"], self.context)
+        steps = in_episode * inliers[:, :-1] * inliers[:, 1:]
         mask = steps * ~held_out  # (B, L-1)
-        predicted = self.heads(read.unflatten(0, (self.members, -1)).flatten(1, 2))
+        predicted = self.heads(embedding.unflatten(0, (self.members, -1)).flatten(1, 2))
         change = x.diff(dim=1)  # (B, L-1, O)
         square = (predicted.view_as(change) - change / self.change_rms).square()
-        reward, end = self.outcomes(read, change)
-        plausible = self.normaliser.clip_outliers(rows["reward"][:, 1:])
-        reward_error = (reward - plausible / self.normaliser.reward_rms).square()
-        ended = rows["terminal"][:, 1:].float()
+        predicted_reward, terminal_logit = self.predict_outcome(embedding, change)
+        reward = self.normaliser.clip_outliers(rows["reward"][:, 1:])
+        reward_error = (predicted_reward - reward / self.normaliser.reward_rms).square()
+        terminal_error = F.binary_cross_entropy_with_logits(
+            terminal_logit, rows["terminal"][:, 1:].float(), reduction="none"
+        )
         terms = {
             "loss/transition": masked_mean(square.mean(-1), mask),
             "loss/reward": masked_mean(reward_error, mask),
-            "loss/end": masked_mean(
-                F.binary_cross_entropy_with_logits(end, ended, reduction="none"), mask
-            ),
+            "loss/terminal": masked_mean(terminal_error, mask),
         }
         metrics = {name: term.detach() for name, term in terms.items()}
-        unseen = steps * held_out
-        metrics["model/held_out_reward"] = masked_mean(reward_error.detach(), unseen).sqrt()
+        held_out_steps = steps * held_out
+        metrics["model/held_out_reward"] = masked_mean(reward_error.detach(), held_out_steps).sqrt()
         return torch.stack(list(terms.values())).sum(), metrics
 
     @torch.no_grad()
     def update_held_out_error(
-        self, asked: WorldModel, rows: Batch, code: Tensor, noise: torch.Generator
+        self, model: WorldModel, rows: Batch, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """Take in how far dreams of `asked` are off on held-out windows (B, L, …), actions given.
+        """Updates the held-out error of `model` from real windows (B, L, …); returns metrics.
 
-        Also by how much its heads disagree on the first step of any window.
+        `model` is a slow copy of this one. It dreams from the start of each held-out window with
+        the real actions, and the dreamed observations are compared with the real ones. Also
+        updated, from the first step of all windows: the mean disagreement of the heads.
         """
-        real, obs = asked.normaliser(rows["obs"]), rows["obs"][:, self.context].float()
-        alive = (~rows["last"][:, self.context : -1]).cumprod(1)
-        sound = asked.normaliser.inliers(rows["obs"])
-        start = sound[:, : self.context + 1].amin(1) * rows["held_out"][:, self.context]
-        alive = alive * start.unsqueeze(1) * sound[:, self.context + 1 :]  # (B, H)
-        tokens = asked.tokens(real, code, rows["reward"], rows["first"])
-        read, past = asked.transformer(tokens[:, : self.context + 1])
+        action, obs = rows["action"], rows["obs"][:, self.context].float()
+        x = model.normaliser(rows["obs"])
+        in_episode = (~rows["last"][:, self.context : -1]).cumprod(1)
+        inliers = model.normaliser.inliers(rows["obs"])
+        start = inliers[:, : self.context + 1].amin(1) * rows["held_out"][:, self.context]
+        mask = in_episode * start.unsqueeze(1) * inliers[:, self.context + 1 :]  # (B, H)
+        tokens = model.tokens(x, action, rows["reward"], rows["first"])
+        embedding, past = model.transformer(tokens[:, : self.context + 1])
+        not_first = torch.zeros_like(rows["first"][:, :1])
         errors = []
-        for step in range(len(self.error)):
-            imagined = asked.imagine(read[:, -1], obs, noise)
+        for step in range(len(self.held_out_error)):
+            dreamed = model.dream_step(embedding[:, -1], obs, rng)
             if step == 0:
                 rate = (1 / self.normaliser.updates).clamp(min=0.01)
-                self.usual_disagreement.lerp_(imagined.disagreement.mean(), rate)
-            obs, at = imagined.obs, self.context + 1 + step
-            x = asked.normaliser(obs)
-            errors.append((x - real[:, at]).square().mean(-1))
-            if step + 1 < len(self.error):
-                first = torch.zeros_like(rows["first"][:, :1])
-                row = (x[:, None], code[:, at : at + 1], imagined.reward[:, None], first)
-                read, past = asked.transformer(asked.tokens(*row), past)
-        update_averages(self.seen, alive, (self.error, torch.stack(errors, 1)))
-        shown = sorted({0, len(self.error) // 2, len(self.error) - 1})
-        metrics = {f"model/error_{h + 1}": self.error[h].sqrt() for h in shown}
-        return {**metrics, "model/disagreement": self.usual_disagreement.clone()}
+                self.mean_disagreement.lerp_(dreamed.disagreement.mean(), rate)
+            obs, t = dreamed.obs, self.context + 1 + step
+            dreamed_x = model.normaliser(obs)
+            errors.append((dreamed_x - x[:, t]).square().mean(-1))
+            if step + 1 < len(self.held_out_error):
+                reward = dreamed.reward[:, None]
+                token = model.tokens(dreamed_x[:, None], action[:, t : t + 1], reward, not_first)
+                embedding, past = model.transformer(token, past)
+        update_averages(self.held_out_windows, mask, (self.held_out_error, torch.stack(errors, 1)))
+        shown = sorted({0, len(errors) // 2, len(errors) - 1})
+        metrics = {f"model/error_{h + 1}": self.held_out_error[h].sqrt() for h in shown}
+        return {**metrics, "model/disagreement": self.mean_disagreement.clone()}
 
     def expected_error(self, horizon: int) -> Tensor:
-        """The held-out error after 1 … `horizon` steps, in deviations of the observation (H,)."""
-        return expected_error(self.error, self.seen, horizon)
+        """Returns the held-out error after 1 … `horizon` steps, (H,).
 
-    # ----------------------------------------------------------------------------- imagining
-
-    def imagine(self, read: Tensor, obs: Tensor, noise: torch.Generator) -> ImaginedStep:
-        """A step from observations (B, *O), after reading (B, E): the mean of what the heads say.
-
-        What is imagined keeps to what was ever real, as critics judge anything else at random:
-        numbers keep their range, and those that had two values, as flags have, are drawn from them.
+        The unit is the standard deviation of the observation.
         """
-        heads = self.heads(read.expand(self.members, -1, -1))
-        now = self.normaliser.flatten(obs)
-        change = heads.mean(0) * self.change_rms * self.normaliser.deviation
-        following = (now + change).clamp(self.low, self.high)
-        chance = (following - self.low) / (self.high - self.low).clamp(min=1e-6)
-        high = torch.rand(chance.shape, generator=noise, device=chance.device) < chance
-        flags = torch.where(high, self.high, self.low)
-        following = torch.where(self.two_valued, flags, following)
-        moved = self.normaliser.standardised(following) - self.normaliser.standardised(now)
-        reward, end = self.outcomes(read, moved)
-        terminal = torch.rand(end.shape, generator=noise, device=end.device) < torch.sigmoid(end)
-        return ImaginedStep(
-            following.unflatten(-1, self.shape),
+        return expected_error(self.held_out_error, self.held_out_windows, horizon)
+
+    # ------------------------------------------------------------------------------ dreaming
+
+    def dream_step(self, embedding: Tensor, obs: Tensor, rng: torch.Generator) -> DreamedStep:
+        """Draws the step after observations (B, *O), given their embeddings (B, E).
+
+        The change is the mean over the heads. Each number is clipped to its range in real rows. A
+        number that only has two values in real rows, such as a flag, is drawn as one of the two.
+        So the critics never judge observations that cannot be real.
+        """
+        changes = self.heads(embedding.expand(self.members, -1, -1))
+        before = self.normaliser.flatten(obs)
+        change = changes.mean(0) * self.change_rms * self.normaliser.deviation
+        after = (before + change).clamp(self.low, self.high)
+        prob_high = (after - self.low) / (self.high - self.low).clamp(min=1e-6)
+        high = torch.rand(prob_high.shape, generator=rng, device=prob_high.device) < prob_high
+        after = torch.where(self.two_valued, torch.where(high, self.high, self.low), after)
+        change = self.normaliser.standardised(after) - self.normaliser.standardised(before)
+        reward, terminal_logit = self.predict_outcome(embedding, change)
+        uniform = torch.rand(terminal_logit.shape, generator=rng, device=terminal_logit.device)
+        return DreamedStep(
+            after.unflatten(-1, self.shape),
             reward * self.normaliser.reward_rms,
-            terminal,
-            heads.var(0).mean(-1),
+            uniform < torch.sigmoid(terminal_logit),
+            changes.var(0).mean(-1),
         )
 
-    def tokens(self, x: Tensor, code: Tensor, reward: Tensor, first: Tensor) -> Tensor:
-        """Normalised observations (B, T, O) and the rest of their rows → (B, T, E)."""
+    def tokens(self, x: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:
+        """Returns the tokens of rows, (B, T, E).
+
+        x: normalised observations (B, T, O), action: (B, T, A), reward and first: (B, T).
+        """
         reward = self.normaliser.clip_outliers(reward) / self.normaliser.reward_rms
         rest = torch.stack([reward, first.float()], -1)
-        embedded: Tensor = self.embed(torch.cat([x, code, rest], -1))
+        embedded: Tensor = self.embed(torch.cat([x, action, rest], -1))
         return embedded
 
-    def outcomes(self, read: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-        """Rewards in units of the typical one, and logits of the end: (…, E), (…, O) → (…)."""
-        step = torch.cat([read, change / self.change_rms], -1)
-        reward, end = self.outcome(step).unbind(-1)
-        return reward, end
+    def predict_outcome(self, embedding: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns rewards in root mean squares of real rewards, and logits of termination.
+
+        (…, E), (…, O) → (…), (…). change: in standard deviations of the observation.
+        """
+        inputs = torch.cat([embedding, change / self.change_rms], -1)
+        reward, terminal_logit = self.outcome(inputs).unbind(-1)
+        return reward, terminal_logit
 
 
-def inside(first: Tensor, last: Tensor, context: int) -> Tensor:
-    """Whether each step of windows (B, L) is one of the start's episode: (B, L-1) float.
+def steps_in_episode(first: Tensor, last: Tensor, context: int) -> Tensor:
+    """Returns 1 for each step of windows that lies in the episode of the start, else 0.
 
-    Rows that stand in for what was before an episode have `first` set on those after them too.
+    (B, L) → (B, L-1) float. Where an episode is shorter than the context, the replay repeats its
+    first row, with `first` set on each repetition. A step to a row with `first` set does not count.
     """
-    alive = F.pad((~last[:, context:-1]).cumprod(1), (context, 0), value=1)
-    return (alive * ~first[:, 1:]).float()
+    from_start = F.pad((~last[:, context:-1]).cumprod(1), (context, 0), value=1)
+    return (from_start * ~first[:, 1:]).float()

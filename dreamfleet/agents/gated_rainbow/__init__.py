@@ -1,1 +1,1 @@
-"""Gated Rainbow. `agent.py` is the algorithm and opens with it; the parts lie beside it."""
+"""Gated Rainbow. Begin with `agent.py`: its docstring describes the algorithm."""

@@ -1,42 +1,43 @@
 """Gated Rainbow: a gated, noisy, dueling value network that learns from real rows and from dreams.
 
-Values (`learn_policy`) are those of a history h_t = (o_{t-3} … o_t), from one batch of windows:
+The value network (`learn_policy`) reads a history h_t = (o_{t-3} … o_t) of four observations:
 
     body       f(h)                                        hidden features
-    gate       0.7 + 0.3 g(h)                              a factor for each of them, from h alone
+    gate       0.7 + 0.3 g(h)                              one factor per feature
     streams    Q = V + A - mean A                          noisy layers; mean, atoms or quantiles
-    target     r_1 + … + γ^{m-1} r_m + γ^m Q'(h_m, argmax Q(h_m))       m ≤ n: early at an end
+    target     r_1 + … + γ^{m-1} r_m + γ^m Q'(h_m, argmax Q(h_m))       m ≤ n steps
 
-Real windows are drawn by priority. A row's priority is |δ|^α with the α in force when it was last
-updated; importance weights use the current β. Acting mixes noise drawn for every row with an ε that
-decays; greedy has neither.
+m is n, or less where the episode ends earlier. Real windows are sampled by priority. A row's
+priority is |δ|^α with the α in force when it was last updated; importance weights use the current
+β. Exploration uses noisy layers, with new noise for each row, and random actions with probability
+ε, which decays. Greedy acting uses neither.
 
-World model (`learn_world`), from windows of real rows:
+The world model (`learn_world`) learns from windows of real rows:
 
     transition   o_{t+1} - o_t ~ N(mean_m(h_t, a_t), std_m)      an ensemble, m = 1 … M
-    outcome      reward(o_t, a_t, o_{t+1}), end(o_t, a_t, o_{t+1})
+    outcome      reward(o_t, a_t, o_{t+1}), terminal(o_t, a_t, o_{t+1})
 
-A share `held_out` of episodes the world never learns from. On those its error is measured by
-horizon, predicting open-loop.
+A fraction `held_out_share` of the episodes is held out: the world model never learns from them. On
+their windows it predicts open-loop; the error after 1, 2, … steps is its held-out error.
 
-Dreams (`dream`) are rows as the replay has them, made by the model and the acting policy from real
-histories; they stay within the range that each number of an observation had in real rows. A dream
-is believed as far as the held-out error at that horizon is small, and as its two members disagree
-no more than they do on real rows. There it is truncated: values bootstrap from what comes last.
+Dreams (`dream`) start from real histories. The acting policy chooses the actions, and the world
+model draws the rows, which have the columns of real rows. A dreamed step is trusted while the
+held-out error at its horizon is small and while the disagreement of two ensemble members is not
+much larger than on real rows. A dream is truncated at the first untrusted step, so values bootstrap
+from the row before it.
 
-How dreams become a share of a batch: of `batch` windows an update, round(share · batch) start at
-dreamed rows, drawn alike among those believed, and the others are real. If fewer dreamed rows are
-believed than that, each counts as one window and no more: the dreamed part weighs less, and where
-nothing is believed the update learns from the real windows alone. `dream/share` is what it was.
+Of the `batch` windows of an update, round(dream_share · batch) start at trusted dreamed rows and
+the others are real. If there are fewer trusted dreamed rows than dreamed windows, the weights of
+the dreamed windows sum to the number of those rows. With no trusted row the update learns from real
+windows alone. The metric `dream/share` is the dreamed fraction of the weight of an update.
 
-Sources: seed project 000; Rainbow (Hessel et al. 2018), its parts where they stand; MBPO (Janner et
-al. 2019) for dreams from real starts.
+Sources: seed project 000; Rainbow (Hessel et al. 2018); MBPO (Janner et al. 2019).
 """
 
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -49,61 +50,52 @@ from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.dreams import sample_windows
 from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.returns import n_step
+from dreamfleet.agents.blocks.rows import FLAG, NUMBER, columns
 from dreamfleet.agents.blocks.soft_update import SoftUpdate
 from dreamfleet.agents.blocks.torch_compile import compile_on_first_call
 from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
-from dreamfleet.agents.gated_rainbow.config import CONTEXT, PRIORITY, RANGE, Config
+from dreamfleet.agents.gated_rainbow.act_state import ActState, with_time
+from dreamfleet.agents.gated_rainbow.config import CONTEXT, PRIORITY_OFFSET, VALUE_RANGE, Config
 from dreamfleet.agents.gated_rainbow.frame_world import FrameWorldModel
-from dreamfleet.agents.gated_rainbow.network import ValueNetwork, gate_metrics, gate_regulariser
+from dreamfleet.agents.gated_rainbow.losses import double_q_loss, gate_regulariser
+from dreamfleet.agents.gated_rainbow.network import ValueNetwork, gate_metrics
 from dreamfleet.agents.gated_rainbow.schedules import Schedules
-from dreamfleet.agents.gated_rainbow.tables import COLUMNS, observed_spec, tables
 from dreamfleet.agents.gated_rainbow.vector_world import VectorWorldModel
+from dreamfleet.core.selectors import Prioritized, Uniform
 from dreamfleet.core.types import (
     Array,
     Batch,
+    Consumer,
     EnvSpec,
     Feedback,
+    QueueSpec,
     Sample,
     State,
+    TableSpec,
 )
 
-MOST = 1e30  # of a reward in sums that shall stay finite in 32 bits
-PASSES = 3  # through a network an update: online twice, then target
-
-
-class Memory(NamedTuple):
-    """What acting carries along in each of n environments."""
-
-    history: Array  # (N, 4, *O), of the observations' own kind
-    age: Array  # (N,) f32, steps since the episode began
-    trace: Array  # (N,) f32, the discounted reward so far: γ · trace + reward
-    score: Array  # (N,) f32, the undiscounted one, outliers cut
-    held_out: Array  # (N,) bool, whether this episode is kept from the world model
+COLUMNS = ("obs", "action", "reward", "last", "terminal")  # of windows for learning values
+FORWARD_PASSES = 3  # per update, each with its own noise: online network twice, target network
 
 
 class GatedRainbow(WeightGroups):
-    """See the module. Observations are vectors or frames, actions discrete."""
+    """The Gated Rainbow agent, for vector or frame observations and discrete actions."""
 
     Config: TypeAlias = Config
-    act_groups = ("policy",)  # with the schedules, so that actors elsewhere have today's ε
+    act_groups = ("policy",)  # includes the schedules, because acting needs the current ε
 
     def __init__(self, config: Config, spec: EnvSpec, seed: int, device: str) -> None:
         device, config = resolve_device(device), config.sized(spec.obs)
-        spec = observed_spec(spec, config.observe_time)
+        if config.observe_time:
+            spec = with_time(spec)
         self.config, self.spec, self.device = config, spec, device
         self.tables = tables(config, spec)
         self.actions = DiscreteActions(spec.action)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights
             self.online = ValueNetwork(config, spec).to(device)
-            self.world = (FrameWorldModel if spec.obs.image else VectorWorldModel)(
-                spec.obs,
-                self.actions.size,
-                context=CONTEXT,
-                members=config.members,
-                hidden=config.world_hidden,
-                horizon=config.world_window - 1,
-            ).to(device)
+            world = FrameWorldModel if spec.obs.image else VectorWorldModel
+            self.world = world(config, spec.obs, self.actions.size).to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
         self.schedules = Schedules(config).to(device)
@@ -138,63 +130,64 @@ class GatedRainbow(WeightGroups):
 
     # --------------------------------------------------------------------------------- acting
 
-    def initial_state(self, n: int) -> Memory:
-        history = np.zeros((n, CONTEXT + 1, *self.spec.obs.shape), self.spec.obs.dtype)
-        age, trace, score = np.zeros((3, n), np.float32)
-        return Memory(history, age, trace, score, np.zeros(n, bool))
+    def initial_state(self, n: int) -> ActState:
+        return ActState.initial(n, self.spec.obs)
 
     @torch.no_grad()
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
-        first, reward = rows["first"], rows["reward"]
-        memory: Memory = state
-        age = np.where(first, 0, memory.age + 1).astype(np.float32)
-        obs, replaced = rows["obs"], {}
-        if self.config.observe_time:
-            obs = np.concatenate([obs, age[:, None]], -1)
-            replaced["obs"] = obs
-        fresh = first.reshape(-1, 1, *[1] * len(self.spec.obs.shape))
-        newest = obs[:, None]
-        history = np.where(fresh, newest, np.concatenate([memory.history[:, 1:], newest], 1))
-        counted = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
-        reward = to_array(self.online.normaliser.clip_outliers(counted)).clip(-MOST, MOST)
-        trace = np.where(first, 0, self.config.gamma * memory.trace + reward).astype(np.float32)
-        score = np.where(first, 0, memory.score + reward).astype(np.float32)
-        held_out, noise = memory.held_out, None
+        config, first, previous = self.config, rows["first"], cast(ActState, state)
+        reward = torch.as_tensor(rows["reward"], dtype=torch.float32, device=self.device)
+        clipped = to_array(self.online.normaliser.clip_outliers(reward))
+        current = previous.next(rows, clipped, config.gamma, config.observe_time)
+        rng = None
         if explore:
-            noise = self.act_rng
-            drawn = torch.rand(first.shape, generator=noise, device=self.device)
-            held_out = np.where(first, to_array(drawn < self.config.held_out_share), held_out)
-        action = self.choose(torch.as_tensor(history, device=self.device), noise)
-        extras = {"trace": trace, "score": score, "held_out": held_out, **replaced}
-        return to_array(action), Memory(history, age, trace, score, held_out), extras
+            rng = self.act_rng
+            uniform = torch.rand(first.shape, generator=rng, device=self.device)
+            drawn = to_array(uniform < config.held_out_share)
+            current = current._replace(held_out=np.where(first, drawn, previous.held_out))
+        action = self.choose(torch.as_tensor(current.history, device=self.device), rng)
+        extras = {
+            "discounted_return": current.discounted_return,
+            "episode_return": current.episode_return,
+            "held_out": current.held_out,
+        }
+        if config.observe_time:
+            extras["obs"] = current.history[:, -1]
+        return to_array(action), current, extras
 
-    def choose(self, history: Tensor, noise: torch.Generator | None) -> Tensor:
-        """Histories (B, 4, *O) → actions (B,): the best, or with `noise` those that explore."""
-        perturbed = None if noise is None else self.online.draw(len(history), noise)
-        best = self.online.mean(self.online(history, perturbed)[0]).argmax(-1)
-        if noise is None:
+    def choose(self, history: Tensor, rng: torch.Generator | None) -> Tensor:
+        """Returns an action for each history: (B, 4, *O) → (B,).
+
+        With `rng` the actions explore, by noisy layers and ε. Without `rng` they are greedy.
+        """
+        noise = None if rng is None else self.online.draw_noise(len(history), rng)
+        best = self.online.mean(self.online(history, noise)[0]).argmax(-1)
+        if rng is None:
             return best
-        dice = torch.rand(2, *best.shape, generator=noise, device=best.device)
-        anything = (dice[0] * self.actions.size).long()
-        return torch.where(dice[1] < self.schedules.epsilon, anything, best)
+        uniform = torch.rand(2, *best.shape, generator=rng, device=best.device)
+        random_action = (uniform[0] * self.actions.size).long()
+        return torch.where(uniform[1] < self.schedules.epsilon, random_action, best)
 
     # ---------------------------------------------------------------------------- world model
 
     def learn_world(self, real: Sample) -> Feedback:
         rows = to_tensors(real.data, self.device)
-        code = self.actions.encode(rows["action"])
+        one_hot = self.actions.encode(rows["action"])
         self.world.update_statistics(rows)
-        loss, metrics = self.world.loss(rows, code)
+        loss, metrics = self.world.loss(rows, one_hot)
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
         metrics |= skipped_step_metrics("world", self.world_optimizer)
         updates = self.world.normaliser.updates
         self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
-        metrics |= self.world.update_held_out_error(self.slow_world, rows, code, self.dream_rng)
-        metrics["model/believed"] = self.trusted_steps().sum()
+        metrics |= self.world.update_held_out_error(self.slow_world, rows, one_hot, self.dream_rng)
+        metrics["model/trusted_steps"] = self.trusted_steps().sum()
         return Feedback(metrics)
 
     def trusted_steps(self) -> Tensor:
-        """Whether dreams of 1 … `dream_horizon` steps are (H,): their held-out error is small."""
+        """Returns 1 for each dreamed step whose held-out error is small enough, else 0: (H,).
+
+        H is `dream_horizon`. All steps after the first step with a larger error are 0, too.
+        """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
 
@@ -202,60 +195,60 @@ class GatedRainbow(WeightGroups):
 
     @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Rows (B, C + H + 1, …): `obs`, `action`, `reward`, `last`, `terminal`, `weight`.
+        """Returns dreams as rows (B, C + H + 1, …) that begin with C + 1 real rows.
 
-        The first C rows are context. `weight` is 1 on rows an action was taken on that are worth
-        learning from. H is as far as the held-out error lets dreams go, 1 at the least.
+        `weight` is 1 on rows whose next step is trusted, else 0; values are learned at rows of
+        weight 1. H is the number of steps that the held-out error allows, at least 1.
         """
-        world, noise, members = self.slow_world, self.dream_rng, self.config.members
-        believed = self.trusted_steps() * (self.schedules.steps >= self.config.dream_after)
-        horizon = max(1, int(believed.sum()))  # the one wait for the device, before a long loop
+        world, rng = self.slow_world, self.dream_rng
+        allowed = self.trusted_steps() * (self.schedules.steps >= self.config.dream_after)
+        horizon = max(1, int(allowed.sum()))  # the only wait for the device
         obs = torch.as_tensor(starts.data["obs"], device=self.device)
         history = obs[:, -CONTEXT - 1 :]  # (B, 4, *O)
-        lived, actions, rewards, ends, agreed = list(history.unbind(1)), [], [], [], []
+        observations = list(history.unbind(1))
+        actions, rewards, terminals, disagreements = [], [], [], []
         for _ in range(horizon):
-            action = self.choose(history, noise)
-            code = self.actions.encode(action)
-            step = world.imagine(
-                history.unflatten(0, (members, -1)), code.unflatten(0, (members, -1)), noise
-            )
-            following = step.obs.flatten(0, 1)
-            history = torch.cat([history[:, 1:], following.unsqueeze(1)], 1)
-            lived.append(following)
+            action = self.choose(history, rng)
+            step = world.dream_step(history, self.actions.encode(action), rng)
+            history = torch.cat([history[:, 1:], step.obs.unsqueeze(1)], 1)
+            observations.append(step.obs)
             actions.append(action)
-            rewards.append(step.reward.flatten())
-            ends.append(step.terminal.flatten())
-            agreed.append(step.disagreement.flatten())
+            rewards.append(step.reward)
+            terminals.append(step.terminal)
+            disagreements.append(step.disagreement)
 
-        agreement = (
-            torch.stack(agreed, 1) <= self.config.max_disagreement * world.usual_disagreement
-        )
-        terminal = torch.stack(ends, 1)  # (B, H)
-        going_on = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
-        real = agreement.cumprod(1) * believed[:horizon] * going_on  # is the step to row h + 1?
+        limit = self.config.max_disagreement * world.mean_disagreement
+        agreed = torch.stack(disagreements, 1) <= limit
+        terminal = torch.stack(terminals, 1)  # (B, H)
+        not_ended = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
+        trusted = agreed.cumprod(1) * allowed[:horizon] * not_ended  # the steps to rows 1 … H
         # A dream ends (`last`) at the first row whose next step is not trusted. A predicted
         # termination counts only on trusted steps.
-        last = F.pad(real == 0, (CONTEXT, 1), value=True)
+        last = F.pad(trusted == 0, (CONTEXT, 1), value=True)
         last[:, :CONTEXT] = False
         return {
-            "obs": torch.stack(lived, 1),
+            "obs": torch.stack(observations, 1),
             "action": F.pad(torch.stack(actions, 1), (CONTEXT, 1)),
             "reward": F.pad(torch.stack(rewards, 1), (CONTEXT + 1, 0)),
             "last": last,
-            "terminal": F.pad(terminal & (real > 0), (CONTEXT + 1, 0)),
-            "weight": F.pad(real.float(), (CONTEXT, 1)),
+            "terminal": F.pad(terminal & (trusted > 0), (CONTEXT + 1, 0)),
+            "weight": F.pad(trusted.float(), (CONTEXT, 1)),
         }
 
     # -------------------------------------------------------------------------------- values
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
-        lived = to_tensors(real.data, self.device)
-        chance = torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=self.device)
-        imagined = None if dreams is None else self.sample_windows(dreams)
-        noise = self.online.draw(PASSES, self.policy_rng)
-        played = torch.tensor(real.episode_stats, dtype=torch.float32, device=self.device)
-        loss, priority, metrics = self._update_loss(lived, chance, played, imagined, noise)
+        rows = to_tensors(real.data, self.device)
+        relative_prob = torch.as_tensor(
+            real.size * real.prob, dtype=torch.float32, device=self.device
+        )
+        dreamed = None if dreams is None else self.sample_windows(dreams)
+        noise = self.online.draw_noise(FORWARD_PASSES, self.policy_rng)
+        episode_stats = torch.tensor(real.episode_stats, dtype=torch.float32, device=self.device)
+        loss, priority, metrics = self._update_loss(
+            rows, relative_prob, episode_stats, dreamed, noise
+        )
         metrics["grad_norm/value"] = self.optimizer.step(loss, metrics["learn/lr"])
         metrics |= skipped_step_metrics("policy", self.optimizer)
         self.target_soft_update.step(self.config.slow_critic)
@@ -265,112 +258,159 @@ class GatedRainbow(WeightGroups):
 
     def update_loss(
         self,
-        lived: Batch,
-        chance: Tensor,
-        played: Tensor,
-        imagined: tuple[Batch, Tensor] | None,
+        real: Batch,
+        relative_prob: Tensor,
+        episode_stats: Tensor,
+        dreamed: tuple[Batch, Tensor] | None,
         noise: Tensor | None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """All of an update but its gradient step → the loss, priorities (R,) and metrics.
+        """Returns the loss (), new priorities (R,) and metrics of one update.
 
-        From R real windows and how many times likelier than others they were to be drawn (R,), how
-        many episodes were played and their mean return (2,), and dreamed windows with their weights
-        (D,). Only tensors come in and go out, so it compiles.
+        Also updates running statistics, the unit of values and the schedules. All arguments and
+        results are tensors, so that the method can be compiled.
+
+        real: R real windows. relative_prob (R,): their probabilities relative to uniform sampling.
+        episode_stats (2,): number of episodes so far and mean return of the last 100.
+        dreamed: D dreamed windows and their weights (D,). noise: `draw_noise(FORWARD_PASSES, …)`.
         """
-        config, progress, normaliser = self.config, self.schedules, self.online.normaliser
-        normaliser.update(lived["obs"], lived["reward"])
-        self.update_value_unit(lived["trace"], lived["reward"])
-        weight = self.importance(chance)
-        rows = {key: lived[key] for key in COLUMNS}
+        config, schedules, normaliser = self.config, self.schedules, self.online.normaliser
+        normaliser.update(real["obs"], real["reward"])
+        self.update_value_unit(real["discounted_return"], real["reward"])
+        weight = self.importance_weights(relative_prob)
+        rows = {key: real[key] for key in COLUMNS}
         rows["reward"] = normaliser.clip_outliers(rows["reward"])
-        sound = normaliser.inliers(lived["obs"])
-        metrics = {"data/outliers": 1 - sound.mean()}
-        sound = sound.amin(1)  # nothing is learned from a window with an outlier
-        weight, counts = weight * sound, sound
-        if imagined is not None:
-            counts = torch.cat([counts, imagined[1]])
-            rows = {key: torch.cat([rows[key], imagined[0][key]]) for key in rows}
-            dream_weight = imagined[1] * weight.mean()
-            both = dream_weight.sum() + weight.sum()
-            metrics["dream/share"] = dream_weight.sum() / both.clamp(min=1e-6)
-            weight = torch.cat([weight, dream_weight])
+        inliers = normaliser.inliers(real["obs"])
+        metrics = {"data/outliers": 1 - inliers.mean()}
+        counts = valid = inliers.amin(1)  # a window with an outlier counts 0
+        weight = weight * valid
+        if dreamed is not None:
+            dreamed_rows, dreamed_counts = dreamed
+            counts = torch.cat([counts, dreamed_counts])
+            rows = {key: torch.cat([rows[key], dreamed_rows[key]]) for key in rows}
+            dreamed_weight = dreamed_counts * weight.mean()
+            total_weight = dreamed_weight.sum() + weight.sum()
+            metrics["dream/share"] = dreamed_weight.sum() / total_weight.clamp(min=1e-6)
+            weight = torch.cat([weight, dreamed_weight])
         if config.curiosity:
             rows["reward"] = rows["reward"] + config.curiosity * self.curiosity_bonus(rows)
 
-        loss, td_error, openness, value = self.losses(rows, noise)
-        total = value_loss = (weight * loss).sum() / counts.sum().clamp(min=1)
+        losses, td_error, gate, value = self.td_losses(rows, noise)
+        loss = value_loss = (weight * losses).sum() / counts.sum().clamp(min=1)
         if config.gate != "none":
-            gate_loss = gate_regulariser(openness)
-            total = value_loss + config.gate_weight * gate_loss
-            metrics |= {"loss/gate": gate_loss.detach(), **gate_metrics(openness.detach())}
-        progress.learned(played)
-        priority = (sound * td_error[: len(chance)] + PRIORITY) ** progress.alpha
+            gate_loss = gate_regulariser(gate)
+            loss = value_loss + config.gate_weight * gate_loss
+            metrics |= {"loss/gate": gate_loss.detach(), **gate_metrics(gate.detach())}
+        schedules.count_update(episode_stats)
+        priority = (valid * td_error[: len(valid)] + PRIORITY_OFFSET) ** schedules.alpha
         metrics |= {
             "loss/value": value_loss.detach(),
-            "explore/epsilon": progress.epsilon,
-            "explore/noise": self.online.noisiness,
-            "replay/alpha": progress.alpha,
-            "replay/beta": progress.beta,
+            "explore/epsilon": schedules.epsilon,
+            "explore/noisy_sigma": self.online.mean_sigma,
+            "replay/alpha": schedules.alpha,
+            "replay/beta": schedules.beta,
             "value/mean": value.mean() * self.online.unit,
             "value/unit": self.online.unit.clone(),
             "value/td_error": td_error.mean() * self.online.unit,
-            "learn/lr": progress.lr,
-            "learn/return": progress.mean_return.clone(),
+            "learn/lr": schedules.lr,
+            "learn/mean_return": schedules.mean_return.clone(),
         }
-        return total, priority, metrics
+        return loss, priority, metrics
 
     def sample_windows(self, dreams: Batch) -> tuple[Batch, Tensor]:
-        """Windows (D, C + n + 1, …) at believed rows of dreams, and how much each counts (D,)."""
-        batch, config = to_tensors(dreams, self.device), self.config
+        """Returns windows of trusted dreamed rows (D, C + n + 1, …), and their weights (D,)."""
         return sample_windows(
-            batch, COLUMNS, config.dreamed, CONTEXT, config.n_step, self.policy_rng
+            to_tensors(dreams, self.device),
+            COLUMNS,
+            self.config.dreamed_windows,
+            CONTEXT,
+            self.config.n_step,
+            self.policy_rng,
         )
 
-    def losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Windows (B, C + n + 1, …) → loss, |δ| and value (B,), gate openness (B, F).
+    def td_losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns loss, absolute TD error |δ|, gate values and value of the action taken.
 
-        All in the unit of values; the value is that of the action taken. `noise` has a row for each
-        pass through a network.
+        Windows (B, C + n + 1, …) → (B,), (B,), (B, F), (B,), in units of values. noise: one row for
+        each forward pass.
         """
-        online, noises = self.online, PASSES * (None,) if noise is None else noise.split(1)
+        online, noises = self.online, [None] * FORWARD_PASSES if noise is None else noise.split(1)
         reward, last, terminal = (rows[key][:, CONTEXT:] for key in ("reward", "last", "terminal"))
         rewards, steps, discount = n_step(reward / online.unit, last, terminal, self.config.gamma)
         histories = rows["obs"].unfold(1, CONTEXT + 1, 1).movedim(-1, 2)  # (B, n + 1, 4, *O)
-        item = torch.arange(len(steps), device=steps.device)
-        values, openness = online(histories[:, 0], noises[0])
-        taken = values[item, rows["action"][:, CONTEXT]]  # (B, Z)
+        index = torch.arange(len(steps), device=steps.device)
+        values, gate = online(histories[:, 0], noises[0])
+        taken = values[index, rows["action"][:, CONTEXT]]  # (B, Z)
         with torch.no_grad():
-            after = histories[item, steps]
-            best = online.mean(online(after, noises[1])[0]).argmax(-1)  # double Q-learning
-            following = self.target(after, noises[2])[0][item, best]
-            value = online.mean(taken.detach())
-            td_error = (rewards + discount * online.mean(following) - value).abs()
-        loss = online.values.loss(taken, following, rewards, discount)
-        assert loss.shape == td_error.shape == value.shape == steps.shape
-        return loss, td_error, openness, value
+            after = histories[index, steps]  # m steps later
+            online_next = online(after, noises[1])[0]
+            target_next = self.target(after, noises[2])[0]
+        loss, td_error, value = double_q_loss(
+            online.head, taken, online_next, target_next, rewards, discount
+        )
+        return loss, td_error, gate, value
 
-    def importance(self, chance: Tensor) -> Tensor:
-        """Weights (B,) that undo the drawing by priority as far as β goes, the largest 1."""
+    def importance_weights(self, relative_prob: Tensor) -> Tensor:
+        """Returns relative_prob^-β, divided by the largest; 1 without priorities: (R,) → (R,)."""
         if not self.config.prioritized:
-            return torch.ones_like(chance)
-        weight = chance**-self.schedules.beta
+            return torch.ones_like(relative_prob)
+        weight = relative_prob**-self.schedules.beta
         return weight / weight.max()
 
     def curiosity_bonus(self, rows: Batch) -> Tensor:
-        """How much the world's members disagree on the step to each row (B, C + n + 1)."""
+        """Returns the bonus reward of each row of windows, (B, C + n + 1).
+
+        The bonus is the members' disagreement on the step to the row, divided by the mean
+        disagreement and clipped to 10, in units of the root mean square reward.
+        """
         world = self.slow_world
-        found = world.disagreement(rows["obs"], self.actions.encode(rows["action"]))  # (B, n)
-        usual = world.usual_disagreement.clamp(min=1e-8)
-        bonus = (found / usual).clamp(max=10) * self.online.normaliser.reward_rms
+        disagreement = world.disagreement(rows["obs"], self.actions.encode(rows["action"]))
+        relative = disagreement / world.mean_disagreement.clamp(min=1e-8)  # (B, n)
+        bonus = relative.clamp(max=10) * self.online.normaliser.reward_rms
         return F.pad(bonus, (CONTEXT + 1, 0))
 
     @torch.no_grad()
-    def update_value_unit(self, trace: Tensor, reward: Tensor) -> None:
-        """Grows the unit of values with the largest return seen, and leaves predicted returns."""
-        before, normaliser = self.online.unit, self.online.normaliser
-        largest = normaliser.largest_return(trace, reward, self.config.gamma)
-        unit = torch.maximum(before, (largest / RANGE).clamp(min=1e-3))
-        factor = torch.where(before > 0, before / unit, 1.0)
+    def update_value_unit(self, discounted_return: Tensor, reward: Tensor) -> None:
+        """Enlarges the unit of values if a return is the largest so far.
+
+        discounted_return, reward: columns of real windows. In the new unit the largest return is
+        `VALUE_RANGE`.
+        """
+        normaliser = self.online.normaliser
+        largest = normaliser.largest_return(discounted_return, reward, self.config.gamma)
+        unit = torch.maximum(self.online.unit, (largest / VALUE_RANGE).clamp(min=1e-3))
         for net in (self.online, self.target):
-            net.rescale(factor)
-            net.unit.copy_(unit)
+            net.set_unit(unit)
+
+
+def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
+    """Returns the tables of the replay, with batch size, window and rate of each consumer."""
+    stored = columns(spec, discounted_return=NUMBER, episode_return=NUMBER, held_out=FLAG)
+    consumers = {
+        "policy": Consumer(
+            config.batch - config.dreamed_windows,
+            config.n_step + 1,
+            Prioritized() if config.prioritized else Uniform(),
+            samples_per_step=config.policy_updates_per_step,
+            min_steps=config.warmup,
+            context=CONTEXT,
+            columns=(*COLUMNS, "discounted_return"),
+        )
+    }
+    if config.has_world_model:
+        consumers["world"] = Consumer(
+            config.world_batch,
+            config.world_window,
+            samples_per_step=config.world_updates_per_step,
+            context=CONTEXT,
+            columns=(*COLUMNS, "held_out"),
+        )
+    if config.dreamed_windows:
+        consumers["start"] = Consumer(
+            config.dream_batch,
+            samples_per_step=config.policy_updates_per_step,
+            min_steps=config.warmup,
+            context=CONTEXT,
+            columns=("obs",),
+        )
+    real = TableSpec(config.capacity, stored, consumers, episode_return="episode_return")
+    return {"real": real, "dream": QueueSpec(2)} if config.dreamed_windows else {"real": real}

@@ -1,4 +1,4 @@
-"""What there is to choose in Gated Rainbow, and why it is what it is."""
+"""The settings of Gated Rainbow, with the source of each default."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dreamfleet.core.config import check_ranges, within
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Space
 
-CONTEXT = 3  # rows before the present one: SEQ_LENGTH of seed 000 is 4
-RANGE = 3.0  # values are kept within ± this: the largest return seen is so many units
-PRIORITY = 1e-3  # of a row whose error is 0, in the unit of values
+CONTEXT = 3  # earlier observations in a history; SEQ_LENGTH of seed project 000 is 4
+VALUE_RANGE = 3.0  # the largest return so far, in units of values; atoms lie within ± this
+PRIORITY_OFFSET = 1e-3  # is added to each |δ|, so that no priority is 0; in units of values
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Config:
     # Network that computes the gate from the history; none: no gate. [seed project 000]
     gate: Literal["mlp", "transformer", "none"] = "mlp"
     gate_weight: float = within(0.01, 0)  # weight of the gate's regulariser [seed project 000]
-    # What the value network predicts: the expected return, a categorical distribution over
-    # atoms (c51), or quantiles of the return.
+    # Output of the value network: the expected return, a categorical distribution of the return
+    # over atoms (c51), or quantiles of the return.
     value_head: Literal["expected", "c51", "quantile"] = "quantile"
     atoms: int = within(51, 2)  # atoms of the c51 head [Bellemare et al. 2017]
     quantiles: int = within(32, 1)  # quantiles of the quantile head [QR-DQN on Atari: 200]
@@ -56,9 +56,9 @@ class Config:
     beta: float = within(0.4, 0, 1)
     # Agent steps in which β rises to 1. [seed project 000: 4,200 episodes]
     beta_steps: float = within(126_000.0, 1.0)
-    # Learning rate of the value network; the plateau schedule lowers it.
+    # Initial learning rate of the value network. It is halved when the mean return stops improving.
     lr_critic: float = within(5e-4, 0)
-    # Lowest learning rate of the plateau schedule. [seed project 000]
+    # Lowest learning rate of the value network. [seed project 000]
     lr_critic_min: float = within(1e-6, 0)
     # Updates without a new best mean return after which the learning rate is halved.
     lr_patience: int = within(20_000, 1)
@@ -80,13 +80,14 @@ class Config:
     # Agent steps before dreams are used. [seed project 000: 800 episodes]
     dream_after: int = within(2_000, 0)
     # A dream is trusted up to the step at which the held-out error of the world model exceeds
-    # this, in standard deviations of the observation. Dreams are samples: with a correct spread
-    # they are √2 times as far off as their mean.
+    # this, in standard deviations of the observation. Dreamed steps are random draws: with correct
+    # standard deviations their error is √2 times that of the predicted mean.
     max_model_error: float = within(0.42, 0)
-    # A dream is trusted while its members disagree less than this many times their mean
-    # disagreement on real rows.
+    # A dream is trusted while the disagreement of the members is at most this many times their
+    # mean disagreement on real rows.
     max_disagreement: float = within(3.0, 0)
-    # Bonus reward for a typical disagreement of the world model, in typical rewards; 0: none.
+    # Bonus reward for a step on which the members disagree as much as on average, in root mean
+    # squares of the real rewards; 0: no bonus.
     curiosity: float = within(0.0, 0)
     members: int = within(5, 1)  # transition networks in the ensemble [MBPO: 7]
     # Units in the hidden layers of the world model. [seed project 000]
@@ -103,7 +104,7 @@ class Config:
     # Update rate τ of the slow copy of the world model.
     slow_world: float = within(0.01, 0, 1)
     # Fraction of episodes that the world model never learns from, on which its error is
-    # measured; 0: no error is known, so no dream is trusted.
+    # measured. With 0 no error is known, so no dream is trusted.
     held_out_share: float = within(0.1, 0, 1)
 
     def __post_init__(self) -> None:
@@ -129,7 +130,7 @@ class Config:
         )
 
     @property
-    def dreamed(self) -> int:
+    def dreamed_windows(self) -> int:
         """Returns the number of dreamed windows per update."""
         return round(self.batch * self.dream_share)
 
@@ -140,5 +141,5 @@ class Config:
 
     @property
     def has_world_model(self) -> bool:
-        """Tells whether dreams or the curiosity bonus need a world model."""
-        return self.dreamed > 0 or self.curiosity > 0
+        """Returns whether dreams or the curiosity bonus need a world model."""
+        return self.dreamed_windows > 0 or self.curiosity > 0

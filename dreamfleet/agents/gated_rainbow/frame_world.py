@@ -1,4 +1,4 @@
-"""The world of frames."""
+"""The world model of frames."""
 
 from __future__ import annotations
 
@@ -10,112 +10,113 @@ from dreamfleet.agents.blocks.conv import Convolutions
 from dreamfleet.agents.blocks.masked_mean import masked_mean
 from dreamfleet.agents.blocks.nets import MLP
 from dreamfleet.agents.blocks.normaliser import FrameNormaliser
+from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.agents.gated_rainbow.world import WorldModel
 from dreamfleet.core.types import Space
 
-CELL = 4  # rows and columns of pixels that are predicted from one place
-PAIR = ((16, 8, 4), (32, 4, 2))  # layers that see what happened between two frames
+PATCH = 4  # the pixels of a PATCH × PATCH square become channels of one position
+OUTCOME_LAYERS = ((16, 8, 4), (32, 4, 2))  # channels, kernel and stride of each convolution
 
 
 class FrameWorldModel(WorldModel):
-    """Changes of all pixels, in one unit and without a spread. X = (C, H, W), within [0, 1].
+    """Predicts the mean change of each pixel, and no standard deviation. X = (C, H, W), in [0, 1].
 
-    A spread of single pixels would be a blur or a flicker; that members disagree is what is drawn
-    from. The error is in the mean deviation of a pixel from its own mean.
+    Independent draws of pixels would make the frame flicker. So a dreamed frame is the mean that a
+    member predicts, and dreams differ between members. The unit of the held-out error is the root
+    mean square deviation of pixels from their mean over time.
     """
 
     normaliser: FrameNormaliser
     mean_frame: Tensor
     variance: Tensor
 
-    def __init__(
-        self,
-        obs: Space,
-        action_size: int,
-        *,
-        context: int,
-        members: int,
-        hidden: int,
-        horizon: int,
-    ) -> None:
-        super().__init__(obs, context=context, members=members, horizon=horizon)
-        height, width, channels = obs.shape
+    def __init__(self, config: Config, obs: Space, action_size: int) -> None:
+        super().__init__(config, obs)
+        (height, width, channels), hidden = obs.shape, config.world_hidden
         self.normaliser = FrameNormaliser()
-        # One after the other: on CPUs that is faster than grouped convolutions.
+        # Members run one after the other, which on CPUs is faster than grouped convolutions.
         self.transition = nn.ModuleList(
-            Motion((context + 1) * channels, channels, action_size, hidden // CELL)
-            for _ in range(members)
+            FrameTransition((CONTEXT + 1) * channels, channels, action_size, hidden // PATCH)
+            for _ in range(config.members)
         )
-        self.pair = Convolutions(obs, 2, PAIR)
-        self.outcome = MLP((self.pair.size + action_size, hidden, 2), zero_last=True)
+        self.outcome_convolutions = Convolutions(obs, 2, OUTCOME_LAYERS)
+        self.outcome = MLP(
+            (self.outcome_convolutions.size + action_size, hidden, 2), zero_last=True
+        )
         self.register_buffer("change_rms", torch.ones(()))
         self.register_buffer("mean_frame", torch.zeros(channels, height, width))
         self.register_buffer("variance", torch.ones(()))
 
-    def mean_square_change(self, x: Tensor, square: Tensor, inside: Tensor) -> Tensor:
+    def mean_square_change(self, x: Tensor, square: Tensor, mask: Tensor) -> Tensor:
+        """As in `WorldModel`. Also updates the mean and the variance of pixels."""
         rate = self.normaliser.rate
         self.mean_frame.lerp_(x.mean((0, 1)), rate)
         self.variance.lerp_((x - self.mean_frame).square().mean(), rate)
-        return masked_mean(self._each(square), inside)
+        return masked_mean(self._mean_over_obs(square), mask)
 
-    def predict(self, history: Tensor, code: Tensor) -> tuple[Tensor, None]:
-        seen = torch.cat(
+    def predict(self, history: Tensor, action: Tensor) -> tuple[Tensor, None]:
+        inputs = torch.cat(
             [
-                history[:, :, -1:] / self.unit,
+                history[:, :, -1:] / self.obs_std,
                 history.diff(dim=2) / self.change_rms,
             ],
             2,
         ).flatten(2, 3)
-        asked = zip(self.transition, seen, code, strict=True)
-        return torch.stack([member(frames, mine) for member, frames, mine in asked]), None
+        by_member = zip(self.transition, inputs, action, strict=True)
+        return torch.stack([member(*own_inputs) for member, *own_inputs in by_member]), None
 
-    def predict_outcome(self, before: Tensor, code: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-        lead = code.shape[:-1]
-        pair = torch.cat([before, after], -3).flatten(0, len(lead) - 1)
-        seen = torch.cat([self.pair(pair), code.flatten(0, -2)], -1)
-        reward, end = self.outcome(seen).unflatten(0, lead).unbind(-1)
-        return reward, end
+    def predict_outcome(
+        self, before: Tensor, action: Tensor, after: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        lead = action.shape[:-1]
+        frames = torch.cat([before, after], -3).flatten(0, len(lead) - 1)
+        inputs = torch.cat([self.outcome_convolutions(frames), action.flatten(0, -2)], -1)
+        reward, terminal_logit = self.outcome(inputs).unflatten(0, lead).unbind(-1)
+        return reward, terminal_logit
 
-    def draw(
-        self, now: Tensor, mean: Tensor, log_std: Tensor | None, noise: torch.Generator
+    def draw_next_obs(
+        self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator
     ) -> Tensor:
-        frame = self.normaliser.denormalise(self.normaliser(now) + mean * self.change_rms)
-        return frame.clamp(self.low, self.high).to(now.dtype)
+        """Returns the mean prediction as whole bytes; nothing is random."""
+        frame = self.normaliser.denormalise(self.normaliser(obs) + mean * self.change_rms)
+        return frame.clamp(self.low, self.high).to(obs.dtype)
 
     @property
-    def unit(self) -> Tensor:
-        """The root mean square deviation of a pixel from its own mean."""
+    def obs_std(self) -> Tensor:
+        """Returns the root mean square deviation of pixels from their mean over time, ()."""
         return (self.variance + 1e-6).sqrt()
 
 
-class Motion(nn.Module):
-    """Stacked frames (B, C, H, W) and codes (B, A) → the change of the next one (B, C', H, W).
+class FrameTransition(nn.Module):
+    """Stacked frames (B, C, H, W), encoded actions (B, A) → change of the frame (B, C', H, W).
 
-    Cells of pixels become channels and back, so that nothing is blurred on the way; in between each
-    cell looks two cells around. It starts with no change.
+    Each patch of pixels becomes the channels of one position, and in the end pixels again, so that
+    the resolution is kept. In between, each position reads the positions up to two steps away. The
+    first prediction is no change, because the last layer starts at 0.
     """
 
-    def __init__(self, entering: int, leaving: int, action_size: int, width: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, action_size: int, width: int) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(entering * CELL**2, width, 1)
-        self.act = nn.Linear(action_size, width)
-        self.around = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-        self.leave = nn.Conv2d(width, leaving * CELL**2, 1)
-        nn.init.zeros_(self.leave.weight)
-        assert self.leave.bias is not None
-        nn.init.zeros_(self.leave.bias)
+        self.embed_patches = nn.Conv2d(in_channels * PATCH**2, width, 1)
+        self.embed_action = nn.Linear(action_size, width)
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.predict_patches = nn.Conv2d(width, out_channels * PATCH**2, 1)
+        nn.init.zeros_(self.predict_patches.weight)
+        assert self.predict_patches.bias is not None
+        nn.init.zeros_(self.predict_patches.bias)
 
-    def forward(self, frames: Tensor, code: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, action: Tensor) -> Tensor:
         height, width = frames.shape[-2:]
-        filled = F.pad(frames, (0, -width % CELL, 0, -height % CELL))
-        cells = F.pixel_unshuffle(filled, CELL).contiguous(memory_format=torch.channels_last)
-        x = F.silu(normal(self.enter(cells) + self.act(code)[:, :, None, None]))
-        for layer in self.around:
-            x = x + F.silu(normal(layer(x)))
-        return F.pixel_shuffle(self.leave(x), CELL)[..., :height, :width]
+        padded = F.pad(frames, (0, -width % PATCH, 0, -height % PATCH))
+        patches = F.pixel_unshuffle(padded, PATCH).contiguous(memory_format=torch.channels_last)
+        embedded = self.embed_patches(patches) + self.embed_action(action)[:, :, None, None]
+        x = F.silu(channel_norm(embedded))
+        for layer in self.convolutions:
+            x = x + F.silu(channel_norm(layer(x)))
+        return F.pixel_shuffle(self.predict_patches(x), PATCH)[..., :height, :width]
 
 
-def normal(x: Tensor) -> Tensor:
-    """Each place's channels brought to mean 0 and variance 1: (B, C, H, W)."""
+def channel_norm(x: Tensor) -> Tensor:
+    """Returns `x` (B, C, H, W) with mean 0 and variance 1 over the channels of each position."""
     last = x.movedim(1, -1)
     return F.layer_norm(last, last.shape[-1:], eps=1e-2).movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""The value network: a gated body and noisy, dueling streams."""
+"""The value network of Gated Rainbow: gated features and noisy, dueling streams."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from dreamfleet.agents.blocks.nets import MLP
 from dreamfleet.agents.blocks.noisy import NoisyLinear
 from dreamfleet.agents.blocks.normaliser import FrameNormaliser, Normaliser
 from dreamfleet.agents.blocks.value_heads import CategoricalHead, MeanHead, QuantileHead, ValueHead
-from dreamfleet.agents.gated_rainbow.config import CONTEXT, RANGE, Config
+from dreamfleet.agents.gated_rainbow.config import CONTEXT, VALUE_RANGE, Config
 from dreamfleet.core.types import EnvSpec, Space
 
-GATE_HIDDEN = 64  # units in the gate; seed 000
-GATE_PIXELS = 12  # rows and columns of a frame as the gate sees it
-EMBEDDING, HEADS = 32, 4  # of a transformer gate
+GATE_HIDDEN = 64  # hidden units of the gate; seed project 000
+GATE_PIXELS = 12  # the gate reads frames of GATE_PIXELS × GATE_PIXELS pixels
+EMBEDDING, HEADS = 32, 4  # embedding size and attention heads of a transformer gate
 
 
 class ValueNetwork(nn.Module):
-    """Histories (B, 4, *O) → values (B, A, Z) in units of `unit`, and the gate's openness (B, F).
+    """Histories (B, 4, *O) → values (B, A, Z) in units of `unit`, and gate values (B, F).
 
-    The gate moves each feature of the body by a factor within [0.7, 1] (seed 000, which has one
-    factor for all of them).
+    Z numbers describe the return of each of A actions: its mean, logits of atoms, or quantiles.
+    The gate multiplies each of F features by a factor from 0.7 to 1. Seed project 000 has one
+    factor for all features.
     """
 
     unit: Tensor
@@ -33,62 +34,71 @@ class ValueNetwork(nn.Module):
     def __init__(self, config: Config, spec: EnvSpec) -> None:
         super().__init__()
         hidden, actions = config.hidden, spec.action.n
-        self.values = kind_of_values(config)
+        self.head = value_head(config)
         self.noisy = config.noisy_sigma > 0
         self.normaliser = FrameNormaliser() if spec.obs.image else Normaliser(spec.obs)
         self.body = (FrameBody if spec.obs.image else VectorBody)(spec.obs, hidden)
         self.gate = Gate(config.gate, CONTEXT + 1, self.body.gate_size, hidden)
         self.trunk = MLP((hidden, hidden))
         self.streams = NoisyLinear(hidden, hidden, config.noisy_sigma)
-        self.value = NoisyLinear(hidden // 2, self.values.size, config.noisy_sigma)
-        self.advantage = NoisyLinear(hidden // 2, actions * self.values.size, config.noisy_sigma)
-        self.register_buffer("unit", torch.zeros(()))  # 0: no return was seen yet
+        self.value = NoisyLinear(hidden // 2, self.head.size, config.noisy_sigma)
+        self.advantage = NoisyLinear(hidden // 2, actions * self.head.size, config.noisy_sigma)
+        self.register_buffer("unit", torch.zeros(()))  # 0 before the first update
 
     def forward(self, history: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`noise`: what `draw` gave."""
+        """Returns values and gate values. `noise`: a result of `draw_noise`; None: no noise."""
         layers = (self.streams, self.value, self.advantage)
         sizes = [layer.noise_size for layer in layers]
-        to_streams, to_value, to_advantage = (
+        streams_noise, value_noise, advantage_noise = (
             (None, None, None) if noise is None else noise.split(sizes, -1)
         )
-        x = self.normaliser(history)  # (B, 4, O), of frames (B, 4, C, H, W)
-        openness = self.gate(self.body.gate_input(x))
-        features = activate(self.body(x)) * (0.7 + 0.3 * openness)
+        x = self.normaliser(history)  # (B, 4, O); frames: (B, 4, C, H, W)
+        gate = self.gate(self.body.gate_input(x))
+        features = activate(self.body(x)) * (0.7 + 0.3 * gate)
         features = activate(self.trunk(features))
-        streams = F.silu(self.streams(features, to_streams)).chunk(2, -1)
-        value = self.value(streams[0], to_value).unsqueeze(1)  # (B, 1, Z)
-        advantage = self.advantage(streams[1], to_advantage)
-        advantage = advantage.unflatten(-1, (-1, self.values.size))  # (B, A, Z)
-        return value + advantage - advantage.mean(1, keepdim=True), openness
+        streams = F.silu(self.streams(features, streams_noise)).chunk(2, -1)
+        value = self.value(streams[0], value_noise).unsqueeze(1)  # (B, 1, Z)
+        advantage = self.advantage(streams[1], advantage_noise)
+        advantage = advantage.unflatten(-1, (-1, self.head.size))  # (B, A, Z)
+        return value + advantage - advantage.mean(1, keepdim=True), gate
 
-    def draw(self, rows: int, noise: torch.Generator) -> Tensor | None:
-        """Noise for a pass, all layers' in one draw: the same for a batch (1) or for each row."""
+    def draw_noise(self, rows: int, rng: torch.Generator) -> Tensor | None:
+        """Returns standard normal noise for all noisy layers, (rows, …); None if none is noisy.
+
+        rows: B for separate noise in each row of a batch, 1 for the same noise in all rows.
+        """
         if not self.noisy:
             return None
         size = sum(layer.noise_size for layer in (self.streams, self.value, self.advantage))
-        return torch.randn(rows, size, generator=noise, device=self.unit.device)
+        return torch.randn(rows, size, generator=rng, device=self.unit.device)
 
     def mean(self, values: Tensor) -> Tensor:
-        """(…, Z) → expected values (…)."""
-        return self.values.mean(values)
+        """Returns expected values: (…, Z) → (…)."""
+        return self.head.mean(values)
 
     @torch.no_grad()
-    def rescale(self, factor: Tensor) -> None:
-        """Multiply what is said of returns, the noise in it left out."""
-        if self.values.in_return_units:
+    def set_unit(self, unit: Tensor) -> None:
+        """Sets `unit`, and rescales the last layers so that predicted returns stay the same.
+
+        Predictions over atoms (c51) are not rescaled, because the positions of atoms are fixed.
+        """
+        if self.head.in_return_units:
+            factor = torch.where(self.unit > 0, self.unit / unit, 1.0)
             for layer in (self.value, self.advantage):
                 layer.weight.mul_(factor)
                 layer.bias.mul_(factor)
+        self.unit.copy_(unit)
 
     @property
-    def noisiness(self) -> Tensor:
-        """The mean size of σ in the layer that tells actions apart."""
+    def mean_sigma(self) -> Tensor:
+        """Returns the mean |σ| of the advantage layer, ()."""
         return self.advantage.weight_sigma.detach().abs().mean()
 
 
-def kind_of_values(config: Config) -> ValueHead:
+def value_head(config: Config) -> ValueHead:
+    """Returns the kind of values that `config.value_head` names."""
     if config.value_head == "c51":
-        return CategoricalHead(config.atoms, -RANGE, RANGE)
+        return CategoricalHead(config.atoms, -VALUE_RANGE, VALUE_RANGE)
     return QuantileHead(config.quantiles) if config.value_head == "quantile" else MeanHead()
 
 
@@ -97,7 +107,7 @@ def activate(x: Tensor) -> Tensor:
 
 
 class VectorBody(nn.Linear):
-    """Normalised histories (B, 4, O) → (B, F)."""
+    """Normalised histories of vectors (B, 4, O) → features (B, F)."""
 
     def __init__(self, obs: Space, units: int) -> None:
         size = math.prod(obs.shape)
@@ -108,12 +118,15 @@ class VectorBody(nn.Linear):
         return super().forward(history.flatten(1))
 
     def gate_input(self, history: Tensor) -> Tensor:
-        """What the gate reads: (B, 4, `gate_size`)."""
+        """Returns the input of the gate, (B, 4, `gate_size`): the history itself."""
         return history
 
 
 class FrameBody(nn.Module):
-    """Histories of frames (B, 4, C, H, W) → (B, F), the four as channels of one image."""
+    """Histories of frames (B, 4, C, H, W) → features (B, F).
+
+    The four frames are the channels of one image.
+    """
 
     def __init__(self, obs: Space, units: int) -> None:
         super().__init__()
@@ -125,19 +138,20 @@ class FrameBody(nn.Module):
         return self.features(self.convolutions(history.flatten(1, 2)))
 
     def gate_input(self, history: Tensor) -> Tensor:
-        """What the gate reads, each frame averaged to a few pixels: (B, 4, `gate_size`).
+        """Returns the input of the gate, (B, 4, `gate_size`): each frame averaged to fewer pixels.
 
-        A reading of its own, so that what opens a feature is not that feature.
+        The gate does not read the output of the convolutions, so that no feature controls its own
+        gate value.
         """
         small = F.adaptive_avg_pool2d(history.flatten(1, 2), GATE_PIXELS)
         return small.unflatten(1, history.shape[1:3]).flatten(2)
 
 
 class Gate(nn.Module):
-    """Histories (B, S, O) → the openness (B, F) of every unit, within (0, 1).
+    """Histories (B, S, O) → a gate value from 0 to 1 for each feature, (B, F).
 
-    `mlp` reads all rows at once, `transformer` attends from the newest to each of them with
-    several heads, and `none` leaves every unit open.
+    kind: `mlp` reads all S observations at once; `transformer` attends from the newest observation
+    to all S, with several heads; `none` returns 1 for each feature.
     """
 
     def __init__(self, kind: str, rows: int, size: int, units: int) -> None:
@@ -147,7 +161,7 @@ class Gate(nn.Module):
             self.net = MLP((rows * size, GATE_HIDDEN, units))
         elif kind == "transformer":
             self.embed = nn.Linear(size, EMBEDDING)
-            self.place = nn.Parameter(0.1 * torch.randn(rows, EMBEDDING))
+            self.position = nn.Parameter(0.1 * torch.randn(rows, EMBEDDING))
             self.query = nn.Linear(EMBEDDING, EMBEDDING)
             self.key_value = nn.Linear(EMBEDDING, 2 * EMBEDDING)
             self.net = MLP((EMBEDDING, GATE_HIDDEN, units))
@@ -155,37 +169,32 @@ class Gate(nn.Module):
     def forward(self, history: Tensor) -> Tensor:
         if self.kind == "none":
             return torch.ones(history.shape[0], self.units, device=history.device)
-        read = history.flatten(1) if self.kind == "mlp" else self._attend(history)
-        return torch.sigmoid(self.net(read))
+        x = history.flatten(1) if self.kind == "mlp" else self._attend(history)
+        return torch.sigmoid(self.net(x))
 
     def _attend(self, history: Tensor) -> Tensor:
-        """What the newest row gathers from all of them: (B, S, O) → (B, E)."""
-        rows = self.embed(history) + self.place  # (B, S, E)
-        normal = F.layer_norm(rows, rows.shape[-1:])
+        """Returns the newest embedding plus its attention to all S: (B, S, O) → (B, E)."""
+        rows = self.embed(history) + self.position  # (B, S, E)
+        normed = F.layer_norm(rows, rows.shape[-1:])
 
-        def heads(x: Tensor) -> Tensor:
+        def split_heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)  # (B, S, E) → (B, heads, S, E')
 
-        key, value = self.key_value(normal).chunk(2, -1)
-        query = self.query(normal[:, -1:])
-        gathered = F.scaled_dot_product_attention(heads(query), heads(key), heads(value))
-        return rows[:, -1] + gathered.transpose(1, 2).flatten(1)
+        key, value = (split_heads(x) for x in self.key_value(normed).chunk(2, -1))
+        query = split_heads(self.query(normed[:, -1:]))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return rows[:, -1] + attended.transpose(1, 2).flatten(1)
 
 
-def gate_regulariser(openness: Tensor) -> Tensor:
-    """How far units are from being half open over a batch (B, F) → scalar.
+def gate_metrics(gate: Tensor) -> dict[str, Tensor]:
+    """Returns statistics of the gate values of a batch (B, F).
 
-    Each unit's mean is held, not each of its values as in seed 000: a gate that tells histories
-    apart costs nothing, one that is always shut, or open, does.
+    The mean and the standard deviations are of the factors 0.7 + 0.3 · gate. `gate/saturated` is
+    the fraction of gate values below 0.05 or above 0.95.
     """
-    return (openness.mean(0) - 0.5).square().mean()
-
-
-def gate_metrics(openness: Tensor) -> dict[str, Tensor]:
-    """How a gate acts on a batch (B, F), in factors but for the share of saturated ones."""
     return {
-        "gate/mean": 0.7 + 0.3 * openness.mean(),
-        "gate/over_histories": 0.3 * openness.std(0).mean(),  # does it tell them apart?
-        "gate/over_units": 0.3 * openness.mean(0).std(),
-        "gate/saturated": ((openness - 0.5).abs() > 0.45).float().mean(),
+        "gate/mean": 0.7 + 0.3 * gate.mean(),
+        "gate/std_over_histories": 0.3 * gate.std(0).mean(),
+        "gate/std_over_units": 0.3 * gate.mean(0).std(),
+        "gate/saturated": ((gate - 0.5).abs() > 0.45).float().mean(),
     }

@@ -1,4 +1,4 @@
-"""The schedules: everything that moves with how far learning has come."""
+"""Quantities that change in the course of training: learning rate, ε, α and β."""
 
 from __future__ import annotations
 
@@ -9,69 +9,75 @@ from dreamfleet.agents.gated_rainbow.config import Config
 
 
 class Schedules(nn.Module):
-    """How far learning has come, and all that moves with it. Tensors, so that nobody waits.
+    """Counts updates; computes ε, α and β from the count, and the learning rate from returns.
 
-    The learning rate is halved when `patience` updates in a row bring no better mean return of the
-    last episodes played, as samples tell it. It stays while there are fewer than `ENOUGH`.
+    The learning rate is halved after `lr_patience` updates in a row without a new best mean return.
+    The mean is over the last 100 episodes; with fewer than `MIN_EPISODES` episodes the learning
+    rate does not change. All counters are tensors, so that no update waits for the device.
     """
 
-    ENOUGH = 10  # episodes
+    MIN_EPISODES = 10
 
     updates: Tensor
     mean_return: Tensor
-    best: Tensor
-    stale: Tensor
-    slowdown: Tensor
+    best_return: Tensor
+    updates_since_best: Tensor
+    lr_factor: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("updates", torch.zeros(()))
         self.register_buffer("mean_return", torch.zeros(()))
-        self.register_buffer("best", torch.full((), -torch.inf))
-        self.register_buffer("stale", torch.zeros(()))  # updates since the best
-        self.register_buffer("slowdown", torch.ones(()))  # of the learning rate
+        self.register_buffer("best_return", torch.full((), -torch.inf))
+        self.register_buffer("updates_since_best", torch.zeros(()))
+        self.register_buffer("lr_factor", torch.ones(()))
 
     @torch.no_grad()
-    def learned(self, played: Tensor) -> None:
-        """One update was taken. played (2,): episodes ever, the mean return of the last of them."""
+    def count_update(self, episode_stats: Tensor) -> None:
+        """Counts one update.
+
+        episode_stats (2,): number of episodes so far, and mean return of the last 100 of them.
+        """
         self.updates += 1
-        episodes, mean_return = played
+        episodes, mean_return = episode_stats
         self.mean_return.copy_(mean_return)
-        enough = episodes >= self.ENOUGH
-        better = enough & (mean_return > self.best)
-        self.stale.copy_(torch.where(better | ~enough, 0, self.stale + 1))
-        self.best.copy_(torch.where(better, mean_return, self.best))
-        waited = (self.stale > 0) & (self.stale % self.config.lr_patience == 0)
-        self.slowdown.mul_(torch.where(waited, 0.5, 1.0))
+        enough = episodes >= self.MIN_EPISODES
+        better = enough & (mean_return > self.best_return)
+        self.updates_since_best.copy_(torch.where(better | ~enough, 0, self.updates_since_best + 1))
+        self.best_return.copy_(torch.where(better, mean_return, self.best_return))
+        stalled = self.updates_since_best > 0
+        halve = stalled & (self.updates_since_best % self.config.lr_patience == 0)
+        self.lr_factor.mul_(torch.where(halve, 0.5, 1.0))
 
     @property
     def lr(self) -> Tensor:
-        return (self.config.lr_critic * self.slowdown).clamp(min=self.config.lr_critic_min)
+        """Returns the learning rate, ()."""
+        return (self.config.lr_critic * self.lr_factor).clamp(min=self.config.lr_critic_min)
 
     @property
     def steps(self) -> Tensor:
-        """Agent steps since the first update."""
+        """Returns the number of agent steps since the first update, ()."""
         return self.updates / self.config.policy_updates_per_step
 
     @property
     def epsilon(self) -> Tensor:
-        """The chance of a random action."""
+        """Returns the probability of a random action, ()."""
         halvings = self.steps / self.config.epsilon_half_life
         return (0.5**halvings).clamp(min=self.config.epsilon_min)
 
     @property
     def alpha(self) -> Tensor:
-        """The exponent of priorities: up, then down."""
-        start, top, end = self.config.alpha
+        """Returns the priority exponent, (): it rises to its peak and then falls to its end."""
+        start, peak, end = self.config.alpha
         rise, fall = self.config.alpha_steps
         rising = (self.steps / rise).clamp(0, 1)
         falling = ((self.steps - rise) / fall).clamp(0, 1)
-        return start + (top - start) * rising + (end - top) * falling
+        return start + (peak - start) * rising + (end - peak) * falling
 
     @property
     def beta(self) -> Tensor:
-        """The exponent of importance weights, up to 1."""
+        """Returns the exponent of the importance weights, (): it rises to 1."""
         return self.config.beta + (1 - self.config.beta) * (
             self.steps / self.config.beta_steps
         ).clamp(max=1)

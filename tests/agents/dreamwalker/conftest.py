@@ -3,13 +3,16 @@ from __future__ import annotations
 import pytest
 
 from dreamfleet.agents.dreamwalker.agent import Dreamwalker
-from tests.agents.dreamwalker.system import CONTEXT, HORIZON, Swing, build
+from tests.agents.dreamwalker.system import CONTEXT, HORIZON, Swing, build_agent
 
 
 @pytest.fixture(scope="session")
-def swinging() -> Dreamwalker:
-    """An agent whose world has seen random play of a system without an end. Not to be trained."""
-    agent = build(dream_after=0)
+def trained_agent() -> Dreamwalker:
+    """Returns an agent whose world model was trained on random play of `Swing`.
+
+    Tests share it, so they train copies only.
+    """
+    agent = build_agent(dream_after=0)
     system = Swing()
     for _ in range(250):
         agent.learn_world(system.windows(60, HORIZON + 1))

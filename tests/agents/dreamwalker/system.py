@@ -1,4 +1,4 @@
-"""What the tests of Dreamwalker learn from."""
+"""A small Dreamwalker, and the system that it learns in tests."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SMALL: dict[str, Any] = {
 Swing = partial(swing.Swing, CONTEXT)
 
 
-def build(seed: int = 0, **options: Any) -> Dreamwalker:
+def build_agent(seed: int = 0, **options: Any) -> Dreamwalker:
     spec = EnvSpec("Swing-v0", Space((2,), "float32"), Space((1,), "float32"))
     return Dreamwalker(Config(**{**SMALL, **options}), spec, seed, "cpu")
 
 
-def steps(B: int, seed: int = 0) -> Sample:
-    """Windows of two rows, as policies learn from."""
+def policy_windows(B: int, seed: int = 0) -> Sample:
+    """Returns B random windows of two rows, for `learn_policy`."""
     rng = np.random.default_rng(seed)
     last = np.zeros((B, 2), bool)
     last[:, 1] = rng.random(B) < 0.5

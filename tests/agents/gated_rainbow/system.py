@@ -1,4 +1,4 @@
-"""What the tests of Gated Rainbow learn from."""
+"""A small Gated Rainbow, and the system that it learns in tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
 from dreamfleet.core.types import Array, EnvSpec, Space
 from tests.agents import swing
 
-VECTOR, CHOICE = Space((2,), "float32"), Space((), "int64", n=3)
+OBS, ACTION = Space((2,), "float32"), Space((), "int64", n=3)
 SMALL: dict[str, Any] = {
     "hidden": 32,
     "world_hidden": 64,
@@ -26,19 +26,19 @@ HEADS = ["expected", "c51", "quantile"]
 Swing = partial(swing.Swing, CONTEXT, choices=3)
 
 
-def build(seed: int = 0, **options: Any) -> GatedRainbow:
-    spec = EnvSpec("Swing-v0", VECTOR, CHOICE)
+def build_agent(seed: int = 0, **options: Any) -> GatedRainbow:
+    spec = EnvSpec("Swing-v0", OBS, ACTION)
     return GatedRainbow(Config(**{**SMALL, **options}), spec, seed, "cpu")
 
 
-def returns(rows: dict[str, Array], n: int, gamma: float) -> tuple[Array, Array, Array]:
-    """The n-step return from row 0, step by step."""
-    found = []
+def n_step_returns(rows: dict[str, Array], n: int, gamma: float) -> tuple[Array, Array, Array]:
+    """Returns rewards, steps and discount of each n-step return from row 0, by a plain loop."""
+    results = []
     for reward, last, terminal in zip(rows["reward"], rows["last"], rows["terminal"], strict=True):
         total, m = 0.0, 0
         while m < n and not last[m]:
             m += 1
             total += gamma ** (m - 1) * reward[m]
-        found.append((total, m, 0.0 if terminal[m] else gamma**m))
-    total, steps, discount = zip(*found, strict=True)
+        results.append((total, m, 0.0 if terminal[m] else gamma**m))
+    total, steps, discount = zip(*results, strict=True)
     return np.array(total), np.array(steps), np.array(discount)

@@ -7,94 +7,94 @@ import torch
 from dreamfleet.agents.blocks.arrays import to_tensors
 from dreamfleet.agents.blocks.device import make_rng
 from dreamfleet.agents.blocks.noisy import NoisyLinear
-from dreamfleet.agents.gated_rainbow.agent import PASSES, GatedRainbow
+from dreamfleet.agents.gated_rainbow.agent import FORWARD_PASSES, GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
-from dreamfleet.agents.gated_rainbow.network import gate_regulariser
+from dreamfleet.agents.gated_rainbow.losses import gate_regulariser
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import EnvSpec, Space
 from dreamfleet.replay_server.server import ReplayServer
-from tests.agents.gated_rainbow.system import CHOICE, Swing, build
+from tests.agents.gated_rainbow.system import ACTION, Swing, build_agent
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_every_observation_of_a_history_moves_the_gate(kind):
-    gate = build(gate=kind).online.gate
+def test_the_gate_depends_on_every_observation_of_a_history(kind):
+    gate = build_agent(gate=kind).online.gate
     history = torch.randn(8, 4, 2, requires_grad=True)
-    openness = gate(history)
-    assert openness.shape == (8, 32)
-    assert ((openness > 0) & (openness < 1)).all()
+    gate = gate(history)
+    assert gate.shape == (8, 32)
+    assert ((gate > 0) & (gate < 1)).all()
     weights = torch.linspace(-1, 1, 32)
-    (gradient,) = torch.autograd.grad((openness * weights).sum(), history)
+    (gradient,) = torch.autograd.grad((gate * weights).sum(), history)
     assert (gradient.abs().sum((0, 2)) > 0).all()
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_the_regulariser_opens_a_gate_that_collapsed(kind):
-    agent = build(gate=kind, gate_weight=1.0)
+def test_the_regulariser_opens_a_closed_gate(kind):
+    agent = build_agent(gate=kind, gate_weight=1.0)
     with torch.no_grad():
         agent.online.gate.net.linear[-1].bias.fill_(-5)
     windows = Swing().windows(50, 4)
-    found = [float(agent.learn_policy(windows, None).metrics["gate/mean"]) for _ in range(300)]
-    assert found[0] < 0.71
-    assert found[-1] > 0.75
+    means = [float(agent.learn_policy(windows, None).metrics["gate/mean"]) for _ in range(300)]
+    assert means[0] < 0.71
+    assert means[-1] > 0.75
 
 
-def test_a_gate_that_tells_histories_apart_costs_nothing():
-    apart = torch.tensor([0.01, 0.99]).repeat(10).unsqueeze(1)
-    assert float(gate_regulariser(apart)) == pytest.approx(0, abs=1e-8)
+def test_the_regulariser_penalises_the_mean_over_histories_only():
+    differs = torch.tensor([0.01, 0.99]).repeat(10).unsqueeze(1)
+    assert float(gate_regulariser(differs)) == pytest.approx(0, abs=1e-8)
     assert float(gate_regulariser(torch.full((20, 1), 0.01))) == pytest.approx(0.49**2)
 
 
-def test_without_a_gate_every_unit_is_open():
-    agent = build(gate="none")
+def test_without_a_gate_every_gate_value_is_1():
+    agent = build_agent(gate="none")
     assert agent.online(torch.randn(5, 4, 2))[1].eq(1).all()
     assert "gate/mean" not in agent.learn_policy(Swing().windows(50, 4), None).metrics
 
 
 @pytest.mark.parametrize("per_row", [True, False])
-def test_noise_has_the_variance_of_the_paper(per_row):
+def test_noisy_layers_have_the_variance_of_the_paper(per_row):
     """Var of Σ σ f(ε_i) f(ε_o) x + σ f(ε_o) = σ² E f² (Σ x² E f² + 1), E f² = sqrt(2 / π)."""
-    layer, noise = NoisyLinear(4, 3, sigma=0.5), make_rng(0, "cpu")
+    layer, rng = NoisyLinear(4, 3, sigma=0.5), make_rng(0, "cpu")
     x = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).expand(40, 4)
     with torch.no_grad():
-        draws = torch.randn(1_000, 40 if per_row else 1, layer.noise_size, generator=noise)
-        drawn = torch.stack([layer(x, draw) - layer(x) for draw in draws])
-    assert drawn.mean().abs() < 0.05
+        draws = torch.randn(1_000, 40 if per_row else 1, layer.noise_size, generator=rng)
+        difference = torch.stack([layer(x, noise) - layer(x) for noise in draws])
+    assert difference.mean().abs() < 0.05
     square = np.sqrt(2 / np.pi)
     expected = 0.25**2 * square * (14.25 * square + 1)
-    assert float(drawn.square().mean()) == pytest.approx(expected, rel=0.1)
-    among_rows = drawn.std(1).max()
-    assert among_rows > 0.1 if per_row else among_rows < 1e-5
+    assert float(difference.square().mean()) == pytest.approx(expected, rel=0.1)
+    over_rows = difference.std(1).max()
+    assert over_rows > 0.1 if per_row else over_rows < 1e-5
 
 
-def test_every_update_and_every_act_draws_noise_of_its_own():
-    agent, history = build(noisy_sigma=3.0, epsilon_min=0.0), torch.randn(200, 4, 2)
+def test_each_update_and_each_call_of_act_draws_new_noise():
+    agent, history = build_agent(noisy_sigma=3.0, epsilon_min=0.0), torch.randn(200, 4, 2)
     agent.schedules.updates.fill_(1e9)
-    acts = [agent.choose(history, agent.act_rng) for _ in range(2)]
-    assert not torch.equal(*acts)
+    actions = [agent.choose(history, agent.act_rng) for _ in range(2)]
+    assert not torch.equal(*actions)
     assert torch.equal(agent.choose(history, None), agent.choose(history, None))
     rows = to_tensors(Swing().windows(50, 4).data, "cpu")
-    agent.update_value_unit(rows["trace"], rows["reward"])
-    drawn = [agent.online.draw(PASSES, agent.policy_rng) for _ in range(2)]
-    losses = [agent.losses(rows, noise)[0] for noise in drawn]
+    agent.update_value_unit(rows["discounted_return"], rows["reward"])
+    noises = [agent.online.draw_noise(FORWARD_PASSES, agent.policy_rng) for _ in range(2)]
+    losses = [agent.td_losses(rows, noise)[0] for noise in noises]
     assert not torch.allclose(*losses)
 
 
-def test_acting_explores_by_noise_even_where_epsilon_is_gone():
+def test_noisy_layers_explore_without_epsilon():
     rows = {
         "obs": np.zeros((500, 2), np.float32),
         "reward": np.zeros(500, np.float32),
         "first": np.ones(500, bool),
     }
-    for noise, kinds in ((0.0, 1), (3.0, 3)):
-        agent = build(noisy_sigma=noise, epsilon_min=0.0)
+    for sigma, different_actions in ((0.0, 1), (3.0, 3)):
+        agent = build_agent(noisy_sigma=sigma, epsilon_min=0.0)
         agent.schedules.updates.fill_(1e9)
         action = agent.act(rows, agent.initial_state(500), explore=True)[0]
-        assert len(np.unique(action)) == kinds
+        assert len(np.unique(action)) == different_actions
 
 
-def test_epsilon_travels_with_the_weights():
-    learner, actor = build(epsilon_half_life=10.0), build(seed=1)
+def test_an_actor_gets_epsilon_with_the_weights():
+    learner, actor = build_agent(epsilon_half_life=10.0), build_agent(seed=1)
     for _ in range(3):
         learner.learn_policy(Swing().windows(50, 4), None)
     actor.load("policy", learner.weights("policy"))
@@ -102,9 +102,9 @@ def test_epsilon_travels_with_the_weights():
     assert float(actor.schedules.updates) == 3
 
 
-def test_acting_and_learning_see_the_same_histories():
-    """What `act` remembers is what the replay lays before the row, from the first row on."""
-    agent = build(dream_share=0.0)
+def test_acting_and_learning_read_the_same_histories():
+    """`act` remembers the same earlier observations that the replay returns as context."""
+    agent = build_agent(dream_share=0.0)
     rng, n = np.random.default_rng(0), 3
     state, last = agent.initial_state(n), np.ones(n, bool)
     chunk, remembered = [], {}
@@ -130,16 +130,17 @@ def test_acting_and_learning_see_the_same_histories():
     assert sample is not None
     for obs in sample.data["obs"]:
         np.testing.assert_array_equal(obs[: CONTEXT + 1], remembered[obs[CONTEXT].tobytes()])
-    gamma, trace = agent.config.gamma, np.zeros(n)
+    gamma, expected = agent.config.gamma, np.zeros(n)
     for t in range(40):
-        trace = np.where(rows["first"][:, t], 0, gamma * trace + rows["reward"][:, t])
-        np.testing.assert_allclose(rows["trace"][:, t], trace, rtol=1e-4, atol=1e-5)
+        expected = np.where(rows["first"][:, t], 0, gamma * expected + rows["reward"][:, t])
+        found = rows["discounted_return"][:, t]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     held_out, first = rows["held_out"], rows["first"]
     assert (held_out[:, 1:] == held_out[:, :-1])[~first[:, 1:]].all()
 
 
-def test_with_a_clock_an_agent_sees_and_keeps_how_long_an_episode_has_lasted():
-    agent, ages = build(observe_time=True), []
+def test_observe_time_appends_the_steps_since_the_episode_began():
+    agent, ages = build_agent(observe_time=True), []
     state = agent.initial_state(2)
     for first in ([True, True], [False, False], [False, True]):
         rows = {"obs": np.ones((2, 2)), "first": np.array(first), "reward": np.zeros(2)}
@@ -151,7 +152,9 @@ def test_with_a_clock_an_agent_sees_and_keeps_how_long_an_episode_has_lasted():
     np.testing.assert_array_equal(state.history[:, :, 2], [[0, 0, 1, 2], [0, 0, 0, 0]])
 
 
-def test_a_clock_needs_vectors():
-    frames = EnvSpec("Frames-v0", Space((8, 8), "uint8"), CHOICE)
-    with pytest.raises(UserError, match=r"agent.observe_time needs vector.*Frames-v0"):
+def test_observe_time_is_refused_for_frames():
+    frames = EnvSpec("Frames-v0", Space((8, 8), "uint8"), ACTION)
+    with pytest.raises(
+        UserError, match=r"agent.observe_time needs vector.*Frames-v0 has uint8 \(8, 8\)"
+    ):
         GatedRainbow(Config(observe_time=True), frames, 0, "cpu")

@@ -1,4 +1,4 @@
-"""Gated Rainbow on frames: what it sees, what it dreams, and a run of it."""
+"""Gated Rainbow on frames: its inputs, its dreams, and a training run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamfleet.agents.blocks.conv import NATURE, Convolutions
 from dreamfleet.agents.blocks.normaliser import FrameNormaliser
 from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, Config
-from dreamfleet.agents.gated_rainbow.frame_world import Motion
+from dreamfleet.agents.gated_rainbow.frame_world import FrameTransition
 from dreamfleet.agents.gated_rainbow.network import ValueNetwork
 from dreamfleet.core.config import TrainConfig
 from dreamfleet.core.errors import UserError
@@ -22,8 +22,8 @@ from dreamfleet.core.types import EnvSpec, Sample, Space
 from dreamfleet.replay_server.server import ReplayServer
 from tests.runs import train
 
-FRAME, CHOICE = Space((40, 40, 1), "uint8"), Space((), "int64", n=3)
-SPEC = EnvSpec("Slide-v0", FRAME, CHOICE)
+OBS, ACTION = Space((40, 40, 1), "uint8"), Space((), "int64", n=3)
+SPEC = EnvSpec("Slide-v0", OBS, ACTION)
 SMALL: dict[str, Any] = {
     "hidden": 32,
     "world_hidden": 64,
@@ -37,9 +37,10 @@ SMALL: dict[str, Any] = {
 
 
 class Slide:
-    """A bright block that slides on by 3 pixels a step, down or up as the action has it.
+    """A bright block that moves 3 pixels to the right in each step.
 
-    The reward of a step is 5 where action 2 led to it.
+    Action 0 also moves it up by 3 pixels, action 2 down. Action 2 earns a reward of 5, the other
+    actions 0. The block leaves on one side of the frame and enters on the opposite side.
     """
 
     def __init__(self) -> None:
@@ -59,38 +60,44 @@ class Slide:
         reward[:, 1:] = 5.0 * (action[:, :-1] == 2)
         flags = {key: np.zeros(shape, bool) for key in ("first", "last", "terminal")}
         held_out = np.repeat(self.rng.random((B, 1)) < 0.3, shape[1], 1)
-        data = {"obs": obs, "action": action, "reward": reward, "trace": reward, **flags}
+        data = {
+            "obs": obs,
+            "action": action,
+            "reward": reward,
+            "discounted_return": reward,
+            **flags,
+        }
         return Sample({**data, "held_out": held_out}, np.arange(B), np.full(B, 1 / B), B)
 
 
-def build(**options: Any) -> GatedRainbow:
+def build_agent(**options: Any) -> GatedRainbow:
     return GatedRainbow(Config(**{**SMALL, **options}), SPEC, 0, "cpu")
 
 
 @pytest.fixture(scope="module")
-def sliding() -> GatedRainbow:
-    """An agent whose world has seen the block slide. Not to be trained."""
-    agent = build(dream_after=0, dream_horizon=3, max_model_error=9.0, max_disagreement=1e9)
+def trained_agent() -> GatedRainbow:
+    """Returns an agent whose world model was trained on `Slide`; tests may not train it."""
+    agent = build_agent(dream_after=0, dream_horizon=3, max_model_error=9.0, max_disagreement=1e9)
     system = Slide()
     for _ in range(120):
         agent.learn_world(system.windows(8, 4))
     return agent
 
 
-# ------------------------------------------------------------------------------ what it sees
+# ------------------------------------------------------------------------------------ inputs
 
 
 @pytest.mark.parametrize("gate", ["mlp", "transformer", "none"])
 @pytest.mark.parametrize("shape", [(84, 84, 1), (64, 48, 3)])
-def test_values_of_histories_of_frames(gate, shape):
-    spec = EnvSpec("Any-v0", Space(shape, "uint8"), CHOICE)
+def test_the_value_network_reads_frames_of_several_sizes(gate, shape):
+    spec = EnvSpec("Any-v0", Space(shape, "uint8"), ACTION)
     net = ValueNetwork(Config(hidden=32, quantiles=8, gate=gate), spec)
-    values, openness = net(torch.randint(0, 256, (5, 4, *shape), dtype=torch.uint8))
+    values, gate = net(torch.randint(0, 256, (5, 4, *shape), dtype=torch.uint8))
     assert values.shape == (5, 3, 8)
-    assert openness.shape == (5, 32)
+    assert gate.shape == (5, 32)
 
 
-def test_frames_become_numbers_within_one_and_back():
+def test_pixels_are_scaled_to_0_to_1_and_back():
     frame = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
     x = FrameNormaliser()(frame)
     assert x.shape == (1, 1, 16, 16)
@@ -99,19 +106,19 @@ def test_frames_become_numbers_within_one_and_back():
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_every_frame_of_a_history_moves_the_gate_and_the_features(kind):
-    net, weights = build(gate=kind).online, torch.linspace(-1, 1, 32)
+def test_gate_and_features_depend_on_every_frame_of_a_history(kind):
+    net, weights = build_agent(gate=kind).online, torch.linspace(-1, 1, 32)
     history = torch.rand(3, 4, 1, 40, 40, requires_grad=True)
     for out in (net.body(history), net.gate(net.body.gate_input(history))):
         (gradient,) = torch.autograd.grad((out * weights).sum(), history)
         assert (gradient.abs().sum((0, 2, 3, 4)) > 0).all()
 
 
-def test_every_parameter_learns():
-    agent, system = build(dream_after=0, max_model_error=9.0), Slide()
+def test_every_parameter_is_trained():
+    agent, system = build_agent(dream_after=0, max_model_error=9.0), Slide()
     nets = nn.ModuleDict({"online": agent.online, "world": agent.world})
     before = {name: parameter.detach().clone() for name, parameter in nets.named_parameters()}
-    for _ in range(2):  # the world's last layers start at 0 and let nothing through
+    for _ in range(2):  # the first update trains the world's last layers only, as they start at 0
         agent.learn_world(system.windows(8, 4))
         agent.learn_policy(system.windows(8, 4), agent.dream(system.windows(10, 1)))
     for name, parameter in nets.named_parameters():
@@ -125,132 +132,135 @@ def test_every_parameter_learns():
         (Space((84, 84, 1), "float32"), "must be uint8 .* found float32 84 × 84"),
     ],
 )
-def test_frames_it_cannot_see_are_refused(space, message):
+def test_small_or_float_frames_are_refused(space, message):
     with pytest.raises(UserError, match=message):
         Convolutions(space, 4, NATURE)
 
 
-def test_acting_stacks_the_single_frames_that_the_replay_holds():
-    """The history acted on, against that of the replay's windows."""
-    agent, n, steps = build(dream_share=0.0, warmup=1, policy_updates_per_step=1.0, batch=4), 2, 9
+def test_acting_and_the_replay_stack_the_same_frames():
+    """`act` remembers the same earlier frames that the replay returns as context."""
+    agent, n, steps = (
+        build_agent(dream_share=0.0, warmup=1, policy_updates_per_step=1.0, batch=4),
+        2,
+        9,
+    )
     obs = np.random.default_rng(0).integers(0, 256, (n, steps, 40, 40, 1), np.uint8)
     first = np.zeros((n, steps), bool)
     first[:, 0] = first[1, 6] = True
     last = np.roll(first, -1, 1)
     last[:, -1] = False
-    memory, chunk, seen = agent.initial_state(n), [], {}
+    state, chunk, histories = agent.initial_state(n), [], {}
     for t in range(steps):
         rows = {"obs": obs[:, t], "first": first[:, t], "last": last[:, t]}
         rows |= {"reward": np.zeros(n, np.float32), "terminal": last[:, t]}
-        action, memory, extras = agent.act(rows, memory, explore=True)
-        assert memory.history.dtype == np.uint8
+        action, state, extras = agent.act(rows, state, explore=True)
+        assert state.history.dtype == np.uint8
         for i in range(n):
-            seen[obs[i, t].tobytes()] = memory.history[i]
+            histories[obs[i, t].tobytes()] = state.history[i]
         chunk.append({**rows, "action": action, **extras})
     data = {key: np.stack([row[key] for row in chunk], 1) for key in chunk[0]}
     replay = ReplayServer(agent.tables, 0)
     assert replay.add("real", data, np.arange(n))
-    drawn = replay.sample("real", "policy")
-    assert isinstance(drawn, Sample)
-    assert drawn.data["obs"].dtype == np.uint8
-    for window in drawn.data["obs"]:
-        np.testing.assert_array_equal(window[: CONTEXT + 1], seen[window[CONTEXT].tobytes()])
+    sample = replay.sample("real", "policy")
+    assert isinstance(sample, Sample)
+    assert sample.data["obs"].dtype == np.uint8
+    for window in sample.data["obs"]:
+        np.testing.assert_array_equal(window[: CONTEXT + 1], histories[window[CONTEXT].tobytes()])
 
 
-def test_values_learn_what_pays_where_it_is_seen():
-    """Action 0 pays while the block is on the left, action 1 on the right; then it is over."""
+def test_it_learns_which_action_pays_from_the_place_of_the_block():
+    """In episodes of one step, action 0 pays with the block on the left, action 1 on the right."""
     agent, system = (
-        build(dream_share=0.0, noisy_sigma=0.0, batch=32, n_step=1, lr_critic=1e-3),
+        build_agent(dream_share=0.0, noisy_sigma=0.0, batch=32, n_step=1, lr_critic=1e-3),
         Slide(),
     )
 
-    def side(obs: Any) -> Any:
+    def on_the_right(obs: Any) -> Any:
         return obs[..., 20:, :].sum((-3, -2, -1)) > obs[..., :20, :].sum((-3, -2, -1))
 
     for _ in range(80):
         sample = system.windows(32, 2)
         rows = {key: value[:, CONTEXT:] for key, value in sample.data.items()}
-        rows["reward"][:, 1] = rows["trace"][:, 1] = rows["action"][:, 0] == side(rows["obs"][:, 0])
+        paid = rows["action"][:, 0] == on_the_right(rows["obs"][:, 0])
+        rows["reward"][:, 1] = rows["discounted_return"][:, 1] = paid
         rows["last"][:, 1] = rows["terminal"][:, 1] = True
         agent.learn_policy(sample, None)
     obs = system.windows(200, 1).data["obs"]
     action = agent.choose(torch.as_tensor(obs), None).numpy()
-    assert (action == side(obs[:, CONTEXT])).mean() > 0.9
+    assert (action == on_the_right(obs[:, CONTEXT])).mean() > 0.9
 
 
-def test_frames_get_smaller_batches_unless_asked_otherwise():
-    frames, vectors = Config().sized(FRAME), Config().sized(Space((4,), "float32"))
+def test_default_batches_are_smaller_for_frames():
+    frames, vectors = Config().sized(OBS), Config().sized(Space((4,), "float32"))
     assert (frames.batch, frames.world_batch, frames.world_window) == (32, 10, 6)
     assert (vectors.batch, vectors.world_batch, vectors.world_window) == (256, 60, 9)
-    assert Config(batch=7, world_batch=20, world_window=3).sized(FRAME).batch == 7
+    assert Config(batch=7, world_batch=20, world_window=3).sized(OBS).batch == 7
 
 
-# ----------------------------------------------------------------------------- what it dreams
+# ------------------------------------------------------------------------------------ dreams
 
 
-def test_the_world_learns_how_a_block_slides_and_what_that_pays(sliding):
-    """On fresh windows, against the guess of no change."""
-    world, sample = sliding.slow_world, Slide().windows(40, 4)
+def test_the_world_model_learns_movement_and_rewards_of_a_block(trained_agent):
+    """Its errors on new windows are smaller than those of predicting no change."""
+    world, sample = trained_agent.slow_world, Slide().windows(40, 4)
     rows = to_tensors(sample.data, "cpu")
-    code = sliding.actions.encode(rows["action"])
-    history = rows["obs"][:, : CONTEXT + 1].unflatten(0, (2, -1))
-    step = world.imagine(history, code[:, CONTEXT].unflatten(0, (2, -1)), sliding.dream_rng)
-    dreamed, real = step.obs.flatten(0, 1).float(), rows["obs"][:, CONTEXT + 1].float()
-    wrong = (dreamed - real).square().mean().sqrt()
-    still = (rows["obs"][:, CONTEXT].float() - real).square().mean().sqrt()
-    assert wrong < 0.7 * still
-    paid = step.reward.flatten()
-    led = rows["reward"][:, CONTEXT + 1] > 0
-    assert paid[led].mean() > 4 and paid[~led].mean() < 1
-    assert (world.error < 0.8 * world.still).all()
-    assert sliding.world.expected_error(3).isfinite().all()
+    one_hot = trained_agent.actions.encode(rows["action"][:, CONTEXT])
+    step = world.dream_step(rows["obs"][:, : CONTEXT + 1], one_hot, trained_agent.dream_rng)
+    dreamed, real = step.obs.float(), rows["obs"][:, CONTEXT + 1].float()
+    error = (dreamed - real).square().mean().sqrt()
+    no_change_error = (rows["obs"][:, CONTEXT].float() - real).square().mean().sqrt()
+    assert error < 0.7 * no_change_error
+    rewarded = rows["reward"][:, CONTEXT + 1] > 0
+    assert step.reward[rewarded].mean() > 4 and step.reward[~rewarded].mean() < 1
+    assert (world.held_out_error < 0.8 * world.no_change_error).all()
+    assert trained_agent.world.expected_error(3).isfinite().all()
 
 
-def test_the_error_is_in_deviations_of_the_pixels(sliding):
-    world, x = sliding.world, Slide().windows(200, 1).data["obs"][:, 0] / 255
+def test_the_unit_of_the_error_is_the_standard_deviation_of_pixels(trained_agent):
+    world, x = trained_agent.world, Slide().windows(200, 1).data["obs"][:, 0] / 255
     deviation = np.sqrt(((x - x.mean(0)) ** 2).mean())
-    assert float(world.unit) == pytest.approx(deviation, rel=0.05)
-    expected = float(world.error[0].sqrt()) / float(world.unit)
+    assert float(world.obs_std) == pytest.approx(deviation, rel=0.05)
+    expected = float(world.held_out_error[0].sqrt()) / float(world.obs_std)
     assert float(world.expected_error(1)) == pytest.approx(expected)
 
 
-def test_dreams_are_rows_of_frames(sliding):
+def test_dreams_are_rows_of_whole_bytes(trained_agent):
     starts = Slide().windows(6, 1)
-    dreams = sliding.dream(starts)
+    dreams = trained_agent.dream(starts)
     assert dreams["obs"].dtype == torch.uint8
     assert dreams["obs"].shape == (6, CONTEXT + 3 + 1, 40, 40, 1)
     np.testing.assert_array_equal(dreams["obs"][:, : CONTEXT + 1], starts.data["obs"])
-    assert int(dreams["obs"].max()) <= 200  # as bright as a real frame was, and no brighter
+    assert int(dreams["obs"].max()) <= 200  # the largest value in real frames
     assert dreams["last"][:, -1].all()
     assert not dreams["last"][:, : CONTEXT + 1].any()
     assert dreams["weight"][:, CONTEXT:-1].eq(1).all()
-    assert dreams["terminal"].logical_not().all()  # nothing ever ended
-    metrics = build().learn_policy(Slide().windows(8, 4), dreams).metrics
+    assert dreams["terminal"].logical_not().all()  # no real episode terminated
+    metrics = build_agent().learn_policy(Slide().windows(8, 4), dreams).metrics
     assert float(metrics["dream/share"]) == pytest.approx(4 / 12)
 
 
-def test_members_disagree_more_on_frames_they_never_saw(sliding):
+def test_members_disagree_more_on_random_frames(trained_agent):
     starts = Slide().windows(8, 2)
     noise = np.random.default_rng(1).integers(0, 256, starts.data["obs"].shape, np.uint8)
-    code = sliding.actions.encode(torch.as_tensor(starts.data["action"]))
-    found = [
-        float(sliding.slow_world.disagreement(torch.as_tensor(obs), code).mean())
+    one_hot = trained_agent.actions.encode(torch.as_tensor(starts.data["action"]))
+    disagreement = [
+        float(trained_agent.slow_world.disagreement(torch.as_tensor(obs), one_hot).mean())
         for obs in (starts.data["obs"], noise)
     ]
-    assert found[1] > 3 * found[0]
+    assert disagreement[1] > 3 * disagreement[0]
 
 
 @pytest.mark.parametrize("size", [(40, 40), (41, 39)])
-def test_motion_starts_with_no_change_of_frames_of_any_size(size):
-    change = Motion(8, 2, 3, 16)(torch.rand(5, 8, *size), torch.rand(5, 3))
+def test_an_untrained_transition_predicts_no_change_for_frames_of_any_size(size):
+    change = FrameTransition(8, 2, 3, 16)(torch.rand(5, 8, *size), torch.rand(5, 3))
     assert change.shape == (5, 2, *size)
     assert not change.any()
 
 
-# --------------------------------------------------------------------------------------- a run
+# -------------------------------------------------------------------------------- training run
 
 
-def test_it_plays_learns_and_dreams_of_space_invaders(tmp_path):
+def test_a_run_on_space_invaders_learns_from_dreams(tmp_path):
     pytest.importorskip("ale_py")
     options = {
         **SMALL,
@@ -260,7 +270,7 @@ def test_it_plays_learns_and_dreams_of_space_invaders(tmp_path):
         "max_model_error": 9.0,
     }
     options |= {"dream_horizon": 2, "dreams_per_update": 4, "capacity": 500, "held_out_share": 0.5}
-    rhythm = TrainConfig(chunk=4, eval_every=0, log_every=5)
+    train_config = TrainConfig(chunk=4, eval_every=0, log_every=5)
     run = train(
         tmp_path / "run",
         "ALE/SpaceInvaders-v5",
@@ -269,10 +279,10 @@ def test_it_plays_learns_and_dreams_of_space_invaders(tmp_path):
         agent="gated-rainbow",
         envs_per_actor=2,
         env_options={"max_num_frames_per_episode": 40},
-        train=rhythm,
+        train=train_config,
     )
-    learned = [event for event in run.events if event["kind"] == "learn"]
-    assert learned[-1]["dream/share"] > 0
+    updates = [event for event in run.events if event["kind"] == "learn"]
+    assert updates[-1]["dream/share"] > 0
     assert all(event["length"] == 10 for event in run.events if event["kind"] == "episode")
     agent = run.agent()
     rows = {

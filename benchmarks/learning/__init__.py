@@ -1,0 +1,1 @@
+"""Learning curves of several seeds, of ours and of Stable-Baselines3."""

@@ -1,0 +1,1 @@
+"""Speed of the replay, compared with other libraries' replay buffers."""

@@ -1,0 +1,1 @@
+"""Whole runs on Ray: start-up time, and training with many actors."""

@@ -1,0 +1,1 @@
+"""Speed of learners: updates per second, compared with other implementations."""

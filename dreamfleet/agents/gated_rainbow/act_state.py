@@ -1,0 +1,67 @@
+"""The state of acting between two rows, and elapsed time as a part of observations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from dreamfleet.agents.gated_rainbow.config import CONTEXT
+from dreamfleet.core.errors import UserError
+from dreamfleet.core.types import Array, Batch, EnvSpec, Space
+
+MAX_REWARD = 1e30  # rewards are clipped to ± this before they are summed, as float32 overflows
+
+
+class ActState(NamedTuple):
+    """The memory of acting: numbers of the present episode in each of N environments."""
+
+    history: Array  # (N, 4, *O), in the dtype of the observations
+    age: Array  # (N,) f32, steps since the episode began
+    discounted_return: Array  # (N,) f32, γ · discounted_return + reward after each step
+    episode_return: Array  # (N,) f32, sum of rewards
+    held_out: Array  # (N,) bool, whether the world model never learns from this episode
+
+    @classmethod
+    def initial(cls, n: int, obs: Space) -> ActState:
+        """Returns the state before the first rows of `n` environments."""
+        history = np.zeros((n, CONTEXT + 1, *obs.shape), obs.dtype)
+        age, discounted_return, episode_return = np.zeros((3, n), np.float32)
+        return cls(history, age, discounted_return, episode_return, np.zeros(n, bool))
+
+    def next(self, rows: Batch, reward: Array, gamma: float, observe_time: bool) -> ActState:
+        """Returns the state after `rows` (N, …); `held_out` stays the same.
+
+        In a new episode the first observation fills the whole history. reward (N,): outliers
+        clipped. observe_time: whether the age is appended to the observation.
+        """
+        first, obs = rows["first"], rows["obs"]
+        age = np.where(first, 0, self.age + 1).astype(np.float32)
+        if observe_time:
+            obs = np.concatenate([obs, age[:, None]], -1)
+        newest = obs[:, None]
+        new_episode = first.reshape(-1, *[1] * obs.ndim)
+        history = np.where(new_episode, newest, np.concatenate([self.history[:, 1:], newest], 1))
+        reward = reward.clip(-MAX_REWARD, MAX_REWARD)
+        discounted_return = np.where(first, 0, gamma * self.discounted_return + reward)
+        episode_return = np.where(first, 0, self.episode_return + reward)
+        return ActState(
+            history,
+            age,
+            discounted_return.astype(np.float32),
+            episode_return.astype(np.float32),
+            self.held_out,
+        )
+
+
+def with_time(spec: EnvSpec) -> EnvSpec:
+    """Returns `spec` with one more number per observation, for the steps since the episode began.
+
+    Raises UserError unless observations are vectors.
+    """
+    if len(spec.obs.shape) != 1:
+        raise UserError(
+            f"agent.observe_time needs vector observations; {spec.env_id} has {spec.obs}."
+        )
+    return replace(spec, obs=Space((spec.obs.shape[0] + 1,), "float32"))

@@ -1,0 +1,47 @@
+"""The losses of Gated Rainbow, as functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dreamfleet.agents.blocks.value_heads import ValueHead
+
+
+def double_q_loss(
+    head: ValueHead,
+    taken: Tensor,
+    online_next: Tensor,
+    target_next: Tensor,
+    rewards: Tensor,
+    discount: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the loss, the absolute TD error |δ| and the value of n-step transitions, (B,) each.
+
+    The target is rewards + discount · value of the next action. The online network selects the next
+    action, the target network evaluates it.
+
+    taken: output of the online network for the action taken, (B, Z).
+    online_next, target_next: outputs of the two networks for the history to bootstrap from,
+        (B, A, Z), without gradients.
+    rewards, discount: discounted sum of the rewards, and factor of the next value, (B,).
+
+    Source: van Hasselt et al. 2016, with n-step returns as in Hessel et al. 2018.
+    """
+    index = torch.arange(len(rewards), device=rewards.device)
+    best = head.mean(online_next).argmax(-1)
+    following = target_next[index, best]  # (B, Z)
+    value = head.mean(taken.detach())
+    td_error = (rewards + discount * head.mean(following) - value).abs()
+    loss = head.loss(taken, following, rewards, discount)
+    assert loss.shape == td_error.shape == value.shape == rewards.shape
+    return loss, td_error, value
+
+
+def gate_regulariser(gate: Tensor) -> Tensor:
+    """Returns how far the mean gate value of each feature is from 0.5: (B, F) → ().
+
+    Only the mean over the batch is penalised; seed project 000 penalises each value. So a gate that
+    differs between histories costs nothing, and a gate that is always open or always closed does.
+    """
+    return (gate.mean(0) - 0.5).square().mean()

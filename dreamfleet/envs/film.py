@@ -1,0 +1,117 @@
+"""Films episodes of an environment as mp4 files, one whole episode per file."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import gymnasium as gym
+
+from dreamfleet.core.errors import UserError
+from dreamfleet.envs import registry
+
+UNFINISHED: Final = ".unfinished.mp4"  # the file of the episode that is being filmed
+
+# Without these, pygame prints a greeting and complains about missing sound and screens.
+QUIET_PYGAME: Final = {"PYGAME_HIDE_SUPPORT_PROMPT": "1", "SDL_AUDIODRIVER": "dummy"}
+SCREENS: Final = ("DISPLAY", "WAYLAND_DISPLAY")  # variables of a machine that has a screen
+
+
+class Film:
+    """Writes one film per episode into a folder; an episode that is not complete leaves none.
+
+    env: built by `filmed_env`. env_id: begins the names of the films.
+    """
+
+    def __init__(self, env: Any, env_id: str, folder: Path) -> None:
+        from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+
+        self._make_writer = FFMPEG_VideoWriter
+        self._env, self._folder = env, folder
+        self._name = env_id.replace("/", "-").replace(":", "-")
+        self._fps = float(env.metadata.get("render_fps") or 30)
+        self._writer: Any = None
+        self._filming = False
+        self._episode = 0
+        self.files: list[Path] = []  # the finished films
+
+    def begin(self, episode: int) -> None:
+        """Starts the film of an episode, numbered from 0, after the environment was reset."""
+        self.finish("cut-short")
+        self._episode, self._filming = episode, True
+        self.add_frame()
+
+    def add_frame(self) -> None:
+        """Adds what the environment shows now to the film, if an episode is being filmed."""
+        if not self._filming:
+            return
+        frame = self._env.render()
+        if self._writer is None:
+            height, width = frame.shape[:2]
+            file = str(self._folder / UNFINISHED)
+            self._writer = self._make_writer(file, (width, height), self._fps)
+        self._writer.write_frame(frame)
+
+    def finish(self, ending: str = "") -> None:
+        """Ends the film of the episode, if one is being filmed. `ending`: for the file's name."""
+        if self._filming:
+            self._close_writer()
+            parts = [self._name, f"episode-{self._episode + 1}", *([ending] if ending else [])]
+            file = self._folder / f"{'_'.join(parts)}.mp4"
+            (self._folder / UNFINISHED).replace(file)
+            self.files.append(file)
+        self._filming = False
+
+    def discard(self) -> None:
+        """Deletes the film of an episode that is not complete."""
+        self._close_writer()
+        (self._folder / UNFINISHED).unlink(missing_ok=True)
+        self._filming = False
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def filmed_env(
+    env_id: str, env: gym.Env[Any, Any], folder: Path, options: dict[str, Any]
+) -> gym.Env[Any, Any]:
+    """Returns an environment like `env` that can be filmed into `folder`; closes `env`.
+
+    Raises UserError when the environment draws no pictures, when the folder cannot be made and
+    when moviepy is missing.
+    """
+    modes = env.metadata.get("render_modes") or ()
+    if "rgb_array" not in modes:
+        found = ", ".join(modes) or "none"
+        raise UserError(
+            f'env "{env_id}" cannot be filmed: it lacks render mode rgb_array (has: {found})'
+        )
+    registry.close(env)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot film into {folder}: {error.strerror}. Name a folder.") from None
+    try:
+        import moviepy  # noqa: F401 - only whether it is installed
+    except ModuleNotFoundError as missing:
+        raise UserError("filming needs moviepy. Run: pip install moviepy") from missing
+    for name, value in QUIET_PYGAME.items():
+        os.environ.setdefault(name, value)
+    if not any(os.environ.get(name) for name in SCREENS):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    with quiet():
+        return registry.make(env_id, render_mode="rgb_array", **options)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides the warnings that libraries print while they draw."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

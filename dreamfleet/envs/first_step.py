@@ -1,0 +1,60 @@
+"""A first reset and a first step of an environment, before a run is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from dreamfleet.core.errors import EnvironmentFault, UserError
+from dreamfleet.core.own_code import in_line
+from dreamfleet.core.types import Array, EnvSpec
+from dreamfleet.envs.vector import GymVector
+
+ATTEMPTS: Final = 5  # an environment may break now and then; one that always does is a mistake
+
+
+def try_first_step(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, list[str]]:
+    """Plays one step → what an agent must know of the environment, and what a person should.
+
+    Raises UserError where the environment cannot be built, or breaks at every attempt.
+    """
+    fault: Exception | None = None
+    for attempt in range(ATTEMPTS):
+        env = GymVector(env_id, 1, seed=attempt, options=options)
+        try:
+            env.reset()
+            before = np.array(env.seen[0])
+            env.step(np.zeros((1, *env.spec.action.shape), env.spec.action.dtype))
+            return env.spec, _coarse(env, before, np.array(env.seen[0]))
+        except UserError:
+            raise
+        except Exception as error:
+            fault = error
+        finally:
+            env.close()
+    assert fault is not None
+    reason = str(fault) if isinstance(fault, EnvironmentFault) else in_line(fault)
+    raise UserError(
+        f'env "{env_id}" cannot be played: of {ATTEMPTS} tries to reset it and take one step, '
+        f"each failed. {reason}"
+    ) from fault
+
+
+def _coarse(env: GymVector, before: Array, after: Array) -> list[str]:
+    """Names the first number that changed by less than float32 can tell apart, if there is one."""
+    with np.errstate(over="ignore"):
+        old, new = before.astype(np.float32), after.astype(np.float32)
+    lost = np.argwhere((before != after) & (old == new))
+    if not len(lost):
+        return []
+    place = tuple(lost[0])
+    unit = float(np.spacing(abs(new[place])))
+    where = env.where(place)
+    return [
+        f"{env.spec.env_id} observes {after[place]}{where}: agents see float32, which holds such "
+        f"a number to within {unit:g}, so that smaller changes are lost. Observe its difference "
+        "from the start of the episode, in the environment or in a "
+        "gymnasium.wrappers.TransformObservation."
+    ]

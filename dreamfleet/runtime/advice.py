@@ -1,0 +1,92 @@
+"""Finds the part of a run that limits its speed, from the time that each part waits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+LONG: Final = 0.5  # a part that waits at least this fraction of its time is not the limit
+
+Pair = tuple[str, str]  # the role that waits, and the role or replay that it waits for
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A piece of advice, and the waits that it follows from."""
+
+    long: tuple[Pair, ...]  # pairs that wait at least `LONG`
+    short: tuple[Pair, ...]  # pairs that wait less
+    advice: str
+
+
+# The first rule that fits is the advice. An actor waits for the replay when the rows that are there
+# have not been sampled as often as the agent asks for.
+RULES: Final = (
+    Rule(
+        (("learner", "dreamer"),),
+        (("dreamer", "replay"), ("dreamer", "dreamer")),
+        "Making dreams is the limit. More dreamers (--num-dreamers) or a lower "
+        "agent.dreams_per_update help.",
+    ),
+    Rule(
+        (("learner", "replay"), ("actor", "replay")),
+        (),
+        "Training the world model is the limit. A faster device (--device cuda) or a lower "
+        "agent.world_updates_per_step helps; more actors do not.",
+    ),
+    Rule(
+        (("learner", "replay"),),
+        (),
+        "Collecting rows is the limit. More actors (--num-actors) help.",
+    ),
+    Rule(
+        (("actor", "replay"),),
+        (),
+        "Learning is the limit: the actors have reached the replay ratio. A faster learner "
+        "(--device cuda) or a lower agent.policy_updates_per_step helps; more actors do not.",
+    ),
+)
+
+
+def advice(waits: Mapping[str, float]) -> str:
+    """Returns what would make a run faster, in one or two sentences; "" when no part waits long.
+
+    waits: `role → partner`, or `role → partner + partner`, to the fraction of the role's time.
+    """
+    for rule in RULES:
+        if all(waited(waits, pair) >= LONG for pair in rule.long) and all(
+            waited(waits, pair) < LONG for pair in rule.short
+        ):
+            return rule.advice
+    return ""
+
+
+def waited(waits: Mapping[str, float], pair: Pair) -> float:
+    """Returns the fraction of its time that a role waited for a partner, alone or among others."""
+    role, partner = pair
+    return sum(
+        share
+        for key, share in waits.items()
+        if key.partition(" → ")[0] == role and partner in key.partition(" → ")[2].split(" + ")
+    )
+
+
+NAMES: Final = {"actor": "actors", "learner": "learner", "dreamer": "dreamers"}
+WAITED_FOR: Final = {
+    ("actor", "replay"): "the replay ratio",
+    ("learner", "replay"): "rows",
+    ("learner", "dreamer"): "dreams",
+    ("dreamer", "replay"): "rows",
+    ("dreamer", "learner"): "room for dreams",
+    ("dreamer", "dreamer"): "the world model",
+}
+
+
+def in_words(pair: str) -> str:
+    """Returns a pair of `waits` in words: `learner → replay` is `learner waits for rows`."""
+    role, _, partners = pair.partition(" → ")
+    things = [WAITED_FOR.get((role, partner), partner) for partner in partners.split(" + ")]
+    name = NAMES.get(role, role)
+    verb = "wait" if name.endswith("s") else "waits"
+    return f"{name} {verb} for {' and '.join(things)}"

@@ -1,0 +1,96 @@
+"""The reference of metrics: reads `metrics.yaml`, for the panel and for `docs/metrics.md`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+PATH: Final = Path(__file__).parent.parent / "metrics.yaml"
+
+HEAD: Final = """# Metrics
+
+`python docs/generate.py` writes this page from `dreamfleet/metrics.yaml`.
+`launch.py list metrics` prints the same.
+
+A run writes its metrics to `metrics.jsonl`, one JSON object per line, and to TensorBoard. The names
+below are those of TensorBoard. In `metrics.jsonl` every line has a `kind`, and a name that begins
+with that kind is shortened: `episode/return` is the key `return` of the lines of kind `episode`.
+Kinds are `episode`, `eval`, `learn` (the learner), `world` (the dreamer), `run` (every ten
+seconds), `fault`, `milestone` and `resume`. Every line also has `env_steps`, the environment steps
+of the run, and `wall_s`, its seconds. Lines of kind `episode` have `actor`, the actor's number.
+
+Words in capitals stand for a part that varies. A unit of "–" is a number without a unit.
+TensorBoard shows a counter of the replay or of faults once it changes.
+"""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The description of one metric, or of all metrics whose names differ in a varying part."""
+
+    name: str  # as in TensorBoard; words in capitals stand for varying parts
+    unit: str  # "" is a number without a unit
+    meaning: str
+    healthy: str  # values of a run that learns
+    panel: str = ""  # words before the value in the panel; "" is a metric that it does not show
+
+    def describes(self, name: str) -> bool:
+        """Tells whether `name` is the name of this metric, or fits its varying parts."""
+        return _pattern(self.name).fullmatch(name) is not None
+
+    def shown(self, value: float) -> str:
+        """Returns a value in words: a fraction in percent, other values with their unit."""
+        if self.unit == "fraction":
+            return f"{value:.0%}"
+        number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return f"{number} {self.unit}".rstrip()
+
+
+@cache
+def groups() -> dict[str, list[Metric]]:
+    """Returns the descriptions of all metrics by the title of their group."""
+    loaded = yaml.safe_load(PATH.read_text(encoding="utf-8"))
+    return {title: [Metric(**entry) for entry in entries] for title, entries in loaded.items()}
+
+
+@cache
+def find(name: str) -> Metric | None:
+    """Returns the description of a metric: an exact name before one with varying parts, or None."""
+    fitting = [it for metrics in groups().values() for it in metrics if it.describes(name)]
+    return min(fitting, key=lambda it: _varying(it.name), default=None)
+
+
+def page() -> str:
+    """Returns the text of `docs/metrics.md`."""
+    parts = [HEAD]
+    for title, metrics in groups().items():
+        rows = [
+            f"| `{it.name}` | {it.unit or '–'} | {it.meaning} | {it.healthy} |" for it in metrics
+        ]
+        head = [
+            f"## {title}",
+            "",
+            "| name | unit | meaning | healthy values |",
+            "|---|---|---|---|",
+        ]
+        parts.append("\n".join([*head, *rows, ""]))
+    return "\n".join(parts)
+
+
+def _varying(name: str) -> int:
+    return len(re.findall(r"[A-Z]+", name))
+
+
+@cache
+def _pattern(name: str) -> re.Pattern[str]:
+    """Returns the names that fit `name`: N is a whole number, other words in capitals any text."""
+    words = (
+        r"\d+" if word == "N" else "[^/]+" if word.isupper() else re.escape(word)
+        for word in re.split(r"([A-Z]+)", name)
+    )
+    return re.compile("".join(words))
