@@ -1,4 +1,4 @@
-"""The command line of a checkout. The installed command `dreamfleet` is the same."""
+"""Runs the command line in a checkout, as the installed command `dreamfleet` does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from dreamfleet.cli import main
 
 if __name__ == "__main__":
-    # Python put this folder first on the path. A person's own `actors` or `tests` must win over
-    # the folders here, and `dreamfleet` has been found already.
+    # Python puts this folder first on the path. A person's own modules `actors` or `tests` must be
+    # found before the folders here, and `dreamfleet` is imported already.
     sys.path.pop(0)
     sys.exit(main())

@@ -1,1 +1,1 @@
-"""Measurements of what this project claims, each a script that runs on its own."""
+"""Scripts that measure this project: learning, replay, learner speed, start-up, two checkouts."""

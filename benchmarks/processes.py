@@ -1,4 +1,4 @@
-"""Running `launch.py` as a person does, watching it, and seeing what it leaves behind (Linux)."""
+"""Runs `launch.py` as a process, watches the run, and finds processes that it leaves (Linux)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).parent.parent
-RUNS: Final = ROOT / "runs" / "benchmarks"  # git ignores it
-MARK: Final = "DREAMFLEET_BENCHMARK"  # every process that a run starts inherits it
+RESULTS: Final = ROOT / "benchmarks" / "results"  # records of measurements, kept in git
+RUNS: Final = ROOT / "runs" / "benchmarks"  # run folders, ignored by git
+MARK: Final = "DREAMFLEET_BENCHMARK"  # environment variable that all processes of a run inherit
 
 
-class Launched:
-    """One `launch.py` process. `began` is on the monotonic clock."""
+class LaunchedRun:
+    """A `launch.py` process. `began`: when the process was started, on the monotonic clock."""
 
     def __init__(self, args: Sequence[str], log: Path) -> None:
         self.mark, self.log = uuid.uuid4().hex, log
@@ -34,40 +35,50 @@ class Launched:
                 stderr=subprocess.STDOUT,
             )
 
-    def wait_for_gradient_step(self, run: Path, seconds: float) -> float:
-        """Seconds from the command to the first gradient step; SystemExit if it does not come."""
-        while time.monotonic() - self.began < seconds:
+    def wait_for_gradient_step(self, run: Path, timeout_s: float) -> float:
+        """Returns the seconds from the start to the first gradient step in the run folder `run`.
+
+        Stops the run and raises SystemExit if no gradient step comes within `timeout_s`.
+        """
+        while time.monotonic() - self.began < timeout_s:
             if first_gradient_step(run / "metrics.jsonl"):
                 return time.monotonic() - self.began
             if self.process.poll() is not None:
                 break
             time.sleep(0.05)
         self.interrupt()
-        raise SystemExit(f"no gradient step within {seconds:.0f} s; see {self.log}")
+        raise SystemExit(f"no gradient step within {timeout_s:.0f} s; see {self.log}")
 
     def finish(self) -> float:
-        """Wait for its end → seconds since the command; SystemExit unless it went well."""
+        """Waits for the process to end and returns the seconds since its start.
+
+        Raises SystemExit unless the exit code is 0.
+        """
         code = self.process.wait()
         if code != 0:
-            raise SystemExit(f"exit code {code}; see {self.log}")
+            raise SystemExit(f"launch.py ended with exit code {code}; see {self.log}")
         return time.monotonic() - self.began
 
     def interrupt(self) -> int:
-        """Ctrl-C → its exit code."""
+        """Sends Ctrl-C to the process, waits for its end and returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         return self.process.wait(120)
 
-    def left_behind(self, patience_s: float = 10.0) -> list[str]:
-        """The command lines of processes it started that still live after `patience_s`."""
-        deadline = time.monotonic() + patience_s
-        while (alive := marked(self.mark)) and time.monotonic() < deadline:
+    def leftover(self, timeout_s: float = 10.0) -> list[str]:
+        """Returns the command lines of processes of this run that are alive after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while (alive := processes_with(self.mark)) and time.monotonic() < deadline:
             time.sleep(0.2)
         return alive
 
 
-def score(run: Path, episodes: int) -> dict[str, Any]:
-    """What `launch.py eval` says of a run over so many episodes, the same for every run."""
+def evaluate(run: Path, episodes: int) -> dict[str, Any]:
+    """Returns the JSON of `launch.py eval` for a run folder.
+
+    The seed of the evaluation is the default of `launch.py eval`, so all runs of an environment
+    are evaluated on the same episodes. Raises SystemExit if the command fails.
+    """
     words = ["launch.py", "eval", str(run), "--episodes", str(episodes), "--json"]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
@@ -77,7 +88,7 @@ def score(run: Path, episodes: int) -> dict[str, Any]:
 
 
 def first_gradient_step(metrics: Path) -> bool:
-    """Whether a run has written that it took its first gradient step."""
+    """Returns whether a metrics file says that the run took its first gradient step."""
     if not metrics.is_file():
         return False
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -87,19 +98,19 @@ def first_gradient_step(metrics: Path) -> bool:
     )
 
 
-def marked(mark: str) -> list[str]:
-    """The command lines of all processes born with `mark` in their environment."""
+def processes_with(mark: str) -> list[str]:
+    """Returns the command lines of all processes whose environment variable MARK is `mark`."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 words = (folder / "cmdline").read_bytes().split(b"\0")
                 found.append(b" ".join(words).decode(errors="replace").strip())
-        except OSError:  # it ended meanwhile, or is somebody else's
+        except OSError:  # the process has ended, or belongs to another user
             continue
     return found
 
 
-def fresh(name: str) -> Path:
-    """A run folder of this name that does not exist yet, relative to the checkout."""
+def new_run_folder(name: str) -> Path:
+    """Returns the path of a new run folder, relative to the checkout. The name has the time."""
     return (RUNS / f"{time.strftime('%Y-%m-%d_%H%M%S')}_{name}").relative_to(ROOT)

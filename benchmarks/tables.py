@@ -1,4 +1,4 @@
-"""Writes the tables of `docs/results.md` from the files of the other scripts.
+"""Writes the tables of `docs/results.md` from the records in `benchmarks/results`.
 
 python benchmarks/tables.py
 """
@@ -7,175 +7,229 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.formatting import markdown_table, median_and_range
 from benchmarks.learning import ablation
-from benchmarks.learning.curves import DEFAULT_AGENT, TASKS
-from benchmarks.learning.report import markdown, spread, training_table
-from benchmarks.processes import ROOT
+from benchmarks.learning.curves import DEFAULT_AGENT, TASKS, with_present_settings
+from benchmarks.learning.report import (
+    RETURNS,
+    RETURNS_MEANING,
+    THRESHOLDS,
+    THRESHOLDS_MEANING,
+    TRAINING,
+    TRAINING_MEANING,
+    returns_rows,
+    threshold_rows,
+    training_rows,
+)
+from benchmarks.processes import RESULTS, ROOT
 from benchmarks.replay import bench
 from benchmarks.system import startup
 from benchmarks.updates import speed
 
-PAGE = ROOT / "docs" / "results.md"
-BEGIN = "<!-- results: written by `python benchmarks/tables.py` -->"
-END = "<!-- end of results -->"
-MISSING = "not measured yet"
-TRAIN = "benchmarks/learning/train.py"
+PAGE: Final = ROOT / "docs" / "results.md"
+BEGIN: Final = "<!-- results: written by `python benchmarks/tables.py` -->"
+END: Final = "<!-- end of results -->"
+MISSING: Final = "not measured yet"
+TRAIN: Final = "benchmarks/learning/train.py"
 
 
 def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    written = tables(ROOT / "benchmarks" / "results")
-    PAGE.write_text(f"{before}{BEGIN}\n{written}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{tables(RESULTS)}\n{END}{after}", encoding="utf-8")
 
 
 def tables(results: Path) -> str:
-    """Returns the text between the two marks of the page, from a folder of results."""
-    return "\n\n".join((overview(results), details(results)))
-
-
-def overview(results: Path) -> str:
-    """What each agent learns in how many steps."""
-    rows = [row for it in summaries(results) for row in local_rows(it["env"], it["figures"])]
-    rows.append(distributed_row(load(results / "distributed.json")))
-    plots = [
-        f"![{path.parent.name}](../benchmarks/results/{path.parent.name}/{path.name})"
-        for path in sorted(results.glob("*/curves.png"))
-    ]
-    heads = ("agent", "env", "greedy return", "steps", "wall time", "command")
-    return "\n\n".join((markdown(heads, rows), " ".join(plots)))
-
-
-def details(results: Path) -> str:
-    """All that is measured besides."""
-    learned = summaries(results)
-    started = load(results / "startup.json")
-    return "\n\n".join(
-        (
-            *(kinds_table(it["env"], it["finals"]) for it in learned if "finals" in it),
-            *(training_table(it["env"], it["training"]) for it in learned if "training" in it),
-            *(ablation.table(json.loads(path.read_text())) for path in ablation.summaries(results)),
-            startup.table(started) if started else f"Start-up: {MISSING}.",
-            *replay_table(load(results / "replay.json")),
-            *(
-                part
-                for path in sorted(results.glob("updates/*.json"))
-                for part in updates_part(path)
-            ),
-        )
+    """Returns the text between BEGIN and END of the page, from a folder of results."""
+    learned = [json.loads(path.read_text()) for path in sorted(results.glob("*/summary.json"))]
+    parts = (
+        *learning_tables(learned, load(results / "distributed.json")),
+        *pictures(results),
+        *category_tables(learned),
+        *training_table(learned),
+        *ablation_tables(results),
+        *startup_table(load(results / "startup.json")),
+        *replay_table(load(results / "replay.json")),
+        *updates_tables(results),
     )
+    return "\n\n".join(parts)
 
 
-def summaries(results: Path) -> list[dict[str, Any]]:
-    """Of all learning curves."""
-    return [json.loads(path.read_text()) for path in sorted(results.glob("*/summary.json"))]
+def learning_tables(learned: list[dict[str, Any]], on_ray: dict[str, Any] | None) -> Iterator[str]:
+    """Yields the tables of returns, of steps to thresholds, and of commands.
 
-
-def local_rows(env: str, figures: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """A row for every method, and one where ours are still missing."""
-    methods = list(dict.fromkeys(row["method"] for row in figures))
-    for method in methods:
-        rows = [row for row in figures if row["method"] == method]
-        one = rows[0]
-        yield (
-            method,
-            env,
-            spread(one["final_returns"], ".1f"),
-            "; ".join(steps_to(row) for row in rows),
-            f"{spread(one['wall_s'])} s for {one['budget']:,} steps",
-            f"`{command(one, env)}`",
-        )
-    ours = TASKS[env].ours
-    if ours not in methods:
-        make = f"`python benchmarks/learning/train.py --env {env} --agent {ours}`"
-        yield ours, env, MISSING, "", "", make
-
-
-def steps_to(row: Mapping[str, Any]) -> str:
-    """How many steps were needed for a threshold, and whether it lasted."""
-    seeds = len(row["steps"])
-    there, settled = (
-        sum(steps is not None for steps in row[name]) for name in ("steps", "steps_for_good")
+    learned: the summaries of all environments. on_ray: the record of `system/distributed.py`.
+    """
+    returns, thresholds, commands = [], [], []
+    for summary in learned:
+        env, figures = summary["env"], summary["figures"]
+        returns += returns_rows(env, figures)
+        thresholds += threshold_rows(env, figures)
+        methods = {row["method"]: row for row in figures}
+        commands += [(env, name, f"`{command(row, env)}`") for name, row in methods.items()]
+        ours = TASKS[env].ours
+        if ours not in methods:
+            returns.append((env, ours, "0", MISSING, "", ""))
+            commands.append((env, ours, f"`python {TRAIN} --env {env} --agent {ours}`"))
+    returns.append(distributed_row(on_ray))
+    commands.append((returns[-1][0], returns[-1][1], "`make train`"))
+    yield "### Returns and wall time"
+    yield paragraph(RETURNS_MEANING)
+    yield markdown_table(RETURNS, returns)
+    yield "### Steps to a threshold"
+    yield paragraph(THRESHOLDS_MEANING)
+    yield markdown_table(THRESHOLDS, thresholds)
+    yield "### Commands"
+    yield paragraph(
+        "Each command trains all seeds of a row. Settings have their present names; the records "
+        "have the names that were valid when they were made."
     )
-    said = f"≥ {row['threshold']:g}: {spread(row['steps'], beyond=row['budget'])}"
-    said += f" in {there}/{seeds}, at the end in {settled}/{seeds}"
-    if row["method"].startswith("sb3") and row["times_ours"]:
-        said += f", {row['times_ours']:g} × ours"
-    return said
+    yield markdown_table(("Environment", "Method", "Command"), commands)
 
 
 def distributed_row(found: dict[str, Any] | None) -> tuple[str, ...]:
+    """Returns the row of the returns table for runs on Ray that `make train` starts."""
     if found is None:
-        return f"{DEFAULT_AGENT} on Ray", "CartPole-v1", MISSING, "", "", "`make train`"
-    of = {name: [run[name] for run in found["runs"]] for name in found["runs"][0]}
+        return "CartPole-v1", f"{DEFAULT_AGENT} on Ray", "0", MISSING, "", ""
+    runs = found["runs"]
     return (
+        runs[0]["env"],
         f"{DEFAULT_AGENT} on Ray, {found['actors']} actors",
-        of["env"][0],
-        f"{spread(of['return_mean'], '.1f')} in {len(found['runs'])} seeds",
-        spread(of["env_steps"]),
-        f"{spread(of['wall_s'])} s from the command to the end",
-        "`make train`",
+        str(len(runs)),
+        median_and_range([run["return_mean"] for run in runs], ".1f"),
+        median_and_range([run["env_steps"] for run in runs]),
+        median_and_range([run["wall_s"] / 60 for run in runs], ".1f"),
     )
 
 
+def command(row: Mapping[str, Any], env: str) -> str:
+    """Returns the command that trains all seeds of a method.
+
+    row: figures of the method, with the recorded command of its first seed.
+    """
+    text, task = with_present_settings(row["command"]), TASKS[env]
+    for old, new in (("launch.py", TRAIN), ("benchmarks/peers.py", "benchmarks/learning/sb3.py")):
+        text = text.replace(old, new)
+    evaluations = (
+        f" --set train.eval_every={task.eval_every} --set train.eval_episodes={task.eval_episodes}"
+    )
+    for default in (" --local --num-actors 1", " --seed 0", evaluations):
+        text = text.replace(default, "")
+    text += f" --seeds {len(row['final_returns'])}"
+    if row["method"] != row["agent"] and TRAIN in text:
+        text += f" --name {row['method']}"
+    return text
+
+
+def pictures(results: Path) -> Iterator[str]:
+    """Yields the learning curves of all environments as links to pictures."""
+    paths = sorted(results.glob("*/curves.png"))
+    if paths:
+        yield "### Learning curves"
+    for path in paths:
+        env = path.parent.name
+        yield (
+            f"![{env}: mean return of evaluations against environment steps, and against minutes "
+            f"of training](../benchmarks/results/{env}/{path.name})"
+        )
+
+
+def category_tables(learned: list[dict[str, Any]]) -> Iterator[str]:
+    """Yields a table of each environment that reports categories of episodes."""
+    for summary in learned:
+        if "finals" not in summary:
+            continue
+        env, finals = summary["env"], summary["finals"]
+        figures = list(next(iter(finals.values()))["all"])
+        rows = [
+            (method, category, *(median_and_range(found[name], form(name)) for name in figures))
+            for method, categories in finals.items()
+            for category, found in categories.items()
+        ]
+        yield f"### {env} by category of episodes"
+        yield paragraph(
+            f"The {TASKS[env].eval_episodes:,} evaluation episodes after training, by the "
+            "categories that the environment reports; median over seeds (min to max)."
+        )
+        names = [name.capitalize() for name in figures]
+        yield markdown_table(("Method", "Category", *names), rows)
+
+
+def form(figure: str) -> str:
+    """Returns the number format of a figure of an evaluation."""
+    return ".1f" if figure == "return" else ".3g"
+
+
+def training_table(learned: list[dict[str, Any]]) -> Iterator[str]:
+    """Yields the table of training episodes, of the environments that report them."""
+    rows = []
+    for summary in learned:
+        rows += training_rows(summary["env"], summary.get("training", {}))
+    if rows:
+        yield "### Returns of training episodes"
+        yield paragraph(TRAINING_MEANING)
+        yield markdown_table(TRAINING, rows)
+
+
+def ablation_tables(results: Path) -> Iterator[str]:
+    """Yields the tables of all ablations."""
+    for path in ablation.summary_files(results):
+        found = json.loads(path.read_text())
+        yield f"### Ablation of {found['agent']}"
+        yield paragraph(ablation.title(found))
+        yield ablation.table(found)
+
+
+def startup_table(found: dict[str, Any] | None) -> Iterator[str]:
+    """Yields the table of start-up times."""
+    yield "### Start-up time"
+    yield startup.table(found) if found else f"Start-up: {MISSING}."
+
+
 def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
-    """The replay against its peers, and how that was measured."""
+    """Yields the table of the replay benchmark. found: its record."""
+    yield "### Speed of the replay"
     if found is None:
-        yield f"The replay against its peers: {MISSING}."
+        yield f"Replay: {MISSING}."
         return
+    yield paragraph(bench.MEANING)
     rows = []
     for result in found["rows"]:
-        what, against, must, median, worst, *_ = bench.line(result)
-        measured = f"{median} ({worst})" if result["measured"] else MISSING
-        rows.append((what, against, must, measured))
-    yield markdown(("what", "against", "must", "measured: median (worst)"), rows)
-    yield f"`python launch.py bench replay`: {bench.footing(found)}."
+        what, against, target, *figures = bench.cells(result)[:5]
+        rows.append((what, against, target, *(figures if result["measured"] else (MISSING, ""))))
+    yield markdown_table(bench.HEADS[:5], rows)
+    yield paragraph(f"`python launch.py bench replay`: {bench.conditions(found)}.")
 
 
-def updates_part(path: Path) -> Iterator[str]:
-    """An agent's learner against its peers, and how that was measured."""
-    found = json.loads(path.read_text())
-    yield speed.table(found)
-    yield f"`python benchmarks/updates/speed.py --agent {path.stem}`: {speed.footing(found)}."
+def updates_tables(results: Path) -> Iterator[str]:
+    """Yields the tables of learner speed, of all agents that were measured."""
+    paths = sorted(results.glob("updates/*.json"))
+    if paths:
+        yield "### Speed of the learners"
+        yield paragraph(speed.MEANING)
+    for path in paths:
+        found = json.loads(path.read_text())
+        yield speed.table(found)
+        yield paragraph(
+            f"`python benchmarks/updates/speed.py --agent {path.stem}`: {speed.conditions(found)}."
+        )
 
 
-def kinds_table(env: str, finals: dict[str, dict[str, dict[str, list[float]]]]) -> str:
-    """What became of each kind of episodes at the end of training."""
-    facts = list(next(iter(next(iter(finals.values())).values())))
-    rows = [
-        (method, kind, *(spread(figures[fact], _form(fact)) for fact in facts))
-        for method, kinds in finals.items()
-        for kind, figures in kinds.items()
-    ]
-    episodes = f"{TASKS[env].episodes:,} episodes of {env}"
-    return markdown(("agent", episodes, *facts), rows)
-
-
-def _form(fact: str) -> str:
-    return ".1f" if fact == "return" else ".3g"
-
-
-def command(row: Mapping[str, Any], env: str) -> str:
-    """What makes all seeds of a row, from what made the first one."""
-    said, task = row["command"], TASKS[env]
-    for was, now in (("launch.py", TRAIN), ("benchmarks/peers.py", "benchmarks/learning/sb3.py")):
-        said = said.replace(was, now)
-    usual = f" --set train.eval_every={task.every} --set train.eval_episodes={task.episodes}"
-    for alone in (" --local --num-actors 1", " --seed 0", usual):
-        said = said.replace(alone, "")
-    said += f" --seeds {len(row['final_returns'])}"
-    named = row["method"] == row["agent"] or TRAIN not in said
-    return said if named else f"{said} --name {row['method']}"
+def paragraph(text: str) -> str:
+    """Returns a paragraph with lines of at most 100 characters."""
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def load(path: Path) -> Any:
+    """Returns the content of a JSON file; None if there is no file."""
     return json.loads(path.read_text()) if path.is_file() else None
 
 

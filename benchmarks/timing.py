@@ -1,4 +1,4 @@
-"""Two sides of a comparison, timed in turns."""
+"""Timing of workloads that take turns, so that a slow moment of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -9,70 +9,78 @@ from typing import Final
 
 import numpy as np
 
-COPIED: Final = 1 << 26  # bytes of one copy: beyond any cache
+COPY_BYTES: Final = 1 << 26  # of the copy whose speed is measured: larger than any cache
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side. `work(n)` does n repetitions of `items` each; `name` says who and how.
+class Workload:
+    """Work to be timed. `run(n)` does n repetitions, each of which processes `items` items.
 
-    clock: seconds; `time.process_time` counts this process's own, where nothing is waited for.
+    clock: returns seconds. `time.perf_counter` counts wall time; `time.process_time` counts the
+    processor time of this process.
     """
 
     name: str
-    work: Callable[[int], None]
+    run: Callable[[int], None]
     items: float
     clock: Callable[[], float] = time.perf_counter
 
-    def calibrated(self, seconds: float) -> int:
-        """How many repetitions take about so long. Warms up, too: caches, pages, lazy imports."""
+    def repetitions(self, seconds: float) -> int:
+        """Returns how many repetitions take about `seconds`, at least 1.
+
+        The trial runs also warm up caches, memory pages and lazy imports.
+        """
         n = 1
         while (took := self.time(n)) < seconds / 2:
             n *= 2
         return max(1, round(n * seconds / took))
 
     def time(self, n: int) -> float:
+        """Returns the seconds that n repetitions take."""
         began = self.clock()
-        self.work(n)
+        self.run(n)
         return self.clock() - began
 
     def rate(self, n: int) -> float:
-        """Items a second over n repetitions."""
+        """Returns items per second, measured over n repetitions."""
         return n * self.items / self.time(n)
 
 
-def interleaved(sides: list[Side], rounds: int, seconds: float) -> Iterator[list[float]]:
-    """The rates of all sides, round by round, each measured for about `seconds` after a warm-up.
+def interleaved(workloads: list[Workload], rounds: int, seconds: float) -> Iterator[list[float]]:
+    """Yields the rates of all workloads, in items per second, once per round.
 
-    Every second round goes through the sides backwards, so that none is always the first.
+    In a round every workload runs once, for about `seconds`. Every second round runs the workloads
+    in reverse order, so that no workload is always the first. All workloads are warmed up before
+    the first round.
     """
-    repetitions = [side.calibrated(seconds) for side in sides]
-    for turn in range(rounds):
-        order = range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides)))
-        rates = {i: sides[i].rate(repetitions[i]) for i in order}
-        yield [rates[i] for i in range(len(sides))]
+    repetitions = [workload.repetitions(seconds) for workload in workloads]
+    indices = range(len(workloads))
+    for number in range(rounds):
+        order = indices if number % 2 == 0 else reversed(indices)
+        rates = {i: workloads[i].rate(repetitions[i]) for i in order}
+        yield [rates[i] for i in indices]
 
 
-def each(once: Callable[[], object]) -> Callable[[int], None]:
-    """The work of a side from what one repetition is."""
+def repeated(once: Callable[[], object]) -> Callable[[int], None]:
+    """Returns a function of n that calls `once` n times."""
 
-    def work(n: int) -> None:
+    def run(n: int) -> None:
         for _ in range(n):
             once()
 
-    return work
+    return run
 
 
 class CopyBandwidth:
-    """`np.copyto` between two arrays of 64 MiB: how fast this machine moves memory just now."""
+    """Measures how fast the machine copies memory at the moment: `np.copyto` of `size` bytes."""
 
-    def __init__(self) -> None:
-        self._from, self._to = np.ones(COPIED, np.uint8), np.zeros(COPIED, np.uint8)
+    def __init__(self, size: int = COPY_BYTES) -> None:
+        self._source, self._target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
         self.measure()
 
     def measure(self, times: int = 4) -> float:
-        """GB copied a second."""
+        """Returns copied gigabytes per second."""
         began = time.perf_counter()
         for _ in range(times):
-            np.copyto(self._to, self._from)
-        return times * COPIED / (time.perf_counter() - began) / 1e9
+            np.copyto(self._target, self._source)
+        return times * self._source.size / (time.perf_counter() - began) / 1e9

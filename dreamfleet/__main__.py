@@ -1,11 +1,11 @@
-"""`python -m dreamfleet` is the command `dreamfleet`."""
+"""Runs the command `dreamfleet` for `python -m dreamfleet`."""
 
 import sys
 from pathlib import Path
 
 if sys.path and sys.path[0] in ("", str(Path.cwd())):
-    # Python put the current folder first, where a file called `yaml.py` would be taken for the
-    # package. A person's own module is found there when it is named.
+    # Python puts the current folder first. A file `yaml.py` there would be imported instead of the
+    # package. A person's own module in this folder is found later, when a flag names it.
     sys.path.pop(0)
 
 from dreamfleet.cli import main

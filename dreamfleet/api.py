@@ -1,4 +1,4 @@
-"""What a person imports: train a run, read what it did, act as its policy does."""
+"""The library: trains runs, reads their metrics, and acts with their policies."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def load(
     checkpoint: str | os.PathLike[str] = "latest",
     device: str = "auto",
 ) -> Policy:
-    """Returns the policy that a run learned.
+    """Returns the policy of a run.
 
-    run: its folder, or `latest`. checkpoint: `latest`, `best` by evaluation score, or the path of
-    one. device: auto, cpu or cuda. Raises UserError where there is no such run or checkpoint.
+    run: the run's folder, or `latest`. checkpoint: `latest`, `best` (the highest mean return of an
+    evaluation), or the path of a checkpoint. device: auto, cpu or cuda. Raises UserError when the
+    run or the checkpoint does not exist.
     """
     return Run(start.run_path(os.fspath(run))).policy(checkpoint, device)
 
@@ -44,13 +45,14 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     **flags: Any,
 ) -> Run:
-    """Trains an agent until its steps are done → its run.
+    """Trains an agent until the run has taken all its steps → the run.
 
-    agent, env: as `--agent` and `--env`, which say what is trained without them. settings: as
-    `--set`, by dotted name: `{"agent.dream_horizon": 10}`. resume: a run, its folder, or `latest`;
-    agent and env are then that run's. flags: every other flag of the command line: `steps=5_000`,
-    `seed=1`, `local=True`. Raises UserError for a mistake, WorkerFailed when a part breaks for
-    good, and KeyboardInterrupt after a checkpoint is saved when somebody interrupts.
+    agent, env: as `--agent` and `--env`, with the same defaults. settings: as `--set`, by dotted
+    name: `{"agent.dream_horizon": 10}`. resume: a run to continue, its folder, or `latest`; agent
+    and env are then those of the run. flags: all other flags of the command line, such as
+    `steps=5_000`, `seed=1` or `local=True`. Raises UserError for wrong arguments, WorkerFailed when
+    a part of the run breaks for good, and KeyboardInterrupt after Ctrl-C, once a checkpoint is
+    saved.
     """
     named = {"agent": agent, "env": env}
     given = {name: value for name, value in named.items() if value is not None} | flags
@@ -79,7 +81,10 @@ def train(
 
 
 def plain(name: str, value: Any) -> Any:
-    """Returns a setting as config.yaml can hold it. UserError for what it cannot hold."""
+    """Returns a setting as plain numbers, texts, lists and mappings, which YAML can hold.
+
+    Raises UserError for any other value.
+    """
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.generic | np.ndarray):
@@ -98,7 +103,7 @@ def plain(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder: what was asked for, what happened, how good it is."""
+    """A run, with its configuration, its metrics and its policies. `path` is the run's folder."""
 
     path: Path
 
@@ -110,19 +115,20 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """Everything the run is."""
+        """All settings of the run."""
         return read_config(self.path)
 
     def metrics(self, kind: str | None = None) -> list[Event]:
-        """Returns the events of `metrics.jsonl`, oldest first; of one kind if it is named.
+        """Returns the events of `metrics.jsonl`, oldest first, of all kinds or of one.
 
-        Kinds are those of `KINDS`. Raises UserError for another one, and where there is no run.
+        docs/metrics.md describes the metrics. Raises UserError for a kind that is not in `KINDS`,
+        and when there is no run.
         """
         if kind not in (None, *KINDS):
             raise UserError(f"no events of kind {kind!r}.{nearest(str(kind), KINDS)}")
         check_is_run(self.path)
         text = (self.path / METRICS).read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # a run that goes on may be writing the last line
+        whole = text[: text.rfind("\n") + 1]  # the last line of a present run may be incomplete
         events = [json.loads(line) for line in whole.splitlines()]
         return [event for event in events if kind in (None, event["kind"])]
 
@@ -134,9 +140,9 @@ class Run:
         device: str = "auto",
         video: str | Path | None = None,
     ) -> dict[str, Any]:
-        """Plays greedy episodes → their figures, as `launch.py eval --json` prints them.
+        """Plays greedy episodes → their statistics, as `launch.py eval --json` prints them.
 
-        video: a folder for films.
+        video: a folder for films of every tenth episode; their paths are then `films`.
         """
         from dreamfleet.runtime.evaluate import evaluate
 
@@ -150,7 +156,7 @@ class Run:
         )
 
     def policy(self, checkpoint: str | os.PathLike[str] = "latest", device: str = "auto") -> Policy:
-        """Returns the policy of a checkpoint: `latest`, `best` or the path of one."""
+        """Returns the policy of a checkpoint: `latest`, `best` or the path of a checkpoint."""
         from dreamfleet.runtime.evaluate import player
 
         played = player(self.path, os.fspath(checkpoint), device)
@@ -163,17 +169,17 @@ class Run:
 
 @dataclass(frozen=True)
 class PolicyState:
-    """What a policy remembers of the episodes of n environments. Opaque."""
+    """The memory of a policy for the current episodes of n environments; pass it to `act`."""
 
     n: int
     memory: State = field(repr=False)
-    kind: tuple[type, EnvSpec] = field(repr=False)  # of the agent: its class, what it sees and does
+    kind: tuple[type, EnvSpec] = field(repr=False)  # class and spaces of the agent
 
 
 class Policy:
-    """Acts greedily, as a checkpoint of a run does.
+    """The policy of a checkpoint, which acts greedily.
 
-    env_steps: how long it had learned. checkpoint: where it is kept.
+    env_steps: steps of the run when the checkpoint was saved. checkpoint: the checkpoint's path.
     """
 
     def __init__(
@@ -187,10 +193,11 @@ class Policy:
     ) -> tuple[Any, PolicyState]:
         """Chooses actions for one observation, or for a batch of N → (action, the next state).
 
-        obs: as the environment returns it. state: what the last call returned, None when all
-        episodes start here. first: (N,) bool, which episodes of a batch start here although `state`
-        is given. Actions are in the environment's own units. Raises ValueError for observations
-        that the environment cannot make, and for a state or flags of other environments.
+        obs: as the environment returns it. state: the state that the last call returned, or None
+        when all episodes start with this observation. first: (N,) bool; marks episodes of a batch
+        that start with this observation while others continue from `state`. Actions are in the
+        environment's own units. Raises ValueError for observations outside the observation space,
+        and for a state or `first` of another policy or another number of environments.
         """
         rows, batched = self._codec.encode(obs)
         n = len(rows)

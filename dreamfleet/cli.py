@@ -257,7 +257,7 @@ def measure(args: Sequence[str]) -> int:
             what: the part to measure
             rows: rows of the table, by name; default: all
             rounds: how often each library is measured
-            quick: tiny sizes, to see that everything runs; the ratios mean nothing
+            quick: tiny sizes, to see that it runs, not how fast; leaves out rows that start Ray
             reverb_python: a Python interpreter that has dm-reverb and TensorFlow
             json: file for the measurements
         """

@@ -28,7 +28,8 @@ from dreamfleet.core.types import (
     TableSpec,
 )
 from dreamfleet.replay_server.server import ReplayServer
-from dreamfleet.runtime.trial import STREAMS, Synthetic, groups, live
+from dreamfleet.runtime.blueprint import weight_groups
+from dreamfleet.runtime.trial import STREAMS, Synthetic, rollout
 
 OBSERVATIONS = {"vector": Space((4,), "float32"), "image": Space((64, 64, 3), "uint8")}
 ACTIONS = {"discrete": Space((), "int64", n=3), "continuous": Space((2,), "float32")}
@@ -81,7 +82,7 @@ class Experience:
             for name, consumer in real.consumers.items()
         }
         self.replay = ReplayServer({"real": replace(real, consumers=without_rates)}, seed=0)
-        rows = live(agent, env, steps=64)
+        rows = rollout(agent, env, steps=64)
         assert self.replay.add("real", rows, np.arange(STREAMS))
 
     def sample(self, consumer: str) -> Sample | None:
@@ -107,7 +108,7 @@ def learn(agent: Any, experience: Experience, steps: int) -> Iterator[dict[str, 
         dreams = dream(agent, experience.sample("start"))
         yield dreams or {}
         yield vars(agent.learn_policy(experience.sample("policy"), dreams))
-        yield live(agent, Synthetic(agent.spec, 3), steps=2)
+        yield rollout(agent, Synthetic(agent.spec, 3), steps=2)
 
 
 def train(agent: Any, steps: int = 2) -> Experience:
@@ -136,7 +137,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 def full_state(agent: Any) -> dict[str, Any]:
     """Returns copies of the whole training state of an agent, by path."""
-    return flatten({group: agent.state(group) for group in groups(agent)})
+    return flatten({group: agent.state(group) for group in weight_groups(agent)})
 
 
 # ---------------------------------------------------------------------------------- tables
@@ -155,7 +156,7 @@ def test_the_replay_accepts_the_tables_and_they_have_the_required_columns_and_co
     assert real.consumers.keys() <= {"world", "start", "policy"}
     assert isinstance(agent.tables.get("dream", QueueSpec(1)), QueueSpec)
     assert ("dream" in agent.tables) == ("start" in real.consumers)
-    assert set(agent.act_groups) <= set(groups(agent))
+    assert set(agent.act_groups) <= set(weight_groups(agent))
 
 
 # ---------------------------------------------------------------------------------- acting
@@ -176,7 +177,7 @@ def test_actions_lie_in_the_space(case: Case, n: int, explore: bool) -> None:
 
 
 def test_exploration_tries_every_action(case: Case) -> None:
-    rows = live(case.build(), Synthetic(case.spec, STREAMS), steps=30)
+    rows = rollout(case.build(), Synthetic(case.spec, STREAMS), steps=30)
     action = rows["action"]
     if case.spec.action.discrete:
         assert np.unique(action).size == case.spec.action.n
@@ -186,7 +187,7 @@ def test_exploration_tries_every_action(case: Case) -> None:
 
 def test_act_returns_every_further_column_that_the_table_declares(case: Case) -> None:
     agent = case.build()
-    rows = live(agent, Synthetic(case.spec, STREAMS), steps=10)
+    rows = rollout(agent, Synthetic(case.spec, STREAMS), steps=10)
     assert rows.keys() == agent.tables["real"].columns.keys()
     assert ReplayServer(agent.tables, 0).add("real", rows, np.arange(STREAMS))
 
@@ -206,7 +207,7 @@ def test_agents_of_one_seed_are_equal_and_of_two_seeds_differ(case: Case) -> Non
     agent, same_seed, other_seed = case.build(3), case.build(3), case.build(4)
     assert_equal(full_state(agent), full_state(same_seed))
     rows = [
-        live(each, Synthetic(case.spec, STREAMS), 10) for each in (agent, same_seed, other_seed)
+        rollout(each, Synthetic(case.spec, STREAMS), 10) for each in (agent, same_seed, other_seed)
     ]
     assert_equal(rows[0], rows[1])
     assert not np.array_equal(rows[0]["action"], rows[2]["action"])
@@ -265,9 +266,9 @@ def test_each_gradient_step_changes_its_own_weight_group_only(case: Case) -> Non
     experience = Experience(agent)
 
     def changed_by(step: Callable[[], Any]) -> set[str]:
-        before = {group: flatten(agent.state(group)) for group in groups(agent)}
+        before = {group: flatten(agent.state(group)) for group in weight_groups(agent)}
         step()
-        after = {group: flatten(agent.state(group)) for group in groups(agent)}
+        after = {group: flatten(agent.state(group)) for group in weight_groups(agent)}
         return {
             group
             for group, old in before.items()
@@ -325,7 +326,7 @@ def test_weights_and_states_are_copies(case: Case, method: str) -> None:
     experience = train(agent)
 
     def copies() -> dict[str, Any]:
-        return {group: getattr(agent, method)(group) for group in groups(agent)}
+        return {group: getattr(agent, method)(group) for group in weight_groups(agent)}
 
     before = copies()
     expected = flatten(before)
@@ -340,7 +341,7 @@ def test_weights_and_states_are_copies(case: Case, method: str) -> None:
 
 def test_weights_are_a_flat_dict_of_arrays(case: Case) -> None:
     agent = case.build()
-    for group in groups(agent):
+    for group in weight_groups(agent):
         weights = agent.weights(group)
         assert weights
         assert all(isinstance(name, str) for name in weights)
@@ -362,10 +363,10 @@ def test_a_restored_agent_continues_bit_for_bit(case: Case, tmp_path: Path) -> N
     """The state goes through a checkpoint file into an agent of another seed."""
     agent, other = case.build(seed=1), case.build(seed=2)
     experience = train(agent, steps=3)
-    state = {group: agent.state(group) for group in groups(agent)}
+    state = {group: agent.state(group) for group in weight_groups(agent)}
     path = checkpoint.save(tmp_path, 0, state, agent=case.name, env=case.spec.env_id)
     loaded = checkpoint.load(path)
-    for group in groups(agent):
+    for group in weight_groups(agent):
         other.restore(group, loaded[group])
     replay_state = experience.replay.state()
     expected = list(map(flatten, learn(agent, experience, 3)))
@@ -379,7 +380,7 @@ def test_a_restored_agent_continues_bit_for_bit(case: Case, tmp_path: Path) -> N
 def test_policy_learning_needs_only_the_weights_of_the_world_group(case: Case) -> None:
     """On Ray the dreamer and the learner are two processes that exchange weights alone."""
     dreamer, learner = case.build(), case.build()
-    if "world" not in groups(dreamer):
+    if "world" not in weight_groups(dreamer):
         pytest.skip("the agent has no weight group `world`")
     experience = Experience(dreamer)
     for _ in range(3):

@@ -225,7 +225,7 @@ class FakeReplay:
 
 @dataclass
 class FakeClock:
-    """A `time` that passes only while somebody waits."""
+    """A replacement for the module `time`, whose clock advances only during waits."""
 
     now: float = 0.0
 
@@ -238,7 +238,7 @@ class FakeClock:
 
 @dataclass(eq=False)
 class FakeCall:
-    """A call on a `FakeLine`, answered at a time of its own."""
+    """A call of a `FakeConnection` and its answer, which arrives at the time `at`."""
 
     method: str
     args: tuple[Any, ...]
@@ -246,10 +246,10 @@ class FakeCall:
     at: float = math.inf
 
 
-class FakeLine:
-    """A `Line` whose calls are answered when the test says so. A reply that is an error is raised.
+class FakeConnection:
+    """A `Connection` whose calls the test answers. A reply that is an exception is raised.
 
-    With it goes the time: until the first answer that is waited for, or all the time there is.
+    `wait` advances the clock to the first answer, or by all the seconds that it may wait.
     """
 
     def __init__(self, clock: FakeClock) -> None:
@@ -272,7 +272,7 @@ class FakeLine:
         return call.reply
 
     def answer(self, reply: Any, of: int = -1, after: float = 0.0) -> None:
-        """Reply to a call, by default the last one, in so many seconds."""
+        """Answers a call, by default the last one, after this many seconds."""
         assert self.calls[of].at == math.inf, "it was answered before"
         self.calls[of].reply, self.calls[of].at = reply, self._clock.now + after
 

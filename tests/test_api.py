@@ -46,7 +46,7 @@ def test_importing_dreamfleet_imports_nothing_heavy():
     assert "AttributeError: module 'dreamfleet' has no attribute 'nothing'" in done.stderr
 
 
-def test_a_run_tells_what_happened(cartpole):
+def test_a_run_returns_its_metrics(cartpole):
     assert cartpole.config.env == "CartPole-v1"
     assert cartpole.metrics("episode")
     assert {event["kind"] for event in cartpole.metrics()} >= {"episode", "eval", "run"}
@@ -58,7 +58,7 @@ def test_a_run_evaluates_its_policy(cartpole):
     assert one["episodes"] == 3
 
 
-def test_a_policy_acts_as_its_evaluation_does(cartpole):
+def test_a_policy_can_play_an_episode(cartpole):
     policy, env = dreamfleet.load(cartpole.path), gymnasium.make("CartPole-v1")
     obs, _ = env.reset(seed=3)
     state, total, over = None, 0.0, False
@@ -70,7 +70,7 @@ def test_a_policy_acts_as_its_evaluation_does(cartpole):
     assert total > 0
 
 
-def test_a_batch_is_acted_on_as_each_of_its_observations_is(cartpole):
+def test_a_batch_gets_the_same_actions_as_single_observations(cartpole):
     policy = dreamfleet.load(cartpole.path)
     obs = np.random.default_rng(0).normal(0, 0.05, (6, 4)).astype(np.float32)
     together, state = policy.act(obs)
@@ -80,7 +80,7 @@ def test_a_batch_is_acted_on_as_each_of_its_observations_is(cartpole):
     assert again.tolist() == together.tolist()
 
 
-def test_a_policy_refuses_what_it_cannot_see(cartpole):
+def test_a_policy_refuses_observations_of_a_wrong_shape(cartpole):
     policy = dreamfleet.load(cartpole.path)
     with pytest.raises(ValueError, match=r"\(3,\)"):
         policy.act(np.zeros(3, np.float32))
@@ -105,7 +105,7 @@ def test_continuous_actions_are_in_the_units_of_the_environment(tmp_path):
     assert many.shape == (5, 1)
 
 
-def test_a_run_goes_on_where_it_stopped(cartpole):
+def test_a_run_can_be_resumed(cartpole):
     again = dreamfleet.train(resume=cartpole.path, steps=400)
     assert again.path == cartpole.path
     assert again.policy().env_steps >= 400
@@ -145,12 +145,12 @@ def test_a_mistake_is_a_user_error_and_leaves_nothing(tmp_path, monkeypatch, giv
         ({"env": "Pendulum-v1"}, "--env Pendulum-v1 contradicts the run to resume"),
     ],
 )
-def test_a_resumed_run_is_not_another_one(cartpole, given, said):
+def test_a_resumed_run_cannot_change_its_agent_or_environment(cartpole, given, said):
     with pytest.raises(UserError, match=said):
         dreamfleet.train(resume=cartpole, steps=1000, **given)
 
 
-def test_paths_and_numbers_of_numpy_are_taken_as_what_they_are(tmp_path):
+def test_paths_and_numpy_numbers_are_accepted_as_arguments(tmp_path):
     run = dreamfleet.train(
         env="LunarLander-v3",
         run_dir=tmp_path / "run",
@@ -176,12 +176,12 @@ def test_paths_and_numbers_of_numpy_are_taken_as_what_they_are(tmp_path):
         ({"checkpoint": "bestt"}, "no checkpoint at bestt"),
     ],
 )
-def test_an_evaluation_that_cannot_be_is_a_user_error(cartpole, given, said):
+def test_wrong_arguments_of_an_evaluation_are_user_errors(cartpole, given, said):
     with pytest.raises(UserError, match=said):
         cartpole.evaluate(**{"episodes": 1, **given})
 
 
-def test_events_that_cannot_be_read_are_named_or_still_to_come(cartpole, tmp_path):
+def test_an_unknown_kind_of_event_is_an_error_and_an_incomplete_line_is_skipped(cartpole, tmp_path):
     with pytest.raises(UserError, match="no events of kind 'episodes'"):
         cartpole.metrics("episodes")
     with pytest.raises(UserError, match="no run at nowhere"):
@@ -195,6 +195,6 @@ def test_events_that_cannot_be_read_are_named_or_still_to_come(cartpole, tmp_pat
 
 
 @pytest.mark.parametrize("missing", ["nowhere", Path("nowhere")])
-def test_a_run_that_is_not_there_is_named(missing):
+def test_a_missing_run_is_named(missing):
     with pytest.raises(UserError, match="no run at nowhere"):
         dreamfleet.load(missing)

@@ -33,13 +33,13 @@ HOMES = {  # package → the paths that may import it
     ),
     "gymnasium": ("dreamfleet/envs/", "benchmarks/replay/libraries.py"),  # SB3 wants spaces
     "ale_py": ("dreamfleet/envs/",),
-    "ray": ("dreamfleet/runtime/cluster.py",),
+    "ray": ("dreamfleet/runtime/cluster.py", "dreamfleet/runtime/ray_start.py"),
     "numba": ("dreamfleet/compiler.py",),
     "rich": ("dreamfleet/runtime/display.py", "benchmarks/replay/bench.py"),
     "tensorboardX": ("dreamfleet/runtime/tensorboard.py",),
     "tyro": ("dreamfleet/cli.py",),
     "yaml": ("dreamfleet/runtime/", "dreamfleet/cli.py"),
-    "matplotlib": ("benchmarks/learning/report.py",),
+    "matplotlib": ("benchmarks/learning/plots.py",),
     "stable_baselines3": (
         "benchmarks/learning/sb3.py",
         "benchmarks/replay/libraries.py",

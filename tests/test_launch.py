@@ -171,7 +171,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
     ],
 )
 @pytest.mark.parametrize("flags", [["--num-actors", "2"], ["--local"]], ids=["ray", "local"])
-def test_what_its_agent_or_its_replay_cannot_do_is_such_a_mistake(
+def test_settings_that_the_agent_or_the_replay_refuses_are_one_line_and_exit_code_2(
     started, tmp_path, capsys, flags, options, said
 ):
     pytest.importorskip("torch")  # takes its time, once
@@ -222,7 +222,7 @@ def options(*given: str) -> list[str]:
 
 
 @pytest.mark.parametrize("flags", [[], ["--run-dir", "mine"]], ids=["dated", "named"])
-def test_a_run_stays_where_it_was_started_whatever_folder_its_environment_moves_to(
+def test_an_environment_that_changes_the_working_folder_does_not_move_the_run(
     started, tmp_path, flags
 ):
     def moving(env, t):
@@ -260,7 +260,7 @@ def test_arguments_of_the_environment_are_part_of_the_run(started, walk):
         (["env.=3"], "--set takes settings of train.…, agent.…, env.…, eval_env.…; found 'env.'"),
     ],
 )
-def test_an_environment_that_cannot_be_played_is_such_a_mistake(
+def test_an_environment_that_cannot_be_played_is_one_line_and_exit_code_2(
     started, walk, tmp_path, capsys, given, said
 ):
     pytest.importorskip("torch")
@@ -268,7 +268,7 @@ def test_an_environment_that_cannot_be_played_is_such_a_mistake(
     assert started == [] and [path.name for path in tmp_path.iterdir()] == ["walk.py"]
 
 
-def test_a_reward_floor_is_refused_where_games_are_stepped_as_a_batch(started, tmp_path, capsys):
+def test_a_batched_environment_refuses_a_reward_floor(started, tmp_path, capsys):
     given = ["--env=NumberGame-v1", "--agent=gated-rainbow", "--set=env.reward_floor=-1"]
     assert "is stepped as a batch, which takes no reward_floor" in refused(given, capsys)
     assert list(tmp_path.iterdir()) == []
@@ -294,12 +294,14 @@ def test_a_resumed_run_keeps_the_spaces_of_its_environment(started, walk, tmp_pa
     save_start(run, 5)
     capsys.readouterr()
     resumed = ["--resume", str(run)]
-    assert "it has observations float32 (3,)" in refused([*resumed, "--set=env.size=4"], capsys)
+    assert "the run has observations float32 (3,)" in refused(
+        [*resumed, "--set=env.size=4"], capsys
+    )
     assert cli.main([*resumed, "--set=env.wind=2"]) == 0
     assert started[-1].config.env_options == {"size": 3, "wind": 2}
 
 
-def test_shards_are_weighed_together(started, monkeypatch, capsys):
+def test_the_memory_of_all_shards_is_checked_together(started, monkeypatch, capsys):
     """Where each of them alone would fit."""
     monkeypatch.setattr(budget, "available_memory", lambda: 3e6)
     given = ["--num-actors", "4", "--set", "train.replay_shards=4", "--set"]
@@ -314,7 +316,7 @@ def test_an_address_where_nobody_answers_is_refused(started, capsys):
         assert f"{address}: nobody answers" in refused(["--address", address], capsys)
 
 
-def test_an_address_that_answers_is_taken(started):
+def test_an_address_that_answers_is_accepted(started):
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert cli.main(["--address", f"127.0.0.1:{server.getsockname()[1]}"]) == 0
     assert started[0].place == "cluster"
@@ -327,7 +329,7 @@ def test_cuda_is_refused_where_torch_cannot_use_it(started, capsys):
     assert "Use --device cpu, or auto." in refused(["--device", "cuda"], capsys)
 
 
-def test_a_folder_with_something_in_it_is_left_alone(started, tmp_path, capsys):
+def test_a_run_folder_that_is_not_empty_is_refused_and_unchanged(started, tmp_path, capsys):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes").write_text("mine")
     assert "exists and is not empty" in refused(["--run-dir", "taken"], capsys)
@@ -371,7 +373,7 @@ def test_resume_latest_takes_the_run_last_written_to(started):
         (["--steps", "500"], "has taken 500 of 500 steps"),
     ],
 )
-def test_resume_refuses_what_would_make_it_another_run(started, run, capsys, args, said):
+def test_resume_refuses_changes_that_make_it_another_run(started, run, capsys, args, said):
     before = (run / "config.yaml").read_bytes()
     assert said in refused(["--resume", str(run), *args], capsys)
     assert (run / "config.yaml").read_bytes() == before
@@ -386,7 +388,7 @@ def test_resume_without_a_checkpoint_is_refused(started, run, capsys):
     assert "nothing to resume" in refused(["--resume", str(run)], capsys)
 
 
-def test_a_foreign_checkpoint_is_refused(started, run, capsys):
+def test_a_checkpoint_of_another_agent_is_refused(started, run, capsys):
     for path in (run / "checkpoints").iterdir():
         shutil.rmtree(path)
     checkpoint.save(run / "checkpoints", 500, {"n": 1}, agent="other", env="CartPole-v1")
@@ -423,7 +425,7 @@ def test_a_list_is_wrapped_on_a_terminal(capsys, monkeypatch):
     assert "\n  dream/share [fraction]\n      Fraction of" in text
 
 
-def test_list_may_be_read_in_part():
+def test_a_closed_pipe_ends_list_without_an_error():
     with subprocess.Popen(
         [sys.executable, "launch.py", "list", "envs"],
         stdout=subprocess.PIPE,
@@ -459,7 +461,7 @@ def test_ctrl_c_before_the_start_exits_130(monkeypatch, started):
     assert cli.main(["--local"]) == 130
 
 
-def test_a_part_that_broke_is_shown_as_it_is_and_is_exit_code_1(started, monkeypatch, capsys):
+def test_a_part_that_broke_is_printed_unchanged_with_exit_code_1(started, monkeypatch, capsys):
     def train(config, folder, state, display):
         raise WorkerFailed("Traceback (most recent call last):\nOSError: no\n\nlearner broke")
 

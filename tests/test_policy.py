@@ -79,7 +79,7 @@ class Runs(dict):
 
 
 @pytest.mark.parametrize("kind", SPACES)
-def test_episodes_played_by_hand_are_those_of_an_evaluation(policies, kind):
+def test_episodes_played_with_act_have_the_returns_of_an_evaluation(policies, kind):
     """gated-rainbow sees what came before: a policy that forgot it would act otherwise."""
     run = policies[kind]
     found = run.evaluate(episodes=3, seed=4)
@@ -98,7 +98,7 @@ def test_episodes_played_by_hand_are_those_of_an_evaluation(policies, kind):
 
 
 @pytest.mark.parametrize("kind", SPACES)
-def test_a_batch_is_acted_on_as_each_observation_is(policies, kind):
+def test_a_batch_gets_the_same_actions_as_single_observations(policies, kind):
     policy, space = policies[kind].policy(), copy.deepcopy(SPACES[kind][0])
     space.seed(1)
     many = [space.sample() for _ in range(4)]
@@ -112,7 +112,7 @@ def test_a_batch_is_acted_on_as_each_observation_is(policies, kind):
         np.testing.assert_allclose(actions, [action for action, _ in each], atol=1e-5)
 
 
-def test_acting_leaves_the_state_that_it_is_given_alone(policies):
+def test_acting_does_not_change_the_given_state(policies):
     policy, space = policies["Box"].policy(), copy.deepcopy(NUMBERS)
     _, state = policy.act(space.sample())
     obs = [space.sample() for _ in range(5)]
@@ -139,7 +139,7 @@ def test_acting_leaves_the_state_that_it_is_given_alone(policies):
         ("Image", np.zeros((64, 64, 3), np.float32), "float32"),
     ],
 )
-def test_what_an_environment_cannot_have_returned_is_refused(policies, kind, obs, said):
+def test_observations_outside_the_space_are_refused(policies, kind, obs, said):
     with pytest.raises(ValueError, match=f"this policy cannot see .*{said}"):
         policies[kind].policy().act(obs)
 

@@ -1,26 +1,37 @@
-"""Whether a change made learning worse: two checkouts, the same commands, the same fresh seeds.
+"""Compares two checkouts of this project: before and after a change.
 
-    python benchmarks/checkouts/before_after.py run CHECKOUT FOLDER      # goes on where it stopped
-    python benchmarks/checkouts/before_after.py show OLD_FOLDER NEW_FOLDER
+Did the change make learning worse? The same commands with the same new seeds in both checkouts:
 
-Each run keeps its `config.yaml`, `versions.json` and `metrics.jsonl`, and beside them the score of
-its end: greedy episodes, the same for all. `show` keeps a summary of both in `--out`.
+    python benchmarks/checkouts/before_after.py run CHECKOUT FOLDER
+    python benchmarks/checkouts/before_after.py show OLD_FOLDER NEW_FOLDER [--out FILE]
+
+Did the change alter any number? Short runs of every agent in both checkouts, compared bit by bit:
+
+    python benchmarks/checkouts/before_after.py run-short CHECKOUT FOLDER
+    python benchmarks/checkouts/before_after.py same OLD_FOLDER NEW_FOLDER [--out FILE]
+
+`run` and `run-short` skip finished runs; `run` resumes interrupted runs. `show` and `same` print
+their result, and write it to `--out` as JSON. `same` ends with exit code 1 if anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-TASKS: Final = {  # task → flags, steps between evaluations, their episodes, those of the end; seeds
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.checkouts import short_runs
+from benchmarks.checkouts.launch import launch, machine, made_by
+from benchmarks.formatting import markdown_table, median_and_range
+
+# task → flags, steps between evaluations, their episodes, episodes after training, seeds
+TASKS: Final = {
     "cartpole": (("--env", "CartPole-v1", "--steps", "5000"), 500, 100, 100, range(211, 216)),
     "pendulum": (("--env", "Pendulum-v1", "--steps", "3000"), 500, 100, 100, range(211, 216)),
     "walker": (
@@ -38,108 +49,110 @@ TASKS: Final = {  # task → flags, steps between evaluations, their episodes, t
         range(231, 233),
     ),
 }
-
-
-def run(checkout: Path, folder: Path) -> None:
-    """Brings every run of one checkout to its end, from wherever it is."""
-    for task, (flags, every, episodes, scored, seeds) in TASKS.items():
-        for seed in seeds:
-            path, score = folder / f"{task}-{seed}", folder / f"{task}-{seed}.json"
-            if score.is_file():
-                continue
-            looks = (f"train.eval_every={every}", f"train.eval_episodes={episodes}")
-            new = [*flags, "--seed", str(seed), "--run-dir", str(path), "--local"]
-            new += ["--num-actors", "1", *(word for look in looks for word in ("--set", look))]
-            launch(checkout, path, ["--resume", str(path)] if path.exists() else new)
-            ask = ["--episodes", str(scored), "--seed", "7000", "--json"]
-            found = launch(checkout, path, ["eval", str(path), *ask])
-            score.write_text(found)
-            print(path.name, json.loads(found)["return_mean"], flush=True)
-
-
-def launch(checkout: Path, path: Path, args: list[str]) -> str:
-    """Runs `launch.py` of a checkout → what it prints. SystemExit unless it ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".log"), "a") as log:
-        done = subprocess.run(
-            [sys.executable, "launch.py", *args],
-            cwd=checkout,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    if done.returncode:
-        raise SystemExit(f"launch.py {' '.join(args)} ended with {done.returncode}; see {log.name}")
-    return done.stdout
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    """Returns what is kept of a folder's runs: how each was made, its evaluations, its score."""
-    kept = {}
-    for score in sorted(folder.glob("*.json")):
-        path = folder / score.stem
-        versions = json.loads((path / "versions.json").read_text())
-        events = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
-        looks = [[event["at"], event["return_mean"]] for event in events if event["kind"] == "eval"]
-        found = json.loads(score.read_text())
-        figures = {key: found[key] for key in ("return_mean", "return_min", "env_steps", "seed")}
-        about = {name: versions[name] for name in ("git", "python", "torch")}
-        kept[score.stem] = {**about, "evaluations": looks, "score": figures}
-    return kept
-
-
-def row(task: str, old: dict[str, Any], new: dict[str, Any]) -> str:
-    """One task of the table: means over evaluations and scores of the end, old and new."""
-    names = [name for name in old if name.startswith(task) and name in new]
-
-    def values(kept: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        looks = [np.mean([mean for _, mean in kept[name]["evaluations"]]) for name in names]
-        return np.array(looks), np.array([kept[name]["score"]["return_mean"] for name in names])
-
-    cells = []
-    for before, after in zip(values(old), values(new), strict=True):
-        change = after - before
-        error = change.std(ddof=1) / len(change) ** 0.5
-        cells += [
-            f"{np.median(side):.1f} ({side.min():.1f} to {side.max():.1f})"
-            for side in (before, after)
-        ]
-        cells.append(f"{change.mean():+.1f} ± {error:.1f}")
-    return f"| {task}, {len(names)} seeds | " + " | ".join(cells) + " |"
+EVAL_SEED: Final = "7000"  # of the evaluation after training, the same for all runs
+HEADS: Final = (
+    "Task",
+    "Mean of evaluations, old",
+    "new",
+    "new - old",
+    "Return after training, old",
+    "new",
+    "new - old",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("run", "show"))
-    parser.add_argument("first", type=Path, help="run: a checkout; show: the old code's folder")
-    parser.add_argument("folder", type=Path, help="run: for its runs; show: the new code's folder")
-    parser.add_argument("--out", type=Path, help="show: a file for the summary of both")
-    given = parser.parse_args()
-    if given.what == "run":
-        run(given.first.resolve(), given.folder.resolve())
-        return
-    old, new = summary(given.first), summary(given.folder)
-    if given.out:
-        machine = {"cpus": os.cpu_count(), "processor": processor()}
-        given.out.write_text(json.dumps({**machine, "old": old, "new": new}, indent=1) + "\n")
-    print(
-        "| task | mean of evaluations, old | new | new - old | score at the end, old | new "
-        "| new - old |"
+    parser.add_argument("what", choices=("run", "show", "run-short", "same"))
+    parser.add_argument("first", type=Path, help="a checkout, or the folder of the old runs")
+    parser.add_argument(
+        "second", type=Path, help="a folder for runs, or the folder of the new runs"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for task in TASKS:
-        print(row(task, old, new))
+    parser.add_argument("--out", type=Path, help="a file for the result (show, same)")
+    args = parser.parse_args()
+    first, second = args.first.resolve(), args.second.resolve()
+    if args.what == "run":
+        run(first, second)
+        return
+    if args.what == "run-short":
+        short_runs.run(first, second)
+        return
+    if args.what == "same":
+        found = short_runs.compare(first, second)
+        print(short_runs.table(found))
+    else:
+        found = {**machine(), "old": summarise(first), "new": summarise(second)}
+        print(table(found["old"], found["new"]))
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    if args.what == "same" and not found["same"]:
+        raise SystemExit(1)
 
 
-def processor() -> str:
-    """The name of this machine's processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+def run(checkout: Path, folder: Path) -> None:
+    """Trains and evaluates all runs of TASKS with one checkout, into `folder`."""
+    for task, (flags, every, episodes, final_episodes, seeds) in TASKS.items():
+        for seed in seeds:
+            path = folder / f"{task}-{seed}"
+            evaluation = path.with_suffix(".json")
+            if evaluation.is_file():
+                continue
+            new = [*flags, "--seed", str(seed), "--run-dir", str(path), "--local"]
+            new += ["--num-actors", "1"]
+            new += [
+                "--set",
+                f"train.eval_every={every}",
+                "--set",
+                f"train.eval_episodes={episodes}",
+            ]
+            launch(checkout, path, ["--resume", str(path)] if path.exists() else new)
+            options = ["--episodes", str(final_episodes), "--seed", EVAL_SEED, "--json"]
+            found = launch(checkout, path, ["eval", str(path), *options])
+            evaluation.write_text(found)
+            print(path.name, json.loads(found)["return_mean"], flush=True)
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """Returns run → versions, evaluations during training, and the evaluation after training."""
+    runs = {}
+    for evaluation in sorted(folder.glob("*.json")):
+        path = folder / evaluation.stem
+        events = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+        evaluations = [
+            [event["at"], event["return_mean"]] for event in events if event["kind"] == "eval"
+        ]
+        final = json.loads(evaluation.read_text())
+        names = ("return_mean", "return_min", "env_steps", "seed")
+        score = {name: final[name] for name in names}
+        runs[path.name] = {**made_by(path), "evaluations": evaluations, "score": score}
+    return runs
+
+
+def table(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Returns a table with a row per task. old, new: the summaries of both folders.
+
+    Cells are median (min to max) over seeds. Differences are mean ± standard error.
+    """
+    return markdown_table(HEADS, [row(task, old, new) for task in TASKS])
+
+
+def row(task: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Returns the cells of one task."""
+    names = [name for name in old if name.startswith(task) and name in new]
+
+    def values(runs: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        means = [np.mean([mean for _, mean in runs[name]["evaluations"]]) for name in names]
+        return np.array(means), np.array([runs[name]["score"]["return_mean"] for name in names])
+
+    cells = [f"{task}, {len(names)} seeds"]
+    for before, after in zip(values(old), values(new), strict=True):
+        change = after - before
+        error = change.std(ddof=1) / len(change) ** 0.5
+        cells += [median_and_range(runs.tolist(), ".1f") for runs in (before, after)]
+        cells.append(f"{change.mean():+.1f} ± {error:.1f}")
+    return cells
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-r"""What each part of an agent is worth: the same seeds with it and without.
+r"""Ablation: trains the same seeds with every part of an agent and without one part each.
 
     python benchmarks/learning/ablation.py --agent gated-rainbow --env NumberGame-v1 \
         --steps 120000 --jobs 2
     python benchmarks/learning/ablation.py --agent dreamwalker --env BipedalWalker-v3 --steps 30000
 
-Seeds that are done are not run again, and an interrupted one is resumed. What is kept goes to
-`benchmarks/results/ENV/ablation/AGENT`, with the table.
+Finished seeds are not trained again, and interrupted seeds are resumed. Records and the summary
+are written to `benchmarks/results/ENV/ablation/AGENT`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.learning.curves import read_curve
-from benchmarks.learning.report import markdown, mean_and_range
-from benchmarks.learning.train import Seed, Training, finish, parser, seeds, training
-from benchmarks.processes import ROOT
+from benchmarks.formatting import markdown_table, mean_and_range
+from benchmarks.learning.curves import read_curve, with_present_settings
+from benchmarks.learning.train import SeedRun, Training, finish_all, parser, seed_runs, training
+from benchmarks.processes import RESULTS
 
 PRESET: Final = "the preset"
-# Of an agent: what is different → the setting that does so.
-VARIANTS: Final[dict[str, dict[str, str]]] = {
+VARIANTS: Final[dict[str, dict[str, str]]] = {  # agent → variant → the setting that differs
     "gated-rainbow": {
         "without dreams": "agent.dream_share=0",
         "without clock": "agent.observe_time=false",
@@ -44,77 +43,103 @@ VARIANTS: Final[dict[str, dict[str, str]]] = {
 
 
 def main() -> None:
-    of = parser(__doc__, 3, 120_000, agent="gated-rainbow", env="NumberGame-v1", among=VARIANTS)
-    args = of.parse_args()
-    out = args.out or ROOT / "benchmarks" / "results" / args.env / "ablation" / args.agent
+    parsing = parser(
+        __doc__, 3, 120_000, agent="gated-rainbow", env="NumberGame-v1", among=VARIANTS
+    )
+    args = parsing.parse_args()
+    out = args.out or RESULTS / args.env / "ablation" / args.agent
     preset = training(args)
-    finish(plan(preset, args.seeds, out), args.jobs)
+    finish_all(plan(preset, args.seeds, out), args.jobs)
     found = summarise(preset, args.seeds, out)
     (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found))
+    print(f"{title(found)}\n\n{table(found)}")
 
 
-def plan(preset: Training, count: int, out: Path) -> list[Seed]:
-    """Every variant of every seed; those of one seed follow each other, as they are compared."""
+def plan(preset: Training, count: int, out: Path) -> list[SeedRun]:
+    """Returns the runs of all variants and seeds.
+
+    All variants of a seed come before the next seed, so that an interrupted ablation has complete
+    comparisons.
+    """
     variants = {PRESET: preset}
     for name, setting in VARIANTS[preset.agent].items():
         variants[name] = replace(preset, settings=(*preset.settings, setting))
     group = f"{preset.agent}-ablation"
-    curves = [seeds(of, folder(name), count, out, group) for name, of in variants.items()]
-    return [seed for same in zip(*curves, strict=True) for seed in same]
+    curves = [
+        seed_runs(variant, folder(name), count, out, group) for name, variant in variants.items()
+    ]
+    return [run for runs_of_seed in zip(*curves, strict=True) for run in runs_of_seed]
 
 
-def folder(name: str) -> str:
-    return name.replace(" ", "-")
+def folder(variant: str) -> str:
+    """Returns the folder name of a variant."""
+    return variant.replace(" ", "-")
 
 
 def summarise(preset: Training, count: int, out: Path) -> dict[str, Any]:
-    """What is kept in `out`, a value a seed."""
+    """Returns the figures of all variants, one value per seed, from the records in `out`."""
     variants: dict[str, Any] = {}
     for name, setting in {PRESET: "", **VARIANTS[preset.agent]}.items():
         curves = [read_curve(out / folder(name) / f"seed-{seed}.jsonl") for seed in range(count)]
         variants[name] = {
             "setting": setting,
             "final": [round(curve.final_return, 1) for curve in curves],
-            "area": [round(curve.area, 1) for curve in curves],
-            "wall_s": [round(curve.wall_s, 1) for curve in curves],
+            "area": [round(curve.mean_return, 1) for curve in curves],
+            "wall_s": [round(float(curve.wall_s[-1]), 1) for curve in curves],
         }
-    made = {"agent": preset.agent, "env": preset.env, "steps": preset.steps}
-    return {**made, "episodes": preset.episodes, "settings": preset.settings, "variants": variants}
+    return {
+        "agent": preset.agent,
+        "env": preset.env,
+        "steps": preset.steps,
+        "episodes": preset.eval_episodes,
+        "settings": preset.settings,
+        "variants": variants,
+    }
+
+
+def title(found: Mapping[str, Any]) -> str:
+    """Returns what the table of an ablation shows."""
+    seeds = len(found["variants"][PRESET]["final"])
+    return (
+        f"Ablation of `{found['agent']}`: {found['steps']:,} steps of {found['env']}, {seeds} "
+        f"seeds. Return after training: mean of {found['episodes']:,} greedy episodes. Mean "
+        "return: mean of all evaluations during training. Difference: variant minus preset, seed "
+        "by seed. Cells are means over seeds (min to max)."
+    )
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Means over seeds (least to most); differences are between runs of one seed."""
+    """Returns the table of an ablation. found: its summary."""
     preset = found["variants"][PRESET]
     rows = []
-    for name, of in found["variants"].items():
-        setting = f"`{of['setting']}`" if of["setting"] else ""
-        keys = ("final", "area")
-        gained = ["" if of is preset else more(of[key], preset[key]) for key in keys]
-        said = [mean_and_range(of[key], ".1f") for key in keys]
-        wall = mean_and_range(of["wall_s"], ",.0f") + " s"
-        rows.append((name, setting, said[0], gained[0], said[1], gained[1], wall))
-    seeds = len(preset["final"])
+    for name, variant in found["variants"].items():
+        setting = f"`{with_present_settings(variant['setting'])}`" if variant["setting"] else ""
+        cells = []
+        for key in ("final", "area"):
+            cells.append(mean_and_range(variant[key], ".1f"))
+            cells.append("" if variant is preset else difference(variant[key], preset[key]))
+        minutes = [seconds / 60 for seconds in variant["wall_s"]]
+        rows.append((name, setting, *cells, mean_and_range(minutes, ".1f")))
     heads = (
-        f"{found['agent']}, {found['steps']:,} steps of {found['env']}, {seeds} seeds",
-        "setting",
-        f"mean of {found['episodes']:,} episodes at the end",
-        "against the preset",
-        "mean over training",
-        "against the preset",
-        "wall time",
+        "Variant",
+        "Setting",
+        "Return after training",
+        "Difference",
+        "Mean return",
+        "Difference",
+        "Wall time (min)",
     )
-    return markdown(heads, rows)
+    return markdown_table(heads, rows)
 
 
-def more(ours: Sequence[float], others: Sequence[float]) -> str:
-    """Differences seed by seed."""
-    pairs = zip(ours, others, strict=True)
-    return mean_and_range([one - other for one, other in pairs], "+.1f")
+def difference(variant: Sequence[float], preset: Sequence[float]) -> str:
+    """Returns mean and range of the differences, seed by seed."""
+    pairs = zip(variant, preset, strict=True)
+    return mean_and_range([ours - other for ours, other in pairs], "+.1f")
 
 
-def summaries(results: Path) -> list[Path]:
-    """The summaries of all ablations in a folder of results."""
+def summary_files(results: Path) -> list[Path]:
+    """Returns the summaries of all ablations in a folder of results."""
     return sorted(results.glob("*/ablation/*/summary.json"))
 
 

@@ -1,12 +1,14 @@
-"""Learning curves: what is kept of a run, and when it was good enough.
+"""Learning curves: the record of a training run, and figures computed from records.
 
-`<out>/<method>/seed-<s>.jsonl` holds what is kept of one seed: a line `about` its making, its
-evaluations and its episodes. Everything else is computed from these files.
+The record of one seed is the file `<results>/<method>/seed-<seed>.jsonl`. Its first line says how
+the run was made. The other lines are the evaluations and the training episodes of the run, and an
+evaluation after training. A method is an agent with its settings, or a baseline.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,99 +16,135 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.formatting import median
 from dreamfleet.core.types import Array, Event
 
 DEFAULT_AGENT: Final = "dreamer-lite"
-KEPT: Final = {
+RECORDED: Final = {  # kind of event → fields that the record keeps
     "eval": ("return_mean", "return_std", "return_min", "wall_s", "took_s"),
     "episode": ("return",),
 }
-EPISODES_KEPT: Final = 1_000  # of a seed; of more, every second, third, … unless they are reported
-WINDOW: Final = 100  # training episodes that are averaged
+MAX_EPISODES: Final = 1_000  # in a record; of more, every second, third, … is kept
+WINDOW: Final = 100  # training episodes in a running mean
+# Settings in records that were written before the settings were renamed → present names.
+RENAMED_SETTINGS: Final = {
+    "agent.share": "agent.dream_share",
+    "agent.dreams": "agent.dreams_per_update",
+    "agent.recent": "agent.emphasize_recent",
+    "agent.clock": "agent.observe_time",
+    "agent.n": "agent.n_step",
+    "agent.noise": "agent.noisy_sigma",
+}
 
 
 @dataclass(frozen=True)
 class Task:
-    """An environment, and how learning in it is looked at."""
+    """An environment, and how learning in this environment is evaluated."""
 
-    thresholds: tuple[float, ...]  # greedy means over a look's episodes that count as solved
-    ours: str = DEFAULT_AGENT  # whom all methods are compared with
-    every: int = 500  # env steps between looks
-    episodes: int = 100  # fresh ones of a look; at the end as many, the same for all
-    training: bool = False  # returns of training episodes are reported too
+    thresholds: tuple[float, ...]  # mean returns of an evaluation that count as solved
+    ours: str = DEFAULT_AGENT  # the method that all methods are compared with
+    eval_every: int = 500  # environment steps between evaluations
+    eval_episodes: int = 100  # episodes of each evaluation, and of the evaluation after training
+    training_episodes: bool = False  # whether the returns of training episodes are reported too
 
 
 TASKS: Final = {
     "CartPole-v1": Task((475.0,)),
     "Pendulum-v1": Task((-200.0, -160.0)),
-    "NumberGame-v1": Task((350.0, 390.0, 420.0), "gated-rainbow", every=20_000, episodes=5_000),
-    "BipedalWalker-v3": Task((300.0, 310.0), "dreamwalker", every=10_000, training=True),
-    "BipedalWalkerHardcore-v3": Task((100.0,), "dreamwalker", every=40_000, training=True),
+    "NumberGame-v1": Task(
+        (350.0, 390.0, 420.0), "gated-rainbow", eval_every=20_000, eval_episodes=5_000
+    ),
+    "BipedalWalker-v3": Task(
+        (300.0, 310.0), "dreamwalker", eval_every=10_000, training_episodes=True
+    ),
+    "BipedalWalkerHardcore-v3": Task(
+        (100.0,), "dreamwalker", eval_every=40_000, training_episodes=True
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The greedy evaluations of one seed, in order: `steps` and `returns` are (looks,)."""
+    """The greedy evaluations of one seed in order, with the returns of its training episodes."""
 
-    steps: Array  # env steps of training before each look
-    returns: Array  # mean over the look's episodes
-    wall_s: float  # of the whole run
-    looking_s: float  # of it, spent on evaluations
-    final: Event = field(default_factory=dict)  # of the end, on fixed episodes; empty: unknown
+    steps: Array  # (E,) environment steps of training before each evaluation
+    returns: Array  # (E,) mean return of each evaluation
+    wall_s: Array  # (E,) seconds since the start of the run at the end of each evaluation
+    eval_s: Array  # (E,) seconds that each evaluation took
+    final: Event = field(default_factory=dict)  # the evaluation after training; may be empty
     agent: str = DEFAULT_AGENT
-    command: str = ""  # that made it
-    ended: Array = field(default_factory=lambda: np.zeros(0, int))  # env steps, by episode
-    scores: Array = field(default_factory=lambda: np.zeros(0))  # returns of training episodes
+    command: str = ""  # the command that made the run
+    episode_ends: Array = field(default_factory=lambda: np.zeros(0, int))  # (N,) environment steps
+    episode_returns: Array = field(default_factory=lambda: np.zeros(0))  # (N,)
 
     @property
     def final_return(self) -> float:
-        """The greedy mean at the end; the last look's where that is all there is."""
+        """The mean return of the evaluation after training, or else of the last evaluation."""
         return float(self.final.get("return_mean", self.returns[-1]))
 
     @property
-    def area(self) -> float:
-        """The mean greedy return over all of training: the area under the curve, by its length."""
+    def mean_return(self) -> float:
+        """The mean of all evaluations: the area under the curve divided by the training time."""
         return float(self.returns.mean())
 
-    def reached(self, threshold: float) -> int | None:
-        """The steps of the first look at or above `threshold`."""
+    @property
+    def training_minutes(self) -> Array:
+        """(E,) minutes of training at each evaluation, without the time of evaluations.
+
+        On Ray, evaluations run beside training, so their time is not subtracted.
+        """
+        beside = "launch.py" in self.command and "--local" not in self.command
+        waiting = 0.0 if beside else np.cumsum(self.eval_s)
+        return np.asarray((self.wall_s - waiting) / 60)
+
+    def first_steps_at(self, threshold: float) -> int | None:
+        """Returns the steps of the first evaluation at or above `threshold`; None without one."""
         above = self.returns >= threshold
         return int(self.steps[above.argmax()]) if above.any() else None
 
-    def stays(self, threshold: float) -> float | None:
-        """The share of looks after the first one above `threshold` that are so too."""
+    def later_share_at(self, threshold: float) -> float | None:
+        """Returns which fraction of later evaluations is at or above `threshold`.
+
+        Later evaluations are those after the first one at or above `threshold`. None without any.
+        """
         above = self.returns >= threshold
         later = above[above.argmax() + 1 :] if above.any() else above[:0]
         return float(later.mean()) if later.size else None
 
-    def first_episode(self, threshold: float) -> tuple[int, int] | None:
-        """The first training episode at or above `threshold`, from 1, and the steps at its end."""
-        above = np.flatnonzero(self.scores >= threshold)
-        return (int(above[0]) + 1, int(self.ended[above[0]])) if above.size else None
+    def lasting_steps_at(self, threshold: float) -> int | None:
+        """Returns the steps of the first evaluation after which none is below `threshold`.
 
-    @property
-    def trained(self) -> tuple[Array, Array]:
-        """Env steps and the mean return of the last `WINDOW` training episodes, from there on."""
-        if self.scores.size < WINDOW:
-            return self.ended[:0], self.scores[:0]
-        means = np.lib.stride_tricks.sliding_window_view(self.scores, WINDOW).mean(-1)
-        return self.ended[WINDOW - 1 :], means
-
-    def settled(self, threshold: float) -> int | None:
-        """The steps of the first look from which on all are at or above `threshold`."""
+        The evaluation itself is at or above `threshold`. None if the last evaluation is below it.
+        """
         below = np.flatnonzero(self.returns < threshold)
         first = int(below[-1]) + 1 if below.size else 0
         return int(self.steps[first]) if first < self.steps.size else None
+
+    def first_episode_at(self, threshold: float) -> tuple[int, int] | None:
+        """Returns the first training episode with a return of at least `threshold`.
+
+        The result is (number of the episode from 1, environment steps at its end), or None.
+        """
+        above = np.flatnonzero(self.episode_returns >= threshold)
+        return (int(above[0]) + 1, int(self.episode_ends[above[0]])) if above.size else None
+
+    @property
+    def running_mean(self) -> tuple[Array, Array]:
+        """Environment steps, and the mean return of the last WINDOW training episodes there."""
+        if self.episode_returns.size < WINDOW:
+            return self.episode_ends[:0], self.episode_returns[:0]
+        windows = np.lib.stride_tricks.sliding_window_view(self.episode_returns, WINDOW)
+        return self.episode_ends[WINDOW - 1 :], windows.mean(-1)
 
 
 # ----------------------------------------------------------------------------------- files
 
 
 def read_events(path: Path) -> list[Event]:
-    """The lines of a metrics file as an uninterrupted run would have written them.
+    """Returns the events of a metrics file as an uninterrupted run would have written them.
 
-    A resumed run does again what came after its checkpoint; the second time counts.
+    A resumed run repeats the steps after its checkpoint. The events of the repetition replace the
+    first ones.
     """
     events: list[Event] = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -117,62 +155,79 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
-def keep(about: Event, events: Sequence[Event], path: Path, final: Event | None = None) -> None:
-    """Write the slim copy of a seed's events, after what is said about their making.
+def write_record(
+    about: Event, events: Sequence[Event], path: Path, final: Event | None = None
+) -> None:
+    """Writes the record of one seed.
 
-    final: the evaluation at its end.
+    about: how the run was made. events: all events of the run. final: the evaluation after
+    training.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(".part")
-    ended = sum(event["kind"] == "episode" for event in events)
+    episodes = sum(event["kind"] == "episode" for event in events)
     task = TASKS.get(about.get("env", ""))
-    every = 1 if task and task.training else max(1, -(-ended // EPISODES_KEPT))
+    keep_all = task is not None and task.training_episodes
+    every = 1 if keep_all else max(1, -(-episodes // MAX_EPISODES))
     seen = 0
     with open(staging, "w", encoding="utf-8") as file:
         file.write(_line({"kind": "about", "env_steps": 0, **about}))
         for event in events:
-            seen += event["kind"] == "episode"
-            if event["kind"] in KEPT and (event["kind"] != "episode" or seen % every == 0):
-                names = ("kind", "env_steps", *KEPT[event["kind"]])
-                file.write(_line({name: _short(event[name]) for name in names}))
+            kind = event["kind"]
+            seen += kind == "episode"
+            if kind in RECORDED and (kind != "episode" or seen % every == 0):
+                names = ("kind", "env_steps", *RECORDED[kind])
+                file.write(_line({name: _rounded(event[name]) for name in names}))
         if final is not None:
-            file.write(_line({name: _short(value) for name, value in final.items()}))
+            file.write(_line({name: _rounded(value) for name, value in final.items()}))
     staging.replace(path)
 
 
 def read_curve(path: Path) -> Curve:
+    """Returns the curve of a record. Raises SystemExit if the record has no evaluation."""
     events = read_events(path)
-    looks = [event for event in events if event["kind"] == "eval"]
-    if not looks:
-        raise SystemExit(f"{path} holds no evaluation")
+    evaluations = [event for event in events if event["kind"] == "eval"]
+    if not evaluations:
+        raise SystemExit(f"{path} has no evaluation")
     episodes = [event for event in events if event["kind"] == "episode"]
     return Curve(
+        steps=np.array([event["env_steps"] for event in evaluations]),
+        returns=np.array([event["return_mean"] for event in evaluations]),
+        wall_s=np.array([event["wall_s"] for event in evaluations]),
+        eval_s=np.array([event["took_s"] for event in evaluations]),
         final=next((event for event in events if event["kind"] == "final"), {}),
         agent=events[0].get("agent", DEFAULT_AGENT),
         command=events[0].get("command", ""),
-        steps=np.array([look["env_steps"] for look in looks]),
-        returns=np.array([look["return_mean"] for look in looks]),
-        wall_s=looks[-1]["wall_s"],
-        looking_s=sum(look["took_s"] for look in looks),
-        ended=np.array([event["env_steps"] for event in episodes], int),
-        scores=np.array([event["return"] for event in episodes], float),
+        episode_ends=np.array([event["env_steps"] for event in episodes], int),
+        episode_returns=np.array([event["return"] for event in episodes], float),
     )
 
 
-def read_methods(out: Path, first: str) -> dict[str, list[Curve]]:
-    """Every method kept under `out` and its seeds, `first` before all others."""
-    found = {path.parent.name for path in out.glob("*/seed-*.jsonl")}
+def read_methods(results: Path, first: str) -> dict[str, list[Curve]]:
+    """Returns method → curves of its seeds, for all records of an environment.
+
+    results: the folder of the environment. first: the method that comes first; the others follow
+    in alphabetical order.
+    """
+    found = {path.parent.name for path in results.glob("*/seed-*.jsonl")}
     return {
-        name: [read_curve(path) for path in sorted((out / name).glob("seed-*.jsonl"))]
+        name: [read_curve(path) for path in sorted((results / name).glob("seed-*.jsonl"))]
         for name in sorted(found, key=lambda name: (name != first, name))
     }
+
+
+def with_present_settings(text: str) -> str:
+    """Returns a recorded command or setting with the present names of renamed settings."""
+    return re.sub(
+        r"\bagent\.\w+(?==)", lambda found: RENAMED_SETTINGS.get(found[0], found[0]), text
+    )
 
 
 def _line(event: Event) -> str:
     return json.dumps(event, separators=(",", ":")) + "\n"
 
 
-def _short(value: Any) -> Any:
+def _rounded(value: Any) -> Any:
     return round(value, 3) if isinstance(value, float) else value
 
 
@@ -180,59 +235,64 @@ def _short(value: Any) -> Any:
 
 
 def summarise(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
-    """Figures over seeds; a seed's `steps` are null when it never got there."""
-    stays = [share for curve in curves if (share := curve.stays(threshold)) is not None]
+    """Returns figures of a method, most of them as one value per seed.
+
+    `steps` and `steps_for_good` are None for a seed that never reaches the threshold, or is below
+    the threshold in its last evaluation.
+    """
+    later = [share for curve in curves if (share := curve.later_share_at(threshold)) is not None]
     return {
-        "steps": [curve.reached(threshold) for curve in curves],
-        "steps_for_good": [curve.settled(threshold) for curve in curves],
-        "later_looks_above": round(float(np.mean(stays)), 3) if stays else None,
+        "steps": [curve.first_steps_at(threshold) for curve in curves],
+        "steps_for_good": [curve.lasting_steps_at(threshold) for curve in curves],
+        "later_looks_above": round(float(np.mean(later)), 3) if later else None,
         "final_returns": [round(curve.final_return, 1) for curve in curves],
         "budget": int(max(curve.steps[-1] for curve in curves)),
-        "wall_s": [round(curve.wall_s, 1) for curve in curves],
+        "wall_s": [round(float(curve.wall_s[-1]), 1) for curve in curves],
         "wall_without_evaluations_s": [
-            round(curve.wall_s - curve.looking_s, 1) for curve in curves
+            round(float(curve.wall_s[-1]) - sum(curve.eval_s.tolist()), 1) for curve in curves
         ],
     }
 
 
-def in_training(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
-    """What training episodes, exploration included, came to; null where a seed never got there."""
-    firsts = [curve.first_episode(threshold) for curve in curves]
-    means = [curve.trained for curve in curves]
-    above = [(ended, np.flatnonzero(mean >= threshold)) for ended, mean in means]
+def summarise_training(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
+    """Returns figures of the training episodes of a method, which include exploration.
+
+    Most figures are lists of one value per seed; None for a seed that never reaches the threshold.
+    """
+    firsts = [curve.first_episode_at(threshold) for curve in curves]
+    means = [curve.running_mean for curve in curves]
+    above = [(steps, np.flatnonzero(mean >= threshold)) for steps, mean in means]
     return {
         "threshold": threshold,
         "first_episode": [first and first[0] for first in firsts],
         "first_episode_steps": [first and first[1] for first in firsts],
-        "mean_steps": [int(ended[at[0]]) if at.size else None for ended, at in above],
+        "mean_steps": [int(steps[at[0]]) if at.size else None for steps, at in above],
         "best_mean": [round(float(mean.max()), 1) if mean.size else None for _, mean in means],
-        "episodes": [len(curve.scores) for curve in curves],
+        "episodes": [len(curve.episode_returns) for curve in curves],
         "budget": int(max(curve.steps[-1] for curve in curves)),
     }
 
 
-def by_kind(curves: Sequence[Curve]) -> dict[str, dict[str, list[float]]]:
-    """The evaluations at the end, of `all` episodes and of each kind → figure → a value a seed.
+def final_by_category(curves: Sequence[Curve]) -> dict[str, dict[str, list[float]]]:
+    """Returns category of episodes → figure → one value per seed, of evaluations after training.
 
-    Returns and whatever else the environment tells; empty where it tells nothing or no seed has
-    such an evaluation.
+    The category `all` has all episodes. An environment may report further categories and further
+    figures beside the return. The result is empty if there is no other category than `all`.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for key in curves[0].final:
-        kind, _, figure = key.rpartition("/")
+        category, _, figure = key.rpartition("/")
         if figure.endswith("_mean") and figure != "length_mean":
             values = [curve.final[key] for curve in curves]
-            found.setdefault(kind or "all", {})[figure.removesuffix("_mean")] = values
+            found.setdefault(category or "all", {})[figure.removesuffix("_mean")] = values
     return found if len(found) > 1 else {}
 
 
-def median(values: Sequence[float | None]) -> float:
-    """Seeds that never got there count as later than any other."""
-    return float(np.median([np.inf if value is None else value for value in values]))
-
-
 def ratio(theirs: Sequence[int | None], ours: Sequence[int | None]) -> float | None:
-    """How many times our median steps they need; null when either median is out of reach."""
+    """Returns the median of `theirs` divided by the median of `ours`; None if that is unknown.
+
+    A value None means that a seed never reached the threshold.
+    """
     if not ours:
         return None
     times = median(theirs) / median(ours)

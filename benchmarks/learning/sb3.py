@@ -1,10 +1,11 @@
-"""The same question for model-free peers: Stable-Baselines3 with the RL Zoo's tuned settings.
+"""Trains model-free baselines: Stable-Baselines3 (SB3) with the tuned settings of its RL Zoo.
 
     pip install stable-baselines3        # the extra `peers`; matplotlib is the extra `bench`
     python benchmarks/learning/sb3.py --env CartPole-v1 --seeds 3
 
-Every look plays 100 fresh greedy episodes by our own evaluator. Finished seeds are not run again.
-Settings: DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml and sac.yml at commit 22e3ff2.
+Every evaluation plays 100 new greedy episodes with our own evaluator. Finished seeds are not
+trained again. Settings: DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml and sac.yml at commit
+22e3ff2.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from benchmarks.learning.curves import keep
+from benchmarks.learning.curves import write_record
 from benchmarks.learning.report import report
-from benchmarks.processes import ROOT
+from benchmarks.processes import RESULTS
 from dreamfleet.actors.episodes import summary
 from dreamfleet.actors.evaluator import play
 from dreamfleet.core.config import TrainConfig
@@ -34,13 +35,13 @@ from dreamfleet.core.types import Agent, Array, Batch, Event, State
 from dreamfleet.envs.vector import GymVector
 from dreamfleet.runtime.run_folder import versions
 
-LOOK_EVERY = 500  # env steps
-EPISODES = 100  # a look
+EVAL_EVERY = 500  # environment steps
+EVAL_EPISODES = 100
 
 
 @dataclass(frozen=True)
-class Peer:
-    """An algorithm, its settings and for how many env steps it trains."""
+class Baseline:
+    """An algorithm of SB3, its settings, and for how many environment steps it trains."""
 
     algorithm: str
     steps: int
@@ -48,11 +49,12 @@ class Peer:
 
     @property
     def name(self) -> str:
+        """The name of the method in records."""
         return f"sb3-{self.algorithm.lower()}"
 
 
-PEERS = {
-    "CartPole-v1": Peer(
+BASELINES = {
+    "CartPole-v1": Baseline(
         "DQN",
         steps=50_000,
         settings={
@@ -69,13 +71,13 @@ PEERS = {
             "policy_kwargs": {"net_arch": [256, 256]},
         },
     ),
-    # The Zoo trains for 20,000 steps; nothing here depends on how many are still to come.
-    "Pendulum-v1": Peer("SAC", steps=10_000, settings={"learning_rate": 1e-3}),
+    # The Zoo trains for 20,000 steps. No setting of SAC depends on the number of steps.
+    "Pendulum-v1": Baseline("SAC", steps=10_000, settings={"learning_rate": 1e-3}),
 }
 
 
 class Greedy:
-    """An SB3 model as the agent that our evaluator asks."""
+    """Gives an SB3 model the interface of an agent, so that our evaluator can play it."""
 
     def __init__(self, model: BaseAlgorithm) -> None:
         self._model, self._space = model, model.action_space
@@ -85,18 +87,18 @@ class Greedy:
 
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
         action, _ = self._model.predict(rows["obs"], deterministic=not explore)
-        return self._unit(action), state, {}
+        return self._scaled(action), state, {}
 
-    def _unit(self, action: Array) -> Array:
-        """The environment's own actions → ours, in [-1, 1] where they are continuous."""
+    def _scaled(self, action: Array) -> Array:
+        """Returns actions as our agents choose them: continuous ones scaled to [-1, 1]."""
         if not hasattr(self._space, "low"):
             return action
         low, high = self._space.low, self._space.high
         return 2 * (action - low) / (high - low) - 1
 
 
-class Looks(BaseCallback):
-    """Evaluates every LOOK_EVERY steps, and takes note of the training episodes."""
+class Recorder(BaseCallback):
+    """Evaluates the model every EVAL_EVERY steps, and collects events like those of our runs."""
 
     def __init__(self, env_id: str, seed: int) -> None:
         super().__init__()
@@ -106,37 +108,38 @@ class Looks(BaseCallback):
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
-            if "episode" in info:  # SB3's Monitor wrapper
+            if "episode" in info:  # added by the Monitor wrapper of SB3
                 ended = {"return": float(info["episode"]["r"]), "length": info["episode"]["l"]}
-                self._note({"kind": "episode", **ended})
-        if self.num_timesteps % LOOK_EVERY == 0:
+                self._record({"kind": "episode", **ended})
+        if self.num_timesteps % EVAL_EVERY == 0:
             began = time.monotonic()
-            fresh = 1_000_000 * (self._seed + 1) + self.num_timesteps
-            env = GymVector.to_play(self._env_id, EPISODES)
-            agent = cast(Agent, Greedy(self.model))  # all that playing asks of one
-            figures = summary(play(env, agent, EPISODES, fresh, TrainConfig().eval_steps))
-            self._note({"kind": "eval", **figures, "took_s": time.monotonic() - began})
+            eval_seed = 1_000_000 * (self._seed + 1) + self.num_timesteps
+            env = GymVector.to_play(self._env_id, EVAL_EPISODES)
+            agent = cast(Agent, Greedy(self.model))  # has all methods that `play` calls
+            played = play(env, agent, EVAL_EPISODES, eval_seed, TrainConfig().eval_steps)
+            figures = summary(played)
+            self._record({"kind": "eval", **figures, "took_s": time.monotonic() - began})
         return True
 
-    def _note(self, event: Event) -> None:
-        spent = time.monotonic() - self._began
-        self.events.append({**event, "env_steps": self.num_timesteps, "wall_s": spent})
+    def _record(self, event: Event) -> None:
+        wall_s = time.monotonic() - self._began
+        self.events.append({**event, "env_steps": self.num_timesteps, "wall_s": wall_s})
 
 
-def train(env: str, seed: int, peer: Peer) -> list[Event]:
-    """One seed from beginning to end → its events."""
-    model = getattr(stable_baselines3, peer.algorithm)(
-        "MlpPolicy", env, seed=seed, device="cpu", **peer.settings
+def train(env: str, seed: int, baseline: Baseline) -> list[Event]:
+    """Trains one seed and returns its events."""
+    model = getattr(stable_baselines3, baseline.algorithm)(
+        "MlpPolicy", env, seed=seed, device="cpu", **baseline.settings
     )
-    looks = Looks(env, seed)
-    model.learn(peer.steps, callback=looks)
-    return looks.events
+    recorder = Recorder(env, seed)
+    model.learn(baseline.steps, callback=recorder)
+    return recorder.events
 
 
-def about(env: str, seed: int, peer: Peer) -> Event:
-    """How a seed was made."""
+def provenance(env: str, seed: int, baseline: Baseline) -> Event:
+    """Returns how a seed was trained: method, command, versions, and the number of cores."""
     return {
-        "method": peer.name,
+        "method": baseline.name,
         "env": env,
         "seed": seed,
         "command": f"python benchmarks/learning/sb3.py --env {env}",
@@ -150,15 +153,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--env", choices=PEERS, default="CartPole-v1")
-    parser.add_argument("--seeds", type=int, default=3, help="0, 1, … (default 3)")
+    parser.add_argument("--env", choices=BASELINES, default="CartPole-v1")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 0, 1, … (default 3)")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/ENV")
     args = parser.parse_args()
-    peer, out = PEERS[args.env], args.out or ROOT / "benchmarks" / "results" / args.env
+    baseline, out = BASELINES[args.env], args.out or RESULTS / args.env
     for seed in range(args.seeds):
-        path = out / peer.name / f"seed-{seed}.jsonl"
+        path = out / baseline.name / f"seed-{seed}.jsonl"
         if not path.is_file():
-            keep(about(args.env, seed, peer), train(args.env, seed, peer), path)
+            about = provenance(args.env, seed, baseline)
+            write_record(about, train(args.env, seed, baseline), path)
         print(f"seed {seed}: {path}", flush=True)
     print(report(args.env, out))
 

@@ -1,11 +1,11 @@
-"""How many steps an agent needs: several seeds, looked at as they learn and scored at the end.
+"""Trains several seeds of an agent, and reports how many environment steps learning takes.
 
     python benchmarks/learning/train.py --env CartPole-v1 --seeds 5 --steps 10000
     python benchmarks/learning/train.py --env NumberGame-v1 --agent gated-rainbow --steps 600000
 
-Seeds that are done are not run again, and an interrupted one is resumed. Runs stay under
-`runs/benchmarks/`; what is kept of them goes to `--out`, with a table and a plot (needs the extra
-`bench`: matplotlib).
+Every seed is evaluated during training and once after training. Finished seeds are not trained
+again, and interrupted seeds are resumed. Run folders stay in `runs/benchmarks/`. The records of
+the seeds, a summary and a plot are written to `--out` (needs the extra `bench`: matplotlib).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.learning.curves import DEFAULT_AGENT, TASKS, keep, read_curve, read_events
+from benchmarks.learning.curves import DEFAULT_AGENT, TASKS, read_curve, read_events, write_record
 from benchmarks.learning.report import report
-from benchmarks.processes import ROOT, RUNS, Launched, score
+from benchmarks.processes import RESULTS, ROOT, RUNS, LaunchedRun, evaluate
 from dreamfleet import agents
 from dreamfleet.core import checkpoint
 from dreamfleet.core.types import Event
@@ -31,19 +31,19 @@ from dreamfleet.core.types import Event
 
 @dataclass(frozen=True)
 class Training:
-    """What all seeds of a curve have in common."""
+    """The settings that all seeds of a learning curve share."""
 
     agent: str
     env: str
     steps: int
-    every: int  # env steps between looks
-    episodes: int  # of a look, and of the end
-    envs_per_actor: int | None = None  # none: as the preset has it
-    num_actors: int | None = None  # on Ray; none: one, with all else in one thread
-    settings: tuple[str, ...] = ()
+    eval_every: int  # environment steps between evaluations
+    eval_episodes: int  # of each evaluation, and of the evaluation after training
+    envs_per_actor: int | None = None  # None: the value of the preset
+    num_actors: int | None = None  # on Ray; None: one actor in one thread, without Ray
+    settings: tuple[str, ...] = ()  # KEY=VALUE
 
     def command(self, seed: int) -> list[str]:
-        """The arguments of `launch.py` for one seed, all but its folder."""
+        """Returns the arguments of `launch.py` for one seed, without the run folder."""
         args = [] if self.agent == DEFAULT_AGENT else ["--agent", self.agent]
         args += ["--env", self.env]
         if self.num_actors is None:
@@ -53,91 +53,109 @@ class Training:
         if self.envs_per_actor is not None:
             args += ["--envs-per-actor", str(self.envs_per_actor)]
         args += ["--seed", str(seed), "--steps", str(self.steps)]
-        looks = (f"train.eval_every={self.every}", f"train.eval_episodes={self.episodes}")
-        return args + [word for item in (*looks, *self.settings) for word in ("--set", item)]
+        evaluations = (
+            f"train.eval_every={self.eval_every}",
+            f"train.eval_episodes={self.eval_episodes}",
+        )
+        for setting in (*evaluations, *self.settings):
+            args += ["--set", setting]
+        return args
 
 
 @dataclass(frozen=True)
-class Seed:
-    """One seed of the curve `name`: where it runs, and what is kept of it."""
+class SeedRun:
+    """The training run of one seed of the method `name`."""
 
     training: Training
     name: str
     seed: int
-    run: Path
-    kept: Path
+    run: Path  # run folder
+    record: Path
 
     def finish(self) -> None:
-        """Bring it to its end from wherever it is, score it and keep that."""
+        """Trains the seed to its last step, evaluates the final policy and writes the record."""
         args = self.training.command(self.seed)
-        if not train(args, self.run, self.training.steps) and self.scored():
+        if not train(args, self.run, self.training.steps) and self.evaluated():
             return
-        found = score(self.run, self.training.episodes)
+        found = evaluate(self.run, self.training.eval_episodes)
         figures = {name: value for name, value in found.items() if isinstance(value, (int, float))}
-        made = {"method": self.name, "agent": self.training.agent, "env": self.training.env}
-        keep(
-            {**made, "seed": self.seed, **about(args, self.run)},
-            read_events(self.run / "metrics.jsonl"),
-            self.kept,
-            {"kind": "final", **figures},
-        )
+        about = {
+            "method": self.name,
+            "agent": self.training.agent,
+            "env": self.training.env,
+            "seed": self.seed,
+            **provenance(args, self.run),
+        }
+        events = read_events(self.run / "metrics.jsonl")
+        write_record(about, events, self.record, {"kind": "final", **figures})
 
-    def scored(self) -> bool:
-        return self.kept.is_file() and bool(read_curve(self.kept).final)
+    def evaluated(self) -> bool:
+        """Returns whether the record has an evaluation after training."""
+        return self.record.is_file() and bool(read_curve(self.record).final)
 
 
-def seeds(training: Training, name: str, count: int, out: Path, group: str = "") -> list[Seed]:
-    """Seeds 0, 1, … of a curve, kept in `out`. `group`: a folder of runs, apart from others'."""
+def seed_runs(
+    training: Training, name: str, count: int, out: Path, group: str = ""
+) -> list[SeedRun]:
+    """Returns the runs of seeds 0, 1, … of the method `name`.
+
+    out: folder of the records. group: a folder for the run folders, to keep them apart.
+    """
     runs = RUNS / training.env / group / name
     return [
-        Seed(training, name, seed, runs / f"seed-{seed}", out / name / f"seed-{seed}.jsonl")
+        SeedRun(training, name, seed, runs / f"seed-{seed}", out / name / f"seed-{seed}.jsonl")
         for seed in range(count)
     ]
 
 
-def finish(jobs: Sequence[Seed], at_once: int) -> None:
-    """Bring all to their end, so many at a time, one core each."""
+def finish_all(runs: Sequence[SeedRun], at_once: int) -> None:
+    """Finishes all runs, `at_once` of them at a time with one core each."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(at_once) as pool:
-        running = [pool.submit(job.finish) for job in jobs]
+        futures = [pool.submit(run.finish) for run in runs]
         try:
-            for job, its in zip(jobs, running, strict=True):
-                its.result()
-                print(f"{job.name}, seed {job.seed}: {job.run.relative_to(ROOT)}", flush=True)
+            for run, future in zip(runs, futures, strict=True):
+                future.result()
+                print(f"{run.name}, seed {run.seed}: {run.run.relative_to(ROOT)}", flush=True)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def train(args: Sequence[str], run: Path, steps: int) -> bool:
-    """Bring one seed to its end, from wherever its folder says it is. False: it was there."""
-    newest, said = checkpoint.newest(run / "checkpoints"), run.with_suffix(".command")
-    asked = but_steps(args)
-    if run.exists() and said.is_file() and (made := said.read_text()) != asked:
+    """Trains a run to `steps`: starts a new run, or resumes the run folder `run`.
+
+    Returns False if the run had finished before. Raises SystemExit if the run folder belongs to a
+    different command, or has no checkpoint.
+    """
+    newest, command_file = checkpoint.newest(run / "checkpoints"), run.with_suffix(".command")
+    command = without_steps(args)
+    if run.exists() and command_file.is_file() and (found := command_file.read_text()) != command:
         raise SystemExit(
-            f"{run} was made with {made!r}, and {asked!r} is asked for; remove it to start again"
+            f"{run} was made by the command {found!r}, but the command now is {command!r}. "
+            "Remove the folder to start again."
         )
     if newest is not None:
         if checkpoint.manifest(newest)["env_steps"] >= steps:
             return False
         args = ["--resume", str(run), "--steps", str(steps)]
     elif run.exists():
-        raise SystemExit(f"{run} has no checkpoint to go on from; remove it to start again")
+        raise SystemExit(f"{run} has no checkpoint to resume. Remove the folder to start again.")
     else:
-        said.parent.mkdir(parents=True, exist_ok=True)
-        said.write_text(asked)
+        command_file.parent.mkdir(parents=True, exist_ok=True)
+        command_file.write_text(command)
         args = [*args, "--run-dir", str(run)]
-    Launched(args, run.with_suffix(".log")).finish()
+    LaunchedRun(args, run.with_suffix(".log")).finish()
     return True
 
 
-def but_steps(args: Sequence[str]) -> str:
-    """All that must not change when a seed goes on."""
+def without_steps(args: Sequence[str]) -> str:
+    """Returns a command without `--steps N`, the only argument that may change in a resumed run."""
     at = args.index("--steps")
     return " ".join([*args[:at], *args[at + 2 :]])
 
 
-def about(args: Sequence[str], run: Path) -> Event:
-    """How a seed was made."""
+def provenance(args: Sequence[str], run: Path) -> Event:
+    """Returns how a run was made: command, versions, and the number of cores."""
     versions = json.loads((run / "versions.json").read_text())
     return {
         "command": " ".join(["python launch.py", *args]),
@@ -154,20 +172,31 @@ def parser(
     env: str,
     among: Iterable[str] = agents.REGISTRY,
 ) -> argparse.ArgumentParser:
-    """The arguments of a script that trains several seeds of an agent, with its defaults."""
+    """Returns the argument parser of a script that trains several seeds.
+
+    seeds, steps, agent, env: defaults. among: the agents to choose from.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--agent", choices=tuple(among), default=agent)
     parser.add_argument("--env", choices=TASKS, default=env)
-    parser.add_argument("--seeds", type=int, default=seeds, help=f"0, 1, … (default {seeds})")
-    parser.add_argument("--steps", type=int, default=steps, help=f"of a seed (default {steps})")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, one core each")
-    parser.add_argument("--num-actors", type=int, help="on Ray; default: one, without Ray")
-    parser.add_argument("--envs-per-actor", type=int, help="default: as the preset has it")
-    parser.add_argument("--eval-every", type=int, help="steps between looks; default: by env")
     parser.add_argument(
-        "--eval-episodes", type=int, help="of a look and of the end; default: by env"
+        "--seeds", type=int, default=seeds, help=f"number of seeds: 0, 1, … (default {seeds})"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=steps, help=f"environment steps of a seed (default {steps})"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="seeds trained at a time, a core each")
+    parser.add_argument(
+        "--num-actors", type=int, help="actors on Ray; default: one actor, without Ray"
+    )
+    parser.add_argument("--envs-per-actor", type=int, help="default: the value of the preset")
+    parser.add_argument(
+        "--eval-every", type=int, help="steps between evaluations; default: by environment"
+    )
+    parser.add_argument(
+        "--eval-episodes", type=int, help="episodes of an evaluation; default: by environment"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/ENV")
@@ -175,14 +204,14 @@ def parser(
 
 
 def training(args: argparse.Namespace) -> Training:
-    """What `parser` was given."""
+    """Returns the settings that the arguments of `parser` ask for."""
     task = TASKS[args.env]
     return Training(
         args.agent,
         args.env,
         args.steps,
-        args.eval_every or task.every,
-        args.eval_episodes or task.episodes,
+        args.eval_every or task.eval_every,
+        args.eval_episodes or task.eval_episodes,
         args.envs_per_actor,
         args.num_actors,
         tuple(args.set),
@@ -190,11 +219,13 @@ def training(args: argparse.Namespace) -> Training:
 
 
 def main() -> None:
-    of = parser(__doc__, seeds=5, steps=10_000, agent=DEFAULT_AGENT, env="CartPole-v1")
-    of.add_argument("--name", help="of the curve, when settings make it another; default: AGENT")
-    args = of.parse_args()
-    out = args.out or ROOT / "benchmarks" / "results" / args.env
-    finish(seeds(training(args), args.name or args.agent, args.seeds, out), args.jobs)
+    parsing = parser(__doc__, seeds=5, steps=10_000, agent=DEFAULT_AGENT, env="CartPole-v1")
+    parsing.add_argument(
+        "--name", help="name of the method, where settings differ from the preset; default: AGENT"
+    )
+    args = parsing.parse_args()
+    out = args.out or RESULTS / args.env
+    finish_all(seed_runs(training(args), args.name or args.agent, args.seeds, out), args.jobs)
     print(report(args.env, out))
 
 

@@ -1,4 +1,4 @@
-"""What the replay promises of itself: sums and memory that stay, snapshots nobody waits for."""
+"""Measures our replay alone: error of the sum tree, growth of memory, and stalls by snapshots."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ from dreamfleet.runtime.hosts import ReplayHost
 from dreamfleet.runtime.packed import Packed
 
 
-def sum_drift(size: int, updates: int) -> float:
-    """How far a tree's root is from the sum of its masses after so many updates, in 10⁻¹² of it.
+def sum_error(size: int, updates: int) -> float:
+    """Returns the relative error of a sum tree's root after many updates, times 10¹².
 
-    Masses are of all sizes from 1e-6 to 1e6, and slots are named twice.
+    The root is compared with the exact sum of the leaves. Leaves are between 1e-6 and 1e6, and one
+    update may write a slot twice.
     """
     tree, rng = SumTree(size), np.random.default_rng(0)
     for _ in range(updates // ADDED):
@@ -44,42 +45,46 @@ def sum_drift(size: int, updates: int) -> float:
     return 1e12 * abs(tree.total / math.fsum(tree.weights) - 1)
 
 
-def memory_drift(capacity: int, inserts: int) -> float:
-    """By how many percent a fresh process grows while `inserts` rows go into a full ring."""
-    code = "from benchmarks.replay.alone import grow; grow()"
+def memory_growth(capacity: int, inserts: int) -> float:
+    """Returns by how many percent the memory of a process grows.
+
+    The process has a replay that is full, and inserts `inserts` rows into this replay.
+    """
+    code = "from benchmarks.replay.alone import print_memory; print_memory()"
     words = [sys.executable, "-c", code, str(capacity), str(inserts)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise WorkerFailed(f"{done.stderr}\nthe process whose memory is watched broke")
-    began, most = json.loads(done.stdout)
-    return 100 * (most / began - 1)
+        raise WorkerFailed(f"{done.stderr}\nthe process whose memory is measured broke")
+    first, highest = json.loads(done.stdout)
+    return 100 * (highest / first - 1)
 
 
-def grow() -> None:
-    """Print the resident bytes of this process when the ring was full, and the most after that."""
+def print_memory() -> None:
+    """Prints [resident bytes of this process once the replay is full, highest value afterwards]."""
     capacity, inserts = map(int, sys.argv[1:])
     feed = itertools.cycle(chunks(episodes(LOW, 2)))
     server = filled(LOW, capacity, TRANSITIONS, feed)
-    for _ in range(capacity // ADDED):  # once around: every page has been written to
+    for _ in range(capacity // ADDED):  # overwrite every row once: all memory pages are in use then
         server.add("real", next(feed), STREAMS)
-    began = most = resident()
+    first = highest = resident()
     for n in range(inserts // ADDED):
         server.add("real", next(feed), STREAMS)
         if n % 64 == 0:
-            most = max(most, resident())
-    print(json.dumps([began, max(most, resident())]))
+            highest = max(highest, resident())
+    print(json.dumps([first, max(highest, resident())]))
 
 
 def resident() -> int:
-    """Bytes of this process in memory (Linux)."""
+    """Returns the resident memory of this process in bytes (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def snapshot_stalls(capacity: int) -> Iterator[float]:
-    """The longest call, in ms, of one who adds and samples while a snapshot is taken; for ever.
+    """Yields, without end, the longest call in milliseconds during a snapshot of the replay.
 
-    A snapshot is what a checkpoint asks of the replay's process, here in a thread beside it.
+    The calls add and sample alternately. The snapshot, which a checkpoint asks for in a run, is
+    taken in a second thread.
     """
     feed = itertools.cycle(chunks(episodes(LOW, 2)))
     host = ReplayHost({"real": TableSpec(capacity, columns(LOW), {"learner": TRANSITIONS})}, 0)
@@ -89,9 +94,9 @@ def snapshot_stalls(capacity: int) -> Iterator[float]:
         snapshot = threading.Thread(target=host.state)
         longest = 0.0
         snapshot.start()
-        serving = True
-        while serving:
-            serving = snapshot.is_alive()
+        running = True
+        while running:
+            running = snapshot.is_alive()
             for call in (
                 lambda: host.add("real", Packed.of(next(feed)), STREAMS),
                 lambda: host.sample("real", "learner", 0.0),

@@ -1,8 +1,9 @@
-"""What others would store the same rows in, inside one process. Each at its best setting.
+"""Replay buffers of other libraries in one process, each with its fastest setting.
 
-cpprb without `next_of`: with it, batch adds were 1.4 times and cycles 1.1 times slower, and
-successors at the ends of chunks wrong. SB3 without `handle_timeout_termination`: an array less to
-read and write; of its two layouts the faster one is picked before the rounds begin.
+cpprb is used without `next_of`. With this option, adding batches took 1.4 times as long, cycles
+took 1.1 times as long, and the next observations at the ends of chunks were wrong. SB3 is used
+without `handle_timeout_termination`, which saves an array. SB3 has two layouts; the faster layout
+is selected before the first round.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ import numpy as np
 from benchmarks.replay.rows import BATCH, BETA, CHUNK, EPISODE, STREAMS
 from dreamfleet.core.types import Array, Batch
 
-N = STREAMS.size
+STREAM_COUNT = STREAMS.size
 
 
 def transitions(rows: Batch) -> list[Batch]:
-    """Rows (16, T, …) as transitions (n, …), chunk by chunk, computed ahead for the peer."""
+    """Returns rows (16, T, …) as transitions (n, …), chunk by chunk.
+
+    Transitions are made before the timing begins, so the other library does not pay for this.
+    """
     rng = np.random.default_rng(2)
-    made = []
+    chunks = []
     for t in range(0, rows["last"].shape[1] - 1, CHUNK):
-        now, then = slice(t, t + CHUNK), slice(t + 1, t + CHUNK + 1)
-        steps = ~rows["last"][:, now][:, : rows["last"][:, then].shape[1]]
+        now, following = slice(t, t + CHUNK), slice(t + 1, t + CHUNK + 1)
+        steps = ~rows["last"][:, now][:, : rows["last"][:, following].shape[1]]
         here = {name: rows[name][:, now][:, : steps.shape[1]][steps] for name in ("obs", "action")}
-        after = {name: rows[name][:, then][steps] for name in ("obs", "reward", "terminal")}
-        made.append(
+        after = {name: rows[name][:, following][steps] for name in ("obs", "reward", "terminal")}
+        chunks.append(
             {
                 "obs": here["obs"],
                 "act": here["action"],
@@ -38,14 +42,14 @@ def transitions(rows: Batch) -> list[Batch]:
                 "priorities": rng.random(len(here["action"])),
             }
         )
-    return made
+    return chunks
 
 
 # ----------------------------------------------------------------------------------- cpprb
 
 
 def cpprb_filled(capacity: int, feed: Iterator[Batch]) -> Any:
-    """Its prioritized buffer, full."""
+    """Returns a full prioritized buffer of cpprb."""
     from cpprb import PrioritizedReplayBuffer
 
     fields = {
@@ -62,7 +66,7 @@ def cpprb_filled(capacity: int, feed: Iterator[Batch]) -> Any:
 
 
 def cpprb_cycle(buffer: Any) -> Callable[[], object]:
-    """Sample with weights, then update."""
+    """Returns a function that samples with importance weights, then updates the priorities."""
     errors = itertools.cycle(np.random.default_rng(1).random((64, BATCH)))
 
     def cycle() -> object:
@@ -77,10 +81,18 @@ def cpprb_cycle(buffer: Any) -> Callable[[], object]:
 
 
 class SB3:
-    """Its uniform buffer. add() takes one step of n environments, the only way there is."""
+    """The uniform replay buffer of SB3. A call of `add` takes one step of n environments.
+
+    compact: the layout that stores no next observations.
+    """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: str, capacity: int, compact: bool, n: int = N
+        self,
+        shape: tuple[int, ...],
+        dtype: str,
+        capacity: int,
+        compact: bool,
+        n: int = STREAM_COUNT,
     ) -> None:
         from gymnasium import spaces
         from stable_baselines3.common.buffers import ReplayBuffer
@@ -91,12 +103,13 @@ class SB3:
             spaces.Box(0 if dtype == "uint8" else -high, high, shape, np.dtype(dtype).type),
             spaces.Discrete(4),
             n_envs=n,
-            optimize_memory_usage=compact,  # no next_obs is stored
+            optimize_memory_usage=compact,
             handle_timeout_termination=False,
         )
         self._infos: list[dict[str, Any]] = [{} for _ in range(n)]
 
     def fill(self, steps: Iterator[tuple[Array, ...]]) -> SB3:
+        """Adds steps until the buffer is full, and returns it."""
         while not self.buffer.full:
             self.add(next(steps))
         return self
@@ -106,31 +119,40 @@ class SB3:
 
 
 def vector_steps(rows: Batch, stack: int = 1) -> Iterator[tuple[Array, ...]]:
-    """obs, next_obs, action, reward, done of 16 environments, step by step, without end.
+    """Yields (obs, next_obs, action, reward, done) of 16 environments, step by step without end.
 
-    With a stack, obs are (16, stack, …): what a frame-stacking environment hands over.
+    stack: with more than 1, obs are (16, stack, …), as from a frame-stacking environment.
     """
     obs = rows["obs"]
 
-    def seen(t: int) -> Array:
+    def stacked(t: int) -> Array:
         found: Array = obs[:, t - stack + 1 : t + 1] if stack > 1 else obs[:, t]
         return np.ascontiguousarray(found)
 
     def step(t: int) -> tuple[Array, ...]:
         action = rows["action"][:, t, None]
-        return seen(t), seen(t + 1), action, rows["reward"][:, t + 1], rows["terminal"][:, t + 1]
+        return (
+            stacked(t),
+            stacked(t + 1),
+            action,
+            rows["reward"][:, t + 1],
+            rows["terminal"][:, t + 1],
+        )
 
     ends = rows["last"][0]  # all streams end together
-    begins = [t for t in range(stack - 1, ends.size) if not ends[t]]
-    opened = [t for t in begins if t % EPISODE >= stack - 1]  # no stack across two episodes
-    return itertools.cycle([step(t) for t in opened])
+    steps = [t for t in range(stack - 1, ends.size) if not ends[t]]
+    whole = [t for t in steps if t % EPISODE >= stack - 1]  # no stack across two episodes
+    return itertools.cycle([step(t) for t in whole])
 
 
 # ----------------------------------------------------------------------------------- numpy
 
 
 def bare_gather(frames: Array, batch: int, length: int) -> Callable[[], Array]:
-    """np.take of windows of neighbouring rows, their indices known beforehand."""
+    """Returns a function that gathers windows of consecutive frames with np.take: (batch * length).
+
+    The indices are computed before the timing begins.
+    """
     rng = np.random.default_rng(3)
     starts = rng.integers(0, len(frames) - length + 1, (64, batch, 1))
     indices = itertools.cycle(starts + np.arange(length))

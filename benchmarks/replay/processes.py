@@ -1,6 +1,6 @@
-"""The replay across processes: ours on Ray, and Reverb in an interpreter of its own.
+"""Workloads across processes: our replay on Ray, and Reverb in a separate Python interpreter.
 
-On both sides one process holds the rows, one adds and one samples.
+Both use three processes: the first stores the rows, the second adds rows, the third samples.
 """
 
 from __future__ import annotations
@@ -30,88 +30,92 @@ from benchmarks.replay.rows import (
     endless,
 )
 from benchmarks.replay.workloads import FRAMES, SEQUENCES, Scale
-from benchmarks.timing import Side
+from benchmarks.timing import Workload
 from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import UserError, WorkerFailed
 from dreamfleet.core.types import ChunkId, Consumer, Space, TableSpec
 from dreamfleet.runtime.hosts import AwaitableReplay
 from dreamfleet.runtime.proxies import ReplayProxy
 
-WAIT_S: Final = 0.2  # between two looks for an answer that is late
-PATIENCE_S: Final = 120.0  # with a process of Reverb's
-BATCHES: Final = ADDED // BATCH  # of transitions that one add makes room for, at ratio 1
-LEAST: Final = 4 * ADDED  # rows before the first sample
-HELD: Final = 8192  # frames
-Work = Callable[[int], None]
+WAIT_S: Final = 0.2  # longest wait before a refused call is repeated
+TIMEOUT_S: Final = 120.0  # for an answer of a Reverb process
+BATCHES: Final = ADDED // BATCH  # sampled per call of `add`: as many transitions as are added
+MIN_ROWS: Final = 4 * ADDED  # before the first sample
+STORED_FRAMES: Final = 8192
+Repetitions = Callable[[int], None]  # a function of n that adds or samples n times
 
 # ------------------------------------------------------------------------------------- ours
 
 
 @contextmanager
-def transitions_on_ray(scale: Scale) -> Iterator[Side]:
-    """One add of 16 × 64 rows and the 4 prioritized batches of 256 that are due for it."""
+def transitions_on_ray(scale: Scale) -> Iterator[Workload]:
+    """Ours: add 16 × 64 rows, and sample as many transitions, in 4 prioritized batches of 256."""
     consumer = Consumer(
         batch=BATCH,
         window=2,
         selector=PRIORITIZED,
         samples_per_step=1 / BATCH,
-        min_steps=LEAST,
+        min_steps=MIN_ROWS,
     )
     spec = TableSpec(100_000, columns(LOW), {"learner": consumer}, slack=16)
-    with on_ray(spec, LOW) as work:
-        work((LEAST // ADDED, 0))
-        yield Side("ours", lambda n: work((n, n * BATCHES)), 2 * ADDED)
+    with on_ray(spec, LOW) as add_and_sample:
+        add_and_sample((MIN_ROWS // ADDED, 0))
+        yield Workload("ours", lambda n: add_and_sample((n, n * BATCHES)), 2 * ADDED)
 
 
 @contextmanager
-def sequences_on_ray(scale: Scale) -> Iterator[Side]:
-    """A batch of 16 × 64 frames."""
-    spec = TableSpec(HELD, columns(PIXELS), {"learner": SEQUENCES})
-    with on_ray(spec, PIXELS) as work:
-        work((HELD // ADDED, 0))
-        yield Side("ours", lambda n: work((0, n)), FRAMES)
+def sequences_on_ray(scale: Scale) -> Iterator[Workload]:
+    """Ours: sample a batch of 16 × 64 frames."""
+    spec = TableSpec(STORED_FRAMES, columns(PIXELS), {"learner": SEQUENCES})
+    with on_ray(spec, PIXELS) as add_and_sample:
+        add_and_sample((STORED_FRAMES // ADDED, 0))
+        yield Workload("ours", lambda n: add_and_sample((0, n)), FRAMES)
 
 
 @contextmanager
 def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], None]]:
-    """→ what has so many chunks added and so many samples taken, at the same time."""
-    from dreamfleet.runtime.cluster import RayCluster, joined
+    """Yields a function of (chunks to add, batches to sample), which does both at the same time."""
+    from dreamfleet.runtime.cluster import RayCluster
     from dreamfleet.runtime.fleet import ANSWER_S
     from dreamfleet.runtime.processes import start_replay
+    from dreamfleet.runtime.ray_start import running_ray
 
     config = RunConfig(dashboard=False)
     cluster = RayCluster(config)
     jobs, tables = (partial(adding, obs), sampling), {"real": spec}
     with (
-        redirect_stdout(sys.stderr),  # Ray prints warnings of its own
-        joined(config) as joining,
+        redirect_stdout(sys.stderr),  # Ray prints warnings; stdout is for the table
+        running_ray(config) as startup,
     ):
-        joining.dashboard.result()
-        replay = start_replay(cluster, tables, 0, consuming=1)
-        crew = [cluster.start(Job, job, ReplayProxy([replay], tables, 0)) for job in jobs]
+        startup.dashboard.result()
+        replay = start_replay(cluster, tables, 0, samplers=1)
+        workers = [cluster.start(Worker, job, ReplayProxy([replay], tables, 0)) for job in jobs]
 
-        def work(amounts: Sequence[int]) -> None:
-            done = [job.call("work", n) for job, n in zip(crew, amounts, strict=True)]
-            cluster.answered(done, ANSWER_S, every=True)
-            for call in done:
-                cluster.answer(call)
+        def add_and_sample(amounts: Sequence[int]) -> None:
+            calls = [worker.call("work", n) for worker, n in zip(workers, amounts, strict=True)]
+            cluster.wait(calls, ANSWER_S, every=True)
+            for call in calls:
+                cluster.result(call)
 
-        yield work
-        for line in (*crew, replay):
-            line.stop()
+        yield add_and_sample
+        for process in (*workers, replay):
+            process.stop()
 
 
-class Job:
-    """Work with the replay, in a process of its own."""
+class Worker:
+    """A process that adds to a replay, or samples from a replay."""
 
-    def __init__(self, make: Callable[[AwaitableReplay], Work], replay: AwaitableReplay) -> None:
+    def __init__(
+        self, make: Callable[[AwaitableReplay], Repetitions], replay: AwaitableReplay
+    ) -> None:
         self._work = make(replay)
 
     def work(self, amount: int) -> None:
         self._work(amount)
 
 
-def adding(obs: Space, replay: AwaitableReplay) -> Work:
+def adding(obs: Space, replay: AwaitableReplay) -> Repetitions:
+    """Returns a function that adds n chunks."""
     feed, chunk_ids = endless(obs, 1), (ChunkId(0, 0, n) for n in itertools.count())
 
     def work(n: int) -> None:
@@ -125,7 +129,9 @@ def adding(obs: Space, replay: AwaitableReplay) -> Work:
     return work
 
 
-def sampling(replay: AwaitableReplay) -> Work:
+def sampling(replay: AwaitableReplay) -> Repetitions:
+    """Returns a function that samples n batches."""
+
     def work(n: int) -> None:
         for _ in range(n):
             while replay.sample("real", "learner") is None:
@@ -138,7 +144,7 @@ def sampling(replay: AwaitableReplay) -> Work:
 
 
 def check_reverb(python: Path) -> str:
-    """The version of Reverb that this interpreter has. Raises UserError without any."""
+    """Returns the version of Reverb in a Python interpreter. Raises UserError without Reverb."""
     code = (
         "from importlib.util import find_spec; from importlib.metadata import version;"
         "assert find_spec('reverb') and find_spec('tensorflow');"
@@ -148,7 +154,7 @@ def check_reverb(python: Path) -> str:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60)
     except OSError as error:
         raise UserError(
-            f"--reverb-python {python}: {error.strerror}. Name a Python interpreter."
+            f"--reverb-python {python}: {error.strerror}. Give the path of a Python interpreter."
         ) from None
     if done.returncode:
         raise UserError(
@@ -159,41 +165,41 @@ def check_reverb(python: Path) -> str:
 
 
 @contextmanager
-def transitions_on_reverb(scale: Scale, python: Path) -> Iterator[Side]:
-    """256 inserts and the batch that is due for them."""
+def transitions_on_reverb(scale: Scale, python: Path) -> Iterator[Workload]:
+    """Reverb: insert 256 transitions, and sample a batch of 256."""
     with reverb(python, "transitions") as (writer, sampler):
-        together([writer], [LEAST // BATCH])
-        run = lambda n: together([writer, sampler], [n, n])  # noqa: E731
-        yield Side("Reverb", run, 2 * BATCH)
+        together([writer], [MIN_ROWS // BATCH])
+        yield Workload("Reverb", lambda n: together([writer, sampler], [n, n]), 2 * BATCH)
 
 
 @contextmanager
-def sequences_on_reverb(scale: Scale, python: Path) -> Iterator[Side]:
+def sequences_on_reverb(scale: Scale, python: Path) -> Iterator[Workload]:
+    """Reverb: sample a batch of 16 × 64 frames."""
     with reverb(python, "sequences") as (writer, sampler):
-        together([writer], [HELD // SEQUENCES.window])
-        yield Side("Reverb", lambda n: together([sampler], [n]), FRAMES)
+        together([writer], [STORED_FRAMES // SEQUENCES.window])
+        yield Workload("Reverb", lambda n: together([sampler], [n]), FRAMES)
 
 
 @contextmanager
-def reverb(python: Path, kind: str) -> Iterator[tuple[Peer, Peer]]:
-    """A server and its (writer, sampler)."""
+def reverb(python: Path, kind: str) -> Iterator[tuple[ReverbProcess, ReverbProcess]]:
+    """Starts a Reverb server, and yields a (writer, sampler) of this server."""
     with ExitStack() as stack:
-        port = str(stack.enter_context(Peer(python, kind, "server")).hear())
-        roles = [
-            stack.enter_context(Peer(python, kind, role, port)) for role in ("writer", "sampler")
-        ]
-        for peer in roles:
-            peer.hear()  # that it is ready
-        writer, sampler = roles
+        port = str(stack.enter_context(ReverbProcess(python, kind, "server")).receive())
+        writer, sampler = (
+            stack.enter_context(ReverbProcess(python, kind, role, port))
+            for role in ("writer", "sampler")
+        )
+        for process in (writer, sampler):
+            process.receive()  # "ready"
         yield writer, sampler
 
 
-class Peer:
-    """A process of `benchmarks/replay/reverb_process.py`, told things and heard line by line."""
+class ReverbProcess:
+    """A process of `reverb_process.py`. Requests and answers are lines of text."""
 
     def __init__(self, python: Path, *words: str) -> None:
-        self._name = f"Reverb's {words[1]}"
-        self._said: IO[bytes] = TemporaryFile()  # noqa: SIM115  closed on leaving
+        self._name = f"the Reverb {words[1]}"
+        self._stderr: IO[bytes] = TemporaryFile()  # noqa: SIM115  closed in __exit__
         environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
         self._process = subprocess.Popen(
             [python, "benchmarks/replay/reverb_process.py", *words],
@@ -201,7 +207,7 @@ class Peer:
             env={**environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             text=True,
         )
         assert self._process.stdin and self._process.stdout
@@ -211,32 +217,35 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End of its input, and of it."""
+        """Ends the process."""
         self._process.kill()
         self._process.wait()
         self._in.close()
         self._out.close()
-        self._said.close()
+        self._stderr.close()
 
-    def tell(self, what: int) -> None:
-        self._in.write(f"{what}\n")
+    def send(self, amount: int) -> None:
+        """Requests so many repetitions of the work."""
+        self._in.write(f"{amount}\n")
         self._in.flush()
 
-    def hear(self) -> Any:
-        """Its next line. Raises WorkerFailed when it died or says nothing."""
+    def receive(self) -> Any:
+        """Returns the next answer. Raises WorkerFailed if the process died, or does not answer."""
         with selectors.DefaultSelector() as ready:
             ready.register(self._out, selectors.EVENT_READ)
-            line = self._out.readline() if ready.select(PATIENCE_S) else ""
+            line = self._out.readline() if ready.select(TIMEOUT_S) else ""
         if not line:
-            self._said.seek(0)
-            last = self._said.read().decode(errors="replace")[-2000:]
-            raise WorkerFailed(f"{last}\n{self._name} broke, or was silent for {PATIENCE_S:g} s")
+            self._stderr.seek(0)
+            errors = self._stderr.read().decode(errors="replace")[-2000:]
+            raise WorkerFailed(
+                f"{errors}\n{self._name} broke, or did not answer within {TIMEOUT_S:g} s"
+            )
         return json.loads(line)
 
 
-def together(peers: Sequence[Peer], amounts: Sequence[int]) -> None:
-    """Each does its amount at the same time; wait for all."""
-    for peer, amount in zip(peers, amounts, strict=True):
-        peer.tell(amount)
-    for peer in peers:
-        peer.hear()
+def together(processes: Sequence[ReverbProcess], amounts: Sequence[int]) -> None:
+    """Lets every process do its amount of work at the same time, and waits for all."""
+    for process, amount in zip(processes, amounts, strict=True):
+        process.send(amount)
+    for process in processes:
+        process.receive()

@@ -1,15 +1,17 @@
-"""One process of the Reverb peer, in an interpreter that has dm-reverb and TensorFlow.
+"""A Reverb process for the replay benchmark, in an interpreter with dm-reverb and TensorFlow.
 
     PYTHON benchmarks/replay/reverb_process.py KIND server
     PYTHON benchmarks/replay/reverb_process.py KIND writer|sampler PORT
 
-KIND: transitions, or sequences of 16 × 64 pixel frames. A server says its port and lives until its
-stdin ends. The others say `ready`; each further line of stdin is how much to do, answered `done`.
-Nothing here is shared with our own code: that interpreter may lack all that ours needs.
+KIND: `transitions`, or `sequences` of 64 pixel frames in batches of 16. A server prints its port
+and runs until its stdin ends. A writer or sampler prints `ready`. Each line of its stdin is an
+amount of work, and `done` is printed after this work. This file imports nothing of our own code,
+because the interpreter may lack our dependencies.
 
-Of what Reverb offers the fastest was taken: its structured writer, which makes items in C++ (from
-Python, the trajectory writer reached 0.8 times as much), and its data set (`Client.sample` reached
-0.3 times as much for transitions, 0.6 for frames). A second writer process added nothing.
+The fastest parts of Reverb are used. The structured writer makes items in C++; the trajectory
+writer in Python reached 0.8 times its rate. The data set is used for sampling; `Client.sample`
+reached 0.3 times its rate for transitions, and 0.6 times for frames. A second writer process was
+not faster.
 """
 
 from __future__ import annotations
@@ -25,29 +27,31 @@ import reverb
 import tensorflow as tf
 
 BATCH = 256  # transitions
-LEAST, SLACK = 1024, 4096  # transitions before the first sample; how far apart the two may drift
+MIN_SIZE = 1024  # transitions before the first sample
+SLACK = 4096  # largest difference between samples and inserts
 CAPACITY = 100_000  # transitions
-FRAMES, LENGTH, SEQUENCES = 8192, 64, 16  # held, of a sequence, of a batch
-IN_FLIGHT = 512  # items: more of them made it no faster
+FRAMES, LENGTH, SEQUENCES = 8192, 64, 16  # stored; frames of a sequence; sequences of a batch
+IN_FLIGHT = 512  # items that are sent but not confirmed; more were not faster
 
-Work = Callable[[int], None]
+Work = Callable[[int], None]  # a function of n that does n units of work
 
 
 def main() -> None:
     kind, role, *rest = sys.argv[1:]
     if role == "server":
         server = reverb.Server([{"transitions": transitions, "sequences": sequences}[kind]()])
-        say(server.port)
+        send(server.port)
         sys.stdin.read()
         return
     work = ROLES[kind, role](f"localhost:{rest[0]}")
-    say("ready")
+    send("ready")
     for line in sys.stdin:
         work(int(line))
-        say("done")
+        send("done")
 
 
-def say(what: Any) -> None:
+def send(what: Any) -> None:
+    """Prints a line of JSON."""
     print(json.dumps(what), flush=True)
 
 
@@ -63,19 +67,19 @@ TRANSITION = {**STEP, "next_obs": STEP["obs"]}
 
 
 def transitions() -> reverb.Table:
-    """Prioritized; as many samples as inserts, up to SLACK."""
+    """Returns a prioritized table that allows as many samples as inserts, within SLACK."""
     return reverb.Table(
         "transitions",
         sampler=reverb.selectors.Prioritized(0.6),
         remover=reverb.selectors.Fifo(),
         max_size=CAPACITY,
-        rate_limiter=reverb.rate_limiters.SampleToInsertRatio(1.0, LEAST, float(SLACK)),
+        rate_limiter=reverb.rate_limiters.SampleToInsertRatio(1.0, MIN_SIZE, float(SLACK)),
         signature=TRANSITION,
     )
 
 
 def write_transitions(address: str) -> Work:
-    """n batches' worth of steps of one endless episode, an item of priority 1 for each."""
+    """Returns a function that writes n * BATCH transitions of an endless episode."""
     reference = reverb.structured_writer.create_reference_step(dict.fromkeys(STEP))
     pattern = {
         **{name: reference[name][-2] for name in ("obs", "action")},
@@ -98,6 +102,7 @@ def write_transitions(address: str) -> Work:
 
 
 def endless() -> Iterator[dict[str, Any]]:
+    """Yields random steps of an episode that never ends."""
     rng = np.random.default_rng(0)
     obs = rng.standard_normal((1024, 24), dtype=np.float32)
     reward = rng.standard_normal(1024, dtype=np.float32)
@@ -109,14 +114,15 @@ def endless() -> Iterator[dict[str, Any]]:
 
 
 def sample_transitions(address: str) -> Work:
-    """n batches."""
-    return drawn(address, "transitions", BATCH)
+    """Returns a function that samples n batches of transitions."""
+    return sampling(address, "transitions", BATCH)
 
 
 # ------------------------------------------------------------------------------ sequences
 
 
 def sequences() -> reverb.Table:
+    """Returns a table of sequences, sampled uniformly and without a limit."""
     return reverb.Table(
         "sequences",
         sampler=reverb.selectors.Uniform(),
@@ -131,13 +137,16 @@ def sequences() -> reverb.Table:
 
 
 def write_sequences(address: str) -> Work:
-    """n sequences that do not overlap, each one chunk: the cheapest there is to send."""
+    """Returns a function that writes n sequences.
+
+    Sequences do not overlap, and each is one chunk, which is the cheapest way to send frames.
+    """
     writer = reverb.Client(address).trajectory_writer(num_keep_alive_refs=LENGTH)
     for name in ("obs", "reward"):
         writer.configure((name,), num_keep_alive_refs=LENGTH, max_chunk_length=LENGTH)
     tiles = np.random.default_rng(0).integers(0, 256, (1024, 16, 16, 3), dtype=np.uint8)
-    # Tiles of one colour compress sevenfold, as CarRacing's pictures do: Reverb ships compressed
-    # frames, and noise would halve its rate.
+    # Reverb sends compressed frames, and random pixels would halve its rate. Tiles of one colour
+    # compress to a seventh, like the frames of CarRacing.
     frames = tiles.repeat(4, axis=1).repeat(4, axis=2)
 
     def work(n: int) -> None:
@@ -145,8 +154,8 @@ def write_sequences(address: str) -> Work:
             for t in range(LENGTH):
                 frame = frames[(i * LENGTH + t) % len(frames)]
                 writer.append({"obs": frame, "reward": np.float32(0)})
-            of = writer.history
-            item = {name: of[name][-LENGTH:] for name in ("obs", "reward")}
+            history = writer.history
+            item = {name: history[name][-LENGTH:] for name in ("obs", "reward")}
             writer.create_item("sequences", 1.0, item)
             writer.flush()
 
@@ -154,12 +163,15 @@ def write_sequences(address: str) -> Work:
 
 
 def sample_sequences(address: str) -> Work:
-    """n batches of 16 × 64 frames."""
-    return drawn(address, "sequences", SEQUENCES)
+    """Returns a function that samples n batches of 16 × 64 frames."""
+    return sampling(address, "sequences", SEQUENCES)
 
 
-def drawn(address: str, table: str, batch: int) -> Work:
-    """n batches, as numpy, of the data set that Reverb recommends for training."""
+def sampling(address: str, table: str, batch: int) -> Work:
+    """Returns a function that samples n batches as numpy arrays.
+
+    The batches come from the data set that Reverb recommends for training.
+    """
     data = reverb.TrajectoryDataset.from_table_signature(
         address, table, max_in_flight_samples_per_worker=2 * batch
     )

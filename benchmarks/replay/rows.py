@@ -1,4 +1,4 @@
-"""Synthetic rows of 16 streams, and our replay full of them."""
+"""Random rows of 16 streams, and our replay filled with such rows."""
 
 from __future__ import annotations
 
@@ -13,41 +13,42 @@ from dreamfleet.core.types import Array, Batch, Consumer, Space, TableSpec
 from dreamfleet.replay_server import ReplayServer
 
 STREAMS: Final = np.arange(16)
-CHUNK: Final = 64  # rows of a stream in one add
-ADDED: Final = STREAMS.size * CHUNK  # rows of one add
+CHUNK: Final = 64  # rows of each stream in one call of `add`
+ADDED: Final = STREAMS.size * CHUNK  # rows in one call of `add`
 EPISODE: Final = 4 * CHUNK  # rows, the last one included
 BATCH: Final = 256  # transitions
-BETA: Final = 0.4  # of the importance weights
+BETA: Final = 0.4  # exponent of the importance weights
 
-LOW: Final = Space((24,), "float32")  # a BipedalWalker's observation
+LOW: Final = Space((24,), "float32")  # low-dimensional: an observation of BipedalWalker
 ATARI: Final = Space((84, 84), "uint8")
 PIXELS: Final = Space((64, 64, 3), "uint8")
 
 PRIORITIZED: Final = Prioritized(exponent=0.6, initial="priority")
-NEEDED: Final = ("obs", "action", "reward", "terminal")  # of a transition
+NEEDED: Final = ("obs", "action", "reward", "terminal")  # columns of a transition
 TRANSITIONS: Final = Consumer(batch=BATCH, window=2, selector=PRIORITIZED, columns=NEEDED)
 
 
 def columns(obs: Space) -> dict[str, Space]:
+    """Returns the columns of a table whose observations have the space `obs`."""
     flags = dict.fromkeys(("first", "last", "terminal"), Space((), "bool"))
     numbers = dict.fromkeys(("reward", "priority"), Space((), "float32"))
     return {"obs": obs, "action": Space((), "int64", 4), **numbers, **flags}
 
 
 def episodes(obs: Space, n: int) -> Batch:
-    """n terminated episodes of random rows on every stream: (16, n * EPISODE, …)."""
+    """Returns n terminated episodes of random rows on every stream: (16, n * EPISODE, …)."""
     rng = np.random.default_rng(0)
     lead = (STREAMS.size, n * EPISODE)
-    seen: Array
+    values: Array
     if obs.dtype == "uint8":
         size = int(np.prod((*lead, *obs.shape)))
-        seen = np.frombuffer(rng.bytes(size), np.uint8).reshape(*lead, *obs.shape)
+        values = np.frombuffer(rng.bytes(size), np.uint8).reshape(*lead, *obs.shape)
     else:
-        seen = rng.standard_normal((*lead, *obs.shape), dtype=np.float32)
+        values = rng.standard_normal((*lead, *obs.shape), dtype=np.float32)
     at = np.arange(lead[1]) % EPISODE
-    first, last = (np.broadcast_to(at == edge, lead).copy() for edge in (0, EPISODE - 1))
-    made = {
-        "obs": seen,
+    first, last = (np.broadcast_to(at == end, lead).copy() for end in (0, EPISODE - 1))
+    rows = {
+        "obs": values,
         "action": rng.integers(0, 4, lead),
         "reward": rng.standard_normal(lead, dtype=np.float32),
         "first": first,
@@ -55,30 +56,30 @@ def episodes(obs: Space, n: int) -> Batch:
         "terminal": last,
         "priority": rng.random(lead, dtype=np.float32),
     }
-    return {name: made[name] for name in columns(obs)}
+    return {name: rows[name] for name in columns(obs)}
 
 
 def chunks(rows: Batch) -> list[Batch]:
-    """Rows (16, T, …) as actors send them: (16, CHUNK, …) at a time."""
+    """Returns rows (16, T, …) in chunks (16, CHUNK, …), as actors send them."""
     length = rows["last"].shape[1]
     return [
-        {name: np.ascontiguousarray(of[:, t : t + CHUNK]) for name, of in rows.items()}
+        {name: np.ascontiguousarray(values[:, t : t + CHUNK]) for name, values in rows.items()}
         for t in range(0, length, CHUNK)
     ]
 
 
 def endless(obs: Space, n: int) -> Iterator[Batch]:
-    """Chunks of one episode that never ends, so that every row is an agent step."""
+    """Yields chunks of one episode that never ends, so that every row is an agent step."""
     rows = episodes(obs, n)
     for name in ("first", "last", "terminal"):
         rows[name] = np.zeros_like(rows[name])
-    opening = chunks(rows)[0]
-    opening["first"][:, 0] = True
-    return itertools.chain([opening], itertools.cycle(chunks(rows)))
+    first_chunk = chunks(rows)[0]
+    first_chunk["first"][:, 0] = True
+    return itertools.chain([first_chunk], itertools.cycle(chunks(rows)))
 
 
 def filled(obs: Space, capacity: int, consumer: Consumer, feed: Iterator[Batch]) -> ReplayServer:
-    """A replay whose table `real` was filled to its capacity once from `feed`."""
+    """Returns a replay whose table `real` is full of rows from `feed`, which yields chunks."""
     spec = TableSpec(capacity, columns(obs), {"learner": consumer})
     server = ReplayServer({"real": spec}, seed=0)
     for _ in range(-(-capacity // ADDED)):
@@ -86,19 +87,22 @@ def filled(obs: Space, capacity: int, consumer: Consumer, feed: Iterator[Batch])
     return server
 
 
-class Cycle:
-    """What a prioritized learner asks of the replay for one update, its learning left out."""
+class PrioritizedCycle:
+    """The replay calls of one prioritized update: sample, compute weights, update priorities.
+
+    The priorities are random numbers; nothing is learned.
+    """
 
     def __init__(self, server: ReplayServer, batch: int) -> None:
         self._server = server
-        self._errors = np.random.default_rng(1).random((64, batch))  # TD errors of no learner
-        self._turn = itertools.cycle(self._errors)
+        errors = np.random.default_rng(1).random((64, batch))
+        self._errors = itertools.cycle(errors)
 
     def __call__(self) -> tuple[Batch, Array]:
-        """→ the data and its importance weights, at most 1."""
+        """Returns the sampled data and its importance weights, scaled to a maximum of 1."""
         sample = self._server.sample("real", "learner")
         assert sample is not None and not isinstance(sample, dict)
         weights = (sample.size * sample.prob) ** -BETA
         weights /= weights.max()
-        self._server.update("real", sample.keys, next(self._turn))
+        self._server.update("real", sample.keys, next(self._errors))
         return sample.data, weights

@@ -1,4 +1,7 @@
-"""Both sides of every comparison inside one process, filled and ready to be timed."""
+"""Workloads that are timed inside one process: our replay and those of other libraries.
+
+Each function is a context manager that fills a replay and yields a workload of this replay.
+"""
 
 from __future__ import annotations
 
@@ -22,36 +25,37 @@ from benchmarks.replay.rows import (
     PRIORITIZED,
     STREAMS,
     TRANSITIONS,
-    Cycle,
+    PrioritizedCycle,
     chunks,
     episodes,
     filled,
 )
-from benchmarks.timing import Side, each
+from benchmarks.timing import COPY_BYTES, Workload, repeated
 from dreamfleet.core.types import Consumer
 
-STEPS_ADDED: Final = (
-    ADDED * (EPISODE - 1) / EPISODE
-)  # of an add; the last row of an episode is none
-SEQUENCES: Final = Consumer(batch=16, window=64, columns=("obs",))  # what numpy gathers
+STEPS_ADDED: Final = ADDED * (EPISODE - 1) / EPISODE  # agent steps in one call of `add`
+SEQUENCES: Final = Consumer(
+    batch=16, window=64, columns=("obs",)
+)  # the columns that the numpy workload gathers
 FRAMES: Final = SEQUENCES.batch * SEQUENCES.window
 STACK, STEPS, ATARI_BATCH, GAMMA = 4, 3, 512, 0.99
-# The frames of two stacks, STEPS apart, and the rewards between them: nothing twice.
+# One window has the frames of both stacks, STEPS apart, and the rewards between the stacks.
 STACKS: Final = Consumer(ATARI_BATCH, 1 + STEPS, PRIORITIZED, context=STACK - 1)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """Sizes and durations of the measurements."""
 
-    seconds: float = 0.7  # of a side in a round
-    seconds_apart: float = 2.5  # the same across processes
+    seconds: float = 0.7  # of a workload in a round
+    seconds_apart: float = 2.5  # the same for workloads across processes
     transitions: int = 1 << 20
-    stacks: int = 20_480  # Atari transitions; SB3 takes 56 kB for each
+    stacks: int = 20_480  # Atari transitions; SB3 stores 56 kB for each
     frames: tuple[int, ...] = (10**4, 10**5, 10**6)
-    updates: int = 10**8  # of priorities
-    inserts: int = 10**7
-    snapshot: int = 10**6
+    updates: int = 10**8  # priorities written to the sum tree
+    inserts: int = 10**7  # rows inserted while memory is watched
+    snapshot: int = 10**6  # rows in a snapshot
+    copy_bytes: int = COPY_BYTES
 
 
 QUICK: Final = Scale(
@@ -63,107 +67,132 @@ QUICK: Final = Scale(
     updates=1 << 14,
     inserts=1 << 14,
     snapshot=1 << 12,
+    copy_bytes=1 << 20,
 )
 
 
 @contextmanager
-def our_cycle(scale: Scale) -> Iterator[Side]:
+def our_cycle(scale: Scale) -> Iterator[Workload]:
+    """Our replay: sample 256 transitions, and update their priorities."""
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
-    yield Side("ours", each(Cycle(filled(LOW, scale.transitions, TRANSITIONS, feed), BATCH)), BATCH)
-
-
-@contextmanager
-def our_adds(scale: Scale) -> Iterator[Side]:
-    feed = itertools.cycle(chunks(episodes(LOW, 8)))
-    server = filled(LOW, scale.transitions, TRANSITIONS, feed)
-    yield Side("ours", each(lambda: server.add("real", next(feed), STREAMS)), STEPS_ADDED)
-
-
-@contextmanager
-def cpprb_cycle(scale: Scale) -> Iterator[Side]:
-    feed = itertools.cycle(libraries.transitions(episodes(LOW, 8)))
-    yield Side(
-        "cpprb", each(libraries.cpprb_cycle(libraries.cpprb_filled(scale.transitions, feed))), BATCH
+    yield Workload(
+        "ours",
+        repeated(PrioritizedCycle(filled(LOW, scale.transitions, TRANSITIONS, feed), BATCH)),
+        BATCH,
     )
 
 
 @contextmanager
-def cpprb_adds(scale: Scale) -> Iterator[Side]:
+def our_adds(scale: Scale) -> Iterator[Workload]:
+    """Our replay: add 64 rows of 16 streams with priorities."""
+    feed = itertools.cycle(chunks(episodes(LOW, 8)))
+    server = filled(LOW, scale.transitions, TRANSITIONS, feed)
+    yield Workload("ours", repeated(lambda: server.add("real", next(feed), STREAMS)), STEPS_ADDED)
+
+
+@contextmanager
+def cpprb_cycle(scale: Scale) -> Iterator[Workload]:
+    """cpprb: sample 256 transitions, and update their priorities."""
+    feed = itertools.cycle(libraries.transitions(episodes(LOW, 8)))
+    yield Workload(
+        "cpprb",
+        repeated(libraries.cpprb_cycle(libraries.cpprb_filled(scale.transitions, feed))),
+        BATCH,
+    )
+
+
+@contextmanager
+def cpprb_adds(scale: Scale) -> Iterator[Workload]:
+    """cpprb: add the transitions of 64 rows of 16 streams with priorities."""
     feed = itertools.cycle(libraries.transitions(episodes(LOW, 8)))
     buffer = libraries.cpprb_filled(scale.transitions, feed)
-    yield Side("cpprb", each(lambda: buffer.add(**next(feed))), STEPS_ADDED)
+    yield Workload("cpprb", repeated(lambda: buffer.add(**next(feed))), STEPS_ADDED)
 
 
 @contextmanager
-def our_uniform_samples(scale: Scale) -> Iterator[Side]:
+def our_uniform_samples(scale: Scale) -> Iterator[Workload]:
+    """Our replay: sample 256 transitions uniformly."""
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
     server = filled(LOW, scale.transitions, Consumer(BATCH, window=2), feed)
-    yield Side("ours", each(lambda: server.sample("real", "learner")), BATCH)
+    yield Workload("ours", repeated(lambda: server.sample("real", "learner")), BATCH)
 
 
 @contextmanager
-def sb3_adds(scale: Scale, compact: bool, environments: int) -> Iterator[Side]:
-    rows = {name: of[:environments] for name, of in episodes(LOW, 8).items()}
+def sb3_adds(scale: Scale, compact: bool, environments: int) -> Iterator[Workload]:
+    """SB3: add one step of several environments. compact: see `libraries.SB3`."""
+    rows = {name: values[:environments] for name, values in episodes(LOW, 8).items()}
     steps = libraries.vector_steps(rows)
     sb3 = libraries.SB3((24,), "float32", scale.transitions, compact, environments).fill(steps)
-    yield Side(_sb3(compact), each(lambda: sb3.add(next(steps))), environments)
+    yield Workload(_sb3_name(compact), repeated(lambda: sb3.add(next(steps))), environments)
 
 
 @contextmanager
-def sb3_samples(scale: Scale, compact: bool) -> Iterator[Side]:
+def sb3_samples(scale: Scale, compact: bool) -> Iterator[Workload]:
+    """SB3: sample 256 transitions uniformly."""
     steps = libraries.vector_steps(episodes(LOW, 8))
     sb3 = libraries.SB3((24,), "float32", scale.transitions, compact).fill(steps)
-    yield Side(_sb3(compact), each(lambda: sb3.buffer.sample(BATCH)), BATCH)
+    yield Workload(_sb3_name(compact), repeated(lambda: sb3.buffer.sample(BATCH)), BATCH)
 
 
 @contextmanager
-def our_stacks(scale: Scale) -> Iterator[Side]:
-    """Frames, n-step returns and weights; the stacks are slices of the frames."""
+def our_stacks(scale: Scale) -> Iterator[Workload]:
+    """Our replay: frame stacks, n-step returns and importance weights of Atari transitions.
+
+    Stacks are slices of the sampled frames, so no frame is stored or gathered twice.
+    """
     feed = itertools.cycle(chunks(episodes(ATARI, 1)))
-    cycle = Cycle(filled(ATARI, scale.stacks, STACKS, feed), ATARI_BATCH)
+    cycle = PrioritizedCycle(filled(ATARI, scale.stacks, STACKS, feed), ATARI_BATCH)
 
     def once() -> tuple[Any, ...]:
         data, weights = cycle()
         obs, next_obs = data["obs"][:, :STACK], data["obs"][:, STEPS:]
-        goes_on = np.cumprod(~data["last"][:, STEPS:-1], axis=1)  # (B, STEPS)
+        continues = np.cumprod(~data["last"][:, STEPS:-1], axis=1)  # (B, STEPS)
         discount = GAMMA ** np.arange(STEPS)
-        reward = (data["reward"][:, STACK:] * goes_on * discount).sum(axis=1)
+        reward = (data["reward"][:, STACK:] * continues * discount).sum(axis=1)
         return obs, next_obs, reward, weights
 
-    yield Side("ours", each(once), ATARI_BATCH)
+    yield Workload("ours", repeated(once), ATARI_BATCH)
 
 
 @contextmanager
-def sb3_stacks(scale: Scale, compact: bool) -> Iterator[Side]:
+def sb3_stacks(scale: Scale, compact: bool) -> Iterator[Workload]:
+    """SB3: sample 512 transitions with stacked Atari frames uniformly."""
     steps = libraries.vector_steps(episodes(ATARI, 1), STACK)
     sb3 = libraries.SB3((STACK, *ATARI.shape), ATARI.dtype, scale.stacks, compact).fill(steps)
-    yield Side(_sb3(compact), each(lambda: sb3.buffer.sample(ATARI_BATCH)), ATARI_BATCH)
+    yield Workload(
+        _sb3_name(compact), repeated(lambda: sb3.buffer.sample(ATARI_BATCH)), ATARI_BATCH
+    )
 
 
-def _sb3(compact: bool) -> str:
+def _sb3_name(compact: bool) -> str:
+    """Returns the name of an SB3 workload, with the setting of its layout."""
     return f"SB3, optimize_memory_usage={compact}"
 
 
 @contextmanager
-def our_sequences(scale: Scale, size: int) -> Iterator[Side]:
+def our_sequences(scale: Scale, size: int) -> Iterator[Workload]:
+    """Our replay: sample 16 sequences of 64 frames. size: an index of `Scale.frames`."""
     feed = itertools.cycle(chunks(episodes(PIXELS, 1)))
-    held = frames_held(scale.frames[size])
-    server = filled(PIXELS, held, SEQUENCES, feed)
-    name = "ours" if held == scale.frames[size] else f"memory has room for {held:,} only"
-    yield Side(name, each(lambda: server.sample("real", "learner")), FRAMES)
+    count = frames_that_fit(scale.frames[size])
+    server = filled(PIXELS, count, SEQUENCES, feed)
+    name = "ours" if count == scale.frames[size] else f"memory has room for {count:,} only"
+    yield Workload(name, repeated(lambda: server.sample("real", "learner")), FRAMES)
 
 
 @contextmanager
-def numpy_sequences(scale: Scale, size: int) -> Iterator[Side]:
-    """From 10^5 frames at most: there is no room for a million twice, and fewer are no slower."""
+def numpy_sequences(scale: Scale, size: int) -> Iterator[Workload]:
+    """np.take: gather 16 sequences of 64 frames, from at most 10^5 frames.
+
+    Memory has no room for 10^6 frames in two places, and np.take from fewer frames is not slower.
+    """
     rows = episodes(PIXELS, 1)["obs"].reshape(-1, *PIXELS.shape)
     frames = np.resize(rows, (min(scale.frames[size], 10**5), *PIXELS.shape))
     gather = libraries.bare_gather(frames, SEQUENCES.batch, SEQUENCES.window)
-    yield Side("np.take", each(gather), FRAMES)
+    yield Workload("np.take", repeated(gather), FRAMES)
 
 
-def frames_held(wanted: int) -> int:
-    """As many as memory has room for, with 3 GB to spare (Linux)."""
+def frames_that_fit(wanted: int) -> int:
+    """Returns `wanted`, or how many frames fit into memory with 3 GB left (Linux)."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             room = int(line.split()[1]) * 1024 - 3 * 10**9

@@ -1,8 +1,8 @@
-"""What `make train` does, from the command to its end: 16 actors on Ray learn CartPole.
+"""Times whole runs on Ray as `make train` starts them: 16 actors learn CartPole-v1.
 
     python benchmarks/system/distributed.py --seeds 3
 
-Wants a machine that does nothing else. Each run is then scored by `launch.py eval`.
+Each run is evaluated by `launch.py eval` afterwards. Use a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.learning.report import markdown, spread
-from benchmarks.processes import ROOT, Launched, fresh, score
+from benchmarks.formatting import markdown_table, median_and_range
+from benchmarks.processes import RESULTS, ROOT, LaunchedRun, evaluate, new_run_folder
 
-PATIENCE_S = 180.0  # with the first gradient step
+TIMEOUT_S = 180.0  # for the first gradient step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=1, help="0, 1, … (default 1)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds: 0, 1, … (default 1)")
     parser.add_argument("--num-actors", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/distributed.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "distributed.json")
     args = parser.parse_args()
     runs = [train(seed, args.num_actors) for seed in range(args.seeds)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -39,23 +39,26 @@ def main() -> None:
 
 
 def train(seed: int, actors: int) -> dict[str, Any]:
-    """One run and its score."""
-    run = fresh(f"distributed_s{seed}")
+    """Trains and evaluates one seed, and returns its figures.
+
+    Raises SystemExit if a process of the run is alive after its end.
+    """
+    run = new_run_folder(f"distributed_s{seed}")
     args = ["--num-actors", str(actors), "--seed", str(seed), "--run-dir", str(run)]
-    launched = Launched(args, (ROOT / run).with_suffix(".log"))
-    first = launched.wait_for_gradient_step(ROOT / run, PATIENCE_S)
+    launched = LaunchedRun(args, (ROOT / run).with_suffix(".log"))
+    first = launched.wait_for_gradient_step(ROOT / run, TIMEOUT_S)
     wall = launched.finish()
-    left = launched.left_behind()
+    left = launched.leftover()
     if left:
-        raise SystemExit(f"{run} left behind: {left}")
+        raise SystemExit(f"{run} has ended, but these processes are alive: {left}")
     times = {"first_gradient_step_s": round(first, 1), "wall_s": round(wall, 1)}
-    found = score(run, 100)
-    kept = ("env", "env_steps", "return_mean", "return_std", "return_min", "episodes")
-    return {"seed": seed, **times, **{name: found[name] for name in kept}}
+    found = evaluate(run, 100)
+    names = ("env", "env_steps", "return_mean", "return_std", "return_min", "episodes")
+    return {"seed": seed, **times, **{name: found[name] for name in names}}
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """A row a seed, and one over them all."""
+    """Returns a table with a row per seed, and a row over all seeds: median (min to max)."""
     rows = [
         (
             str(run["seed"]),
@@ -68,10 +71,18 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     ]
     if len(runs) > 1:
         first, wall = ([run[name] for run in runs] for name in ("first_gradient_step_s", "wall_s"))
-        means = spread([run["return_mean"] for run in runs], ".1f")
-        rows.append(("all", f"{spread(first, '.1f')} s", f"{spread(wall)} s", "", means))
-    heads = ("seed", "first gradient step", "wall time", "env steps", "greedy mean ± std of 100")
-    return markdown(heads, rows)
+        means = median_and_range([run["return_mean"] for run in runs], ".1f")
+        rows.append(
+            ("all", f"{median_and_range(first, '.1f')} s", f"{median_and_range(wall)} s", "", means)
+        )
+    heads = (
+        "Seed",
+        "First gradient step",
+        "Wall time",
+        "Environment steps",
+        "Return: mean ± standard deviation of 100 greedy episodes",
+    )
+    return markdown_table(heads, rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How soon something happens: help, a mistake, and the first gradient step of 16 actors.
+"""Measures how fast `launch.py` answers, and how soon a run with 16 actors learns.
 
     python benchmarks/system/startup.py
 
-Wants a machine that does nothing else. The run it starts is stopped by Ctrl-C after its first
-gradient step, and whatever it leaves behind is named.
+The measured commands are `--help`, a mistyped flag, and a run that is stopped by Ctrl-C after its
+first gradient step. The script fails if a process of the run is still alive then. Use a machine
+that does nothing else.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.learning.report import markdown
-from benchmarks.processes import ROOT, Launched, fresh
+from benchmarks.formatting import markdown_table
+from benchmarks.processes import RESULTS, ROOT, LaunchedRun, new_run_folder
 
-TIMES = 5
-PATIENCE_S = 180.0  # with the first gradient step
+REPETITIONS = 5
+TIMEOUT_S = 180.0  # for the first gradient step
 
 
 def main() -> None:
@@ -31,11 +32,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--num-actors", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/startup.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "startup.json")
     args = parser.parse_args()
     figures = {
-        "help_s": answer(["--help"], code=0),
-        "mistyped_flag_s": answer(["--num-actor", "16"], code=2),
+        "help_s": response_time(["--help"], code=0),
+        "mistyped_flag_s": response_time(["--num-actor", "16"], code=2),
         "actors": args.num_actors,
         **first_gradient_step(args.num_actors),
         "cpus": os.cpu_count(),
@@ -45,42 +46,49 @@ def main() -> None:
     print(table(figures))
 
 
-def answer(args: list[str], code: int) -> float:
-    """The median of TIMES wall times of a command that ends at once with `code`."""
-    spent = []
-    for _ in range(TIMES):
+def response_time(args: list[str], code: int) -> float:
+    """Returns the median wall time in seconds of REPETITIONS runs of a short command.
+
+    code: the expected exit code. Raises SystemExit for any other exit code.
+    """
+    seconds = []
+    for _ in range(REPETITIONS):
         began = time.perf_counter()
         done = subprocess.run([sys.executable, "launch.py", *args], cwd=ROOT, capture_output=True)
-        spent.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - began)
         if done.returncode != code:
             raise SystemExit(f"launch.py {' '.join(args)} ended with {done.returncode}, not {code}")
-    return round(statistics.median(spent), 2)
+    return round(statistics.median(seconds), 2)
 
 
 def first_gradient_step(actors: int) -> dict[str, float | int]:
-    """Start a run, wait for its first gradient step, stop it, look around."""
-    run = fresh("startup")
-    launched = Launched(
+    """Starts a run, waits for its first gradient step and stops it with Ctrl-C.
+
+    Raises SystemExit unless the run ends with exit code 130 and leaves no process alive.
+    """
+    run = new_run_folder("startup")
+    launched = LaunchedRun(
         ["--num-actors", str(actors), "--run-dir", str(run)], (ROOT / run).with_suffix(".log")
     )
-    seconds = launched.wait_for_gradient_step(ROOT / run, PATIENCE_S)
+    seconds = launched.wait_for_gradient_step(ROOT / run, TIMEOUT_S)
     began = time.monotonic()
     code = launched.interrupt()
     stopping = time.monotonic() - began
-    left = launched.left_behind()
+    left = launched.leftover()
     if code != 130 or left:
-        raise SystemExit(f"Ctrl-C: exit code {code}, left behind: {left or 'nothing'}")
+        raise SystemExit(f"after Ctrl-C: exit code {code}, processes still alive: {left}")
     return {"first_gradient_step_s": round(seconds, 1), "ctrl_c_s": round(stopping, 1)}
 
 
 def table(figures: dict[str, float | int | None]) -> str:
+    """Returns the figures as a table."""
     rows = [
         ("`launch.py --help`, median of 5", figures["help_s"]),
-        ("a mistyped flag, median of 5", figures["mistyped_flag_s"]),
-        (f"first gradient step, {figures['actors']} actors", figures["first_gradient_step_s"]),
-        ("Ctrl-C to the end, nothing left behind", figures["ctrl_c_s"]),
+        ("error message for a mistyped flag, median of 5", figures["mistyped_flag_s"]),
+        (f"first gradient step with {figures['actors']} actors", figures["first_gradient_step_s"]),
+        ("Ctrl-C until the command has ended", figures["ctrl_c_s"]),
     ]
-    return markdown(("what", "seconds"), [(what, str(seconds)) for what, seconds in rows])
+    return markdown_table(("Measurement", "Seconds"), [(what, str(value)) for what, value in rows])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What takes part when the updates of a learner are timed."""
+"""The learners that are compared in a measurement of updates per second."""
 
 from __future__ import annotations
 
@@ -8,54 +8,60 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.timing import each
+from benchmarks.timing import repeated
 from dreamfleet.core.config import TrainConfig
 from dreamfleet.core.types import Agent, Batch, TableSpec
 from dreamfleet.learner.learner import Learner
 from dreamfleet.learner.weight_store import LocalWeights
 from dreamfleet.replay_server import ReplayServer
 
-CHUNK: Final = 8  # rows of each stream that are added at once
+CHUNK: Final = 8  # rows of each stream that are added in one call
 
-Work = Callable[[int], None]  # does so many updates
+Updates = Callable[[int], None]  # a function of n that does n updates
 
 
 @dataclass(frozen=True)
-class Race:
-    """An agent's learner and its peers. `sides` build what they need and return their work."""
+class Comparison:
+    """Learners of one agent and of other implementations, on replays of equal size.
+
+    A function in `learners` builds a learner with its filled replay.
+    """
 
     batch: int
-    capacity: int  # rows to draw from
-    ours: tuple[str, ...]  # the sides that peers are compared with
-    others: tuple[str, ...]  # more of ours, only shown
-    sides: Mapping[str, Callable[[], Work]]  # by name
-    needs: Mapping[str, str] = field(default_factory=dict)  # side → the distribution it is of
+    capacity: int  # rows in the replay
+    ours: tuple[str, ...]  # learners of ours that the other implementations are compared with
+    others: tuple[str, ...]  # further learners of ours, shown without a comparison
+    learners: Mapping[str, Callable[[], Updates]]  # name → builder
+    needs: Mapping[str, str] = field(default_factory=dict)  # name → package that must be installed
 
 
-def learning(agent: Agent, rows: Batch) -> Work:
-    """What `Learner` does in a run, from rows (N, T, …) of N streams in a replay of our own."""
+def our_updates(agent: Agent, rows: Batch) -> Updates:
+    """Returns the updates that `Learner` does in a run: sample, learn, send priorities, publish.
+
+    rows: (N, T, …), rows of N streams that fill the replay. The learner never waits for new rows.
+    """
     real = agent.tables["real"]
     assert isinstance(real, TableSpec)
-    policy = replace(real.consumers["policy"], samples_per_step=None)  # as fast as it can
+    policy = replace(real.consumers["policy"], samples_per_step=None)  # no limit by a ratio
     spec = replace(real, consumers={**real.consumers, "policy": policy})
     replay = ReplayServer({**agent.tables, "real": spec}, seed=0)
-    rows = {name: of for name, of in rows.items() if name in spec.columns}
+    rows = {name: values for name, values in rows.items() if name in spec.columns}
     rows["held_out"] = np.zeros_like(rows["last"])
     streams, length = rows["last"].shape
     for begin in range(0, length, CHUNK):
-        chunk = {name: of[:, begin : begin + CHUNK] for name, of in rows.items()}
+        chunk = {name: values[:, begin : begin + CHUNK] for name, values in rows.items()}
         assert replay.add("real", chunk, np.arange(streams))
-    rhythm = TrainConfig()
+    defaults = TrainConfig()
     learner = Learner(
         agent,
         replay,
         LocalWeights(),
         pulls=(),
-        publish_every=rhythm.publish_every,
-        log_every=rhythm.log_every,
+        publish_every=defaults.publish_every,
+        log_every=defaults.log_every,
     )
 
     def once() -> None:
         assert learner.step()
 
-    return each(once)
+    return repeated(once)

@@ -1,9 +1,10 @@
-"""Dreamwalker's learner and the TQC of sb3-contrib at equal networks, on a BipedalWalker's spaces.
+"""The learners of Dreamwalker and of sb3-contrib's TQC with equal networks, on BipedalWalker rows.
 
     pip install sb3-contrib        # the extra `peers`
 
-An update is a uniform sample and the gradient steps of critics, actor and temperature: theirs is
-`TQC.train`, with its own replay buffer. Both replays hold the same random rows. Nobody dreams.
+An update is a uniform sample and the gradient steps of critics, actor and temperature. TQC's update
+is `TQC.train` with TQC's own replay buffer. Both replays hold the same random rows. No learner uses
+dreamed rows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from benchmarks.updates.comparison import Race, Work, learning
+from benchmarks.updates.comparison import Comparison, Updates, our_updates
 from dreamfleet.agents.dreamwalker.agent import Dreamwalker
 from dreamfleet.agents.dreamwalker.config import Config
 from dreamfleet.core.types import Agent, Batch, EnvSpec
@@ -37,12 +38,13 @@ DEFAULTS: Final = "dreamwalker, its own networks"
 TQC: Final = "TQC of sb3-contrib"
 
 
-def race(config: Config = EQUAL) -> Race:
+def comparison(config: Config = EQUAL) -> Comparison:
+    """Returns the compared learners: Dreamwalker with equal networks, with its own, and TQC."""
     spec = cache(lambda: GymVector(ENV, 1, seed=0).spec)
-    rows = cache(lambda: episodes(spec(), config.capacity))
+    rows = cache(lambda: random_episodes(spec(), config.capacity))
 
-    def ours(config: Config) -> Work:
-        return learning(cast(Agent, Dreamwalker(config, spec(), 0, "cpu")), rows())
+    def ours(config: Config) -> Updates:
+        return our_updates(cast(Agent, Dreamwalker(config, spec(), 0, "cpu")), rows())
 
     own = Config(
         emphasize_recent=config.emphasize_recent,
@@ -50,34 +52,34 @@ def race(config: Config = EQUAL) -> Race:
         capacity=config.capacity,
         batch=config.batch,
     )
-    sides = {
+    learners = {
         OURS[0]: lambda: ours(config),
         DEFAULTS: lambda: ours(own),
-        TQC: lambda: training(peer(config, rows()), config.batch),
+        TQC: lambda: tqc_updates(tqc(config, rows()), config.batch),
     }
     needs = {TQC: "sb3-contrib"}
-    return Race(config.batch, config.capacity, OURS, (DEFAULTS,), sides, needs)
+    return Comparison(config.batch, config.capacity, OURS, (DEFAULTS,), learners, needs)
 
 
-def episodes(spec: EnvSpec, steps: int) -> Batch:
-    """Terminated episodes of random rows, of `steps` agent steps and more: (STREAMS, T, …)."""
-    random = np.random.default_rng(0)
-    each = -(-steps // (STREAMS * (EPISODE - 1)))  # episodes of a stream
-    lead = (STREAMS, each * EPISODE)
+def random_episodes(spec: EnvSpec, steps: int) -> Batch:
+    """Returns terminated episodes of random rows, (STREAMS, T, …), of at least `steps` steps."""
+    rng = np.random.default_rng(0)
+    per_stream = -(-steps // (STREAMS * (EPISODE - 1)))  # episodes
+    lead = (STREAMS, per_stream * EPISODE)
     at = np.broadcast_to(np.arange(lead[1]) % EPISODE, lead)
     last = at == EPISODE - 1
     return {
-        "obs": random.standard_normal((*lead, *spec.obs.shape), dtype=np.float32),
-        "action": random.uniform(-1, 1, (*lead, *spec.action.shape)).astype(np.float32),
-        "reward": random.standard_normal(lead, dtype=np.float32),
+        "obs": rng.standard_normal((*lead, *spec.obs.shape), dtype=np.float32),
+        "action": rng.uniform(-1, 1, (*lead, *spec.action.shape)).astype(np.float32),
+        "reward": rng.standard_normal(lead, dtype=np.float32),
         "first": at == 0,
         "last": last,
         "terminal": last,
     }
 
 
-def peer(config: Config, rows: Batch) -> Any:
-    """sb3-contrib's TQC of the same sizes, its replay buffer filled with the steps of `rows`."""
+def tqc(config: Config, rows: Batch) -> Any:
+    """Returns sb3-contrib's TQC with networks of equal sizes, and `rows` in its replay buffer."""
     from sb3_contrib import TQC
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.logger import Logger
@@ -99,14 +101,16 @@ def peer(config: Config, rows: Batch) -> Any:
         seed=0,
         device="cpu",
     )
-    model.set_logger(Logger(None, []))  # to train without `learn`
+    model.set_logger(Logger(None, []))  # `train` without `learn` needs a logger
     buffer = model.replay_buffer
-    for t in np.flatnonzero(~rows["last"][0])[: config.capacity // STREAMS]:  # all end together
+    steps = np.flatnonzero(~rows["last"][0])  # the episodes of all streams end at the same time
+    for t in steps[: config.capacity // STREAMS]:
         here = (rows["obs"][:, t], rows["obs"][:, t + 1], rows["action"][:, t])
         buffer.add(*here, rows["reward"][:, t + 1], rows["terminal"][:, t + 1], [{}] * STREAMS)
     assert buffer.full
     return model
 
 
-def training(model: Any, batch: int) -> Work:
-    return lambda updates: model.train(updates, batch)
+def tqc_updates(model: Any, batch: int) -> Updates:
+    """Returns the updates of an SB3 model."""
+    return lambda n: model.train(n, batch)

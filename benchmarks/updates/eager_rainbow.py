@@ -1,10 +1,12 @@
-"""Rainbow as one writes it in a single file of eager PyTorch, to compare our learner with.
+"""Rainbow in eager PyTorch, written like a single-file implementation, to compare ours with.
 
-The structure is that of CleanRL's `rainbow_atari.py` (commit 1149db8): noisy layers with an ε for
-every weight, transitions of n steps that hold both observations, segment trees walked sample by
-sample in Python, a projection item by item, plain Adam, a hard copy to the target network. `Tidy`
-is the same learner without what is slow about it: factorised noise, the projection as one
-operation, and our replay. Networks are those of Gated Rainbow without its gate and normaliser.
+The structure is that of CleanRL's `rainbow_atari.py` (commit 1149db8). Noisy layers have
+independent noise for every weight. An n-step transition stores both observations. Segment trees are
+descended in Python, one sample at a time. The projection of the target distribution is a loop over
+the batch. The optimizer is plain Adam, and the target network is a hard copy.
+
+The vectorised variant avoids the slow parts: noise is factorised, the projection is one operation,
+and the replay is ours. The networks are those of Gated Rainbow without gate and normaliser.
 """
 
 from __future__ import annotations
@@ -25,30 +27,31 @@ from dreamfleet.core.selectors import Prioritized
 from dreamfleet.core.types import Array, Consumer, Sample, Space, TableSpec
 from dreamfleet.replay_server import ReplayServer
 
-ALPHA, BETA, EPSILON = 0.5, 0.4, 1e-6  # of priorities, of weights; the least priority
+ALPHA, BETA = 0.5, 0.4  # exponents of priorities, and of importance weights
+EPSILON: Final = 1e-6  # smallest priority
 CHUNK: Final = 256  # transitions added to our replay at once
-COPY_EVERY: Final = 2_000  # updates: CleanRL's 8,000 steps, of which every fourth is one
+COPY_EVERY: Final = 2_000  # updates; CleanRL: 8,000 steps with an update every 4 steps
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the networks and of what is learned from."""
+    """Sizes and settings of networks, replay and learner."""
 
-    inputs: int  # numbers of a history
+    inputs: int  # numbers in an observation history
     actions: int
     hidden: int
     atoms: int
-    span: float  # atoms lie within ± this
-    sigma: float
+    value_range: float  # atoms lie between -value_range and value_range
+    sigma: float  # initial scale of the noise
     batch: int
     capacity: int
-    n: int
+    n_step: int
     gamma: float
     lr: float
 
 
-class Step(NamedTuple):
-    """One transition: of one step as it is played, of n as it is stored."""
+class Transition(NamedTuple):
+    """A transition over one step, or over n steps."""
 
     obs: Array
     action: int
@@ -57,16 +60,21 @@ class Step(NamedTuple):
     done: bool
 
 
-def of_n_steps(steps: Iterable[Step], n: int, gamma: float) -> Iterator[Step]:
-    """Transitions of n steps of one environment; what is left at an episode's end is dropped."""
-    recent: deque[Step] = deque(maxlen=n)
-    for step in steps:
+def n_step_transitions(
+    transitions: Iterable[Transition], n: int, gamma: float
+) -> Iterator[Transition]:
+    """Yields n-step transitions of one environment from its one-step transitions in order.
+
+    As in CleanRL, no transition begins in the last n - 1 steps of an episode.
+    """
+    recent: deque[Transition] = deque(maxlen=n)
+    for step in transitions:
         recent.append(step)
         if len(recent) == n:
             reward = 0.0
-            for i, one in enumerate(recent):
-                reward += gamma**i * one.reward
-            yield Step(recent[0].obs, recent[0].action, reward, step.next_obs, step.done)
+            for i, transition in enumerate(recent):
+                reward += gamma**i * transition.reward
+            yield Transition(recent[0].obs, recent[0].action, reward, step.next_obs, step.done)
         if step.done:
             recent.clear()
 
@@ -75,7 +83,7 @@ def of_n_steps(steps: Iterable[Step], n: int, gamma: float) -> Iterator[Step]:
 
 
 class Noisy(nn.Module):
-    """A linear layer with noise on its weights: an ε for every weight, or one of rank one."""
+    """A linear layer with noisy weights. The noise is independent per weight, or factorised."""
 
     weight_noise: Tensor
     bias_noise: Tensor
@@ -91,15 +99,16 @@ class Noisy(nn.Module):
         self.register_buffer("weight_noise", torch.zeros(fan_out, fan_in))
         self.register_buffer("bias_noise", torch.zeros(fan_out))
 
-    def draw(self) -> None:
+    def draw_noise(self) -> None:
+        """Draws new noise."""
         if self.factorised:
             fan_out, fan_in = self.weight.shape
-            entering, leaving = (
+            input_noise, output_noise = (
                 noise.sign() * noise.abs().sqrt()
                 for noise in (torch.randn(fan_in), torch.randn(fan_out))
             )
-            torch.outer(leaving, entering, out=self.weight_noise)
-            self.bias_noise.copy_(leaving)
+            torch.outer(output_noise, input_noise, out=self.weight_noise)
+            self.bias_noise.copy_(output_noise)
         else:
             self.weight_noise.normal_()
             self.bias_noise.normal_()
@@ -110,7 +119,7 @@ class Noisy(nn.Module):
 
 
 class Network(nn.Module):
-    """Histories (B, inputs) → the probabilities of atoms (B, A, Z)."""
+    """Maps histories (B, inputs) to probabilities of Z atoms for each of A actions: (B, A, Z)."""
 
     support: Tensor
 
@@ -133,7 +142,9 @@ class Network(nn.Module):
         self.atoms = atoms
         self.body = nn.Sequential(*body(sizes.inputs), *body(hidden))
         self.value, self.advantage = head(atoms), head(sizes.actions * atoms)
-        self.register_buffer("support", torch.linspace(-sizes.span, sizes.span, atoms))
+        self.register_buffer(
+            "support", torch.linspace(-sizes.value_range, sizes.value_range, atoms)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.body(x)
@@ -141,17 +152,18 @@ class Network(nn.Module):
         advantage = self.advantage(features).view(len(x), -1, self.atoms)
         return F.softmax(value + advantage - advantage.mean(1, keepdim=True), -1)
 
-    def draw(self) -> None:
+    def draw_noise(self) -> None:
+        """Draws new noise in all noisy layers."""
         for layer in self.modules():
             if isinstance(layer, Noisy):
-                layer.draw()
+                layer.draw_noise()
 
 
 # ------------------------------------------------------------------------------- the replays
 
 
-class Drawn(NamedTuple):
-    """A batch: observations (B, inputs), the rest (B,), and the keys of its priorities."""
+class TransitionBatch(NamedTuple):
+    """A batch of transitions: observations (B, inputs), all else (B,)."""
 
     obs: Tensor
     action: Tensor
@@ -159,37 +171,38 @@ class Drawn(NamedTuple):
     next_obs: Tensor
     done: Tensor
     weight: Tensor
-    keys: Array
+    keys: Array  # under which priorities are updated
 
 
-class Tree:
-    """A segment tree: each node holds the sum, or the least, of the two below it."""
+class SegmentTree:
+    """A binary tree whose nodes hold the sum, or the minimum, of their two children."""
 
-    def __init__(self, capacity: int, least: bool) -> None:
-        self.size, self._least = 1 << (capacity - 1).bit_length(), least
-        self.node = np.full(2 * self.size, np.inf if least else 0.0, np.float32)
+    def __init__(self, capacity: int, minimum: bool) -> None:
+        self.size, self._minimum = 1 << (capacity - 1).bit_length(), minimum
+        self.node = np.full(2 * self.size, np.inf if minimum else 0.0, np.float32)
 
     def set(self, index: int, value: float) -> None:
+        """Sets the value of a leaf, and updates its ancestors."""
         at = index + self.size
         self.node[at] = value
         while at > 1:
             at //= 2
-            one, other = self.node[2 * at], self.node[2 * at + 1]
-            self.node[at] = min(one, other) if self._least else one + other
+            left, right = self.node[2 * at], self.node[2 * at + 1]
+            self.node[at] = min(left, right) if self._minimum else left + right
 
-    def find(self, mass: float) -> int:
-        """The leaf at which the sum over leaves passes `mass`."""
+    def find(self, total: float) -> int:
+        """Returns the first leaf at which the cumulative sum over leaves reaches `total`."""
         at = 1
         while at < self.size:
             at *= 2
-            if mass > self.node[at]:
-                mass -= self.node[at]
+            if total > self.node[at]:
+                total -= self.node[at]
                 at += 1
         return at - self.size
 
 
 class TreeReplay:
-    """Transitions with priorities, drawn and updated one by one."""
+    """A prioritized replay that samples and updates transitions one at a time in Python."""
 
     def __init__(self, sizes: Sizes, seed: int) -> None:
         capacity = sizes.capacity
@@ -198,29 +211,30 @@ class TreeReplay:
         self._action = np.zeros(capacity, np.int64)
         self._reward = np.zeros(capacity, np.float32)
         self._done = np.zeros(capacity, np.bool_)
-        self._sum, self._least = Tree(capacity, least=False), Tree(capacity, least=True)
+        self._sum = SegmentTree(capacity, minimum=False)
+        self._minimum = SegmentTree(capacity, minimum=True)
         self._capacity, self._batch = capacity, sizes.batch
-        self._random = np.random.default_rng(seed)
-        self._count, self._largest = 0, 1.0
+        self._rng = np.random.default_rng(seed)
+        self._count, self._max_priority = 0, 1.0
 
-    def fill(self, steps: Iterable[Step]) -> None:
-        for step in steps:
+    def fill(self, transitions: Iterable[Transition]) -> None:
+        for new in transitions:
             at = self._count % self._capacity
-            self._obs[at], self._action[at], self._reward[at] = step.obs, step.action, step.reward
-            self._next_obs[at], self._done[at] = step.next_obs, step.done
-            self._set(at, self._largest**ALPHA)
+            self._obs[at], self._action[at], self._reward[at] = new.obs, new.action, new.reward
+            self._next_obs[at], self._done[at] = new.next_obs, new.done
+            self._set(at, self._max_priority**ALPHA)
             self._count += 1
 
-    def sample(self) -> Drawn:
+    def sample(self) -> TransitionBatch:
         total = float(self._sum.node[1])
-        share = total / self._batch
+        width = total / self._batch  # of a stratum
         keys = [
-            self._sum.find(self._random.uniform(share * i, share * (i + 1)))
+            self._sum.find(self._rng.uniform(width * i, width * (i + 1)))
             for i in range(self._batch)
         ]
         prob = np.array([self._sum.node[key + self._sum.size] for key in keys]) / total
         weight = (min(self._count, self._capacity) * prob) ** -BETA
-        return Drawn(
+        return TransitionBatch(
             torch.from_numpy(self._obs[keys]),
             torch.from_numpy(self._action[keys]),
             torch.from_numpy(self._reward[keys]),
@@ -232,17 +246,17 @@ class TreeReplay:
 
     def update(self, keys: Array, errors: Array) -> None:
         priorities = np.abs(errors) + EPSILON
-        self._largest = max(self._largest, float(priorities.max()))
+        self._max_priority = max(self._max_priority, float(priorities.max()))
         for key, priority in zip(keys, priorities, strict=True):
             self._set(int(key), priority**ALPHA)
 
-    def _set(self, at: int, mass: float) -> None:
-        self._sum.set(at, mass)
-        self._least.set(at, mass)
+    def _set(self, at: int, weight: float) -> None:
+        self._sum.set(at, weight)
+        self._minimum.set(at, weight)
 
 
 class OurReplay:
-    """The same transitions in our replay, as rows that need no others: less than ours gathers."""
+    """Our replay with a whole transition in each row, so that a sample gathers single rows."""
 
     def __init__(self, sizes: Sizes, seed: int) -> None:
         flag, number = Space((), "bool"), Space((), "float32")
@@ -255,22 +269,23 @@ class OurReplay:
         spec = TableSpec(sizes.capacity, columns, {"learner": consumer})
         self._server = ReplayServer({"real": spec}, seed)
 
-    def fill(self, steps: Iterable[Step]) -> None:
-        obs, action, reward, next_obs, done = (np.array(of) for of in zip(*steps, strict=True))
+    def fill(self, transitions: Iterable[Transition]) -> None:
+        columns = zip(*transitions, strict=True)
+        obs, action, reward, next_obs, done = (np.array(column) for column in columns)
         rows = {"obs": obs, "action": action, "reward": reward.astype(np.float32)}
         rows |= {"next_obs": next_obs, "done": done, "first": np.arange(len(obs)) == 0}
         rows |= dict.fromkeys(("last", "terminal"), np.zeros(len(obs), np.bool_))
         for begin in range(0, len(obs), CHUNK):
-            chunk = {name: of[None, begin : begin + CHUNK] for name, of in rows.items()}
+            chunk = {name: values[None, begin : begin + CHUNK] for name, values in rows.items()}
             assert self._server.add("real", chunk, np.zeros(1, np.int64))
 
-    def sample(self) -> Drawn:
+    def sample(self) -> TransitionBatch:
         sample = self._server.sample("real", "learner")
         assert isinstance(sample, Sample)
-        data = {name: torch.from_numpy(of[:, 0]) for name, of in sample.data.items()}
+        data = {name: torch.from_numpy(values[:, 0]) for name, values in sample.data.items()}
         weight = (sample.size * sample.prob) ** -BETA
-        given = torch.from_numpy((weight / weight.max()).astype(np.float32))
-        return Drawn(**data, weight=given, keys=sample.keys)
+        scaled = torch.from_numpy((weight / weight.max()).astype(np.float32))
+        return TransitionBatch(**data, weight=scaled, keys=sample.keys)
 
     def update(self, keys: Array, errors: Array) -> None:
         self._server.update("real", keys, np.abs(errors) + EPSILON)
@@ -279,24 +294,27 @@ class OurReplay:
 # ------------------------------------------------------------------------------- the learner
 
 
-class Learner:
-    """One call, one update. `tidy`: see the module."""
+class EagerLearner:
+    """A Rainbow learner in eager PyTorch. A call does one update.
 
-    def __init__(self, sizes: Sizes, replay: TreeReplay | OurReplay, tidy: bool) -> None:
-        self.sizes, self.replay, self.tidy = sizes, replay, tidy
-        self.online = Network(sizes, factorised=tidy)
+    vectorised: factorised noise, and a projection without a loop.
+    """
+
+    def __init__(self, sizes: Sizes, replay: TreeReplay | OurReplay, vectorised: bool) -> None:
+        self.sizes, self.replay, self.vectorised = sizes, replay, vectorised
+        self.online = Network(sizes, factorised=vectorised)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.online.parameters(), lr=sizes.lr, eps=1.5e-4)
         self.updates = 0
 
     def __call__(self) -> None:
-        self.online.draw()
-        self.target.draw()
+        self.online.draw_noise()
+        self.target.draw_noise()
         data = self.replay.sample()
         with torch.no_grad():
-            wanted = self.targets(data)
+            target = self.targets(data)
         taken = self.online(data.obs)[torch.arange(len(data.action)), data.action]  # (B, Z)
-        loss = -(wanted * taken.clamp(1e-5, 1 - 1e-5).log()).sum(-1)  # (B,)
+        loss = -(target * taken.clamp(1e-5, 1 - 1e-5).log()).sum(-1)  # (B,)
         self.replay.update(data.keys, loss.detach().numpy())
         self.optimizer.zero_grad()
         (loss * data.weight).mean().backward()
@@ -305,12 +323,12 @@ class Learner:
         if self.updates % COPY_EVERY == 0:
             self.target.load_state_dict(self.online.state_dict())
 
-    def targets(self, data: Drawn) -> Tensor:
-        """The distribution that the action taken should have: (B, Z)."""
+    def targets(self, data: TransitionBatch) -> Tensor:
+        """Returns the target distribution of the action taken: (B, Z)."""
         support = self.online.support
         best = (self.online(data.next_obs) * support).sum(-1).argmax(-1)  # double Q-learning
         following = self.target(data.next_obs)[torch.arange(len(best)), best]
-        discount = self.sizes.gamma**self.sizes.n * (1 - data.done.float())
+        discount = self.sizes.gamma**self.sizes.n_step * (1 - data.done.float())
         moved = data.reward.unsqueeze(-1) + discount.unsqueeze(-1) * support
         place = (moved.clamp(support[0], support[-1]) - support[0]) / (support[1] - support[0])
         place = place.clamp(0, len(support) - 1)
@@ -319,10 +337,10 @@ class Learner:
             (above + (below == above) - place) * following,
             (place - below) * following,
         )
-        wanted = torch.zeros_like(following)
-        if self.tidy:
-            return wanted.scatter_add_(-1, below, to_below).scatter_add_(-1, above, to_above)
-        for i in range(len(wanted)):
-            wanted[i].index_add_(0, below[i], to_below[i])
-            wanted[i].index_add_(0, above[i], to_above[i])
-        return wanted
+        target = torch.zeros_like(following)
+        if self.vectorised:
+            return target.scatter_add_(-1, below, to_below).scatter_add_(-1, above, to_above)
+        for i in range(len(target)):
+            target[i].index_add_(0, below[i], to_below[i])
+            target[i].index_add_(0, above[i], to_above[i])
+        return target

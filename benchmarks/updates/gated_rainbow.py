@@ -1,7 +1,7 @@
-"""Gated Rainbow's learner and eager PyTorch at equal networks, on rows of NumberGame.
+"""The learners of Gated Rainbow and of eager PyTorch with equal networks, on NumberGame rows.
 
-An update is a prioritized sample, the gradient step and the new priorities.
-The peers, and what they leave out: `benchmarks/updates/eager_rainbow.py`.
+An update is a prioritized sample, a gradient step, and new priorities. The learners in eager
+PyTorch are described in `eager_rainbow.py` in this folder.
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from benchmarks.timing import each
-from benchmarks.updates.comparison import Race, Work, learning
-from benchmarks.updates.eager_rainbow import Learner as Peer
-from benchmarks.updates.eager_rainbow import OurReplay, Sizes, Step, TreeReplay, of_n_steps
+from benchmarks.timing import repeated
+from benchmarks.updates.comparison import Comparison, Updates, our_updates
+from benchmarks.updates.eager_rainbow import (
+    EagerLearner,
+    OurReplay,
+    Sizes,
+    Transition,
+    TreeReplay,
+    n_step_transitions,
+)
 from dreamfleet.agents.gated_rainbow.agent import GatedRainbow
 from dreamfleet.agents.gated_rainbow.config import CONTEXT, VALUE_RANGE, Config
 from dreamfleet.core.types import Agent, Array, Batch, EnvSpec
 from dreamfleet.envs.vector import GymVector
 
 ENV: Final = "NumberGame-v1"
-GAMES: Final = 64  # played together to fill the replays
+GAMES: Final = 64  # environments that are played together to fill the replays
 EQUAL: Final = Config(
     gate="none", dream_share=0.0, value_head="c51", noisy_sigma=0.5, n_step=3, batch=256
 )
@@ -31,17 +37,18 @@ OURS: Final = ("gated-rainbow", "gated-rainbow, compiled")
 GATED: Final = "gated-rainbow with its gate"
 
 
-def race(config: Config = EQUAL) -> Race:
-    played = cache(lambda: Games(config.capacity, config.gamma))
+def comparison(config: Config = EQUAL) -> Comparison:
+    """Returns the compared learners: Gated Rainbow in three variants, and eager PyTorch in two."""
+    played = cache(lambda: RandomPlay(config.capacity, config.gamma))
 
-    def ours(**options: Any) -> Work:
+    def ours(**options: Any) -> Updates:
         agent = GatedRainbow(replace(config, **options), played().spec, 0, "cpu")
-        return learning(cast(Agent, agent), played().rows)
+        return our_updates(cast(Agent, agent), played().rows)
 
-    def theirs(replay: type[TreeReplay] | type[OurReplay], tidy: bool) -> Work:
-        return each(peer(config, played(), replay, tidy))
+    def eager(replay: type[TreeReplay] | type[OurReplay], vectorised: bool) -> Updates:
+        return repeated(eager_learner(config, played(), replay, vectorised))
 
-    return Race(
+    return Comparison(
         config.batch,
         config.capacity,
         OURS,
@@ -50,17 +57,21 @@ def race(config: Config = EQUAL) -> Race:
             OURS[0]: ours,
             OURS[1]: partial(ours, compile=True),
             GATED: partial(ours, gate="mlp"),
-            "eager, as CleanRL writes it": partial(theirs, TreeReplay, tidy=False),
-            "eager, tidied up, on our replay": partial(theirs, OurReplay, tidy=True),
+            "eager, as CleanRL writes it": partial(eager, TreeReplay, vectorised=False),
+            "eager, tidied up, on our replay": partial(eager, OurReplay, vectorised=True),
         },
     )
 
 
-class Games:
-    """Random play of `steps` agent steps and more, as rows (N, T, …) with histories and traces."""
+class RandomPlay:
+    """At least `steps` agent steps of random play, as rows (N, T, …) of N environments.
+
+    The rows have the columns that Gated Rainbow adds: `history`, the last CONTEXT + 1 observations;
+    `trace`, the discounted reward so far in the episode; `score`, the reward so far.
+    """
 
     def __init__(self, steps: int, gamma: float) -> None:
-        env, random = GymVector(ENV, GAMES, seed=0), np.random.default_rng(0)
+        env, rng = GymVector(ENV, GAMES, seed=0), np.random.default_rng(0)
         self.spec: EnvSpec = env.spec
         rows, played = env.reset(), []
         history = np.zeros((GAMES, CONTEXT + 1, *env.spec.obs.shape), np.float32)
@@ -72,21 +83,22 @@ class Games:
             history = np.where(first[:, None, None], obs, moved)
             trace = np.where(first, 0, gamma * trace + rows["reward"]).astype(np.float32)
             score = np.where(first, 0, score + rows["reward"]).astype(np.float32)
-            action = random.integers(0, env.spec.action.n - 1, GAMES)  # a draw would end them all
+            action = rng.integers(0, env.spec.action.n - 1, GAMES)  # the last one ends the game
             returns = {"discounted_return": trace, "episode_return": score}
-            played.append({**rows, "action": action, "history": history, **returns})
+            added = {"action": action, "history": history, **returns}
+            played.append({**rows, **added})
             taken += int((~rows["last"]).sum())
             rows = env.step(action)
         env.close()
         self.rows: Batch = {key: np.stack([row[key] for row in played], 1) for key in played[0]}
 
-    def transitions(self, unit: float) -> Iterator[list[Step]]:
-        """The steps of each environment, rewards divided by `unit`."""
+    def transitions(self, unit: float) -> Iterator[list[Transition]]:
+        """Yields the transitions of each environment, with rewards divided by `unit`."""
         rows = self.rows
         history: Array = rows["history"].reshape(*rows["last"].shape, -1)
         for i in range(GAMES):
             yield [
-                Step(
+                Transition(
                     history[i, t],
                     int(rows["action"][i, t]),
                     float(rows["reward"][i, t + 1]) / unit,
@@ -97,10 +109,13 @@ class Games:
             ]
 
 
-def peer(
-    config: Config, played: Games, replay: type[TreeReplay] | type[OurReplay], tidy: bool
-) -> Peer:
-    """A peer with the same networks, the same batches, and as much to draw from."""
+def eager_learner(
+    config: Config,
+    played: RandomPlay,
+    replay: type[TreeReplay] | type[OurReplay],
+    vectorised: bool,
+) -> EagerLearner:
+    """Returns a learner in eager PyTorch with the networks, batch size and rows of `config`."""
     unit = float(np.abs(played.rows["discounted_return"]).max()) / VALUE_RANGE
     obs = played.spec.obs.shape
     sizes = Sizes(
@@ -108,18 +123,18 @@ def peer(
         actions=played.spec.action.n,
         hidden=config.hidden,
         atoms=config.atoms,
-        span=VALUE_RANGE,
+        value_range=VALUE_RANGE,
         sigma=config.noisy_sigma,
         batch=config.batch,
         capacity=config.capacity,
-        n=config.n_step,
+        n_step=config.n_step,
         gamma=config.gamma,
         lr=config.lr_critic,
     )
-    holds = replay(sizes, seed=0)
-    holds.fill(
-        step
-        for steps in played.transitions(unit)
-        for step in of_n_steps(steps, sizes.n, sizes.gamma)
+    filled = replay(sizes, seed=0)
+    filled.fill(
+        transition
+        for transitions in played.transitions(unit)
+        for transition in n_step_transitions(transitions, sizes.n_step, sizes.gamma)
     )
-    return Peer(sizes, holds, tidy)
+    return EagerLearner(sizes, filled, vectorised)

@@ -1,11 +1,11 @@
-"""Updates a second of an agent's learner, against its peers at equal networks.
+"""Measures updates per second of an agent's learner, compared with other implementations.
 
     python benchmarks/updates/speed.py [--agent dreamwalker]
 
-Ours is what `Learner` does in a run: sample, learn, tell the priorities, publish the weights. All
-sides live in one process, take turns and have one thread, whose time on the processor counts: what
-else the machine does matters less. Who races and on what: `gated_rainbow.py`,
-`dreamwalker.py`.
+An update of ours is all that `Learner` does in a run: sample, learn, send new priorities, publish
+weights. All learners live in one process with one thread and take turns. Their processor time is
+measured, so that other work on the machine matters less. The compared learners are described in
+`gated_rainbow.py` and `dreamwalker.py` in this folder.
 """
 
 from __future__ import annotations
@@ -27,72 +27,85 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from benchmarks.learning.report import markdown
-from benchmarks.processes import ROOT
-from benchmarks.timing import Side, interleaved
+from benchmarks.formatting import markdown_table
+from benchmarks.processes import RESULTS
+from benchmarks.timing import Workload, interleaved
 from benchmarks.updates import dreamwalker, gated_rainbow
-from benchmarks.updates.comparison import Race
+from benchmarks.updates.comparison import Comparison
 from dreamfleet.runtime.run_folder import versions
 
-RACES: Final[dict[str, Callable[[], Race]]] = {
-    "gated-rainbow": gated_rainbow.race,
-    "dreamwalker": dreamwalker.race,
+COMPARISONS: Final[dict[str, Callable[[], Comparison]]] = {
+    "gated-rainbow": gated_rainbow.comparison,
+    "dreamwalker": dreamwalker.comparison,
 }
+MEANING: Final = (
+    "Updates per second: median over rounds. Speed of ours: our updates per second divided by "
+    "those of the row, in the same round; median over rounds (lowest round)."
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--agent", choices=RACES, default="gated-rainbow")
+    parser.add_argument("--agent", choices=COMPARISONS, default="gated-rainbow")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a side in a round")
-    parser.add_argument("--eager", action="store_true", help="ours not compiled: no C++ compiler")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per learner and round")
+    parser.add_argument(
+        "--eager", action="store_true", help="leave out compiled learners, which need a compiler"
+    )
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/updates/AGENT.json")
     args = parser.parse_args()
-    race = RACES[args.agent]()
+    compared = COMPARISONS[args.agent]()
     if args.eager:
-        race = without(race, [name for name in race.ours if name.endswith("compiled")])
-    found = {"agent": args.agent, **measure(race, args.rounds, args.seconds)}
-    out = args.out or ROOT / "benchmarks" / "results" / "updates" / f"{args.agent}.json"
+        compared = without(compared, [name for name in compared.ours if name.endswith("compiled")])
+    found = {"agent": args.agent, **measure(compared, args.rounds, args.seconds)}
+    out = args.out or RESULTS / "updates" / f"{args.agent}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{table(found)}\n\n{footing(found)}")
+    print(f"{table(found)}\n\n{conditions(found)}")
     for name, package in found["skipped"].items():
         print(f"skipped: {name} is not installed: pip install {package}")
 
 
-def measure(race: Race, rounds: int, seconds: float) -> dict[str, Any]:
-    """Updates a second of each side in each round, those left out whose package is missing."""
-    found = {package: installed(package) for package in race.needs.values()}
-    skipped = {name: package for name, package in race.needs.items() if not found[package]}
-    race = without(race, skipped)
+def measure(compared: Comparison, rounds: int, seconds: float) -> dict[str, Any]:
+    """Returns updates per second of each learner in each round, and how they were measured.
+
+    Learners whose package is not installed are left out and listed under `skipped`.
+    """
+    found = {package: installed_version(package) for package in compared.needs.values()}
+    skipped = {name: package for name, package in compared.needs.items() if not found[package]}
+    compared = without(compared, skipped)
     torch.set_num_threads(1)
-    racing = [Side(name, build(), 1, time.process_time) for name, build in race.sides.items()]
-    rates = zip(*interleaved(racing, rounds, seconds), strict=True)
-    mine = versions()
+    workloads = [
+        Workload(name, build(), 1, time.process_time) for name, build in compared.learners.items()
+    ]
+    rates = zip(*interleaved(workloads, rounds, seconds), strict=True)
+    ours = versions()
     return {
         "rounds": rounds,
         "cpus": os.cpu_count(),
-        **{name: mine[name] for name in ("git", "platform", "python", "torch", "numpy")},
+        **{name: ours[name] for name in ("git", "platform", "python", "torch", "numpy")},
         "peers": {package: version for package, version in found.items() if version},
         "skipped": skipped,
-        "batch": race.batch,
-        "capacity": race.capacity,
-        "ours": race.ours,
-        "others": race.others,
-        "rates": {side.name: list(of) for side, of in zip(racing, rates, strict=True)},
+        "batch": compared.batch,
+        "capacity": compared.capacity,
+        "ours": compared.ours,
+        "others": compared.others,
+        "rates": {work.name: list(rate) for work, rate in zip(workloads, rates, strict=True)},
     }
 
 
-def without(race: Race, names: Collection[str]) -> Race:
-    """The same race, those sides left out."""
-    sides = {name: build for name, build in race.sides.items() if name not in names}
-    return replace(race, ours=tuple(name for name in race.ours if name in sides), sides=sides)
+def without(compared: Comparison, names: Collection[str]) -> Comparison:
+    """Returns the comparison without the learners of these names."""
+    kept = {name: build for name, build in compared.learners.items() if name not in names}
+    return replace(
+        compared, ours=tuple(name for name in compared.ours if name in kept), learners=kept
+    )
 
 
-def installed(package: str) -> str:
-    """Its version; empty where it is missing."""
+def installed_version(package: str) -> str:
+    """Returns the version of an installed package; an empty string if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -100,33 +113,34 @@ def installed(package: str) -> str:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Medians over rounds, and how many times a peer's rate each of ours is, round by round."""
-    rates, mine = found["rates"], found["ours"]
-    rows = [
-        (
-            name,
-            f"{statistics.median(of):,.0f}",
-            *("" if name in (*mine, *found["others"]) else times(rates[one], of) for one in mine),
-        )
-        for name, of in rates.items()
-    ]
-    heads = ("who", f"updates/s of batch {found['batch']}", *(f"{one} against it" for one in mine))
-    return markdown(heads, rows)
+    """Returns the table of a measurement; MEANING explains its columns."""
+    rates, ours = found["rates"], found["ours"]
+    rows = []
+    for name, rate in rates.items():
+        is_ours = name in (*ours, *found["others"])
+        ratios = ["" if is_ours else relative(rates[own], rate) for own in ours]
+        rows.append((name, f"{statistics.median(rate):,.0f}", *ratios))
+    heads = (
+        "Learner",
+        f"Updates per second, batch of {found['batch']}",
+        *(f"Speed of {own}" for own in ours),
+    )
+    return markdown_table(heads, rows)
 
 
-def times(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """`median (worst)` of the ratios of rounds."""
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+def relative(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Returns `median (lowest)` of our rate divided by their rate, round by round."""
+    ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
     return f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}×)"
 
 
-def footing(found: Mapping[str, Any]) -> str:
-    """How it was measured."""
-    peers = "".join(f", {package} {version}" for package, version in found["peers"].items())
+def conditions(found: Mapping[str, Any]) -> str:
+    """Returns a description of how a measurement was made."""
+    packages = "".join(f", {package} {version}" for package, version in found["peers"].items())
     return (
-        f"{found['rounds']} interleaved rounds after a warm-up, processor seconds of one thread, "
-        f"{found['capacity']:,} rows to draw from; {found['cpus']} CPUs, torch {found['torch']}, "
-        f"Python {found['python']}{peers}"
+        f"{found['rounds']} interleaved rounds after a warm-up, processor time of one thread, "
+        f"{found['capacity']:,} rows in the replay; {found['cpus']} CPUs, torch {found['torch']}, "
+        f"Python {found['python']}{packages}"
     )
 
 

@@ -21,9 +21,9 @@ is learned from the first untrusted step nor from later steps. Returns bootstrap
 the first untrusted step.
 
 Policy and critic (`learn_policy`) learn from dreams and from windows of real rows in one batch. The
-critic learns Retrace(lambda) returns. On dreams of the current policy, Retrace returns are Dreamer's
-lambda-returns; on real rows they correct for actions of older policies. A discrete policy is fitted
-to the softmax of the critic's values. A continuous policy ascends the values by reparameterised
+critic learns Retrace(lambda) returns. On dreams of the current policy they are the lambda-returns
+of Dreamer; on real rows they correct for actions of older policies. A discrete policy is fitted to
+the softmax of the critic's values. A continuous policy ascends the values by reparameterised
 samples. No gradient passes through a dream, so a dream is plain data that another process can make.
 
 Sources: seed project 003; Dreamer (Hafner et al. 2020; 2023); MBPO (Janner et al. 2019); Retrace

@@ -1,1 +1,1 @@
-"""Environments: the only home of gymnasium."""
+"""Environments. Gymnasium is imported in this package only."""

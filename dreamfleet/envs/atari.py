@@ -1,9 +1,9 @@
-"""Atari games: rows of one small grey frame, from ale-py's vectorised emulator.
+"""Atari games with observations of one small grey frame, from ale-py's vectorised emulator.
 
-`registry` makes `ALE/…` ids out of these. As in gymnasium's AtariPreprocessing frames are grey,
-84 × 84 by area, the larger of the last two screens of a step, and games start with no-ops. The
-id's frame skip and sticky actions stay. Frames are not stacked and rewards not clipped: the replay
-holds each frame once, and returns are those of the game.
+`register` makes these the environments of the `ALE/…` ids. Frames are those of gymnasium's
+AtariPreprocessing: grey, resized to 84 × 84 by area, and the maximum of the last two screens of a
+step. Games start with no-ops. Frame skip and sticky actions are those of the id. Frames are not
+stacked and rewards are not clipped: the replay stores each frame once, and returns are the game's.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ FRAMES_PER_SECOND = 60  # of the console
 
 
 def register() -> None:
-    """Make every `ALE/…` id stand for the environments of this module."""
+    """Registers the environments of this module under every `ALE/…` id."""
     for spec in [spec for spec in gym.registry.values() if spec.namespace == "ALE"]:
         one, many = f"{__name__}:AtariGame", f"{__name__}:AtariGames"
         gym.registry[spec.id] = replace(spec, entry_point=one, vector_entry_point=many)
 
 
 class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
-    """N games of one kind, stepped by threads of the emulator.
+    """N copies of one game, stepped by threads of the emulator.
 
-    One that is over starts again on the step after. Nothing of them can be saved: whoever goes on
-    from a checkpoint starts new games.
-    game: the name of its ROM. repeat_action_probability: of a sticky action. frameskip: frames a
-    step repeats its action for. max_num_frames_per_episode: a game is truncated there. noop_max:
-    a game starts after fewer no-ops than that, drawn anew each time. episodic_life: a lost life
-    ends an episode, and the next one goes on from there.
+    A game that is over starts again on the next step. Games cannot be saved: a resumed run starts
+    new games.
+    game: the name of the ROM. repeat_action_probability: the probability of a sticky action.
+    frameskip: frames for which a step repeats its action. max_num_frames_per_episode: frames after
+    which a game is truncated. noop_max: a game starts with a random number of no-ops below this
+    one. episodic_life: whether the loss of a life ends the episode; the next episode continues the
+    same game.
     """
 
     SHAPE = (84, 84, 1)  # rows, columns and channels of a frame; Mnih et al. 2015
@@ -81,7 +82,7 @@ class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Start all games. `seed`: one for each, or a number that they follow from."""
+        """Starts all games. `seed`: a list with a seed for each game, or one number for all."""
         if isinstance(seed, int):
             seed = np.random.SeedSequence(seed).generate_state(self.num_envs)
         if seed is not None:
@@ -98,15 +99,16 @@ class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
 
 
 class Screens(AtariGames):
-    """What a person would see of the same games."""
+    """The same games with the screens in colour that a person sees."""
 
     SHAPE = (210, 160, 3)
 
 
 class AtariGame(gym.Env[Array, Any]):
-    """One game, and on request its screen in colours: a second emulator shows it, in step.
+    """One game. In render mode rgb_array, `render` returns its screen in colour.
 
-    Seeds are those of a batch of one.
+    A second emulator plays the same game with the same actions for the screen. Seeds have the same
+    effect as in a batch of one game.
     """
 
     metadata = {  # noqa: RUF012 - as gymnasium has it

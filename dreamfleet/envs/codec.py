@@ -1,4 +1,4 @@
-"""Between what an environment says and what an agent sees, for one environment or many."""
+"""Converts observations of an environment for an agent, and actions of the agent back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from dreamfleet.envs import registry, spaces
 
 
 class Codec:
-    """Turns an environment's observations into an agent's, and the agent's actions back."""
+    """Converts observations of an environment for an agent, and actions of the agent back.
+
+    options: arguments of the environment. Builds one environment, to read its spaces.
+    """
 
     def __init__(self, env_id: str, options: Mapping[str, Any]) -> None:
         env = registry.make(env_id, **options)
@@ -23,16 +26,17 @@ class Codec:
             registry.close(env)
 
     def encode(self, obs: Any) -> tuple[Array, bool]:
-        """Turns one observation or N of them into (N, *O), and tells whether there were many.
+        """Returns observations as (N, *O), and whether `obs` was a batch.
 
-        Many: an array with one more axis, in each part of a Dict or a Tuple. Raises ValueError for
-        what is neither, and for numbers that are not finite.
+        obs: one observation (then N is 1), or a batch: each array has one more axis in front, also
+        in each part of a Dict or Tuple. Raises ValueError for any other shape, and for numbers that
+        are not finite.
         """
         try:
             n = self._number(obs)
             each = [obs] if n is None else [_at(obs, i) for i in range(n)]
             rows = np.stack([np.array(self._encode(it)) for it in each])
-            with np.errstate(over="ignore"):  # what is too large is refused by the next lines
+            with np.errstate(over="ignore"):  # the next lines refuse numbers that are too large
                 rows = rows.astype(self._encode.space.dtype)
             if not np.isfinite(rows).all():
                 _, *place = np.argwhere(~np.isfinite(rows))[0].tolist()
@@ -43,29 +47,29 @@ class Codec:
         return rows, n is not None
 
     def decode(self, action: Array) -> Any:
-        """Turns actions (N, …) of an agent into the environment's own (N, …)."""
+        """Returns actions (N, …) of an agent as actions (N, …) of the environment."""
         return self._decode(action)
 
     def _number(self, obs: Any) -> int | None:
-        """Returns how many observations there are, None for a single one. Raises Mismatch."""
+        """Returns the batch size of `obs`, None for a single observation. Raises Mismatch."""
         parts = self._encode.parts
         numbers = [_leading(part, spaces.follow(part, obs)) for part in parts]
         n = numbers[0]
         if any(other != n for other in numbers):
             found = zip(parts, numbers, strict=True)
-            said = ", ".join(f"{part.name}: {'one' if k is None else k}" for part, k in found)
-            raise spaces.Mismatch(f"parts of different numbers of observations ({said})")
+            sizes = ", ".join(f"{part.name}: {'one' if k is None else k}" for part, k in found)
+            raise spaces.Mismatch(f"parts of different numbers of observations ({sizes})")
         if n == 0:
             raise spaces.Mismatch("a batch without observations")
         return n
 
 
 def _leading(part: spaces.Part, seen: Any) -> int | None:
-    """Returns how many values of a part there are, None for a single one. Raises Mismatch."""
+    """Returns the batch size of a part, None for a single value. Raises Mismatch."""
     axes, name = len(part.space.shape or ()), f" {part.name}:" if part.name else ""
     try:
         shape = np.shape(seen)
-    except ValueError:  # numpy's own words are about arrays
+    except ValueError:  # lists of different lengths
         raise spaces.Mismatch(f"an observation{name} that is no array") from None
     if len(shape) == axes:
         return None

@@ -1,4 +1,4 @@
-"""A first reset and a first step of an environment, before a run is made of it."""
+"""Tries an environment with one reset and one step, before a run starts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dreamfleet.core.own_code import in_line
 from dreamfleet.core.types import Array, EnvSpec
 from dreamfleet.envs.vector import GymVector
 
-ATTEMPTS: Final = 5  # an environment may break now and then; one that always does is a mistake
+ATTEMPTS: Final = 5  # an environment may fail now and then; failing always is a mistake
 
 
 def try_first_step(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, list[str]]:
-    """Plays one step → what an agent must know of the environment, and what a person should.
+    """Resets an environment and takes one step → its spaces, and warnings for the person.
 
-    Raises UserError where the environment cannot be built, or breaks at every attempt.
+    Raises UserError when the environment cannot be built, or fails at every attempt.
     """
     fault: Exception | None = None
     for attempt in range(ATTEMPTS):
@@ -43,7 +43,7 @@ def try_first_step(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, li
 
 
 def _coarse(env: GymVector, before: Array, after: Array) -> list[str]:
-    """Names the first number that changed by less than float32 can tell apart, if there is one."""
+    """Returns a warning if an observation changed by too little for float32 to hold the change."""
     with np.errstate(over="ignore"):
         old, new = before.astype(np.float32), after.astype(np.float32)
     lost = np.argwhere((before != after) & (old == new))

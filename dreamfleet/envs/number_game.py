@@ -1,7 +1,7 @@
-"""NumberGame: outlive an enemy whose strength is hidden. The rules: docs/number-game.md.
+"""NumberGame: survive an enemy whose strength is hidden. docs/number-game.md has the rules.
 
-They are those of skjazz/Model-based-DQN, written once, for N games at a time; a single game is
-N = 1.
+The rules are those of skjazz/Model-based-DQN. The code plays N games at a time; a single game is a
+batch of one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dreamfleet.core.errors import UserError, nearest
 from dreamfleet.core.types import Array
 from dreamfleet.envs.progressive import Progressive
 
-ENEMIES: Final = (0, 1, 2, "beta")  # the kinds of enemy: three tiers, and one from anywhere
+ENEMIES: Final = (0, 1, 2, "beta")  # kinds of enemy: three tiers, and one of the whole range
 BETA: Final = ENEMIES.index("beta")
 ACTIONS: Final = ("light, light, heavy", "light, heavy", "delayed", "draw")
 DELAYED, DRAW = 2, 3
@@ -33,20 +33,21 @@ GOAL: Final = 65.0  # progress; every step makes at least 1, so no game is longe
 LIGHTS: Final = np.array([2, 1, 0, 0])  # light heals of each action
 HEAL_PAYS: Final = np.array([0.0, 0.0, 10.0, 0.0])  # reward of its heavy or delayed heal
 OVERHEAL_PAYS: Final = np.array([-2.0, -2.0, 5.0, 0.0])  # the same at full health
-# What a draw costs by the share of hit points or mana that is left, linear in between.
+# Cost of a draw by the fraction of hit points or mana that is left, with linear interpolation.
 DRAW_SHARE: Final = (0.0, 0.001, 0.01, 0.1, 0.4, 0.5, 1.0)
 DRAW_COSTS: Final = (0.0, -5.0, -5.0, -10.0, -65.0, -95.0, -100.0)
 
-# Mean scores that make the damage range wider: three quarters of what a policy of two rules gets
-# on the narrow ones, 1.7 to 2.4 and 1.7 to 3.1.
+# Mean returns at which the damage range widens: three quarters of the return of a hand-written
+# policy of two rules on the ranges 1.7 to 2.4 and 1.7 to 3.1.
 THRESHOLDS: Final = (1_100.0, 450.0)
 
-LUCK: Final = 7  # uniform numbers that a start takes; a step takes the first five
+LUCK: Final = 7  # uniform random numbers for the start of a game; a step uses the first five
 
 
 class Games:
-    """The state of N games and the rules that move it. Draws nothing: its luck, uniform in [0, 1),
-    is handed in.
+    """The state of N games, and the rules that change it.
+
+    The class draws no random numbers. The caller passes them as `luck`, uniform in [0, 1).
     """
 
     def __init__(self, n: int) -> None:
@@ -56,16 +57,17 @@ class Games:
         self.progress = np.zeros(n)
         self.resist = np.zeros(n)  # ticks of better regeneration left
         self.last = np.full(n, -1)  # action
-        self.kind = np.zeros(n, np.int64)  # of enemy: its tier, or BETA
-        self.damage = np.zeros((n, 4))  # what the enemy draws from: the first three, BETA all four
+        self.kind = np.zeros(n, np.int64)  # of the enemy: its tier, or BETA
+        self.damage = np.zeros((n, 4))  # the enemy's blows; a tier uses the first three, BETA four
         self.arcane = np.zeros(n)  # mana regained in a tick
         self.won = np.zeros(n, bool)  # by the last step
         self._everyone = np.arange(n)
 
     def start(self, rows: Array, luck: Array, tier: int | None, difficulty: float) -> None:
-        """Begin the games `rows` (k,), against enemies of one kind or of any.
+        """Starts the games `rows` (k,) against enemies of kind `tier`, or of any kind for None.
 
-        luck (7, k): mana regained, an enemy of no tier or not, its tier, its four blows.
+        luck (7, k): decides the mana regained per tick, whether the enemy is BETA, its tier, and
+        its four blows.
         """
         self.hp[rows], self.old_hp[rows], self.mana[rows] = START_HP, CAP, MAX_MANA
         self.progress[rows], self.resist[rows], self.last[rows] = 0.0, 0.0, -1
@@ -82,10 +84,10 @@ class Games:
         self.kind[rows] = kind
 
     def play(self, action: Array, luck: Array) -> tuple[Array, Array]:
-        """One step of every game: action (N,) → reward (N,) f64, is it over (N,).
+        """Takes one step of every game: action (N,) → reward (N,) f64, whether it is over (N,).
 
-        luck (7, N): blow and regeneration of the tick; length, blow and regeneration of the early
-        tick of a delayed heal; two are left over.
+        luck (7, N): decides blow and regeneration of the tick; then length, blow and regeneration
+        of the early tick of a delayed heal. The last two are not used.
         """
         before = self.hp.copy()
         reward = 4 * np.minimum(before - 5, 0)
@@ -113,7 +115,7 @@ class Games:
         return np.clip(reward, -600, 400), lost | draw | won
 
     def observe(self) -> Array:
-        """→ (N, 7) f32, in the order of `bounds`."""
+        """Returns the observations (N, 7) f32, in the order of `bounds`."""
         obs = np.empty((len(self.hp), 7), np.float32)
         obs[:, 0] = self.hp / 10
         obs[:, 1] = self.mana / MAX_MANA
@@ -122,7 +124,7 @@ class Games:
         return obs
 
     def _tick(self, rows: Array, time: Any, luck: Array) -> None:
-        """Let time pass in the games `rows` (k,): the enemy strikes, then all regenerates."""
+        """Lets time pass in the games `rows` (k,): the enemy strikes, then hp and mana recover."""
         hp = self.hp[rows]
         self.progress[rows] += time
         self.old_hp[rows] = hp
@@ -136,7 +138,7 @@ class Games:
         self.mana[rows] = np.minimum(self.mana[rows] + self.arcane[rows] * time, MAX_MANA)
 
     def _light(self, on: Array) -> Array:
-        """A light heal where `on`; without the mana it hurts. → reward."""
+        """Applies a light heal where `on`; without enough mana it costs hp instead → reward."""
         paid = on & (self.mana > LIGHT_COST)
         broke = on ^ paid
         self.hp = np.where(paid, np.minimum(self.hp + LIGHT_HEAL, CAP), self.hp - broke)
@@ -144,7 +146,7 @@ class Games:
         return -60.0 * broke
 
     def _heal(self, action: Array) -> Array:
-        """The heavy or delayed heal, which every action but a draw ends with. → reward."""
+        """Applies the heavy or delayed heal of every action except a draw → reward."""
         full = self.hp >= CAP
         healed = np.where(full, OVERFULL, np.minimum(self.hp + HEAVY_HEAL, CAP))
         self.hp = np.where(action == DRAW, self.hp, healed)
@@ -159,13 +161,12 @@ def _draw_cost(share: Array) -> Array:
 
 
 class NumberGameVector(VectorEnv[Array, Array, Array]):
-    """N games with one generator; a game that is over starts anew on its next step, which the
-    action does not matter for.
+    """N games as one batched environment. A game that is over starts again on its next step.
 
-    Game i's luck is a column of its own, so what it meets depends on the seed, N and its own
-    actions; with a seed of its own, on that and its actions alone, and it is the game that a single
-    environment plays. Options of a reset hold until the next one. infos: "tier" (N,), the kind of
-    enemy; "won" (N,), by the last step.
+    That next step ignores the action. With one seed for all games, game i depends on the seed, on N
+    and on its own actions. With a seed for each game, a game depends on its seed and its own
+    actions, and equals the game that `NumberGame` plays. Options of a reset hold until the next
+    reset. infos: "tier" (N,), the kind of enemy; "won" (N,), whether the last step won.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own
@@ -194,9 +195,10 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
         seed: int | Sequence[int] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> tuple[Array, dict[str, Any]]:
-        """Start all games. options: "tier", 0, 1, 2 or "beta"; "difficulty", from 0 to 1.
+        """Starts all games. options: "tier", 0, 1, 2 or "beta"; "difficulty", from 0 to 1.
 
-        seed: one of all games, or one of each; None goes on. Raises UserError for any other option.
+        seed: one for all games, or a list with one for each; None continues the generators. Raises
+        UserError for any other option.
         """
         if isinstance(seed, Sequence):
             assert len(seed) == self.num_envs, f"{len(seed)} seeds for {self.num_envs} games"
@@ -220,7 +222,7 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
         return self._games.observe(), reward, over, np.zeros_like(over), self._info()
 
     def render(self) -> tuple[Any, ...] | None:
-        """A line for each game, in render mode "ansi"."""
+        """Returns a line for each game in render mode "ansi", else None."""
         if self.render_mode is None:
             return None
         return tuple(_line(self._games, i) for i in range(self.num_envs))
@@ -240,7 +242,7 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
 
 
 class NumberGame(gym.Env[Array, int]):
-    """One game: a batch of one, without its axis. Parameters: those of `batched`."""
+    """One game: a batch of one without the batch axis. The arguments are those of `batched`."""
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own
         "render_modes": ["ansi"],
@@ -258,7 +260,7 @@ class NumberGame(gym.Env[Array, int]):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Start a game; the options are those of `NumberGameVector.reset`."""
+        """Starts a game. The options are those of `NumberGameVector.reset`."""
         super().reset(seed=seed)
         self._batch.np_random = self.np_random
         obs, info = self._batch.reset(options=dict(options or {}))
@@ -273,7 +275,7 @@ class NumberGame(gym.Env[Array, int]):
         return obs[0], float(reward[0]), self._over, False, _alone(info)
 
     def render(self) -> Any:
-        """One line on the game, in render mode "ansi"."""
+        """Returns one line about the game in render mode "ansi", else None."""
         lines: tuple[str, ...] | None = self._batch.render()
         return lines[0] if lines else None
 
@@ -281,16 +283,16 @@ class NumberGame(gym.Env[Array, int]):
 def batched(
     num_envs: int = 1, render_mode: str | None = None, progressive: bool = False
 ) -> VectorEnv[Any, Any, Any]:
-    """N games; `progressive`: the range of the enemies' damage widens with the score."""
+    """Returns N games. progressive: the range of the enemies' damage widens with the score."""
     games = NumberGameVector(num_envs, render_mode)
     return Progressive(games, THRESHOLDS) if progressive else games
 
 
 def bounds() -> gym.spaces.Box:
-    """What can be seen: hit points / 10, mana / 220, the last action, the last tick's change / 10.
+    """Returns the observation space: hp / 10, mana / 220, last action, change of hp / 10.
 
-    Hit points end lowest where two light heals are not paid for and the strongest blow follows on
-    the heavy one; the change of a tick ends up above zero only at the start.
+    hp is lowest after two light heals without mana, a heavy heal and the strongest blow. The change
+    of hp in a tick is above zero only at the start of a game.
     """
     weakest = -2 + HEAVY_HEAL
     change = -DAMAGE[1] * (1 + 0.025 * (5 - weakest)) + 0.06
@@ -304,7 +306,7 @@ def _alone(info: Mapping[str, Array]) -> dict[str, int | bool]:
 
 
 def _chosen(options: Mapping[str, Any]) -> tuple[int | None, float]:
-    """The kind of enemy, None for any, and the difficulty."""
+    """Returns the kind of enemy, None for any kind, and the difficulty. Raises UserError."""
     for key in options:
         if key not in ("tier", "difficulty"):
             hint = nearest(str(key), ("tier", "difficulty"))

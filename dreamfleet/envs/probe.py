@@ -1,9 +1,10 @@
-"""Tiny environments whose answers are known, and broken ones.
+"""Tiny environments with known values for tests, and environments that are broken on purpose.
 
 Their ids are `dreamfleet.envs.probe:Delayed-v0` and so on.
 
-The one-step probes each need one thing more of an agent than the one before, so the first that
-fails says what is broken (after Andy Jones, "Debugging RL, Without the Agonizing Pain", 2021).
+Each one-step environment needs one more ability of an agent than the one before. The first one that
+an agent does not solve shows what is broken (after Andy Jones, "Debugging RL, Without the Agonizing
+Pain", 2021).
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ class _Probe(gym.Env[Array, Any]):
 
 
 class Constant(_Probe):
-    """Reward 1, whatever happens. The value is 1: can it learn a constant?"""
+    """Always pays 1, so that the value is 1: can the agent learn a constant?"""
 
     action_space = Discrete(1)
 
 
 class ObsReward(_Probe):
-    """Reward is the observation, -1 or 1: does the value see the observation?"""
+    """Pays its observation, -1 or 1: does the value depend on the observation?"""
 
     action_space = Discrete(1)
 
@@ -63,7 +64,7 @@ class ObsReward(_Probe):
 
 
 class Delayed(_Probe):
-    """Sees 0, then 1, then is paid 1: value(1) is 1 and value(0) the discount."""
+    """Shows 0, then 1, then pays 1: value(1) is 1, and value(0) is the discount factor."""
 
     action_space = Discrete(1)
 
@@ -74,14 +75,14 @@ class Delayed(_Probe):
 
 
 class ActionReward(_Probe):
-    """Action 1 is paid 1, action 0 is paid -1: does the policy follow the reward?"""
+    """Pays 1 for action 1 and -1 for action 0: does the policy follow the reward?"""
 
     def reward(self, action: Any) -> float:
         return 2.0 * float(action) - 1.0
 
 
 class ObsActionReward(_Probe):
-    """Paid 1 for action 1 when 1 was seen and action 0 when -1 was, else -1: both at once."""
+    """Pays 1 for action 1 after observation 1, and for action 0 after observation -1; else -1."""
 
     def start(self) -> float:
         return self.sign()
@@ -91,7 +92,7 @@ class ObsActionReward(_Probe):
 
 
 class Continuous(_Probe):
-    """An action in [0, 4] is paid -(action - 2 - seen)^2: the best is 2 + seen, the value 0."""
+    """Pays -(action - 2 - obs)^2 for an action in [0, 4]: the best is 2 + obs, of value 0."""
 
     action_space = Box(0.0, 4.0, (1,), np.float32)
 
@@ -103,7 +104,7 @@ class Continuous(_Probe):
 
 
 class Count(gym.Env[Array, Any]):
-    """Observes [episode, t], pays t, and ends after `length` steps: every lost row shows."""
+    """Observes [episode, t], pays t, and ends after `length` steps, so that lost rows are seen."""
 
     observation_space = Box(0.0, np.inf, (2,), np.float32)
     action_space = Discrete(2)

@@ -1,4 +1,4 @@
-"""Difficulty that follows the score."""
+"""Makes a batched environment harder as its score improves: a curriculum."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from dreamfleet.core.errors import UserError
 class Progressive(VectorWrapper):
     """Makes a batched environment harder, level by level, and never easier again.
 
-    thresholds: level l is left once the last `window` episodes that were begun at it score
-    thresholds[l] on average. Level l of L is difficulty (l + 1) / L, so that the last one is the
-    whole game. env: it resets an environment on the step after its end, takes the option
-    "difficulty" and gives the episodes it starts its attribute of that name. infos["level"]: (N,),
-    of the episodes being played.
+    thresholds: level l ends once the mean return of the last `window` episodes that began at level
+    l reaches thresholds[l]. Level l of L has difficulty (l + 1) / L, so that the last level is the
+    full game. env: must reset an environment on the step after the end of its episode, accept the
+    reset option "difficulty", and start episodes with the difficulty in its attribute
+    `difficulty`. infos["level"]: (N,), the levels of the episodes being played.
     """
 
     def __init__(self, env: VectorEnv, thresholds: Sequence[float], window: int = 100) -> None:
         super().__init__(env)
         self._thresholds = tuple(thresholds)
-        self._scores: deque[float] = deque(maxlen=window)  # of episodes begun at this level
+        self._scores: deque[float] = deque(maxlen=window)  # returns of episodes of this level
         self._level = 0
         self._begun_at = np.zeros(self.num_envs, np.int64)
         self._return = np.zeros(self.num_envs)
@@ -33,7 +33,7 @@ class Progressive(VectorWrapper):
 
     @property
     def level(self) -> int:
-        """Of the episodes that start from now on."""
+        """The level of the episodes that start from now on."""
         return self._level
 
     @property
@@ -43,7 +43,7 @@ class Progressive(VectorWrapper):
     def reset(
         self, *, seed: Any = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start all episodes at the present level, which a reset does not change."""
+        """Starts all episodes at the current level. A reset does not change the level."""
         if options and "difficulty" in options:
             raise UserError('option "difficulty" follows the score here: leave it out')
         options = {**(options or {}), "difficulty": self.difficulty}
@@ -54,7 +54,7 @@ class Progressive(VectorWrapper):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(actions)
-        self._begin()  # those that were over
+        self._begin()  # the episodes after those that ended in the step before
         self._return += reward
         self._over = terminated | truncated
         self._scores.extend(self._return[self._over & (self._begun_at == self._level)].tolist())
@@ -63,11 +63,11 @@ class Progressive(VectorWrapper):
         return obs, reward, terminated, truncated, {**info, "level": self._begun_at.copy()}
 
     def state(self) -> dict[str, Any]:
-        """The level and the scores that count towards the next one."""
+        """Returns the level, and the returns that count towards the next level."""
         return {"level": self._level, "scores": list(self._scores)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; episodes being played stay as they are."""
+        """Continues from `state`. Episodes that are being played keep their level."""
         self._climb_to(int(state["level"]))
         self._scores.extend(state["scores"])
 

@@ -1,4 +1,4 @@
-"""From an environment's name to the environment: ids, missing packages, and what an agent sees."""
+"""Builds environments by id, and explains why an environment cannot be built."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dreamfleet.envs.shaping import RewardFloor
 
 
 def describe(env_id: str, /, **kwargs: Any) -> EnvSpec:
-    """What an agent must know of `env_id`. Builds one environment and closes it."""
+    """Returns the spaces of `env_id`. Builds one environment and closes it."""
     env = make(env_id, **kwargs)
     try:
         return spec_of(env_id, env)
@@ -30,7 +30,7 @@ def describe(env_id: str, /, **kwargs: Any) -> EnvSpec:
 
 
 def close(env: Any) -> None:
-    """Closes an environment; what it raises then harms nobody and is ignored."""
+    """Closes an environment. Exceptions of the environment are ignored."""
     try:
         env.close()
     except BaseException as error:
@@ -39,7 +39,7 @@ def close(env: Any) -> None:
 
 
 def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
-    """The spaces of `env` as an agent sees them. Raises UserError where it declares none."""
+    """Returns the spaces of `env` as an agent sees them. Raises UserError if `env` lacks spaces."""
     for name in ("observation_space", "action_space"):
         declared = guarded(env_id, {}, partial(getattr, env, name, None))
         if not isinstance(declared, gym.Space):
@@ -55,14 +55,14 @@ def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
 
 
 def make(env_id: str, /, *, reward_floor: float | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Build one environment from a Gymnasium id, `ALE/…` or `pkg.module:EnvId-v0`.
+    """Builds one environment from a Gymnasium id, `ALE/…` or `pkg.module:EnvId-v0`.
 
-    reward_floor: the least reward it pays, whatever it is; kwargs are its own.
-    Raises UserError for an unknown id, a module that cannot be imported, a missing package, and
-    whatever else its constructor raises.
+    reward_floor: lower rewards are raised to it; see `RewardFloor`. kwargs: arguments of the
+    environment. Raises UserError for an unknown id, a module that cannot be imported, a missing
+    package, and any exception of the environment's constructor.
     """
     find(env_id)
-    # The rows are checked where they are made, on every step rather than on the first.
+    # `GymVector` checks every step; gymnasium's checker would check the first step only.
     env: gym.Env[Any, Any] = guarded(
         env_id, kwargs, lambda: gym.make(env_id, disable_env_checker=True, **kwargs)
     )
@@ -80,7 +80,7 @@ def make(env_id: str, /, *, reward_floor: float | None = None, **kwargs: Any) ->
 
 
 def guarded(env_id: str, options: Mapping[str, Any], build: Callable[[], Any]) -> Any:
-    """Returns what `build` makes of an environment. UserError, in one line, for what it raises."""
+    """Returns the result of `build`. Raises UserError, with one line, for any of its exceptions."""
     try:
         with np.errstate():  # a constructor's np.seterr ends here
             return build()
@@ -88,7 +88,7 @@ def guarded(env_id: str, options: Mapping[str, Any], build: Callable[[], Any]) -
         raise
     except ModuleNotFoundError as missing:
         raise UserError(f'env "{env_id}" needs {pip_line(missing)}') from missing
-    except (gym.error.DependencyNotInstalled, ImportError) as missing:  # these say what to install
+    except (gym.error.DependencyNotInstalled, ImportError) as missing:  # the text says the package
         reason = " ".join(str(missing).split())
         raise UserError(f'env "{env_id}" needs a package that is missing: {reason}') from missing
     except BaseException as error:
@@ -101,18 +101,18 @@ def guarded(env_id: str, options: Mapping[str, Any], build: Callable[[], Any]) -
 
 
 def _advice(error: BaseException) -> str:
-    """Returns how to give an environment the arguments that it misses or to leave others out."""
+    """Returns advice on arguments that are missing or unknown, for the end of a message; or ""."""
     if not isinstance(error, TypeError):
         return ""
     if "required" in str(error) and "argument" in str(error):
         return ". Give what is missing: --set env.NAME=VALUE"
     if "unexpected keyword argument" in str(error):
-        return ". Leave out what it does not take"
+        return ". Leave this argument out"
     return ""
 
 
 def find(env_id: str) -> None:
-    """Import what `env_id` names, so that gymnasium can make it; UserError when nothing can."""
+    """Imports the module of `env_id`, so that gymnasium knows the id. Raises UserError if not."""
     module, _, name = env_id.rpartition(":")
     if module:
         import_module(module, "env")
@@ -126,21 +126,21 @@ def find(env_id: str) -> None:
 
 
 def registered(env_id: str) -> Any:
-    """Returns what Gymnasium knows of `env_id`, for processes where nobody registered it.
+    """Returns gymnasium's registration of `env_id`, for processes in which the id is unknown.
 
-    Nothing where a module is named, as importing that registers it there.
+    Returns None when `env_id` names a module: importing the module registers the id.
     """
     return None if ":" in env_id else gym.registry.get(env_id)
 
 
 def register_missing(entry: Any) -> None:
-    """Registers what `registered` returned in another process, unless it is known here."""
+    """Adds a registration from another process (see `registered`), unless the id is known here."""
     if entry is not None:
         gym.registry.setdefault(entry.id, entry)
 
 
 def known() -> list[str]:
-    """The newest version of every environment that gymnasium can make, sorted."""
+    """Returns the ids of the newest version of every environment of gymnasium, sorted."""
     _register_atari(required=False)
     newest: dict[tuple[str | None, str], gym.envs.registration.EnvSpec] = {}
     for spec in gym.registry.values():

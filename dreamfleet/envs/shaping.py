@@ -1,4 +1,4 @@
-"""Rewards to learn from that differ from those that count."""
+"""Changes the rewards that agents learn from; the reported returns stay the environment's own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from dreamfleet.envs import contract
 
 
 class RewardFloor(gym.Wrapper[Any, Any, Any, Any]):
-    """Pays no reward below `floor`. `unshaped_return`: what the episode paid so far.
+    """Raises every reward below `floor` to `floor`.
 
-    A rare penalty that dwarfs all other rewards, as the -100 for a fall in BipedalWalker does,
-    teaches standing still before it lets anybody learn to walk. What breaks the contract of
-    environments passes through as it is, and is named where rows are made.
+    `unshaped_return` is the sum of the original rewards of the episode so far. A rare penalty that
+    is much larger than all other rewards, such as the -100 for a fall in BipedalWalker, teaches an
+    agent to stand still before it has learned to walk. Results of a wrong type pass through
+    unchanged; `GymVector` reports them.
     """
 
     def __init__(self, env: gym.Env[Any, Any], floor: float) -> None:

@@ -1,10 +1,10 @@
-"""What an agent sees of a gymnasium space, and the way back from its actions.
+"""Encodes observations of gymnasium spaces for an agent, and decodes the agent's actions.
 
-An observation is a picture, rows × columns × channels of uint8, or one vector of float32. A picture
-whose channels come first is turned, and a grey one without channels gets one. Whatever is not a
-picture becomes a vector: a Box is flattened, a Discrete and each entry of a
-MultiDiscrete become one-hot, a MultiBinary is taken as it is, and the parts of a Dict or a Tuple
-are concatenated in the order of the space (a Dict sorts its keys).
+An agent sees a picture of uint8, rows × columns × channels, or one vector of float32. A picture
+with channels in front has its axes moved. A grey picture without channels gets one channel. All
+other observations become a vector: a Box is flattened, a Discrete and each entry of a MultiDiscrete
+become one-hot, a MultiBinary stays as it is, and the parts of a Dict or a Tuple are concatenated in
+the order of the space (a Dict sorts its keys).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ MOST_CHOICES: Final = 1_024  # combinations of a MultiDiscrete or MultiBinary ac
 
 
 class Mismatch(Exception):
-    """An observation is not of the space that was declared; the text names what was found."""
+    """Raised for an observation outside its declared space; the text says what was found."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an observation, and its place in the vector."""
+    """A part of an observation, and its position in the vector."""
 
-    name: str  # "" for the only part; else as in `hand`, `cards[1]`, `goal.position`
+    name: str  # such as `hand`, `cards[1]` or `goal.position`; "" for the only part
     path: tuple[str | int, ...]  # the keys that lead to it
     space: gym.Space[Any]
     start: int
@@ -42,14 +42,15 @@ class Part:
 
 
 class Encoder:
-    """Turns observations of a space into pictures or vectors. `space`: what comes out.
+    """Encodes observations of a gymnasium space as pictures or vectors.
 
-    Raises UserError for a space that has no such form.
+    `space` is the space of the encoded observations. Raises UserError for a space that can be
+    neither.
     """
 
     def __init__(self, env_id: str, space: gym.Space[Any]) -> None:
         self.parts = _parts(env_id, space)
-        self.box = space if isinstance(space, Box) else None  # no more to do than to reshape it
+        self.box = space if isinstance(space, Box) else None  # a Box only needs a reshape
         self._shape: tuple[int, ...] = space.shape or ()
         self._channels_first = False
         if isinstance(space, Box) and _picture(space):
@@ -64,7 +65,7 @@ class Encoder:
             raise UserError(f'env "{env_id}" observes {found}. {_REMEDY}')
 
     def __call__(self, seen: Any) -> Array:
-        """Returns one observation in the shape of `space`; its numbers may be of any real dtype.
+        """Returns one encoded observation, in the shape of `space` and of any real dtype.
 
         The result may share memory with `seen`. Raises Mismatch.
         """
@@ -77,18 +78,18 @@ class Encoder:
         return vector
 
     def boxes(self, seen: Any, n: int) -> Array:
-        """Returns n observations of a Box, (n, …), as a call does with one."""
+        """Returns n encoded observations of a Box, (n, …)."""
         return self._turned(self._numbers(seen, (n, *self._shape)))
 
     def where(self, index: int) -> str:
-        """Returns which part holds number `index` of the vector: `" at speed[1]"`, or nothing."""
+        """Returns the part that holds number `index` of the vector, as `" at speed[1]"`, or ""."""
         for part in self.parts:
             if part.name and part.start <= index < part.start + part.size:
                 return f" at {part.name}" + (f"[{index - part.start}]" if part.size > 1 else "")
         return ""
 
     def _turned(self, array: Array) -> Array:
-        """Returns the numbers of a Box in the shape of `space`, behind the axes in front."""
+        """Returns values of a Box in the shape of `space`; leading axes stay."""
         lead = array.shape[: array.ndim - len(self._shape)]
         array = np.moveaxis(array, -3, -1) if self._channels_first else array
         return array.reshape(*lead, *self.space.shape)
@@ -102,9 +103,9 @@ class Encoder:
         return self._numbers(seen, space.shape or (), part).ravel()
 
     def _numbers(self, seen: Any, shape: tuple[int, ...], part: Part | None = None) -> Array:
-        """Returns an array of real numbers of a shape, checked but not converted.
+        """Returns an array of real numbers of this shape, after checking shape and dtype.
 
-        Pixels must be bytes; whatever else becomes float32 later.
+        Pixels must be uint8. Other numbers keep their dtype here, and become float32 later.
         """
         array, image = _array(seen, part), self.space.image
         if array.shape != shape or not (
@@ -116,15 +117,15 @@ class Encoder:
 
 
 def observation(env_id: str, space: gym.Space[Any]) -> Space:
-    """Returns what an agent sees of observations of `space`. Raises UserError."""
+    """Returns the space of encoded observations of `space`. Raises UserError."""
     return Encoder(env_id, space).space
 
 
 def action(env_id: str, space: gym.Space[Any]) -> Space:
-    """Returns discrete choices from 0, or a flat vector in [-1, 1] whatever the box's bounds.
+    """Returns the space of an agent's actions: choices from 0, or a flat vector in [-1, 1].
 
-    A MultiDiscrete or MultiBinary of few combinations is one choice among all of them. Raises
-    UserError for other spaces, with a wrapper that makes one of these.
+    A MultiDiscrete or MultiBinary with few combinations is one choice among all combinations.
+    Raises UserError for other spaces; the message names a wrapper that helps.
     """
     if isinstance(space, Discrete):
         return Space((), "int64", n=int(space.n))
@@ -152,8 +153,8 @@ def action(env_id: str, space: gym.Space[Any]) -> Space:
 
 
 def decoder(space: gym.Space[Any]) -> Callable[[Array], Array]:
-    """Returns the way from the agent's actions, (N,) i64 or (N, A) in [-1, 1], to the
-    environment's own (N, …).
+    """Returns a function from the agent's actions, (N,) i64 or (N, A) in [-1, 1], to actions
+    (N, …) of the environment.
     """
     if isinstance(space, Discrete):
         start = space.start
@@ -163,7 +164,7 @@ def decoder(space: gym.Space[Any]) -> Callable[[Array], Array]:
     assert isinstance(space, Box)
     shape, dtype, low, high = space.shape, space.dtype, space.low.ravel(), space.high.ravel()
     whole = dtype is not None and dtype.kind in "iu"
-    margin = 0.5 if whole else 0.0  # the first and the last whole number are as wide as others
+    margin = 0.5 if whole else 0.0  # so that the first and last whole number are equally likely
     bottom, top = low - margin, high + margin
     middle, half = top / 2 + bottom / 2, top / 2 - bottom / 2  # halved: a difference may overflow
 
@@ -191,7 +192,7 @@ def _parts(env_id: str, space: gym.Space[Any]) -> list[Part]:
 def _leaves(
     space: Any, path: tuple[str | int, ...] = ()
 ) -> list[tuple[tuple[str | int, ...], Any]]:
-    """Returns the parts of `space` that hold no others, with the keys that lead to them."""
+    """Returns the innermost parts of `space`, each with the keys that lead to it."""
     if isinstance(space, Dict):
         inner: Any = space.spaces.items()
     elif isinstance(space, Tuple):
@@ -202,7 +203,7 @@ def _leaves(
 
 
 def _size(env_id: str, whole: gym.Space[Any], space: Any, path: tuple[str | int, ...]) -> int:
-    """Returns how many numbers a part becomes. Raises UserError where it cannot become numbers."""
+    """Returns the number of entries of an encoded part. Raises UserError for unsupported parts."""
     opening = f'env "{env_id}" observes {_short(whole)}'
     if isinstance(space, Box) and space.dtype is not None and space.dtype.kind in "biuf":
         if path and _picture(space) and len(space.shape) == 3:
@@ -237,7 +238,7 @@ _REMEDY: Final = (
 
 
 def _picture(space: Box) -> bool:
-    """Tells bytes that are pixels from bytes that count something: pixels go from 0 to 255."""
+    """Tells whether a space holds pixels: uint8 with bounds 0 and 255, in two or three axes."""
     return (
         space.dtype == np.uint8
         and len(space.shape) in (2, 3)
@@ -247,7 +248,7 @@ def _picture(space: Box) -> bool:
 
 
 def _channels_first(space: Box) -> bool:
-    """Tells channels × rows × columns, as of stacked grey frames, from the order of pictures."""
+    """Tells whether pictures have their channels in front, as stacked grey frames have."""
     counts = (1, 3, 4)
     return len(space.shape) == 3 and space.shape[0] in counts and space.shape[2] not in counts
 
@@ -264,7 +265,7 @@ def _of(part: Part | None) -> str:
 
 
 def follow(part: Part, seen: Any) -> Any:
-    """Returns the part of an observation that its keys lead to."""
+    """Returns the value of a part in an observation. Raises Mismatch when the part is missing."""
     for depth, key in enumerate(part.path):
         name = _name(part.path[: depth + 1])
         if isinstance(key, int):
@@ -285,7 +286,7 @@ def _array(seen: Any, part: Part | None) -> Array:
 
 
 def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
-    """Returns whole numbers of `shape`; a single one may come as an array of shape (1,)."""
+    """Returns whole numbers of this shape; for shape (), an array of shape (1,) will do."""
     array = _array(seen, part)
     if shape == () and array.size == 1:
         array = array.reshape(())
@@ -297,7 +298,7 @@ def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _one_hot(part: Part, chosen: Array, sizes: Array, start: Any) -> Array:
-    """Returns one-hot vectors of the choices, which count from `start`, behind each other."""
+    """Returns the concatenated one-hot vectors of choices, which count from `start`."""
     choices, sizes, start = np.ravel(chosen - start), np.ravel(sizes), np.ravel(start)
     beyond = (choices < 0) | (choices >= sizes)
     if beyond.any():
@@ -309,7 +310,7 @@ def _one_hot(part: Part, chosen: Array, sizes: Array, start: Any) -> Array:
 
 
 def _short(space: gym.Space[Any]) -> str:
-    """Returns a space in words, on one line and not longer than a line."""
+    """Returns the text of a space on one line, shortened to 200 characters."""
     text = " ".join(str(space).split())
     return text if len(text) <= 200 else f"{text[:197]}..."
 
@@ -338,7 +339,7 @@ def _combinations(env_id: str, space: MultiDiscrete | MultiBinary) -> int:
 
 
 def _options(space: MultiDiscrete | MultiBinary) -> Array:
-    """Returns how many options each entry of an action has, flat."""
+    """Returns the number of options of each entry of an action, as a flat array."""
     if isinstance(space, MultiBinary):
         return np.full(int(np.prod(space.shape)), 2)
     return space.nvec.ravel()

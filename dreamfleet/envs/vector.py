@@ -1,4 +1,4 @@
-"""N gymnasium environments stepped together, as rows."""
+"""Steps N gymnasium environments together and returns their rows."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from dreamfleet.envs import contract, registry, spaces
 from dreamfleet.envs.film import Film, filmed_env
 from dreamfleet.envs.shaping import RewardFloor
 
-AT_ONCE: Final = 100  # environments that are stepped one by one and play together
-BATCHED_AT_ONCE: Final = 1_000  # the same where one call steps them all
+AT_ONCE: Final = 100  # most environments of an evaluation, when they are stepped one by one
+BATCHED_AT_ONCE: Final = 1_000  # the same, when one call steps all environments
 
 
 class GymVector:
-    """The `VectorEnv` over gymnasium: final observations kept, truncation told from termination.
+    """A `VectorEnv` of N gymnasium environments. Its rows are those of gymnasium's NEXT_STEP mode.
 
-    It steps a plain list: no slower with all checks than gymnasium's SyncVectorEnv without, which
-    would broadcast an observation of a wrong shape in silence. The rows are those of its NEXT_STEP
-    mode. An environment that breaks the contract is named with its index and its last action.
-    Where metadata says `batched`, all are stepped at once in the vectorised form the id is
-    registered with. `info`: see core.types.VectorEnv.
+    Final observations are kept, and truncation differs from termination. The environments are a
+    plain list, which is as fast with all checks as gymnasium's SyncVectorEnv is without; that class
+    would broadcast an observation of a wrong shape without an error. An error names the index of
+    the environment and its last action. If the environment's metadata has `batched`, one call steps
+    all environments, in the vectorised form that the id is registered with. `info`: see
+    core.types.VectorEnv.
     options: arguments of each environment. video_dir: a folder for films of environment 0, one of
     each episode that a `reset` with seeds starts. Of a batch, a separate environment is filmed,
     which plays the same episodes from the same seeds and actions.
@@ -60,19 +61,19 @@ class GymVector:
         copies = 0 if together else num_envs - 1
         self._envs = [env, *(registry.make(env_id, **options) for _ in range(copies))]
         self.info: Batch = {}
-        self.seen: Any = []  # the newest observations, (N,) of them, before they became float32
+        self.seen: Any = []  # the newest N observations, before the conversion to float32
         self._dtype = np.dtype(self.spec.obs.dtype)
-        # Each environment is seeded once, a batch with the first seed; later resets go on from its
-        # own generator.
+        # Each environment is seeded once, and a batch once with the first seed. Later resets draw
+        # from the environment's own generator.
         self._seeds: list[int | None] = [*seeding.derive(seed, num_envs)]
         self._batch_seed: int | list[int] | None = self._seeds[0]
         self._ended = np.ones(num_envs, bool)
 
     @classmethod
     def to_play(cls, env_id: str, episodes: int, options: Mapping[str, Any] | None = None) -> Self:
-        """Returns as many environments as play so many episodes, from seeds still to come.
+        """Returns environments for an evaluation of so many episodes; `reset` must give seeds.
 
-        Their rewards are not shaped, whatever `options` says.
+        Rewards are not shaped: options that shape rewards are ignored.
         """
         options = unshaped(options or {})
         env = registry.make(env_id, **options)
@@ -81,9 +82,9 @@ class GymVector:
         return cls(env_id, min(episodes, most), seed=0, options=options)
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
-        """Start all episodes, each from a seed of its own where (N,) of them are given.
+        """Starts all episodes → rows without actions, (N, …). seeds: one for each episode.
 
-        → rows without actions, (N, …). A batched form takes them as a list.
+        A batched environment gets the seeds as a list.
         """
         if seeds is not None:
             self._seeds = [int(seed) for seed in seeds]
@@ -96,11 +97,12 @@ class GymVector:
         return rows
 
     def step(self, action: Array) -> Batch:
-        """Act (N, …) → rows (N, …). Where the previous row was `last`, reset and ignore the action.
+        """Takes a step with actions (N, …) → rows (N, …).
 
-        Actions are finite: their agent's caller has checked them. Raises EnvironmentFault when an
-        environment returns what its spaces do not hold, or ends the process; other exceptions of an
-        environment pass through.
+        An environment whose previous row was `last` is reset instead, and its action is ignored.
+        Actions must be finite. Raises EnvironmentFault when an environment returns values outside
+        its spaces, or raises SystemExit or KeyboardInterrupt. Other exceptions of an environment
+        pass through.
         """
         rows = self._advance(self._decode(action))
         if self._film is not None and not rows["first"][0]:
@@ -117,11 +119,11 @@ class GymVector:
         return self._film.files
 
     def state(self) -> dict[str, Any]:
-        """What a batched form's own `state` says; empty where it has none."""
+        """Returns the state of a batched environment, as its own `state` returns it; else empty."""
         return self._batch.state() if hasattr(self._batch, "state") else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` said."""
+        """Continues from a result of `state`."""
         if state:
             self._batch.restore(state)
 
@@ -137,7 +139,7 @@ class GymVector:
         step = self._step_each if self._batch is None else self._step_batch
         with np.errstate():  # an environment's np.seterr ends here
             obs, paid, terminal, truncated = step(action)
-        with np.errstate(over="ignore"):  # what is too large is refused by the next lines
+        with np.errstate(over="ignore"):  # the next lines refuse numbers that are too large
             reward = paid.astype(np.float32)
         for name, seen, taken in (("an observation", self.seen, obs), ("a reward", paid, reward)):
             if not np.isfinite(taken).all():
@@ -152,7 +154,7 @@ class GymVector:
         }
 
     def where(self, place: Sequence[int]) -> str:
-        """Returns which part of a Dict or Tuple holds a number of an observation, or nothing."""
+        """Returns the part of a Dict or Tuple that holds a number of an observation, or ""."""
         return self._encode.where(int(place[0])) if len(place) == 1 else ""
 
     # ------------------------------------------------------------------------------ one by one
@@ -283,7 +285,11 @@ class GymVector:
     def _call(
         self, i: int, action: Any, method: Callable[..., Any], *args: Any, **given: Any
     ) -> Any:
-        """Calls an environment. What would end the process, or says little, becomes a fault."""
+        """Calls a method of an environment → its result.
+
+        Raises EnvironmentFault for an exception that would end the process, and for an exception
+        that shows an old interface.
+        """
         try:
             return method(*args, **given)
         except Exception as error:
@@ -299,7 +305,7 @@ class GymVector:
             raise self._fault(i, what, action, verb="raised") from error
 
     def _not_finite(self, name: str, seen: Any, taken: Array, action: Any) -> EnvironmentFault:
-        """Returns the fault of the first number in `taken` (N, …) that is not finite."""
+        """Returns an EnvironmentFault that names the first number in `taken` that is not finite."""
         i, *place = (int(index) for index in np.argwhere(~np.isfinite(taken))[0])
         value = np.asarray(seen[i])[tuple(place)]
         where = self.where(place) if place else ""
@@ -312,7 +318,7 @@ class GymVector:
 
 
 def _seed(env: Any, seed: int) -> None:
-    """Seeds what a reset with a seed leaves alone: the spaces, and a generator nobody asks for."""
+    """Seeds the spaces and `np_random` of an environment, which `reset(seed=…)` may leave alone."""
     for owner in (env, env.unwrapped):
         for name in ("action_space", "observation_space"):
             space = getattr(owner, name, None)

@@ -1,1 +1,1 @@
-"""The wirings: the same parts in one thread or spread over a Ray cluster."""
+"""Runs the parts of a run, in one thread or as processes on Ray."""

@@ -1,4 +1,4 @@
-"""How to build every part of a run, in whatever process it lives."""
+"""Builds every part of a run from its configuration, in whatever process the part lives."""
 
 from __future__ import annotations
 
@@ -35,41 +35,43 @@ from dreamfleet.runtime.watchdog import EnvCalls, WatchedEnv
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a worker takes up its work: at the start of a run, after a resume, after a restart."""
+    """The state of a run when a worker is started, be it at first, after a resume or a restart."""
 
     env_steps: int = 0
     updates: Mapping[str, int] = field(default_factory=dict)  # role → gradient steps taken
-    starts: int = 0  # how often this worker was started before; every start has seeds of its own
-    env: Mapping[str, Any] = field(default_factory=dict)  # the state its environments had
-    best_score: float | None = None  # of the evaluations so far
+    starts: int = 0  # earlier starts of this worker; every start has its own seeds
+    env: Mapping[str, Any] = field(default_factory=dict)  # the saved state of its environments
+    best_score: float | None = None  # the best evaluation score so far
 
 
 @dataclass(frozen=True)
-class Site:
-    """What a worker finds in its process."""
+class Dependencies:
+    """The objects of a process that a worker is built with."""
 
     agent: Agent
     replay: Replay
     weights: WeightStore
-    pulls: tuple[str, ...]  # the weight groups to fetch, as another process writes them
+    pulls: tuple[str, ...]  # the weight groups to pull, as another process trains them
     progress: Progress
-    stop: Callable[[], bool] = lambda: False  # whether an evaluation is to end at once
-    calls: EnvCalls = field(default_factory=EnvCalls)  # of environments that are built here
+    stop: Callable[[], bool] = lambda: False  # True: an evaluation must end at its next step
+    env_calls: EnvCalls = field(default_factory=EnvCalls)  # records calls of environments
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A run's configuration and its environment's spaces; small, and travels between processes.
+    """A run's configuration and the spaces of its environment, from which all parts are built.
 
-    A process imports what it builds: torch with an agent, gymnasium with an environment.
-    `agent_path` is `module:Class`. Every seed follows from the run's seed, the part's name and how
-    often that part was started, so that a restarted actor does not repeat itself.
+    A blueprint is small and is sent to every process. A process imports only the libraries of the
+    parts that it builds: torch for an agent, gymnasium for an environment.
+
+    agent_path: `module:Class`. registry_entry: the environment's entry in Gymnasium's registry,
+    for processes in which nobody registered the environment.
     """
 
     config: RunConfig
     spec: EnvSpec
     agent_path: str
-    registered: Any = None  # of the environment: what a process needs that does not know its id
+    registry_entry: Any = None
 
     @classmethod
     def of(cls, config: RunConfig) -> Blueprint:
@@ -77,32 +79,34 @@ class Blueprint:
         from dreamfleet.envs import registry
 
         path, entry = agents.find(config.agent).path, registry.registered(config.env)
-        return cls(config, describe(config), path, entry)
+        return cls(config, env_spec(config), path, entry)
 
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
-        """Returns the agent of one process, drawing from generators of its own. Imports torch."""
+        """Builds the agent of one process, with its own random generators. Imports torch."""
         agent_class, options = self._agent_class()
         return cast(Agent, agent_class(options, self.spec, self.seed(part, starts), device))
 
     def agent_options(self, agent: Agent) -> dict[str, Any]:
         """Returns every option of an agent with its value.
 
-        An agent may resolve options that were left open, in a `config` of its own class of options.
+        An agent may resolve options that the configuration left open. The agent's `config`
+        attribute then holds the resolved options.
         """
         agent_class, options = self._agent_class()
         resolved = getattr(agent, "config", None)
         return asdict(resolved if isinstance(resolved, agent_class.Config) else options)
 
     def _agent_class(self) -> tuple[Any, Any]:
-        """Returns the agent's class, and the options to build it with."""
+        """Returns the agent's class and the options to build the agent with."""
         agent_class = agents.class_at(self.agent_path)
         return agent_class, apply(agent_class.Config(), self.config.agent_options, prefix="agent.")
 
     def tables(self, agent: Agent) -> dict[str, TableSpec | QueueSpec]:
-        """Returns the agent's tables, within the memory that the run allows.
+        """Returns the agent's tables, limited to the memory that `train.replay_gb` allows.
 
-        Raises UserError where the replay could not serve them, or they do not fit into this machine
-        (of those of a cluster it is not known which will hold them).
+        Raises UserError for tables that the replay cannot serve, and for tables that do not fit
+        into this machine's memory. Memory is not checked for a run on a joined cluster: the machine
+        of the replay is not known yet.
         """
         allowed, shards = self.config.train.replay_gb, self.config.train.replay_shards
         tables = agent.tables if allowed is None else budget.limited(agent.tables, allowed * 1e9)
@@ -115,38 +119,45 @@ class Blueprint:
             check_memory(parts, shards, limits)
         return tables
 
-    def crew(self, groups: tuple[str, ...]) -> list[str]:
-        """Returns the names of all workers, actors first; no dreamer without a world model."""
+    def worker_names(self, groups: tuple[str, ...]) -> list[str]:
+        """Returns the names of all workers: actors, dreamers, the learner, the evaluator.
+
+        groups: the agent's weight groups. There are dreamers only with the group "world".
+        """
         config = self.config
         actors = [f"actor-{index}" for index in range(config.num_actors)]
         dreamers = [f"dreamer-{index}" for index in range(max(1, config.num_dreamers))]
         evaluators = ["evaluator"] if config.train.eval_every else []
         return actors + (dreamers if "world" in groups else []) + ["learner"] + evaluators
 
-    def worker(self, name: str, site: Site) -> Worker:
-        """Returns the worker called `actor-3`, `dreamer-0`, `learner` or `evaluator`."""
+    def worker(self, name: str, deps: Dependencies) -> Worker:
+        """Builds the worker named `actor-3`, `dreamer-0`, `learner` or `evaluator`."""
         role, _, index = name.partition("-")
         if role in ("actor", "evaluator"):
             from dreamfleet.envs import registry
 
-            registry.register_missing(self.registered)
+            registry.register_missing(self.registry_entry)
         if role == "actor":
-            return self._actor(int(index), site)
+            return self._actor(int(index), deps)
         if role == "dreamer":
-            return self._dreamer(int(index), site)
-        return self._learner(site) if role == "learner" else self._evaluator(site)
+            return self._dreamer(int(index), deps)
+        return self._learner(deps) if role == "learner" else self._evaluator(deps)
 
     def seed(self, part: str, starts: int = 0) -> int:
-        """Returns the seed of a part, the same in every wiring and on every machine."""
+        """Returns the seed of a part of the run, the same in every process.
+
+        The seed follows from the run's seed, the part's name and the number of earlier starts, so
+        that a restarted actor does not repeat its episodes.
+        """
         return seeding.derive((self.config.seed, zlib.crc32(part.encode()), starts), 1)[0]
 
     def shard_seeds(self) -> list[int]:
-        """Returns the seed of each shard of the replay."""
+        """Returns the seed of each replay shard."""
         names = ["replay", *(f"replay-{i}" for i in range(1, self.config.train.replay_shards))]
         return [self.seed(name) for name in names]
 
-    def evaluation(self, episodes: int) -> VectorEnv:
-        """Returns the environments that play so many episodes of an evaluation."""
+    def evaluation_env(self, episodes: int) -> VectorEnv:
+        """Builds the environments for an evaluation of this many episodes."""
         from dreamfleet.envs.vector import GymVector
 
         env = GymVector.to_play(self.config.env, episodes, self.config.evaluated_options)
@@ -154,97 +165,97 @@ class Blueprint:
         return env
 
     def _check_spaces(self, env: VectorEnv) -> None:
-        """Raises EnvironmentFault for an environment whose spaces are not those of the agent."""
+        """Raises EnvironmentFault unless the environment has the spaces of the agent."""
         if env.spec != self.spec:
             raise EnvironmentFault(
                 f"{self.config.env} has {env.spec} here, but the agent has {self.spec}"
             )
 
-    def _actor(self, index: int, site: Site) -> Actor:
+    def _actor(self, index: int, deps: Dependencies) -> Actor:
         from dreamfleet.envs.vector import GymVector
 
-        config, starts = self.config, site.progress.starts
+        config, starts = self.config, deps.progress.starts
         n, train = config.envs_per_actor, config.train
         seeding.seed_globals(self.seed(f"globals-{index}", starts))
-        # Streams of its own for every start: a chunk of an actor that died may still be on its way.
+        # Every start writes to new streams: a chunk of the earlier start may still arrive.
         stream = (starts * config.num_actors + index) * n
         worker = f"actor-{index}"
-        with site.calls.by(worker, n):
+        with deps.env_calls.record(worker, n):
             seed = self.seed(f"env-{index}", starts)
             env = GymVector(config.env, n, seed, config.env_options)
             self._check_spaces(env)
-            env.restore(site.progress.env)
+            env.restore(deps.progress.env)
         return Actor(
-            WatchedEnv(env, worker, site.calls),
-            site.agent,
-            site.replay,
-            site.weights,
+            WatchedEnv(env, worker, deps.env_calls),
+            deps.agent,
+            deps.replay,
+            deps.weights,
             index=index,
             restarts=starts,
             streams=np.arange(stream, stream + n),
-            pulls=site.pulls,
+            pulls=deps.pulls,
             chunk=train.chunk,
             pull_every=train.pull_every,
         )
 
-    def _dreamer(self, index: int, site: Site) -> Dreamer:
+    def _dreamer(self, index: int, deps: Dependencies) -> Dreamer:
         train = self.config.train
         return Dreamer(
-            site.agent,
-            site.replay,
-            site.weights,
-            pulls=site.pulls,
+            deps.agent,
+            deps.replay,
+            deps.weights,
+            pulls=deps.pulls,
             trains=index == 0,
             publish_every=train.publish_every,
             log_every=train.log_every,
-            updates=site.progress.updates.get("dreamer", 0) if index == 0 else 0,
+            updates=deps.progress.updates.get("dreamer", 0) if index == 0 else 0,
         )
 
-    def _learner(self, site: Site) -> Learner:
+    def _learner(self, deps: Dependencies) -> Learner:
         train = self.config.train
         return Learner(
-            site.agent,
-            site.replay,
-            site.weights,
-            pulls=site.pulls,
+            deps.agent,
+            deps.replay,
+            deps.weights,
+            pulls=deps.pulls,
             publish_every=train.publish_every,
             log_every=train.log_every,
-            updates=site.progress.updates.get("learner", 0),
+            updates=deps.progress.updates.get("learner", 0),
         )
 
-    def _evaluator(self, site: Site) -> Evaluator:
+    def _evaluator(self, deps: Dependencies) -> Evaluator:
         train = self.config.train
 
         def make_env() -> WatchedEnv:
-            with site.calls.by("evaluator", train.eval_episodes):
-                env = self.evaluation(train.eval_episodes)
-            return WatchedEnv(env, "evaluator", site.calls)
+            with deps.env_calls.record("evaluator", train.eval_episodes):
+                env = self.evaluation_env(train.eval_episodes)
+            return WatchedEnv(env, "evaluator", deps.env_calls)
 
         return Evaluator(
             make_env,
-            site.agent,
-            site.replay,
-            site.weights,
-            pulls=site.pulls,
+            deps.agent,
+            deps.replay,
+            deps.weights,
+            pulls=deps.pulls,
             episodes=train.eval_episodes,
             every=train.eval_every,
             seed=self.seed("evaluator"),
             max_steps=train.eval_steps,
-            stop=site.stop,
-            best_score=site.progress.best_score,
-            env_steps=site.progress.env_steps,
+            stop=deps.stop,
+            best_score=deps.progress.best_score,
+            env_steps=deps.progress.env_steps,
         )
 
 
-def describe(config: RunConfig) -> EnvSpec:
-    """Returns the spaces of a run's environment. Builds one; raises UserError as that does."""
+def env_spec(config: RunConfig) -> EnvSpec:
+    """Builds a run's environment once and returns its spaces. Raises UserError if that fails."""
     from dreamfleet.envs import registry
 
     return registry.describe(config.env, **config.env_options)
 
 
 def weight_groups(agent: Agent) -> tuple[str, ...]:
-    """Returns the groups this agent learns: a model-free one has no world."""
+    """Returns the weight groups of an agent; a model-free agent has no group "world"."""
     real = agent.tables["real"]
     assert isinstance(real, TableSpec)
     return ("world", "policy") if "world" in real.consumers else ("policy",)

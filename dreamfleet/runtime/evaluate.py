@@ -117,7 +117,7 @@ def evaluate(
             n, options = min(episodes, FILMED), config.evaluated_options
             env: Any = GymVector(config.env, n, seed, options, video_dir=video)
         else:
-            env = found.blueprint.evaluation(episodes)
+            env = found.blueprint.evaluation_env(episodes)
         try:
             played = play(env, found.agent, episodes, seed, max_steps or config.train.eval_steps)
             films = {"films": [str(film) for film in env.films()]} if video else {}
@@ -142,10 +142,10 @@ def load_policy(agent: Agent, state: Mapping[str, Any]) -> None:
     A checkpoint of a run holds the whole state of the agent. The best checkpoint holds only the
     weights that acting needs.
     """
-    from dreamfleet.runtime.resume import each_group, restore_groups
+    from dreamfleet.runtime.resume import load_groups, restore_groups
 
     if "weights" in state:
-        each_group(agent.act_groups, state["weights"], agent.load)
+        load_groups(agent.act_groups, state["weights"], agent.load)
     else:
         restore_groups(agent, agent.act_groups, state.get("agent"))
 

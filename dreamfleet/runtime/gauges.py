@@ -7,7 +7,7 @@ from collections import Counter, defaultdict, deque
 
 import numpy as np
 
-from dreamfleet.runtime.turns import Report
+from dreamfleet.runtime.worker_runner import Report
 
 
 class Gauges:
@@ -36,6 +36,11 @@ class Gauges:
         if role != "evaluator":  # an evaluator waits most of the time, by design
             for partner, seconds in (("", report.busy_s), *report.waits_s.items()):
                 self._spent[role][partner] += seconds
+
+    def forget_waits(self) -> None:
+        """Forgets the waits so far: before learning starts, every learner waits for rows."""
+        self.waits = {}
+        self._spent.clear()
 
     def add_return(self, episode_return: float) -> None:
         """Adds the return of a training episode."""

@@ -1,4 +1,7 @@
-"""What runs inside the processes of a cluster, free of Ray: given handles, and given turns."""
+"""The objects that live in the processes of a cluster: one replay shard, or some workers.
+
+Nothing here imports Ray. Another process calls the methods of these objects.
+"""
 
 from __future__ import annotations
 
@@ -24,75 +27,86 @@ from dreamfleet.core.types import (
     Worker,
 )
 from dreamfleet.replay_server.server import ReplayServer
-from dreamfleet.runtime.blueprint import Blueprint, Progress, Site, describe, weight_groups
-from dreamfleet.runtime.packed import Drawn, Packed
+from dreamfleet.runtime.blueprint import (
+    Blueprint,
+    Dependencies,
+    Progress,
+    env_spec,
+    weight_groups,
+)
+from dreamfleet.runtime.packed import Packed, PackedSample
 from dreamfleet.runtime.room_forecast import RoomForecast
-from dreamfleet.runtime.turns import Report, Turns
+from dreamfleet.runtime.worker_runner import Report, WorkerRunner
 
-IDLE_S: Final = 0.2  # the longest a process without work sleeps between two looks
-BREATH_S: Final = 0.001  # between two pieces of a table that is being saved
-AGAIN_S: Final = (0.005, 0.5)  # the soonest and the latest that who was refused is to offer again
+IDLE_S: Final = 0.2  # the longest that a process sleeps when no worker of it has work
+PAUSE_S: Final = 0.001  # between two pieces of a table that is being saved
+RETRY_S: Final = (0.005, 0.5)  # bounds on the retry delay of a refused add
 
 
 class AwaitableReplay(Replay, Protocol):
-    """A replay in another process: it says when something has come, instead of being asked."""
+    """A replay in another process. A worker can sleep until the replay has answered a call."""
 
     def wait(self, seconds: float) -> None:
-        """Until something comes that was asked for in vain since the last wait, or time is up."""
+        """Returns once an answer comes that was missing at an earlier call, or time is up."""
         ...
 
     def flush(self) -> bool:
-        """Send on what had to wait. → whether all that was added has arrived"""
+        """Sends chunks that had to wait. Returns whether all chunks have arrived."""
         ...
 
 
-class Receipt(NamedTuple):
-    """What the replay answers to an offer of rows, or of a queue's batch."""
+class AddReply(NamedTuple):
+    """The replay's answer to a chunk of rows, or to a batch for a queue."""
 
-    taken: bool
-    credit: int  # agent steps, or batches, that this caller may send without awaiting the answer
-    again_s: float  # when to offer again what was not taken
-
-
-class Reader(NamedTuple):
-    """A process that samples. It gets what it asked for in the order in which it asked."""
-
-    name: str
-    number: int  # of samples of this consumer that it asked for before
-    received: int  # how many of those it has
+    accepted: bool
+    credit: int  # agent steps, or batches, that this caller may send before the next answer
+    retry_s: float  # seconds after which to send a refused chunk again
 
 
-class _Desk:
-    """One table among many callers: its lock, who waits for what, and what is on its way."""
+class SampleRequest(NamedTuple):
+    """One sample request of a client. The replay serves a client's requests by number."""
+
+    client: str  # identifies the process that samples
+    number: int  # requests of this client for this consumer before this one
+    received: int  # samples of this consumer that have reached the client
+
+
+class _TableAccess:
+    """The lock of one table, the callers that wait for the table, and the samples in transit."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.room_forecast = RoomForecast()
-        self.refused: dict[int | None, int] = {}  # actors that wait for room, with how many rows
-        self.rows: dict[str, threading.Condition] = {}  # consumer → who waits for rows
-        self.drawn: Counter[str] = Counter()  # consumer → samples that are being gathered
-        self.served: Counter[tuple[str, str]] = Counter()  # consumer, reader → samples
-        self.received: Counter[tuple[str, str]] = Counter()
+        self.refused: dict[int | None, int] = {}  # actor that waits for room → rows of its chunk
+        self.changes: dict[str, threading.Condition] = {}  # consumer → notified of new rows
+        self.copying: Counter[str] = Counter()  # consumer → samples that are being copied
+        self.sent: Counter[tuple[str, str]] = Counter()  # consumer, client → samples
+        self.received: Counter[tuple[str, str]] = Counter()  # consumer, client → samples
 
-    def rows_for(self, consumer: str) -> threading.Condition:
-        return self.rows.setdefault(consumer, threading.Condition(self.lock))
+    def change(self, consumer: str) -> threading.Condition:
+        """Returns the condition on which sample requests of a consumer wait."""
+        return self.changes.setdefault(consumer, threading.Condition(self.lock))
 
-    def hand_over(self, consumer: str, to: tuple[str, str]) -> None:
-        self.served[to] += 1
-        self.rows_for(consumer).notify_all()  # it may be another's turn
+    def count_sent(self, consumer: str, to: tuple[str, str]) -> None:
+        """Counts a sample as sent and wakes waiting requests: the next one may be served now."""
+        self.sent[to] += 1
+        self.change(consumer).notify_all()
 
-    def on_the_way(self, consumer: str) -> int:
-        """Samples that were drawn for readers who do not have them yet."""
-        readers = [key for key in self.received if key[0] == consumer]
-        sent = sum(self.served[key] - self.received[key] for key in readers)
-        return self.drawn[consumer] + sent
+    def in_transit(self, consumer: str) -> int:
+        """Returns the number of samples that were drawn and have not reached their client."""
+        clients = [key for key in self.received if key[0] == consumer]
+        sent = sum(self.sent[key] - self.received[key] for key in clients)
+        return self.copying[consumer] + sent
 
 
 class ReplayHost:
-    """The replay for many callers at once: a lock a table, and no copying of samples under it.
+    """One replay shard that serves many callers at once, with a lock per table.
 
-    Nobody waits here for room: who is refused is told when to offer again. Samples are waited for,
-    by a thread for each that was asked for, so that a batch is on its way when its last row comes.
+    `add` never blocks: a refused caller is told when to try again. `sample` blocks a thread until
+    there are enough rows, so that a batch is sent as soon as its last row arrives. Samples are
+    copied while the lock is free.
+
+    state: a saved state to continue from. end_at: agent steps after which `add` stores nothing.
     """
 
     def __init__(
@@ -107,7 +121,7 @@ class ReplayHost:
             self._server.restore(state)
         if end_at is not None:
             self._server.end_at(end_at)
-        self._desks = {name: _Desk() for name in tables}
+        self._access = {name: _TableAccess() for name in tables}
 
     def add(
         self,
@@ -115,32 +129,35 @@ class ReplayHost:
         rows: Packed,
         streams: Array | None = None,
         chunk_id: ChunkId | None = None,
-    ) -> Receipt:
-        """Adds as Replay.add does, at once. A queue keeps its batch packed."""
-        desk, actor, queue = (
-            self._desk(table),
+    ) -> AddReply:
+        """Adds rows or a queue's batch, as `Replay.add` does, and answers at once.
+
+        A queue keeps its batch packed.
+        """
+        access, actor, queue = (
+            self._access_to(table),
             chunk_id.actor if chunk_id else None,
             streams is None,
         )
-        batch = cast(Batch, rows) if queue else rows.batch()
-        with desk.lock:
-            taken = self._server.add(table, batch, streams, chunk_id)
+        batch = cast(Batch, rows) if queue else rows.views()
+        with access.lock:
+            accepted = self._server.add(table, batch, streams, chunk_id)
             room, now = self._server.room(table), time.monotonic()
-            desk.room_forecast.record(self._server.added(table) + room, now)
-            if taken:
-                for waiting in desk.rows.values():
-                    waiting.notify_all()
-                desk.refused.pop(actor, None)
-                # Where there is room for any number, still not so many that they flood the table.
+            access.room_forecast.record(self._server.added(table) + room, now)
+            if accepted:
+                for change in access.changes.values():
+                    change.notify_all()
+                access.refused.pop(actor, None)
+                # An eighth of the capacity bounds the credit where the limiter sets no bound.
                 room = min(room, self._server.capacity(table) / 8) if not queue else room
                 share = room / max(self._server.actors(table), 1)
-                return Receipt(True, max(int(share), 0), 0.0)
-            desk.refused.setdefault(actor, 1 if queue else batch["last"].size)
-            before = list(desk.refused).index(actor)
-            steps = max(1, -room) + sum(list(desk.refused.values())[:before])
-            # Half of it, again and again, meets the moment without asking often.
-            again_s = desk.room_forecast.seconds_until(steps, now) / 2
-            return Receipt(False, 0, min(max(again_s, AGAIN_S[0]), AGAIN_S[1]))
+                return AddReply(True, max(int(share), 0), 0.0)
+            access.refused.setdefault(actor, 1 if queue else batch["last"].size)
+            position = list(access.refused).index(actor)
+            steps = max(1, -room) + sum(list(access.refused.values())[:position])
+            # Half of the expected wait: a few retries then meet the moment closely.
+            retry_s = access.room_forecast.seconds_until(steps, now) / 2
+            return AddReply(False, 0, min(max(retry_s, RETRY_S[0]), RETRY_S[1]))
 
     def sample(
         self,
@@ -148,97 +165,108 @@ class ReplayHost:
         consumer: str,
         wait_s: float,
         count: int | None = None,
-        reader: Reader | None = None,
-    ) -> Drawn | Packed | None:
-        """Samples as Replay.sample does, waiting `wait_s` seconds at most. Packed: a queue's batch.
+        request: SampleRequest | None = None,
+    ) -> PackedSample | Packed | None:
+        """Samples as `Replay.sample` does, but blocks for up to `wait_s` seconds.
 
-        count: another number of windows than the consumer's batch.
+        Returns a packed sample of a table, a packed batch of a queue, or None when time is up.
+        count: a number of windows other than the consumer's batch size.
         """
-        desk, server, deadline = self._desk(table), self._server, time.monotonic() + wait_s
-        key = consumer, reader.name if reader else ""
+        access, server = self._access_to(table), self._server
+        deadline = time.monotonic() + wait_s
+        key = consumer, request.client if request else ""
 
-        def draw_in_turn() -> Any:
-            if reader and reader.number != desk.served[key]:
+        def draw_in_order() -> Any:
+            if request and request.number != access.sent[key]:
                 return None
             return server.draw(table, consumer, count)
 
         while True:
-            with desk.lock:
-                if reader:
-                    desk.received[key] = max(desk.received[key], reader.received)
-                draw = _until(desk.rows_for(consumer), deadline, draw_in_turn)
+            with access.lock:
+                if request:
+                    access.received[key] = max(access.received[key], request.received)
+                draw = _retry_on_change(access.change(consumer), deadline, draw_in_order)
                 if draw is None:
                     return None
-                desk.room_forecast.record(
+                access.room_forecast.record(
                     server.added(table) + server.room(table), time.monotonic()
                 )
                 if isinstance(draw, Packed):
-                    desk.hand_over(consumer, key)
+                    access.count_sent(consumer, key)
                     return draw
-                desk.drawn[consumer] += 1
+                access.copying[consumer] += 1
             packed = Packed.of(server.gather(table, draw))
-            with desk.lock:
-                desk.drawn[consumer] -= 1
+            with access.lock:
+                access.copying[consumer] -= 1
                 if server.intact(table, draw):
-                    desk.hand_over(consumer, key)
-                    return Drawn(packed, draw.sample)
+                    access.count_sent(consumer, key)
+                    return PackedSample(packed, draw.sample)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        with self._desk(table).lock:
+        """Sets the priorities of rows."""
+        with self._access_to(table).lock:
             self._server.update(table, keys, priorities)
 
     def stats(self) -> dict[str, float]:
+        """Returns the counters of all tables, taken at one moment."""
         with ExitStack() as locks:
-            for desk in self._desks.values():
-                locks.enter_context(desk.lock)
+            for access in self._access.values():
+                locks.enter_context(access.lock)
             return self._server.stats()
 
     def newest(self, table: str, actor: int) -> ChunkId | None:
-        """Returns the newest chunk that an actor handed over, if it ever did."""
-        with self._desk(table).lock:
+        """Returns the id of the newest chunk of an actor, or None before the first chunk."""
+        with self._access_to(table).lock:
             return self._server.newest(table, actor)
 
     def state(self) -> dict[str, Any]:
-        """Returns a state as the server's, copied while others go on.
+        """Returns the state of the replay, copied in pieces so that other calls can go on.
 
-        Samples still on their way do not count, as they will be lost.
+        Samples in transit are not counted as taken: a resumed run has lost them.
         """
         state = {}
-        for table, desk in self._desks.items():
-            with desk.lock:
+        for table, access in self._access.items():
+            with access.lock:
                 snapshot = self._server.snapshot(table)
-                late = {consumer: desk.on_the_way(consumer) for consumer in desk.rows}
+                in_transit = {consumer: access.in_transit(consumer) for consumer in access.changes}
                 left = snapshot.copy_piece()
             while left:
-                time.sleep(BREATH_S)  # a lock let go for less is taken again by the same thread
-                with desk.lock:
+                time.sleep(PAUSE_S)  # after a shorter pause the same thread would get the lock
+                with access.lock:
                     left = snapshot.copy_piece()
             state[table] = snapshot.state()
             if samples := state[table].get("limiter", {}).get("samples"):
-                samples |= {consumer: n - late.get(consumer, 0) for consumer, n in samples.items()}
+                samples |= {
+                    consumer: n - in_transit.get(consumer, 0) for consumer, n in samples.items()
+                }
         return state
 
-    def _desk(self, table: str) -> _Desk:
-        if table not in self._desks:
-            raise KeyError(f"no table {table!r}; there are: {', '.join(sorted(self._desks))}")
-        return self._desks[table]
+    def _access_to(self, table: str) -> _TableAccess:
+        if table not in self._access:
+            raise KeyError(f"no table {table!r}; there are: {', '.join(sorted(self._access))}")
+        return self._access[table]
 
 
-def _until(changed: threading.Condition, deadline: float, attempt: Callable[[], Any]) -> Any:
-    """Tries, and again whenever something changed, until there is a result or the time is up."""
+def _retry_on_change(
+    change: threading.Condition, deadline: float, attempt: Callable[[], Any]
+) -> Any:
+    """Returns the first result of `attempt` that is not None, or None when time is up.
+
+    Calls `attempt` at once and after each notification of `change`, whose lock the caller holds.
+    """
     while True:
         result = attempt()
         remaining = deadline - time.monotonic()
         if result is not None or remaining <= 0:
             return result
-        changed.wait(remaining)
+        change.wait(remaining)
 
 
 class WorkerHost:
-    """One process of workers that share an agent, given turns by the driver.
+    """One process with one agent and the workers that share this agent.
 
-    names: the workers, in the order of their steps. pulls: the weight groups another process
-    writes. state: of the weight groups that are restored here, by group.
+    names: the workers, in the order of their steps. progress: by worker. state: weight group →
+    the saved state to restore.
     """
 
     def __init__(
@@ -257,72 +285,80 @@ class WorkerHost:
         self._agent = blueprint.agent(names[-1], device, progress[names[-1]].starts)
         for group, values in state.items():
             self._agent.restore(group, values)
-        pulls = pulled(self._agent, names)
+        pulls = groups_to_pull(self._agent, names)
 
         def build(name: str, progress: Progress) -> Worker:
-            return blueprint.worker(name, Site(self._agent, replay, weights, pulls, progress))
+            deps = Dependencies(self._agent, replay, weights, pulls, progress)
+            return blueprint.worker(name, deps)
 
-        self._crew = {  # signals are the driver's to hear: here nobody interrupts
-            name: Turns(name, partial(build, name), progress[name], interrupted=lambda: False)
+        # Only the driver handles signals, so a KeyboardInterrupt here is a fault of the worker.
+        self._runners = {
+            name: WorkerRunner(
+                name, partial(build, name), progress[name], interrupted=lambda: False
+            )
             for name in names
         }
 
     def __repr__(self) -> str:
-        return "+".join(self._names)  # what Ray's dashboard and log lines call this process
+        """Returns the name that Ray's dashboard and log lines give this process."""
+        return "+".join(self._names)
 
     def turn(
-        self, seconds: float, restarts: Mapping[str, Progress], rest_s: float = 0.0
+        self, seconds: float, restarts: Mapping[str, Progress], delay_s: float = 0.0
     ) -> list[Report]:
-        """Restart those that broke, then work for about so long or until a worker breaks.
+        """Steps the workers for about `seconds`, or until one breaks; returns a report of each.
 
-        rest_s: how long to wait before the restarts.
+        restarts: broken worker → the progress to restart it from, after a delay of `delay_s`.
         """
-        time.sleep(rest_s)
+        time.sleep(delay_s)
         for name, progress in restarts.items():
-            self._crew[name].restart(progress)
-        crew = self._crew.values()
+            self._runners[name].restart(progress)
+        runners = self._runners.values()
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            moved = [turns.step() for turns in crew]
-            if any(turns.broken for turns in crew):
+            moved = [runner.step() for runner in runners]
+            if any(runner.broken for runner in runners):
                 break
             if not any(moved):
                 began = time.monotonic()
                 self._replay.wait(min(left, IDLE_S))
-                for turns in crew:
-                    turns.waited(time.monotonic() - began)
-        return [turns.report() for turns in crew]
+                for runner in runners:
+                    runner.add_wait(time.monotonic() - began)
+        return [runner.report() for runner in runners]
 
     def evaluate_saved(self, at: int, states: Mapping[str, Any]) -> list[Report]:
-        """Play the policy that was saved after `at` steps: `states`, by weight group."""
-        (turns,) = self._crew.values()
-        turns.evaluate_saved(at, states)
-        return [turns.report()]
+        """Evaluates a saved policy and returns the evaluator's report.
+
+        at: env steps of the run when the policy was saved. states: weight group → saved state.
+        """
+        (runner,) = self._runners.values()
+        runner.evaluate_saved(at, states)
+        return [runner.report()]
 
     def state(self, group: str) -> dict[str, Any]:
-        """Returns all of a weight group that learning continues from."""
+        """Returns the whole learning state of a weight group."""
         return self._agent.state(group)
 
 
-def pulled(agent: Agent, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the weight groups that workers of these names need and do not write themselves."""
-    writes = {"learner": "policy", "dreamer-0": "world"}
-    written = {writes[name] for name in names if name in writes}
+def groups_to_pull(agent: Agent, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the weight groups that workers of these names use and do not train themselves."""
+    trains = {"learner": "policy", "dreamer-0": "world"}
+    trained = {trains[name] for name in names if name in trains}
     roles = {name.partition("-")[0] for name in names}
     needed = weight_groups(agent) if roles & {"learner", "dreamer"} else agent.act_groups
-    return tuple(group for group in needed if group not in written)
+    return tuple(group for group in needed if group not in trained)
 
 
-def try_out(blueprint: Blueprint) -> str:
-    """Builds a run's environment and agent here → what is wrong with them in a line, or nothing."""
+def build_problem(blueprint: Blueprint) -> str:
+    """Builds a run's environment and agent. Returns the problem in one line, or "" without one."""
     from dreamfleet.envs import registry
 
     try:
-        registry.register_missing(blueprint.registered)
-        found = describe(blueprint.config)
+        registry.register_missing(blueprint.registry_entry)
+        found = env_spec(blueprint.config)
         blueprint.agent("driver", "cpu")
     except Exception as error:
         return " ".join(f"the run cannot be built: {error}".split())
     if found != blueprint.spec:
-        return f'env "{found.env_id}" is another one: {found}, and here {blueprint.spec}'
+        return f'env "{found.env_id}" differs: it has {found}, but {blueprint.spec} here'
     return ""

@@ -1,4 +1,7 @@
-"""The signals that end a run: the first one in order, the second one at once."""
+"""Handles the signals that end a run.
+
+After the first signal the run saves and ends in order; after the second it ends at once.
+"""
 
 from __future__ import annotations
 
@@ -19,94 +22,100 @@ _SET_CHILD_SUBREAPER: Final = 36  # sys/prctl.h
 
 
 class Interrupts:
-    """Listens to Ctrl-C and SIGTERM, in the main thread; in any other thread it hears nothing."""
+    """Receives Ctrl-C (SIGINT) and SIGTERM in the main thread; does nothing in other threads."""
 
     def __init__(self) -> None:
         self.number: int | None = None  # of the first signal
-        self.since = 0.0  # when the first signal came, on the monotonic clock
-        self.at_once = False  # a second signal came
-        self._before: dict[int, Any] = {}
+        self.first_at = 0.0  # time of the first signal, on the monotonic clock
+        self.twice = False  # a second signal came: leave at once
+        self._previous: dict[int, Any] = {}  # the signal handlers before `open`
 
     @property
     def name(self) -> str:
+        """Returns the name of the first signal, such as SIGINT, or "" before it."""
         return signal.Signals(self.number).name if self.number is not None else ""
 
     @property
     def exit_code(self) -> int:
+        """Returns the exit code of a program that the first signal ended."""
         return 128 + (self.number or 0)
 
     def open(self) -> None:
-        """Begins to listen."""
+        """Installs the signal handlers and remembers the previous handlers."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in SIGNALS}
+            self._previous = {number: signal.getsignal(number) for number in SIGNALS}
         self.listen()
 
     def close(self) -> None:
-        """Gives the signals back to the handlers that had them before `open`."""
-        if self._before:
+        """Restores the handlers from before `open`."""
+        if self._previous:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Takes the signals once more from whoever took them since, and ends a `hold`."""
-        for number in self._before:
-            signal.signal(number, self._interrupt)
-        if self._before:
+        """Installs the signal handlers again, which other code may have replaced; ends `block`."""
+        for number in self._previous:
+            signal.signal(number, self._handle)
+        if self._previous:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
-    def hold(self) -> None:
-        """Keeps a Ctrl-C waiting for `heard`; processes that start now ignore it for good."""
-        if self._before:
+    def block(self) -> None:
+        """Keeps Ctrl-C pending for `wait`. A process that starts meanwhile ignores it for good."""
+        if self._previous:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def heard(self, seconds: float) -> bool:
-        """Waits for so long during a `hold` → whether a signal came."""
-        if not self._before:
+    def wait(self, seconds: float) -> bool:
+        """Waits for a signal, after `block`. Returns whether a signal came, now or earlier."""
+        if not self._previous:
             time.sleep(seconds)
         elif self.number is None and signal.sigtimedwait([signal.SIGINT], seconds):
             self._note(signal.SIGINT)
         return self.number is not None
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.at_once:
-            return  # it is leaving
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.twice:
+            return  # the program is already leaving
         if self.number is None:
-            self._note(number)  # no more than this: a handler may interrupt a print
+            self._note(number)  # and nothing else: a handler may run in the middle of a print
             return
-        self.at_once = True
+        self.twice = True
         raise KeyboardInterrupt
 
     def _note(self, number: int) -> None:
-        self.number, self.since = int(number), time.monotonic()
+        self.number, self.first_at = int(number), time.monotonic()
 
 
 def adopt_orphans(wanted: bool) -> None:
-    """Has processes that lose their parent become children of this one, or no longer so.
+    """Makes this process the new parent of descendants that lose their parent, or ends this.
 
-    Where Ray's `raylet` dies, its own children would otherwise live on for a minute, out of sight.
+    Without it, the children of a dead `raylet` of Ray would go on for a minute, and `descendants`
+    would not find them. Linux only.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
-def kill_descendants(but: Collection[int]) -> None:
-    """Kills the processes that descend from this one, but some; first stops what could fork."""
+def kill_descendants(spare: Collection[int]) -> None:
+    """Kills all descendants of this process, except those with ids in `spare`.
+
+    All descendants are stopped first, so that none of them can start another process.
+    """
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in descendants():
-            if pid not in but:
+            if pid not in spare:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
 
 
 def descendants() -> list[int]:
-    """Returns the ids of the processes that descend from this one, parents first."""
+    """Returns the ids of all descendants of this process, parents before children."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it ended meanwhile
+        except OSError:  # the process has ended
             continue
         children.setdefault(parent, []).append(int(stat.parent.name))
     found = [os.getpid()]

@@ -1,4 +1,4 @@
-"""All parts in one thread, one agent shared by all: deterministic, and without Ray."""
+"""Trains in one thread: all workers share one agent; deterministic and without Ray."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from dreamfleet.replay_server.shards import (
     shard_tables,
     split_state,
 )
-from dreamfleet.runtime.blueprint import Blueprint, Progress, Site, weight_groups
+from dreamfleet.runtime.blueprint import Blueprint, Dependencies, Progress, weight_groups
 from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.run_folder import RunFolder
 from dreamfleet.runtime.session import Session
-from dreamfleet.runtime.turns import Turns
-from dreamfleet.runtime.watchdog import LOOK_S, EnvCall, EnvCalls, Watchdog
+from dreamfleet.runtime.watchdog import CHECK_EVERY_S, EnvCall, EnvCalls, Watchdog
+from dreamfleet.runtime.worker_runner import WorkerRunner
 
-HEARD_S: Final = 0.7  # after an interrupt, how long an environment's call may go on
+INTERRUPT_S: Final = 0.7  # how long an environment call may go on after an interrupt
 
 
 def train(
     config: RunConfig, folder: RunFolder, resumed: dict[str, Any] | None, display: Display
 ) -> int:
-    """Train until the steps are done or somebody interrupts → exit code.
+    """Trains until the steps are done or somebody interrupts. Returns the exit code.
 
-    `resumed`: the state of the checkpoint to go on from. Raises WorkerFailed.
+    resumed: the state of the checkpoint to continue from; None for a new run. Raises WorkerFailed
+    when a worker breaks and a restart cannot help.
     """
     session = Session(config, folder, display, resumed)
     blueprint = Blueprint.of(config)
@@ -56,15 +57,15 @@ def train(
             shard.restore(state)
         shard.end_at(end)
 
-    calls = EnvCalls()
+    env_calls = EnvCalls()
 
     def interrupted() -> bool:
-        session.interrupts.listen()  # environments may have taken the signals
+        session.interrupts.listen()  # an environment may have replaced the signal handlers
         return session.interrupted
 
     def build(name: str, progress: Progress) -> Worker:
-        site = Site(agent, replay, weights, (), progress, interrupted, calls)
-        return blueprint.worker(name, site)
+        deps = Dependencies(agent, replay, weights, (), progress, interrupted, env_calls)
+        return blueprint.worker(name, deps)
 
     def save() -> Path | None:
         states = join_states([shard.state() for shard in shards])
@@ -72,85 +73,84 @@ def train(
 
     folder.record(blueprint.agent_options(agent))
 
-    with session, Watchdog(calls, partial(_look, session, save)):
-        names = blueprint.crew(groups)
-        crew = [
-            Turns(
+    with session, Watchdog(env_calls, partial(_check_env_call, session, save)):
+        runners = [
+            WorkerRunner(
                 name,
                 partial(build, name),
                 session.progress(name),
-                interrupted=lambda: session.interrupts.at_once,
+                interrupted=lambda: session.interrupts.twice,
             )
-            for name in names
+            for name in blueprint.worker_names(groups)
         ]
         while not session.over:
             session.interrupts.listen()
             moved = False
-            for turns in crew:
-                if turns.name == "evaluator" and session.over:
-                    continue  # the last evaluation is of what is saved
-                moved |= turns.step()
-                session.take(turns.report(), replay.stats())
-                if turns.broken:
-                    _rest(session, session.rest_s(turns.name))
-                    turns.restart(session.progress(turns.name))
+            for runner in runners:
+                if runner.name == "evaluator" and session.over:
+                    continue  # the saved policy is evaluated below
+                moved |= runner.step()
+                session.take(runner.report(), replay.stats())
+                if runner.broken:
+                    _delay(session, session.rest_s(runner.name))
+                    runner.restart(session.progress(runner.name))
                     moved = True
             if not moved and not session.over:
-                waits = {turns.name: turns.waiting_for for turns in crew}
-                raise RuntimeError(f"everybody waits: {waits}")
+                waits = {runner.name: runner.waiting_for for runner in runners}
+                raise RuntimeError(f"all workers wait for each other: {waits}")
             if session.save_due:
                 save()
-        if session.interrupts.at_once:  # and the environment that was interrupted took it
+        if session.interrupts.twice:  # the environment swallowed the KeyboardInterrupt
             raise KeyboardInterrupt
-        if save() and crew[-1].name == "evaluator" and not session.interrupted:
+        if save() and runners[-1].name == "evaluator" and not session.interrupted:
             assert session.saved_at is not None
-            crew[-1].evaluate_saved(session.saved_at, {})  # the agent is as it was saved
-            session.take_last_evaluation(crew[-1].report())
+            runners[-1].evaluate_saved(session.saved_at, {})  # the agent still is as it was saved
+            session.take_last_evaluation(runners[-1].report())
         return session.finish()
 
 
-def _rest(session: Session, seconds: float) -> None:
-    """Sleeps, unless somebody interrupts."""
+def _delay(session: Session, seconds: float) -> None:
+    """Sleeps until the time is up or the session is over."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and not session.over:
-        time.sleep(LOOK_S)
+        time.sleep(CHECK_EVERY_S)
 
 
-def _look(session: Session, save: Callable[[], object], call: EnvCall | None) -> None:
-    """Ends the process when an environment hangs, or does not let an interrupt through.
+def _check_env_call(session: Session, save: Callable[[], object], call: EnvCall | None) -> None:
+    """Saves and ends the process if an environment call hangs or ignores an interrupt.
 
-    Runs in the watchdog's thread. The one thread of the run is inside the environment then, and
-    everything else is at rest, so that it can be saved.
+    Runs in the watchdog's thread, while the training thread is inside the call. Nothing else
+    changes meanwhile, so that the run can be saved.
     """
     config, interrupts = session.config, session.interrupts
-    waited = time.monotonic() - interrupts.since if session.interrupted else 0.0
-    if waited > HEARD_S:
+    waited = time.monotonic() - interrupts.first_at if session.interrupted else 0.0
+    if waited > INTERRUPT_S:
         session.announce()
     if call is None:
         return
     seconds, allowed = call.seconds, config.train.env_timeout_s * call.environments
-    hangs = f"{call.worker}: a call of its environment {config.env}"
-    if interrupts.at_once:
+    subject = f"{call.worker}: a call of its environment {config.env}"
+    if interrupts.twice:
         session.leave(f"left at once, nothing saved. {session.go_on}", interrupts.exit_code)
-    elif min(waited, seconds) > HEARD_S:
+    elif min(waited, seconds) > INTERRUPT_S:
         session.leave(
-            f"{interrupts.name}: left. {hangs} has not returned for {seconds:.1f} s. "
-            f"{_saved(session, save)}",
+            f"{interrupts.name}: left. {subject} has not returned for {seconds:.1f} s. "
+            f"{_save_and_advise(session, save)}",
             interrupts.exit_code,
         )
     elif seconds > allowed:
         each = f" for each of {call.environments}" if call.environments > 1 else ""
         session.leave(
-            f"{hangs} took longer than {allowed:g} s (train.env_timeout_s{each}). "
-            f"{_saved(session, save)}",
+            f"{subject} took longer than {allowed:g} s (train.env_timeout_s{each}). "
+            f"{_save_and_advise(session, save)}",
             1,
         )
 
 
-def _saved(session: Session, save: Callable[[], object]) -> str:
-    """Saves if that is possible → how to go on."""
+def _save_and_advise(session: Session, save: Callable[[], object]) -> str:
+    """Tries to save the run. Returns how a person can go on."""
     try:
         save()
-    except Exception as error:  # whatever it is, the line below must still be said
+    except Exception as error:  # of any kind: the process must still end with a message
         return f"Not saved: {error}. {session.go_on}"
     return session.go_on

@@ -1,4 +1,4 @@
-"""A batch in one piece of memory, for its way between two processes."""
+"""Packs a batch into one block of memory, so that it travels to another process as one buffer."""
 
 from __future__ import annotations
 
@@ -9,73 +9,75 @@ import numpy as np
 
 from dreamfleet.core.types import Array, Batch, Sample
 
-ALIGNMENT = 64  # bytes of a cache line
+ALIGNMENT = 64  # bytes of a cache line; each column begins at a multiple of this
 
 
 class Packed(NamedTuple):
-    """A batch in one piece: where each of its columns lies, and the bytes of them all."""
+    """A batch whose columns all lie in one block of memory."""
 
     columns: tuple[tuple[str, str, tuple[int, ...], int], ...]  # name, dtype, shape, first byte
-    memory: Array  # u8
+    memory: Array  # u8, the bytes of all columns
 
     @classmethod
     def of(cls, batch: Batch) -> Packed:
-        """Copies what lies in several pieces; what is in one already stays where it is."""
+        """Returns the batch, packed. Columns that already fill one block are not copied."""
         arrays = {name: np.ascontiguousarray(_on_host(value)) for name, value in batch.items()}
-        shapes = {name: np.shape(value) for name, value in batch.items()}  # () became (1,)
+        # np.ascontiguousarray turned shape () into (1,), hence the shapes of the originals.
+        shapes = {name: np.shape(value) for name, value in batch.items()}
         bases = [array.base for array in arrays.values()]
         memory = bases[0] if bases else None
-        if isinstance(memory, np.ndarray) and _is_whole(memory, arrays, bases):
-            begins = [_address(array) - _address(memory) for array in arrays.values()]
+        if isinstance(memory, np.ndarray) and _fill(memory, arrays, bases):
+            offsets = [_address(array) - _address(memory) for array in arrays.values()]
         else:
             sizes = [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays.values()]
-            begins = [sum(sizes[:i]) for i in range(len(sizes))]
+            offsets = [sum(sizes[:i]) for i in range(len(sizes))]
             memory = np.empty(sum(sizes), np.uint8)
-            for begin, array in zip(begins, arrays.values(), strict=True):
-                memory[begin : begin + array.nbytes] = array.reshape(-1).view(np.uint8)
+            for offset, array in zip(offsets, arrays.values(), strict=True):
+                memory[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
         columns = tuple(
-            (name, array.dtype.str, shapes[name], begin)
-            for (name, array), begin in zip(arrays.items(), begins, strict=True)
+            (name, array.dtype.str, shapes[name], offset)
+            for (name, array), offset in zip(arrays.items(), offsets, strict=True)
         )
         return cls(columns, memory)
 
-    def batch(self) -> Batch:
-        """Returns the columns, as views."""
+    def views(self) -> Batch:
+        """Returns the batch; its columns are views of the packed memory."""
         return {
-            name: np.ndarray(shape, dtype, self.memory, begin)
-            for name, dtype, shape, begin in self.columns
+            name: np.ndarray(shape, dtype, self.memory, offset)
+            for name, dtype, shape, offset in self.columns
         }
 
-    def owned(self) -> Batch:
-        """Returns the columns in memory of their own.
+    def unpack(self) -> Batch:
+        """Returns the batch in new memory.
 
-        What Ray hands out is read-only, and a view of it would keep it in the object store.
+        Memory that Ray hands out is read-only, and a view would keep it in Ray's object store.
         """
-        return self._replace(memory=self.memory.copy()).batch()
+        return self._replace(memory=self.memory.copy()).views()
 
 
-class Drawn(NamedTuple):
-    """A sample with its data packed."""
+class PackedSample(NamedTuple):
+    """A `Sample` on its way to another process, with its data packed."""
 
     data: Packed
     sample: Sample  # complete but for its data
 
-    def owned(self) -> Sample:
+    def unpack(self) -> Sample:
+        """Returns the sample in new memory."""
         keys, prob = self.sample.keys.copy(), self.sample.prob.copy()
-        return replace(self.sample, data=self.data.owned(), keys=keys, prob=prob)
+        return replace(self.sample, data=self.data.unpack(), keys=keys, prob=prob)
 
 
 def _on_host(value: Any) -> Array:
-    """Arrays stay, tensors become arrays."""
+    """Returns a tensor or an array as an array in host memory."""
     return value.cpu().numpy() if hasattr(value, "cpu") else np.asarray(value)
 
 
-def _is_whole(memory: Array, arrays: dict[str, Array], bases: list[Any]) -> bool:
-    """Tells whether these arrays are views of this memory, and most of it."""
+def _fill(memory: Array, arrays: dict[str, Array], bases: list[Any]) -> bool:
+    """Tells whether the arrays are views of `memory` and fill it, up to alignment."""
     if memory.dtype != np.uint8 or memory.ndim != 1 or any(base is not memory for base in bases):
         return False
-    slack = ALIGNMENT * (len(arrays) + 1)
-    return memory.nbytes <= sum(array.nbytes for array in arrays.values()) + slack
+    padding = ALIGNMENT * (len(arrays) + 1)
+    return memory.nbytes <= sum(array.nbytes for array in arrays.values()) + padding
 
 
 def _address(array: Array) -> int:

@@ -1,4 +1,4 @@
-"""What can be found out about a run's surroundings before anything heavy starts."""
+"""Checks a run's address, device, environment and agent before the run starts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from dreamfleet.core.config import RunConfig, unshaped
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import EnvSpec
 
-CONNECT_S: Final = 1.0
-_CURRENT_CLUSTER: Final = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves it
+CONNECT_S: Final = 1.0  # how long connecting to a cluster may take
+_CURRENT_CLUSTER: Final = Path(
+    "/tmp/ray/ray_current_cluster"
+)  # where `ray start` writes the address
 
 
 def check_address(address: str) -> None:
-    """UserError unless something answers at `address`: HOST:PORT, or `auto` for a cluster here."""
-    target = target_of(address)
+    """Raises UserError unless a process accepts connections at `address`.
+
+    address: HOST:PORT, or `auto` for a cluster that runs on this machine.
+    """
+    target = resolve_address(address)
     host, _, port = target.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise UserError(f"--address must be HOST:PORT or auto; found {target!r}.")
@@ -33,8 +38,8 @@ def check_address(address: str) -> None:
         ) from None
 
 
-def target_of(address: str) -> str:
-    """Returns where a cluster is to be joined. UserError where `auto` finds none."""
+def resolve_address(address: str) -> str:
+    """Returns HOST:PORT of the cluster to join. Raises UserError if `auto` finds no cluster."""
     if address != "auto":
         return address
     target = os.environ.get("RAY_ADDRESS", "")
@@ -49,7 +54,10 @@ def target_of(address: str) -> str:
 
 
 def token_source() -> str:
-    """Returns where Ray will take its token from, as it looks for it; empty where there is none."""
+    """Returns the place from which Ray will read its token, or "" if there is no token.
+
+    The place is the name of an environment variable or the path of a file, in Ray's own order.
+    """
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -60,22 +68,22 @@ def token_source() -> str:
 
 
 def check_device(device: str) -> None:
-    """UserError for `cuda` where torch could not use it; asks the driver, as torch would."""
+    """Raises UserError for `cuda` if torch cannot use a GPU. Asks the CUDA driver, not torch."""
     if device != "cuda":
         return
     if metadata.version("torch").endswith("+cpu"):
         found = f"torch {metadata.version('torch')} is built without CUDA"
     else:
-        found = _driver_fault()
+        found = _driver_problem()
     if found:
         raise UserError(f"--device cuda: {found}. Use --device cpu, or auto.")
 
 
 def check_environment(config: RunConfig) -> tuple[EnvSpec, list[str]]:
-    """Plays one step of the run's environment → its spaces, and what a person should be warned of.
+    """Builds a run's environment and plays one step. Returns its spaces and warnings to show.
 
-    Raises UserError where it cannot be built with its arguments or breaks, and where evaluations
-    play in other spaces.
+    Raises UserError if the environment cannot be built or breaks, and if the environment of the
+    evaluations has other spaces than the environment of the training.
     """
     from dreamfleet.envs.first_step import try_first_step
 
@@ -91,22 +99,24 @@ def check_environment(config: RunConfig) -> tuple[EnvSpec, list[str]]:
 
 
 def check_same_spaces(spec: EnvSpec, saved: RunConfig) -> None:
-    """UserError where new arguments give a resumed run an environment of other spaces."""
+    """Raises UserError if new `env.…` settings change the spaces of a resumed run's environment.
+
+    spec: the spaces with the new settings. saved: the configuration of the run.
+    """
     from dreamfleet.envs import registry
 
     before = registry.describe(saved.env, **saved.env_options)
     if spec != before:
         raise UserError(
-            f"env.… of the run to resume cannot change so: it has {before}, now {spec}. Leave it "
-            "out, or start a new run."
+            f"env.… of a resumed run cannot change its spaces: the run has {before}, and with "
+            f"these settings {spec}. Leave env.… out, or start a new run."
         )
 
 
 def check_agent(config: RunConfig, spec: EnvSpec) -> None:
-    """UserError for an environment or options that the agent does not take, or tables that no
-    replay could serve. A person's own agent is tried out.
+    """Builds the agent. Raises UserError for wrong options, spaces or tables of the agent.
 
-    Builds an agent, which imports torch.
+    A person's own agent must also act, learn and dream once. Imports torch.
     """
     from dreamfleet.runtime.blueprint import Blueprint
 
@@ -119,8 +129,8 @@ def check_agent(config: RunConfig, spec: EnvSpec) -> None:
     blueprint.tables(blueprint.agent("driver", "cpu"))
 
 
-def _driver_fault() -> str:
-    """Why the CUDA driver offers no device, or the empty string when it does."""
+def _driver_problem() -> str:
+    """Returns the reason why the CUDA driver offers no device, or "" if it offers one."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""The replay and the weights from another process, whatever lies between the two."""
+"""Proxies through which a worker uses the replay and the weight store of other processes."""
 
 from __future__ import annotations
 
@@ -15,32 +15,35 @@ import numpy as np
 from dreamfleet.core.errors import Gone
 from dreamfleet.core.types import Array, Batch, ChunkId, QueueSpec, Sample, TableSpec, Weights
 from dreamfleet.replay_server.shards import ShardedReplay
-from dreamfleet.runtime.hosts import AGAIN_S, Reader, Receipt
+from dreamfleet.runtime.hosts import RETRY_S, AddReply, SampleRequest
 from dreamfleet.runtime.packed import Packed
 
-WAIT_S: Final = 5.0  # how long a call may wait in the replay for rows
-TOGETHER: Final = 16  # chunks of an actor that may travel as one, when they come that fast
-AHEAD: Final = 2  # samples that a process has asked for before it wants them, of each kind
-ASK_EVERY_S: Final = 0.2  # between two looks for newer weights of a group
+SAMPLE_WAIT_S: Final = 5.0  # how long a sample request may wait in the replay for rows
+MAX_MERGED: Final = 16  # chunks of an actor that may be sent as one
+PREFETCH: Final = 2  # samples of each consumer that a process requests ahead of use
+PULL_EVERY_S: Final = 0.2  # between two requests for newer weights of a group
 
 
 class Unreachable(Gone):
-    """The other side did not answer. What was asked of it may be done, or not."""
+    """The other process did not answer. Whether it executed the call is unknown."""
 
 
-class Line(Protocol):
-    """To an object in another process; it travels with the proxy that speaks through it."""
+class Connection(Protocol):
+    """Calls the methods of an object in another process. A connection can be pickled."""
 
     def call(self, method: str, *args: Any) -> Any:
-        """Send a call and do not wait. → what stands for its answer, and can be hashed"""
+        """Sends a call without waiting. Returns a hashable reference to the answer."""
         ...
 
     def wait(self, calls: Collection[Any], seconds: float) -> bool:
-        """Until one of these is answered, or time is up: whether one is. Calls of any lines."""
+        """Waits until one of the calls is answered or time is up. Returns whether one is answered.
+
+        The calls may belong to several connections.
+        """
         ...
 
     def get(self, call: Any) -> Any:
-        """The answer, awaited; what the other side raised is raised here. May be Unreachable."""
+        """Waits for an answer and returns it. Raises the call's exception, or Unreachable."""
         ...
 
 
@@ -48,228 +51,243 @@ class Line(Protocol):
 
 
 @dataclass
-class _Parcel:
-    """Rows, or a queue's batch, for the replay."""
+class _Chunk:
+    """A chunk of rows, or a batch for a queue, on its way to the replay."""
 
     rows: Batch
     streams: Array | None
     chunk_id: ChunkId | None
-    steps: int  # of agents; 1 for a queue's batch
+    steps: int  # agent steps; 1 for a queue's batch
 
     @classmethod
-    def of(cls, parcels: Sequence[_Parcel]) -> _Parcel:
-        """Chunks that one actor handed over one after another, as one."""
-        first, last = parcels[0], parcels[-1]
-        if len(parcels) == 1:
+    def merge(cls, chunks: Sequence[_Chunk]) -> _Chunk:
+        """Returns consecutive chunks of one actor as one chunk."""
+        first, last = chunks[0], chunks[-1]
+        if len(chunks) == 1:
             return first
         rows = {
-            name: np.concatenate([parcel.rows[name] for parcel in parcels], axis=1)
+            name: np.concatenate([chunk.rows[name] for chunk in chunks], axis=1)
             for name in first.rows
         }
-        return cls(rows, last.streams, last.chunk_id, sum(parcel.steps for parcel in parcels))
+        return cls(rows, last.streams, last.chunk_id, sum(chunk.steps for chunk in chunks))
 
 
 @dataclass
-class _Outbox:
-    """What goes to one table, in order: one parcel under way, the next one growing meanwhile."""
+class _SendQueue:
+    """The chunks for one table, in order: one in flight, and those that wait for its answer."""
 
-    under_way: _Parcel | None = None
-    call: Any = None  # under way; none: it was refused
-    due: float = 0.0  # when to offer it again then
-    then: list[_Parcel] = field(default_factory=list)
-    awaited: bool = False  # the caller offers his rows again until they are taken; or has gone on
-    credit: int = 0  # steps, or batches, as the last answer said
+    in_flight: _Chunk | None = None
+    call: Any = None  # the call that sent `in_flight`; None: the replay refused the chunk
+    retry_at: float = 0.0  # when to send a refused chunk again
+    waiting: list[_Chunk] = field(default_factory=list)
+    # True: `add` returned False for the chunk in flight, so its caller will offer it once more.
+    offered_again: bool = False
+    credit: int = 0  # agent steps, or batches, that the last answer allowed to send ahead
 
     @property
     def steps(self) -> int:
-        return sum(parcel.steps for parcel in (self.under_way, *self.then) if parcel)
+        return sum(chunk.steps for chunk in (self.in_flight, *self.waiting) if chunk)
 
 
 @dataclass
-class _Asked:
-    """A sample that was asked for."""
+class _Request:
+    """A sample that was requested and has not been used."""
 
     table: str
     consumer: str
     count: int | None
-    number: int  # of samples of this consumer that were asked for before
+    number: int  # requests for this consumer before this one
     call: Any = None
 
 
 class ShardProxy:
-    """A shard of the replay from another process; it never blocks, and hands over what has come.
+    """A replay shard in another process. Adding and sampling never wait for an answer.
 
-    One parcel a table is under way at a time, so that chunks arrive in order. Within the credit
-    that the last answer gave, the caller goes on meanwhile, and what he adds until that parcel has
-    arrived travels together as the next. Without credit he awaits the answer.
+    Each table has at most one chunk in flight, so that chunks arrive in order. While the steps in
+    flight stay within the credit of the last answer, `add` returns True at once; later chunks wait
+    and are sent as one. Beyond the credit, `add` returns False until the answer has come.
     """
 
-    def __init__(self, line: Line) -> None:
-        self._line, self._name = line, uuid.uuid4().hex
-        self._outboxes: dict[str, _Outbox] = defaultdict(_Outbox)  # by table
-        self._asked: Counter[tuple[str, str]] = Counter()  # table, consumer → samples
-        self._received: Counter[tuple[str, str]] = Counter()
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._client = connection, uuid.uuid4().hex
+        self._send_queues: dict[str, _SendQueue] = defaultdict(_SendQueue)  # by table
+        self._requested: Counter[tuple[str, str]] = Counter()  # table, consumer → samples
+        self._received: Counter[tuple[str, str]] = Counter()  # table, consumer → samples
         self._update: Any = None
-        self.missed: set[Any] = set()  # looked for in vain since this was cleared
+        self.unanswered: set[Any] = set()  # calls found unanswered since the last wait
 
     def add(
         self, table: str, rows: Batch, streams: Array | None = None, chunk_id: ChunkId | None = None
     ) -> bool:
-        box = self._outboxes[table]
-        self._deliver(table, box)
-        taken = self._accept(table, box, rows, streams, chunk_id)
-        if not taken and box.call is not None:
-            self.missed.add(box.call)
-        return taken
+        """Adds a chunk, as `Replay.add` does. False: offer the same chunk again."""
+        queue = self._send_queues[table]
+        self._advance(table, queue)
+        accepted = self._enqueue(table, queue, rows, streams, chunk_id)
+        if not accepted and queue.call is not None:
+            self.unanswered.add(queue.call)
+        return accepted
 
-    def _accept(
+    def _enqueue(
         self,
         table: str,
-        box: _Outbox,
+        queue: _SendQueue,
         rows: Batch,
         streams: Array | None,
         chunk_id: ChunkId | None,
     ) -> bool:
-        """Whether the caller need not offer these rows again."""
-        if box.awaited:
-            box.awaited = box.under_way is not None
-            return not box.awaited
+        """Sends or queues a chunk. Returns whether the caller can go on to the next chunk."""
+        if queue.offered_again:
+            queue.offered_again = queue.in_flight is not None
+            return not queue.offered_again
         steps = 1 if streams is None else rows["last"].size - int(np.count_nonzero(rows["last"]))
-        parcel = _Parcel(rows, streams, chunk_id, steps)
-        covered = box.steps + steps <= box.credit
-        if box.under_way is None:
-            box.under_way, box.awaited = parcel, not covered
-            self._send(table, box)
-            return covered
-        before = box.then[-1] if box.then else box.under_way
-        if not covered or len(box.then) == TOGETHER or not _continues(parcel, before):
+        chunk = _Chunk(rows, streams, chunk_id, steps)
+        within_credit = queue.steps + steps <= queue.credit
+        if queue.in_flight is None:
+            queue.in_flight, queue.offered_again = chunk, not within_credit
+            self._send(table, queue)
+            return within_credit
+        previous = queue.waiting[-1] if queue.waiting else queue.in_flight
+        full = len(queue.waiting) == MAX_MERGED
+        if not within_credit or full or not _same_start(chunk, previous):
             return False
-        box.then.append(parcel)
+        queue.waiting.append(chunk)
         return True
 
-    def ask(self, table: str, consumer: str, count: int | None) -> _Asked:
-        asked = _Asked(table, consumer, count, self._asked[table, consumer])
-        self._asked[table, consumer] += 1
-        self._sample(asked)
-        return asked
+    def ask(self, table: str, consumer: str, count: int | None) -> _Request:
+        """Requests a sample of `count` windows, or a queue's next batch."""
+        request = _Request(table, consumer, count, self._requested[table, consumer])
+        self._requested[table, consumer] += 1
+        self._request(request)
+        return request
 
-    def answer(self, asked: _Asked) -> Sample | Batch | None:
-        if not self._here(asked.call):
+    def answer(self, asked: _Request) -> Sample | Batch | None:
+        """Returns the requested sample or batch, or None while it has not arrived."""
+        if not self._arrived(asked.call):
             return None
-        answer = self._line.get(asked.call)
-        if answer is None:  # no rows came while it could be waited for
-            self._sample(asked)
-            self.missed.add(asked.call)
+        answer = self._connection.get(asked.call)
+        if answer is None:  # no rows came within SAMPLE_WAIT_S
+            self._request(asked)
+            self.unanswered.add(asked.call)
             return None
         self._received[asked.table, asked.consumer] += 1
-        return cast(Sample | Batch, answer.owned())
+        return cast(Sample | Batch, answer.unpack())
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Sent without awaiting it; what goes wrong is raised by the next one."""
+        """Sends new priorities without waiting. The next call raises an error of this one."""
         if self._update is not None:
-            self._line.get(self._update)
-        self._update = self._line.call("update", table, keys, priorities)
+            self._connection.get(self._update)
+        self._update = self._connection.call("update", table, keys, priorities)
 
     def stats(self) -> dict[str, float]:
-        return cast(dict[str, float], self._line.get(self._line.call("stats")))
+        """Waits for the counters of the shard and returns them."""
+        return cast(dict[str, float], self._connection.get(self._connection.call("stats")))
 
     def flush(self) -> bool:
-        """Send on what had to wait. → whether all that was added has arrived"""
-        for table, box in list(self._outboxes.items()):
-            self._deliver(table, box)
-            if box.call is not None:
-                self.missed.add(box.call)
-        return all(box.under_way is None for box in self._outboxes.values())
+        """Sends chunks that had to wait. Returns whether all chunks have arrived."""
+        for table, queue in list(self._send_queues.items()):
+            self._advance(table, queue)
+            if queue.call is not None:
+                self.unanswered.add(queue.call)
+        return all(queue.in_flight is None for queue in self._send_queues.values())
 
-    def due(self) -> float:
-        """When to offer again what was refused."""
-        boxes = self._outboxes.values()
-        refused = (box.due for box in boxes if box.under_way and box.call is None)
+    def retry_at(self) -> float:
+        """Returns the time of the next retry of a refused chunk, or infinity without one."""
+        queues = self._send_queues.values()
+        refused = (queue.retry_at for queue in queues if queue.in_flight and queue.call is None)
         return min(refused, default=math.inf)
 
-    def _sample(self, asked: _Asked) -> None:
+    def _request(self, asked: _Request) -> None:
         table, consumer = asked.table, asked.consumer
-        reader = Reader(self._name, asked.number, self._received[table, consumer])
-        asked.call = self._line.call("sample", table, consumer, WAIT_S, asked.count, reader)
+        request = SampleRequest(self._client, asked.number, self._received[table, consumer])
+        asked.call = self._connection.call(
+            "sample", table, consumer, SAMPLE_WAIT_S, asked.count, request
+        )
 
-    def _deliver(self, table: str, box: _Outbox) -> None:
-        """Hear whether the parcel under way was taken; send the next one, or the same when due.
+    def _advance(self, table: str, queue: _SendQueue) -> None:
+        """Processes the answer to the chunk in flight, then sends the next chunk or a retry.
 
-        Raises what the replay says of it, and then drops it and all that was to follow.
+        Raises an error of the replay, and drops the chunk in flight and all waiting chunks.
         """
-        parcel = box.under_way
-        if parcel is None:
+        chunk = queue.in_flight
+        if chunk is None:
             return
-        if box.call is None:
-            if time.monotonic() < box.due:
+        if queue.call is None:
+            if time.monotonic() < queue.retry_at:
                 return
-            self._send(table, box)
-        if not self._here(box.call):
+            self._send(table, queue)
+        if not self._arrived(queue.call):
             return
-        del self._outboxes[table]
+        del self._send_queues[table]
         try:
-            receipt = self._line.get(box.call)
-        except Unreachable:  # taken or not: who has an chunk_id may offer it again
-            if parcel.chunk_id is None:
+            reply = self._connection.get(queue.call)
+        except Unreachable:  # the replay recognises the id of a chunk that is sent twice
+            if chunk.chunk_id is None:
                 raise
-            receipt = Receipt(False, 0, AGAIN_S[1])
-        self._outboxes[table] = box
-        box.call, box.credit = None, receipt.credit
-        if not receipt.taken:
-            box.due = time.monotonic() + receipt.again_s
+            reply = AddReply(False, 0, RETRY_S[1])
+        self._send_queues[table] = queue
+        queue.call, queue.credit = None, reply.credit
+        if not reply.accepted:
+            queue.retry_at = time.monotonic() + reply.retry_s
             return
-        box.under_way = None
-        if box.then:
-            box.under_way, box.then = _Parcel.of(box.then), []
-            self._send(table, box)
+        queue.in_flight = None
+        if queue.waiting:
+            queue.in_flight, queue.waiting = _Chunk.merge(queue.waiting), []
+            self._send(table, queue)
 
-    def _send(self, table: str, box: _Outbox) -> None:
-        parcel = box.under_way
-        assert parcel is not None
-        rows = Packed.of(parcel.rows)
-        box.call = self._line.call("add", table, rows, parcel.streams, parcel.chunk_id)
+    def _send(self, table: str, queue: _SendQueue) -> None:
+        chunk = queue.in_flight
+        assert chunk is not None
+        rows = Packed.of(chunk.rows)
+        queue.call = self._connection.call("add", table, rows, chunk.streams, chunk.chunk_id)
 
-    def _here(self, call: Any) -> bool:
-        here = self._line.wait([call], 0.0)
-        (self.missed.discard if here else self.missed.add)(call)
-        return here
+    def _arrived(self, call: Any) -> bool:
+        """Tells whether a call is answered, and notes an unanswered call for the next wait."""
+        arrived = self._connection.wait([call], 0.0)
+        (self.unanswered.discard if arrived else self.unanswered.add)(call)
+        return arrived
 
 
 class ReplayProxy(ShardedReplay):
-    """The replay from another process, which can be waited for."""
+    """The replay of other processes. A worker can sleep until the replay has answered a call.
+
+    connections: to each shard. tables: of the whole replay. seed: of the draws between shards.
+    """
 
     def __init__(
         self,
-        lines: Sequence[Line],
+        connections: Sequence[Connection],
         tables: Mapping[str, TableSpec | QueueSpec],
         seed: int,
     ) -> None:
-        self._line = lines[0]
-        self._proxies = [ShardProxy(line) for line in lines]
-        super().__init__(self._proxies, tables, seed, AHEAD)
+        self._connection = connections[0]
+        self._proxies = [ShardProxy(connection) for connection in connections]
+        super().__init__(self._proxies, tables, seed, PREFETCH)
 
     def flush(self) -> bool:
-        """Send on what had to wait. → whether all that was added has arrived"""
+        """Sends chunks that had to wait. Returns whether all chunks have arrived."""
         arrived = [proxy.flush() for proxy in self._proxies]
         return all(arrived)
 
     def wait(self, seconds: float) -> None:
-        """Until something comes that was looked for in vain since the last wait, or time is up."""
-        missed = [call for proxy in self._proxies for call in proxy.missed]
+        """Waits until a missing answer comes, a retry is due or time is up.
+
+        An answer is missing if a call since the previous wait looked for it in vain.
+        """
+        unanswered = [call for proxy in self._proxies for call in proxy.unanswered]
         for proxy in self._proxies:
-            proxy.missed.clear()
-        until_due = min(proxy.due() for proxy in self._proxies) - time.monotonic()
-        seconds = min(seconds, max(until_due, 0.0))
-        if missed:
-            self._line.wait(missed, seconds)
+            proxy.unanswered.clear()
+        until_retry = min(proxy.retry_at() for proxy in self._proxies) - time.monotonic()
+        seconds = min(seconds, max(until_retry, 0.0))
+        if unanswered:
+            self._connection.wait(unanswered, seconds)
         else:
             time.sleep(seconds)
 
 
-def _continues(after: _Parcel, before: _Parcel) -> bool:
-    """Whether two parcels in a row come from one restarts of an actor."""
-    ours, theirs = after.chunk_id, before.chunk_id
-    return bool(ours and theirs and (ours.actor, ours.restarts) == (theirs.actor, theirs.restarts))
+def _same_start(chunk: _Chunk, previous: _Chunk) -> bool:
+    """Tells whether two chunks come from the same start of the same actor."""
+    a, b = chunk.chunk_id, previous.chunk_id
+    return bool(a and b and (a.actor, a.restarts) == (b.actor, b.restarts))
 
 
 # ------------------------------------------------------------------------------- the weights
@@ -277,17 +295,22 @@ def _continues(after: _Parcel, before: _Parcel) -> bool:
 
 @dataclass
 class WeightsProxy:
-    """The weight store from another process: looks for newer ones a few times a second at most."""
+    """The weight store of another process. Pulls each group a few times a second at most."""
 
-    line: Line
-    _again: dict[str, float] = field(default_factory=dict)  # group → when to ask for it again
+    connection: Connection
+    _pull_at: dict[str, float] = field(default_factory=dict)  # group → earliest next request
 
     def publish(self, group: str, weights: Weights) -> int:
-        return cast(int, self.line.get(self.line.call("publish", group, weights)))
+        """Publishes weights and returns their version."""
+        return cast(int, self.connection.get(self.connection.call("publish", group, weights)))
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
-        if time.monotonic() < self._again.get(group, 0.0):
+        """Returns (version, weights) if there is a version newer than `have`, else None.
+
+        Also returns None, without a request, within `PULL_EVERY_S` of the previous request.
+        """
+        if time.monotonic() < self._pull_at.get(group, 0.0):
             return None
-        newer = self.line.get(self.line.call("latest", group, have))
-        self._again[group] = time.monotonic() + ASK_EVERY_S
+        newer = self.connection.get(self.connection.call("latest", group, have))
+        self._pull_at[group] = time.monotonic() + PULL_EVERY_S
         return cast(tuple[int, Weights] | None, newer)

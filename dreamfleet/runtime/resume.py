@@ -1,4 +1,4 @@
-"""Finds the newest checkpoint that a run can go on from."""
+"""Finds the newest checkpoint from which a run can be resumed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from dreamfleet.replay_server.shards import NearShard, shard_tables, split_state
 from dreamfleet.runtime.blueprint import Blueprint, weight_groups
 
 
-def restored(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
-    """Returns the state to resume from: the newest whole one that fits the run.
+def load_resume_state(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
+    """Returns the state of the newest checkpoint that is undamaged and fits the run.
 
-    Raises UserError when there is none, or nothing is left to do. Imports torch.
+    checkpoints: the folder of the checkpoints. Raises UserError if there is no such checkpoint, and
+    if the checkpoint has taken all steps of the run. Imports torch.
     """
     if not any(checkpoints.glob("ckpt-*")):
         raise UserError(f"no checkpoint in {checkpoints}: nothing to resume. Start a new run.")
@@ -44,115 +45,129 @@ def restored(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
 def check_resumable(
     state: Mapping[str, Any], agent: Agent, empty: Sequence[Mapping[str, Any]]
 ) -> None:
-    """UserError unless a run with an agent like this one can go on from `state`.
+    """Raises UserError unless a run with an agent like this one can continue from `state`.
 
-    empty: what the state of each shard of the replay is like. The agent is left with what the
-    state holds of it.
+    empty: the state of each replay shard without rows, to compare with. Restores the agent from
+    `state` as a side effect.
     """
     for part in ("agent", "replay", "session"):
         if not isinstance(state.get(part), Mapping):
             raise UserError(f"{part} is missing.")
     restore_groups(agent, weight_groups(agent), state["agent"])
     _check_session(state["session"])
-    for ours, theirs in zip(empty, split_state(state["replay"], len(empty)), strict=True):
-        if wrong := _unlike(ours, theirs, "replay"):
-            raise UserError(f"{wrong}.")
-        for name, table in ours.items():
+    for expected, found in zip(empty, split_state(state["replay"], len(empty)), strict=True):
+        if problem := _mismatch(expected, found, "replay"):
+            raise UserError(f"{problem}.")
+        for name, table in expected.items():
             if "columns" in table:
-                _check_rows(name, theirs[name])
+                _check_rows(name, found[name])
 
 
 def restore_groups(agent: Agent, groups: tuple[str, ...], states: Any) -> None:
-    """Restores weight groups of `agent`. Raises UserError where one is missing or does not fit."""
+    """Restores weight groups of an agent. Raises UserError if a group is missing or does not fit.
+
+    states: weight group → saved state, not yet validated.
+    """
 
     def restore(group: str, state: dict[str, Any]) -> None:
         agent.restore(group, state)
-        if wrong := _other_shape(agent.state(group), state, group):
-            raise ValueError(wrong)
+        if problem := _shape_mismatch(agent.state(group), state, group):
+            raise ValueError(problem)
 
-    each_group(groups, states, restore)
+    load_groups(groups, states, restore)
 
 
-def each_group(
+def load_groups(
     groups: tuple[str, ...], states: Any, load: Callable[[str, dict[str, Any]], None]
 ) -> None:
-    """Loads what `states` holds of each weight group. Raises UserError where that cannot be."""
+    """Calls `load` with each weight group and its state.
+
+    Raises UserError if a group is missing in `states` and if `load` raises.
+    """
     for group in groups:
         state = states.get(group) if isinstance(states, Mapping) else None
         if not isinstance(state, Mapping):
             raise UserError(f"weight group {group!r} is missing.")
         try:
             load(group, dict(state))
-        except Exception as error:  # whatever an agent raises for what it cannot take
+        except Exception as error:  # an agent may raise anything for a state that does not fit
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"weight group {group!r} does not fit: {reason:.200}.") from None
 
 
-def _other_shape(ours: Any, theirs: Any, where: str) -> str:
-    """Says which array of floats has another shape than ours; empty when all fit.
+def _shape_mismatch(expected: Any, found: Any, where: str) -> str:
+    """Returns a message about the first float array of another shape, or "" if there is none.
 
-    States of random generators, which are whole numbers, differ between kinds of devices.
+    Integer arrays are not compared: states of random generators differ between kinds of devices.
     """
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        found = (
-            _other_shape(ours[key], theirs[key], f"{where}.{key}") for key in ours if key in theirs
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        problems = (
+            _shape_mismatch(expected[key], found[key], f"{where}.{key}")
+            for key in expected
+            if key in found
         )
-        return next(filter(None, found), "")
-    if isinstance(ours, np.ndarray) and ours.dtype.kind == "f" and np.shape(theirs) != ours.shape:
-        return f"{where} is of shape {np.shape(theirs)}, expected {ours.shape}"
+        return next(filter(None, problems), "")
+    if not isinstance(expected, np.ndarray) or expected.dtype.kind != "f":
+        return ""
+    if np.shape(found) != expected.shape:
+        return f"{where} is of shape {np.shape(found)}, expected {expected.shape}"
     return ""
 
 
 def _check_session(session: Mapping[str, Any]) -> None:
-    """UserError unless what a Session goes on from is there and can be counted on."""
+    """Raises UserError unless the saved state of a `Session` is complete and its counts valid."""
     for name in ("updates", "starts", "envs"):
         if not isinstance(session.get(name), Mapping):
-            raise UserError(f"session.{name} is {_kind(session.get(name))}.")
+            raise UserError(f"session.{name} is {_shown(session.get(name))}.")
     counts = {name: session.get(name) for name in ("env_steps", "resumes")}
     for name in ("updates", "starts"):
         counts |= {f"{name}.{key}": value for key, value in session[name].items()}
     for name, value in counts.items():
         if type(value) is not int or not 0 <= value < 2**63:
-            raise UserError(f"session.{name} is {_kind(value)}.")
+            raise UserError(f"session.{name} is {_shown(value)}.")
     wall_s = session.get("wall_s")
     if not isinstance(wall_s, (int, float)) or not 0 <= wall_s < float("inf"):
-        raise UserError(f"session.wall_s is {_kind(wall_s)}.")
+        raise UserError(f"session.wall_s is {_shown(wall_s)}.")
 
 
-def _unlike(ours: Any, theirs: Any, where: str) -> str:
-    """Says what `theirs` lacks of the state of an empty replay; empty when it is like it."""
-    if isinstance(ours, Mapping):
-        if not isinstance(theirs, Mapping):
+def _mismatch(expected: Any, found: Any, where: str) -> str:
+    """Returns a message about the first wrong or missing part of a replay's state, or "".
+
+    expected: the state of an empty replay. Arrays may have another number of rows.
+    """
+    if isinstance(expected, Mapping):
+        if not isinstance(found, Mapping):
             return f"{where} is missing"
-        found = (_unlike(ours[key], theirs.get(key), f"{where}.{key}") for key in ours)
-        return next(filter(None, found), "")
-    if isinstance(ours, np.ndarray):
-        same = isinstance(theirs, np.ndarray) and theirs.dtype == ours.dtype
-        fits = same and theirs.ndim == ours.ndim and theirs.shape[1:] == ours.shape[1:]
-        wanted = f"rows of {ours.dtype} {ours.shape[1:]}"
-        return "" if fits else f"{where} is {_kind(theirs)}, expected {wanted}"
-    kinds = (int, float) if isinstance(ours, float) else (type(ours),)
-    fits = isinstance(theirs, kinds) and not isinstance(theirs, bool)
-    if not fits or (isinstance(ours, int) and theirs < 0):  # whole numbers are counts
-        return f"{where} is {_kind(theirs)}"
+        problems = (_mismatch(expected[key], found.get(key), f"{where}.{key}") for key in expected)
+        return next(filter(None, problems), "")
+    if isinstance(expected, np.ndarray):
+        same = isinstance(found, np.ndarray) and found.dtype == expected.dtype
+        fits = same and found.ndim == expected.ndim and found.shape[1:] == expected.shape[1:]
+        wanted = f"rows of {expected.dtype} {expected.shape[1:]}"
+        return "" if fits else f"{where} is {_shown(found)}, expected {wanted}"
+    kinds = (int, float) if isinstance(expected, float) else (type(expected),)
+    fits = isinstance(found, kinds) and not isinstance(found, bool)
+    if not fits or (isinstance(expected, int) and found < 0):  # every integer is a count
+        return f"{where} is {_shown(found)}"
     return ""
 
 
-def _kind(value: Any) -> str:
+def _shown(value: Any) -> str:
+    """Returns a value as a message shows it; of an array, the dtype and the shape."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
 
 
 def _check_rows(name: str, table: Mapping[str, Any]) -> None:
-    """UserError unless all that a table says of its rows is of as many rows."""
+    """Raises UserError unless all arrays of a table's saved state have the same number of rows."""
     rows = {"previous": table["previous"], **table["columns"]}
     for name_of_consumer, consumer in table["consumers"].items():
         rows[f"{name_of_consumer}.starts"] = consumer["starts"]
-    held = len(table["previous"])
+    stored = len(table["previous"])
     for what, values in rows.items():
-        if len(values) != held:
-            raise UserError(f"replay.{name} has {held} rows, but {len(values)} of {what}.")
-    if held > table["inserted"]:
-        raise UserError(f"replay.{name} has {held} rows, but {table['inserted']} were inserted.")
+        if len(values) != stored:
+            raise UserError(f"replay.{name} has {stored} rows, but {len(values)} of {what}.")
+    if stored > table["inserted"]:
+        raise UserError(f"replay.{name} has {stored} rows, but {table['inserted']} were inserted.")
     streams = {what: len(values) for what, values in table["streams"].items()}
     if len(set(streams.values())) > 1:
         raise UserError(f"replay.{name} has streams of different numbers: {streams}.")

@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, the record of how it was started, and who holds it."""
+"""Creates, opens and locks a run's folder, and records each start of the run in `config.yaml`."""
 
 from __future__ import annotations
 
@@ -38,22 +38,29 @@ BEST: Final = "best"
 TENSORBOARD: Final = "tensorboard"
 FOLDERS: Final = (CHECKPOINTS, BEST, TENSORBOARD)
 FILES: Final = (CONFIG, VERSIONS, METRICS, "ray.log", LOCK)
-HISTORY: Final = "history"  # the last key of config.yaml: how and when the run was started
+HISTORY: Final = "history"  # the last key of config.yaml: one entry for each start of the run
 _PACKAGES = ("torch", "ray", "gymnasium", "numpy", "numba", "ale-py", "redis")
 
 
 class RunFolder:
-    """The folder of one live run, locked against a second one until closed.
+    """The folder of a run that is in progress. It is locked until it is closed.
 
-    Made by `create` or `reopen`; both raise UserError when the folder cannot serve. Left by a
-    UserError before the first checkpoint, a new one is taken away again.
+    Made by `create` or `reopen`, which raise UserError if the folder cannot be used. As a context
+    manager it closes the folder. A new folder is removed if a UserError ends the run before its
+    first checkpoint.
     """
 
-    def __init__(self, path: Path, config: RunConfig, command: str, made: Sequence[Path]) -> None:
-        """`made`: the folders made for this run, none when it goes on in an earlier one's."""
+    def __init__(
+        self, path: Path, config: RunConfig, command: str, created: Sequence[Path]
+    ) -> None:
+        """Locks the folder.
+
+        command: the command line, for the history. created: the folders that were created for this
+        run; none for a resumed run.
+        """
         self.path = path
         self.config = config
-        self._command, self._made = command, made
+        self._command, self._created = command, created
         self._began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         for name in FOLDERS:
             check_own_folder(path / name)
@@ -61,7 +68,8 @@ class RunFolder:
             check_own_file(path / name)
         self._lock = _lock(path)
         file = path / CONFIG
-        self._before = _read(file) if file.exists() else None  # this start
+        # The text of config.yaml before this start; None: a new run.
+        self._earlier_text = _read(file) if file.exists() else None
 
     @property
     def metrics(self) -> Path:
@@ -73,44 +81,47 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """Where the policy of the best evaluation is kept, as a checkpoint of its weights."""
+        """The folder of the checkpoint that holds the weights of the best evaluation."""
         return self.path / BEST
 
     @property
     def log(self) -> Path:
-        """What Ray prints."""
+        """The file for the output of Ray."""
         return self.path / "ray.log"
 
     @classmethod
     def create(cls, config: RunConfig, runs: Path = RUNS, command: str = "") -> Self:
-        """Makes a new folder at `config.run_dir` or, without one, a dated one under `runs`.
+        """Makes a new folder at `config.run_dir`, or a folder with a dated name in `runs`.
 
-        `command`: what the person called, for config.yaml.
+        command: the command line, for config.yaml. Raises UserError if that is not possible.
         """
         path = Path(config.run_dir) if config.run_dir else _free_path(config, runs)
         check_new(path)
-        made = [new for new in (path, *path.parents) if not new.exists()]
+        created = [new for new in (path, *path.parents) if not new.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder = cls(path, replace(config, run_dir=str(path)), command, made)
+            folder = cls(path, replace(config, run_dir=str(path)), command, created)
         except OSError as error:
             raise _unwritable(path, error) from None
-        with contextlib.ExitStack() as broken:
-            broken.push(folder)  # takes it away where its record cannot be written
+        with contextlib.ExitStack() as on_error:
+            on_error.push(folder)  # removes the folder if `record` fails
             folder.record()
-            broken.pop_all()
+            on_error.pop_all()
         return folder
 
     @classmethod
     def reopen(cls, path: Path, config: RunConfig, command: str = "") -> Self:
-        """Opens the folder of an earlier run, to go on with `config`; nothing in it changes yet."""
+        """Opens and locks the folder of an earlier run, to continue with `config`.
+
+        Changes no file. Raises UserError if the folder cannot be written.
+        """
         try:
             return cls(path, replace(config, run_dir=str(path)), command, ())
         except OSError as error:
             raise _unwritable(path, error) from None
 
     def close(self) -> None:
-        """Give the folder up; others may resume it."""
+        """Unlocks the folder, so that another process may resume the run."""
         os.close(self._lock)
 
     def __enter__(self) -> Self:
@@ -122,54 +133,55 @@ class RunFolder:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        new = self._before is None
+        new = self._earlier_text is None
         if isinstance(error, UserError) and new and not _has_checkpoint(self.path):
-            self._take_away()
+            self._remove()
         self.close()
 
     def record(self, agent_options: Mapping[str, Any] | None = None) -> None:
-        """Write down what the run is, what it runs on and how it was called.
+        """Writes the settings, the versions of packages and the command line to config.yaml.
 
-        `agent_options`: every option of the agent, when these are known; until then, those that
-        were given. What earlier starts wrote stays as it is: the history says what changed.
+        At a resume, appends an entry to the history, with the settings that changed; the earlier
+        text stays as it is. agent_options: every option of the agent; None: only the options that
+        were given, as the agent has not been built yet.
         """
-        file, known = self.path / CONFIG, self.config.agent_options
-        options = known if agent_options is None else agent_options
-        now = _as_yaml({**asdict(self.config), "agent_options": dict(options)})
+        file, given = self.path / CONFIG, self.config.agent_options
+        options = given if agent_options is None else agent_options
+        now = _with_lists({**asdict(self.config), "agent_options": dict(options)})
         entry: dict[str, Any] = {"time": self._began, "command": self._command}
-        if self._before is None:
+        if self._earlier_text is None:
             text = yaml.safe_dump(now, sort_keys=False) + f"{HISTORY}:\n"
         else:
-            text = self._before
-            settings, history = _parsed(file, text)
-            entry["changed"] = _differences(_applied(settings, history), flatten(now))
+            text = self._earlier_text
+            settings, history = _parse(file, text)
+            entry["changed"] = _differences(_latest_settings(settings, history), flatten(now))
             text += "" if text.endswith("\n") else "\n"
         entry["versions"] = versions()
-        grown = text + yaml.safe_dump([entry], sort_keys=False)
-        _check_grown(file, grown, entry)
+        new_text = text + yaml.safe_dump([entry], sort_keys=False)
+        _check_last_entry(file, new_text, entry)
         try:
-            _replace(file, grown)
+            _replace(file, new_text)
             _replace(self.path / VERSIONS, json.dumps(entry["versions"], indent=2) + "\n")
         except OSError as error:
             raise _unwritable(self.path, error) from None
 
-    def _take_away(self) -> None:
-        """Remove what this run made, and nothing else."""
+    def _remove(self) -> None:
+        """Removes the files and folders that this run has made, and nothing else."""
         for name in FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody put something there meanwhile
-            for folder in self._made:
+        with contextlib.suppress(OSError):  # a folder with other files in it stays
+            for folder in self._created:
                 folder.rmdir()
 
 
 def check_new(path: Path) -> None:
-    """UserError unless a run may start in `path`: new, or an empty folder, and writable."""
+    """Raises UserError unless `path` is writable and is a new or an empty folder."""
     if path.is_dir() and any(path.iterdir()):
-        able = f"Continue it with --resume {path}, or name" if _has_checkpoint(path) else "Name"
+        advice = f"Continue it with --resume {path}, or name" if _has_checkpoint(path) else "Name"
         raise UserError(
-            f"run folder {path} exists and is not empty. {able} another with --run-dir."
+            f"run folder {path} exists and is not empty. {advice} another with --run-dir."
         )
     if path.exists() and not path.is_dir():
         raise UserError(f"run folder {path} is a file. Name a folder with --run-dir.")
@@ -179,19 +191,19 @@ def check_new(path: Path) -> None:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Returns the config of the run in `path`, as its last start left it.
+    """Returns the configuration of the run in `path` after its last start.
 
-    No module in `path` is imported by this process from now on. The address of a cluster is left
-    out: a run joins one only when a person says so again. Raises UserError when there is no
-    config, or a broken one, or an older version made the run.
+    From then on this process refuses to import modules from `path`. The address of a cluster is
+    left out: a run joins a cluster only if a person gives the address again. Raises UserError if
+    config.yaml is missing or not valid, or if an older version made the run.
     """
     never_import_from(path)
     check_is_run(path)
     if _older_version_made(path):
         raise made_by_older_version(f"run {path}")
     file = path / CONFIG
-    settings, history = _parsed(file, _read(file))
-    values = _applied(settings, history)
+    settings, history = _parse(file, _read(file))
+    values = _latest_settings(settings, history)
     values.pop("address", None)
     return configure(RunConfig(), values, source=str(file))
 
@@ -218,21 +230,22 @@ def _older_version_made(path: Path) -> bool:
 
 
 def last_address(path: Path) -> str | None:
-    """Returns the cluster that the run in `path` was on when it was last started."""
-    address = _applied(*_parsed(path / CONFIG, _read(path / CONFIG))).get("address")
+    """Returns the address of the cluster on which the run was last started, or None without one."""
+    settings = _latest_settings(*_parse(path / CONFIG, _read(path / CONFIG)))
+    address = settings.get("address")
     return address if isinstance(address, str) else None
 
 
 def latest(runs: Path = RUNS) -> Path:
-    """Returns the run under `runs` that was last written to, among those that have a checkpoint.
+    """Returns the folder in `runs` that was last written to, among the runs with a checkpoint.
 
-    Raises UserError when there is none.
+    Raises UserError if no run has a checkpoint.
     """
     started = list(runs.glob(f"*/{CONFIG}"))
     found = [file for file in started if _has_checkpoint(file.parent)]
     if not found:
-        less = f" with a checkpoint ({len(started)} without)" if started else ""
-        raise UserError(f"no run{less} under {runs.absolute()}. Name one by its folder.")
+        missing = f" with a checkpoint ({len(started)} without)" if started else ""
+        raise UserError(f"no run{missing} under {runs.absolute()}. Name one by its folder.")
     return max(found, key=_last_written).parent
 
 
@@ -252,12 +265,15 @@ def _read(file: Path) -> str:
         raise UserError(f"cannot read {file}: {error.strerror}.") from None
 
 
-def _parsed(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns the settings that config.yaml was written with, and its history: an entry a start."""
+def _parse(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Parses config.yaml. Returns the settings of the first start, and an entry for each start.
+
+    Raises UserError for a text of another form.
+    """
     try:
-        # A run writes no aliases, and a few of them can stand for more than any memory holds.
+        # A run writes no aliases. A few nested aliases can expand beyond any memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise UserError(f"{file} has YAML aliases (*name). Write out what they stand for.")
+            raise UserError(f"{file} has YAML aliases (*name). Replace each alias by its value.")
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
@@ -270,7 +286,7 @@ def _parsed(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]
         changed = entry.get("changed") or {}
         if not isinstance(changed, dict) or not all(isinstance(key, str) for key in changed):
             raise UserError(
-                f"{file}: what changed must be settings by name; found {_short(changed)}."
+                f"{file}: `changed` in {HISTORY} must be settings by name; found {_short(changed)}."
             )
     return values, history
 
@@ -279,8 +295,10 @@ def _short(value: Any) -> str:
     return reprlib.repr(value)
 
 
-def _applied(settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the settings after all changes, by dotted name."""
+def _latest_settings(
+    settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns dotted name → value of all settings, after all changes in the history."""
     values = flatten({key: value for key, value in settings.items() if key != HISTORY})
     for entry in history:
         values |= entry.get("changed") or {}
@@ -291,8 +309,8 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
     return {key: now[key] for key in now if key not in before or before[key] != now[key]}
 
 
-def _check_grown(file: Path, text: str, entry: Mapping[str, Any]) -> None:
-    """UserError unless `text` ends with `entry` as the last of its history."""
+def _check_last_entry(file: Path, text: str, entry: Mapping[str, Any]) -> None:
+    """Raises UserError unless `entry` is the last entry of the history in `text`."""
     try:
         added = yaml.safe_load(text)[HISTORY][-1] == entry
     except yaml.YAMLError:
@@ -322,7 +340,7 @@ def versions() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Returns the commit of this checkout, with `+` when files differ; None outside of one."""
+    """Returns the git commit of this code, with `+` if files differ from it; None without git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(
@@ -349,7 +367,10 @@ def _free_path(config: RunConfig, runs: Path) -> Path:
 
 
 def _lock(path: Path) -> int:
-    """Takes an exclusive hold on `path`, which ends with this process, however it ends."""
+    """Locks a folder and returns the descriptor of the lock file.
+
+    The lock ends with this process at the latest. Raises UserError if another process has the lock.
+    """
     descriptor = open_own(path / LOCK, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -357,7 +378,7 @@ def _lock(path: Path) -> int:
         holder = os.read(descriptor, 20).decode() or "unknown"
         os.close(descriptor)
         raise UserError(
-            f"run {path} is live: process {holder} holds it. Wait for it or stop it first."
+            f"run {path} is live: process {holder} holds it. Wait for its end, or stop the process."
         ) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())
@@ -365,23 +386,23 @@ def _lock(path: Path) -> int:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file beside its place and move it there, so that no half of it is ever seen."""
-    staging = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    """Writes a file under another name and renames it, so that nobody reads half of it."""
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with os.fdopen(open_own(staging, os.O_WRONLY | os.O_EXCL), "w", encoding="utf-8") as file:
+        with os.fdopen(open_own(temporary, os.O_WRONLY | os.O_EXCL), "w", encoding="utf-8") as file:
             file.write(text)
-        staging.replace(path)
+        temporary.replace(path)
     except BaseException:
-        staging.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def _as_yaml(node: Any) -> Any:
-    """Returns `node` with lists in the place of tuples, which YAML lacks."""
+def _with_lists(node: Any) -> Any:
+    """Returns a tree of dicts and sequences with lists for tuples, which YAML does not have."""
     if isinstance(node, dict):
-        return {key: _as_yaml(value) for key, value in node.items()}
+        return {key: _with_lists(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
-        return [_as_yaml(value) for value in node]
+        return [_with_lists(value) for value in node]
     return node
 
 

@@ -23,7 +23,7 @@ from dreamfleet.runtime.gauges import Gauges
 from dreamfleet.runtime.interrupts import Interrupts
 from dreamfleet.runtime.run_folder import TENSORBOARD, RunFolder
 from dreamfleet.runtime.tensorboard import TensorBoard
-from dreamfleet.runtime.turns import Fault, Report
+from dreamfleet.runtime.worker_runner import Fault, Report
 
 PERIOD_S: Final = 10.0  # between two "run" lines of metrics; waits are fractions of one period
 WARN_EVERY_S: Final = 60.0  # between two warnings that something cannot be written
@@ -228,6 +228,7 @@ class Session:
         if self.learning:
             return
         self.learning = True
+        self._gauges.forget_waits()
         self.record({"kind": "milestone", "what": "first gradient step"})
         self.display.note(f"learning since {time.monotonic() - self._began:.1f} s")
 
@@ -246,7 +247,8 @@ class Session:
             phase=self._phase(),
             metrics=dict(self._learned),
             lag=self._gauges.lag,
-            waits=self._gauges.waits,
+            # In one thread all parts take turns, so that no wait slows another part down.
+            waits={} if self.config.local else self._gauges.waits,
             faults=dict(self._faults),
         )
 

@@ -1,4 +1,4 @@
-"""What a cluster needs of this machine's code: dreamfleet, and what a person wrote."""
+"""Finds the code that a joined cluster needs from this machine: dreamfleet and a person's own."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from typing import Any, Final
 from dreamfleet.core.errors import UserError
 
 PACKAGE: Final = Path(__file__).parent.parent
-EXCLUDED: Final = ("runs/", ".venv/", ".git/", "__pycache__/")  # of the folder of a person's code
+EXCLUDED: Final = ("runs/", ".venv/", ".git/", "__pycache__/")  # subfolders that are not sent
 
 
-def shipped(env_id: str, agent_path: str, run: Path) -> dict[str, Any]:
-    """Returns what Ray sends to a cluster's machines, as its `runtime_env`.
+def runtime_env(env_id: str, agent_path: str, run: Path) -> dict[str, Any]:
+    """Returns Ray's `runtime_env`: the folders to send to every machine of a cluster.
 
-    run: the run's folder, which stays. Raises UserError where a person's code lies in two folders.
+    env_id, agent_path: `module:name`. run: the run's folder, which is not sent. Raises UserError if
+    the modules of the environment and the agent are in two folders.
     """
-    about: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
+    sent: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
     modules = (env_id.rpartition(":")[0], agent_path.rpartition(":")[0])
-    folders = {folder: name for name in modules if (folder := folder_of(name))}
+    folders = {folder: name for name in modules if (folder := source_folder(name))}
     if len(folders) > 1:
         names, places = " and ".join(folders.values()), " and ".join(map(str, folders))
         raise UserError(
             f"--address: {names} are in {places}; only one folder of your code can be sent. "
-            "Put both into one, or install one of them."
+            "Put both into one folder, or install one of them."
         )
     for folder in folders:
         excludes = list(EXCLUDED)
         if run.resolve().is_relative_to(folder):
             excludes.append(f"/{run.resolve().relative_to(folder)}/")
-        about |= {"working_dir": str(folder), "excludes": excludes}
-    return about
+        sent |= {"working_dir": str(folder), "excludes": excludes}
+    return sent
 
 
-def folder_of(module: str) -> Path | None:
-    """Returns the folder from which a person's `module` is imported.
+def source_folder(module: str) -> Path | None:
+    """Returns the folder from which a person's own module is imported.
 
-    None for dreamfleet's own and installed ones, which each machine of a cluster has for itself.
+    Returns None for modules of dreamfleet, which is always sent, and for installed modules, which
+    must be installed on every machine of the cluster.
     """
     top = module.partition(".")[0]
     if top in ("", "__main__", "dreamfleet"):

@@ -118,10 +118,10 @@ def start(planned: Plan, command: str) -> tuple[int, Path]:
                 display.note(f"warning: {warning}")
             state = None
             if resumed is not None:
-                from dreamfleet.runtime.resume import restored
+                from dreamfleet.runtime.resume import load_resume_state
 
                 display.wait_for("loading the checkpoint")
-                state = restored(folder.checkpoints, config)
+                state = load_resume_state(folder.checkpoints, config)
                 folder.record()
             display.wait_for("importing PyTorch" if config.local else "importing PyTorch and Ray")
             if config.local:

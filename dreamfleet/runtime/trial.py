@@ -1,4 +1,4 @@
-"""Has an agent do a little of everything on made-up rows, so that its faults show before a run."""
+"""Tries an agent out on synthetic rows: it acts, learns and dreams once before a run starts."""
 
 from __future__ import annotations
 
@@ -24,20 +24,25 @@ from dreamfleet.core.types import (
     TableSpec,
 )
 from dreamfleet.replay_server.server import ReplayServer
+from dreamfleet.runtime.blueprint import weight_groups
 
-STREAMS: Final = 8
-CONSUMERS: Final = {"policy": "learn_policy", "world": "learn_world", "start": "dream"}
+STREAMS: Final = 8  # environments that produce the rows
+CONSUMERS: Final = {  # consumer of the table "real" → the method that gets its samples
+    "policy": "learn_policy",
+    "world": "learn_world",
+    "start": "dream",
+}
 
 
 class Unfit(Exception):
-    """An agent does not keep what it promises; the text says which promise."""
+    """An agent breaks a rule of the `Agent` protocol; the message states the rule."""
 
 
 class Synthetic:
-    """Numbers that go round: obs are cosines of a phase that the action moves, so is the reward.
+    """N synthetic environments: observations and rewards are cosines of a phase.
 
-    An episode ends after each step with a probability of `ends`, half of the times truncated
-    unless every end is to be `terminal`.
+    Each action moves the phase. Each step ends the episode with probability `ends`. Half of these
+    ends are truncations, or none if `terminal`.
     """
 
     def __init__(self, spec: EnvSpec, n: int, ends: float = 0.2, terminal: bool = False) -> None:
@@ -48,12 +53,13 @@ class Synthetic:
         self.last = np.ones(n, bool)
 
     def rows(self) -> Batch:
+        """Returns the next rows (N, …), without actions."""
         first = self.last
         self.phase = np.where(first, self.rng.uniform(-np.pi, np.pi, self.n), self.phase)
         self.last = ~first & (self.rng.random(self.n) < self.ends)
         space = self.spec.obs
-        places = np.arange(int(np.prod(space.shape))).reshape(space.shape)
-        obs = np.cos(self.phase.reshape(-1, *[1] * len(space.shape)) + places)  # (N, *O)
+        offsets = np.arange(int(np.prod(space.shape))).reshape(space.shape)
+        obs = np.cos(self.phase.reshape(-1, *[1] * len(space.shape)) + offsets)  # (N, *O)
         obs = 127 * (1 + obs) if space.dtype == "uint8" else obs
         return {
             "obs": obs.astype(space.dtype),
@@ -64,15 +70,12 @@ class Synthetic:
         }
 
     def act(self, action: Array) -> None:
+        """Applies actions (N, …)."""
         self.phase = self.phase + 0.3 + 0.1 * action.reshape(self.n, -1).sum(1)
 
 
-def groups(agent: Any) -> tuple[str, ...]:
-    return ("world", "policy") if "world" in agent.tables["real"].consumers else ("policy",)
-
-
-def live(agent: Any, env: Synthetic, steps: int) -> Batch:
-    """What an actor would send: rows (N, steps, …)."""
+def rollout(agent: Any, env: Synthetic, steps: int) -> Batch:
+    """Acts for `steps` steps with exploration and returns the rows (N, steps, …)."""
     chunk, state = [], agent.initial_state(env.n)
     for _ in range(steps):
         rows = env.rows()
@@ -86,8 +89,10 @@ def live(agent: Any, env: Synthetic, steps: int) -> Batch:
 
 
 def try_agent(name: str, spec: EnvSpec, build: Callable[[], Agent]) -> None:
-    """Builds an agent, has it act, learn and dream once. Raises UserError, in one line, where it
-    breaks or does not keep what an agent promises.
+    """Builds an agent, and has it act, learn and dream once.
+
+    Raises UserError, in one line, if the agent raises an exception or breaks a rule of the `Agent`
+    protocol. name: `module:Class`, for the message.
     """
     with _named(name, "building it"):
         agent = build()
@@ -95,8 +100,8 @@ def try_agent(name: str, spec: EnvSpec, build: Callable[[], Agent]) -> None:
     with _named(name, "act"):
         _check_acting(agent, spec)
     with _named(name, "act, as an actor calls it,"):
-        replay = _experience(agent, spec)
-    for group in groups(agent):
+        replay = _filled_replay(agent, spec)
+    for group in weight_groups(agent):
         with _named(name, f"weights, load, state or restore of {group!r}"):
             _check_state(agent, group)
     _check_learning(agent, name, replay)
@@ -104,7 +109,7 @@ def try_agent(name: str, spec: EnvSpec, build: Callable[[], Agent]) -> None:
 
 @contextmanager
 def _named(name: str, what: str) -> Iterator[None]:
-    """Turns whatever is raised inside into a UserError that names the agent and the place."""
+    """Converts an exception inside to a UserError that names agent, method and source line."""
     try:
         yield
     except UserError:
@@ -112,8 +117,8 @@ def _named(name: str, what: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and interrupts(error):
             raise
-        said = str(error) if isinstance(error, Unfit | Diverged) else in_line(error)
-        said = " ".join(said.split()).rstrip(".")
+        reason = str(error) if isinstance(error, Unfit | Diverged) else in_line(error)
+        reason = " ".join(reason.split()).rstrip(".")
         top = name.partition(":")[0].partition(".")[0]
         places = [
             f" ({frame.f_code.co_filename}:{line})"
@@ -121,8 +126,8 @@ def _named(name: str, what: str) -> Iterator[None]:
             if str(frame.f_globals.get("__name__")).partition(".")[0] == top
         ]
         raise UserError(
-            f"agent {name!r}: {what} failed. {said}{places[-1] if places else ''}. "
-            f"All that an agent promises is tested by: launch.py check {name}"
+            f"agent {name!r}: {what} failed. {reason}{places[-1] if places else ''}. "
+            f"To test all rules for agents: launch.py check {name}"
         ) from error
 
 
@@ -132,16 +137,19 @@ def _require(holds: bool, what: str) -> None:
 
 
 def _check_tables(agent: Any) -> None:
+    """Raises Unfit unless tables, consumers, their methods and `act_groups` agree."""
     tables = getattr(agent, "tables", None)
     _require(isinstance(tables, Mapping), f"`tables` must be a dict, found {tables!r:.80}")
     real, dream = agent.tables.get("real"), agent.tables.get("dream")
     _require(isinstance(real, TableSpec), f"`tables['real']` must be a TableSpec, found {real!r}")
-    _require(dream is None or isinstance(dream, QueueSpec), "`tables['dream']` is no QueueSpec")
+    _require(dream is None or isinstance(dream, QueueSpec), "`tables['dream']` must be a QueueSpec")
     consumers = real.consumers
     unknown = [name for name in consumers if name not in CONSUMERS]
     known = ", ".join(CONSUMERS)
     _require(not unknown, f"unknown consumer {', '.join(unknown)} of 'real'; there are: {known}")
-    _require("policy" in consumers or dream is not None, "'real' lacks the consumer 'policy'")
+    _require(
+        "policy" in consumers or dream is not None, "the table 'real' lacks the consumer 'policy'"
+    )
     _require(
         ("start" in consumers) == (dream is not None),
         "the consumer 'start' and the table 'dream' go together: declare both or neither",
@@ -150,15 +158,16 @@ def _check_tables(agent: Any) -> None:
         method = CONSUMERS[consumer]
         has = callable(getattr(agent, method, None))
         _require(has, f"the consumer {consumer!r} needs the method {method}")
-    acting = getattr(agent, "act_groups", None)
-    possible = groups(agent)
+    act_groups = getattr(agent, "act_groups", None)
+    possible = weight_groups(agent)
     _require(
-        isinstance(acting, tuple) and bool(acting) and set(acting) <= set(possible),
-        f"`act_groups` must be a tuple of {' and '.join(possible)}, found {acting!r}",
+        isinstance(act_groups, tuple) and bool(act_groups) and set(act_groups) <= set(possible),
+        f"`act_groups` must be a tuple of {' and '.join(possible)}, found {act_groups!r}",
     )
 
 
 def _check_acting(agent: Any, spec: EnvSpec) -> None:
+    """Raises Unfit unless `act` returns valid actions and the columns of the table "real"."""
     declared = agent.tables["real"].columns
     for explore in (True, False):
         rows = Synthetic(spec, 3).rows()
@@ -168,7 +177,9 @@ def _check_acting(agent: Any, spec: EnvSpec) -> None:
             f"it must return (actions, state, further columns), found {type(acted).__name__}",
         )
         action, _, extras = acted
-        _require(isinstance(extras, Mapping), f"its further columns are no dict: {extras!r:.80}")
+        _require(
+            isinstance(extras, Mapping), f"its further columns must be a dict, found {extras!r:.80}"
+        )
         check_actions(action, extras, spec.action)
     found = {*rows, "action", *extras}
     lacking, unknown = sorted(declared.keys() - found), sorted(found - declared.keys())
@@ -176,22 +187,25 @@ def _check_acting(agent: Any, spec: EnvSpec) -> None:
     _require(not unknown, f"the table 'real' does not declare its column {', '.join(unknown)}")
 
 
-def _experience(agent: Any, spec: EnvSpec) -> ReplayServer:
-    """Returns a replay of made-up rows, which makes nobody wait."""
+def _filled_replay(agent: Any, spec: EnvSpec) -> ReplayServer:
+    """Returns a replay with synthetic rows, from which every consumer may sample at once."""
     real = agent.tables["real"]
-    longest = max(of.context + of.window for of in real.consumers.values())
-    largest = max(of.batch * (of.context + of.window) for of in real.consumers.values())
+    longest = max(consumer.context + consumer.window for consumer in real.consumers.values())
+    largest = max(
+        consumer.batch * (consumer.context + consumer.window)
+        for consumer in real.consumers.values()
+    )
     steps = 2 * longest + 32
-    eager = {
+    unlimited = {
         name: replace(consumer, samples_per_step=None, min_steps=1)
         for name, consumer in real.consumers.items()
     }
     capacity = max(STREAMS * steps, largest)
-    table = replace(real, capacity=capacity, max_bytes=None, consumers=eager)
+    table = replace(real, capacity=capacity, max_bytes=None, consumers=unlimited)
     replay = ReplayServer({"real": table}, seed=0)
     try:
         replay.add(
-            "real", live(agent, Synthetic(spec, STREAMS, ends=0.02), steps), np.arange(STREAMS)
+            "real", rollout(agent, Synthetic(spec, STREAMS, ends=0.02), steps), np.arange(STREAMS)
         )
     except EnvironmentFault as error:
         raise Unfit(str(error)) from error
@@ -199,6 +213,7 @@ def _experience(agent: Any, spec: EnvSpec) -> ReplayServer:
 
 
 def _check_state(agent: Any, group: str) -> None:
+    """Raises Unfit unless weights and state of a group are dicts that the agent loads again."""
     weights, state = agent.weights(group), agent.state(group)
     flat = isinstance(weights, Mapping) and all(
         isinstance(value, np.ndarray) for value in weights.values()
@@ -210,37 +225,40 @@ def _check_state(agent: Any, group: str) -> None:
 
 
 def _check_learning(agent: Any, name: str, replay: ReplayServer) -> None:
-    """One gradient step of each group, and one dream."""
+    """Takes a gradient step of each weight group and makes a dream. Raises UserError."""
     consumers = agent.tables["real"].consumers
-    drawn = {consumer: replay.sample("real", consumer) for consumer in consumers}
+    samples = {consumer: replay.sample("real", consumer) for consumer in consumers}
     dreams = None
     if "world" in consumers:
         with _named(name, "learn_world"):
-            _check_feedback(agent.learn_world(drawn["world"]), drawn["world"], consumers["world"])
+            _check_feedback(
+                agent.learn_world(samples["world"]), samples["world"], consumers["world"]
+            )
     if "start" in consumers:
         with _named(name, "dream"):
-            dreams = agent.dream(drawn["start"])
+            dreams = agent.dream(samples["start"])
             _require(
                 isinstance(dreams, Mapping) and bool(dreams), "it must return a dict of columns"
             )
     with _named(name, "learn_policy"):
         policy = consumers.get("policy")
         _check_feedback(
-            agent.learn_policy(drawn.get("policy"), dreams), drawn.get("policy"), policy
+            agent.learn_policy(samples.get("policy"), dreams), samples.get("policy"), policy
         )
 
 
 def _check_feedback(feedback: Any, real: Sample | Any, consumer: Any) -> None:
+    """Raises Unfit unless a gradient step returned valid metrics, and priorities if needed."""
     _require(isinstance(feedback, Feedback), f"it must return a Feedback, found {feedback!r:.80}")
     for name, value in feedback.metrics.items():
-        _require("/" in name, f"metrics are called group/name, found {name!r}")
+        _require("/" in name, f"the name of a metric must be group/name, found {name!r}")
         graph = getattr(value, "requires_grad", False)
         _require(not graph, f"the metric {name!r} carries gradients: detach it")
         try:
             float(value)
         except (TypeError, ValueError, RuntimeError):
-            raise Unfit(f"the metric {name!r} is no number: {value!r:.80}") from None
+            raise Unfit(f"the metric {name!r} must be a number, found {value!r:.80}") from None
     if consumer is not None and consumer.selector.uses_priorities:
         found = feedback.priorities
         fits = found is not None and np.shape(found) == real.keys.shape
-        _require(fits, f"a priority for each of its {len(real.keys)} windows is missing")
+        _require(fits, f"it must return a priority for each of its {len(real.keys)} windows")

@@ -1,4 +1,4 @@
-"""Environment calls of one thread, watched from another: one that hangs would hang the run."""
+"""Watches the environment calls of one thread from another: a call that hangs blocks the run."""
 
 from __future__ import annotations
 
@@ -10,64 +10,64 @@ from typing import Any, Final, NamedTuple
 
 from dreamfleet.core.types import Array, Batch, VectorEnv
 
-LOOK_S: Final = 0.1  # between two looks of the watchdog
+CHECK_EVERY_S: Final = 0.1  # between two checks of the watchdog
 
 
 class EnvCall(NamedTuple):
-    """A call that has not returned yet."""
+    """An environment call that has not returned yet."""
 
-    worker: str  # whose environments are called
+    worker: str  # the worker that makes the call
     seconds: float  # since the call began
     environments: int  # that the call steps, resets or builds, one after another
 
 
 class EnvCalls:
-    """Knows since when an environment is being called, and for which worker.
+    """Records the environment calls in progress: their worker and the time when they began.
 
-    A call that returns while somebody acts on it (`held`) waits until that is done.
+    A call cannot end inside another thread's `current`: the call waits for the end of the context.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        # Worker, since when, how many environments; inner calls last.
-        self._under_way: list[tuple[str, float, int]] = []
+        # Worker, start time, number of environments; a nested call is last.
+        self._calls: list[tuple[str, float, int]] = []
 
     @contextmanager
-    def by(self, worker: str, environments: int = 1) -> Iterator[None]:
-        """Marks what happens inside as a call of so many environments of this worker."""
-        self._under_way.append((worker, time.monotonic(), environments))
+    def record(self, worker: str, environments: int = 1) -> Iterator[None]:
+        """Records the block inside as a call of a worker to this many environments."""
+        self._calls.append((worker, time.monotonic(), environments))
         try:
             yield
         finally:
             with self._lock:
-                self._under_way.pop()
+                self._calls.pop()
 
     @contextmanager
-    def held(self) -> Iterator[EnvCall | None]:
-        """Yields the call under way, or nothing. No call ends before the context does."""
+    def current(self) -> Iterator[EnvCall | None]:
+        """Yields the call in progress or None. The call cannot end before the context ends."""
         with self._lock:
-            if self._under_way:
-                worker, since, environments = self._under_way[-1]
+            if self._calls:
+                worker, since, environments = self._calls[-1]
                 yield EnvCall(worker, time.monotonic() - since, environments)
             else:
                 yield None
 
 
 class WatchedEnv:
-    """A `VectorEnv` whose calls are known to `EnvCalls`."""
+    """A `VectorEnv` that records its calls in `EnvCalls`."""
 
     def __init__(self, env: VectorEnv, worker: str, calls: EnvCalls) -> None:
         self._env, self._worker, self._calls = env, worker, calls
         self.spec, self.num_envs, self.info = env.spec, env.num_envs, env.info
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
-        with self._calls.by(self._worker, self.num_envs):
+        with self._calls.record(self._worker, self.num_envs):
             rows = self._env.reset(seeds)
         self.info = self._env.info
         return rows
 
     def step(self, action: Array) -> Batch:
-        with self._calls.by(self._worker, self.num_envs):
+        with self._calls.record(self._worker, self.num_envs):
             rows = self._env.step(action)
         self.info = self._env.info
         return rows
@@ -79,29 +79,29 @@ class WatchedEnv:
         self._env.restore(state)
 
     def close(self) -> None:
-        with self._calls.by(self._worker, self.num_envs):
+        with self._calls.record(self._worker, self.num_envs):
             self._env.close()
 
 
 class Watchdog:
-    """A thread that looks at the calls under way; use as a context.
+    """A thread that checks the environment call in progress, ten times a second. A context manager.
 
-    look: gets the call under way, or nothing, a few times a second. No call ends while `look` runs.
+    check: called with the call in progress or None. The call cannot end while `check` runs.
     """
 
-    def __init__(self, calls: EnvCalls, look: Callable[[EnvCall | None], None]) -> None:
-        self._calls, self._look = calls, look
-        self._over = threading.Event()
+    def __init__(self, calls: EnvCalls, check: Callable[[EnvCall | None], None]) -> None:
+        self._calls, self._check = calls, check
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
+        self._stop.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK_S):
-            with self._calls.held() as call:
-                self._look(call)
+        while not self._stop.wait(CHECK_EVERY_S):
+            with self._calls.current() as call:
+                self._check(call)

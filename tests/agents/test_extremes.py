@@ -13,8 +13,8 @@ from dreamfleet.contracts import (
     Synthetic,
     full_state,
     learn,
-    live,
     pytest_generate_tests,  # noqa: F401 - gives each test its `case`
+    rollout,
 )
 from dreamfleet.core.types import Batch, EnvSpec
 
@@ -80,5 +80,5 @@ def test_learning_from_finite_numbers_of_any_size_keeps_an_agent_finite(case, ki
     assert skipped and not any(skipped.values())
     for path, value in full_state(agent).items():
         assert not np.any(np.isnan(np.asarray(value, np.float64))), path
-    chunk = live(agent, Extreme(case.spec, 3, kind), steps=3)
+    chunk = rollout(agent, Extreme(case.spec, 3, kind), steps=3)
     assert np.isfinite(chunk["action"]).all()

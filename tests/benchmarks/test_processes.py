@@ -1,14 +1,14 @@
-"""Watching a run from outside."""
+"""Watching a run from another process."""
 
 import json
 import os
 import subprocess
 import sys
 
-from benchmarks.processes import MARK, first_gradient_step, marked
+from benchmarks.processes import MARK, first_gradient_step, processes_with
 
 
-def test_the_first_gradient_step_is_seen_in_the_metrics_even_while_a_line_is_written(tmp_path):
+def test_the_first_gradient_step_is_found_once_its_line_is_complete(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     assert not first_gradient_step(metrics)
     line = json.dumps({"kind": "milestone", "what": "first gradient step", "env_steps": 260})
@@ -18,12 +18,12 @@ def test_the_first_gradient_step_is_seen_in_the_metrics_even_while_a_line_is_wri
     assert first_gradient_step(metrics)
 
 
-def test_processes_are_found_by_what_they_inherit():
+def test_child_processes_are_found_by_an_environment_variable():
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
     child = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, MARK: "abc"}, stdin=subprocess.PIPE
     )
-    while len(marked("abc")) < 2:  # the grandchild is on its way
+    while len(processes_with("abc")) < 2:  # the grandchild has not started yet
         assert child.poll() is None
     child.communicate(b"\n")
-    assert marked("abc") == []
+    assert processes_with("abc") == []

@@ -98,7 +98,7 @@ def test_a_game_that_takes_too_long_is_truncated():
     assert not rows["terminal"].any()
 
 
-def test_a_lost_life_ends_an_episode_only_if_asked_to():
+def test_a_lost_life_ends_an_episode_with_episodic_life_only():
     lengths = []
     for options in ({}, {"episodic_life": True}):
         rows = unroll(GymVector(ENV, 1, seed=0, options=options), np.zeros((700, 1), np.int64))
@@ -106,7 +106,7 @@ def test_a_lost_life_ends_an_episode_only_if_asked_to():
     assert 0 < lengths[1] < 0.7 * lengths[0]
 
 
-def test_each_game_has_a_seed_of_its_own_that_the_runs_seed_decides():
+def test_each_game_has_its_own_seed_derived_from_the_seed_of_the_run():
     actions = random_actions(60, 3)
     one, same, other = (unroll(GymVector(ENV, 3, seed), actions)["obs"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
@@ -117,7 +117,7 @@ def test_each_game_has_a_seed_of_its_own_that_the_runs_seed_decides():
     assert not np.array_equal(apart[:, 1], apart[:, 2])
 
 
-def test_a_game_with_a_seed_of_its_own_is_the_same_in_any_company():
+def test_a_game_with_its_own_seed_does_not_depend_on_other_games():
     env, alone, actions = (
         GymVector(ENV, 3, seed=0),
         GymVector(ENV, 1, seed=1),

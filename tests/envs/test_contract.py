@@ -1,4 +1,4 @@
-"""What environments return and raise: taken where it is clear, named where it is not."""
+"""Values that environments return are converted where possible, and otherwise named."""
 
 import random
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 from dreamfleet.core import seeding
 from dreamfleet.core.errors import EnvironmentFault, UserError
-from dreamfleet.envs import registry
+from dreamfleet.envs import contract, registry
 from dreamfleet.envs.first_step import try_first_step
 from dreamfleet.envs.vector import GymVector
 from tests.envs import own
@@ -36,7 +36,7 @@ def played(name, steps=1, **options):
         (Decimal("1.5"), 1.5),
     ],
 )
-def test_a_reward_is_a_number_however_it_is_wrapped(reward, taken):
+def test_a_reward_may_be_any_type_of_number(reward, taken):
     _, rows = played(own.register("Reward-v0", reward=lambda t: reward))
     assert rows["reward"].tolist() == [taken] and rows["reward"].dtype == np.float32
 
@@ -55,21 +55,21 @@ def test_a_reward_is_a_number_however_it_is_wrapped(reward, taken):
         (-(10**400), "a reward of inf"),
     ],
 )
-def test_what_is_no_reward_is_named_with_environment_and_action(reward, named):
+def test_a_wrong_reward_is_named_with_environment_and_action(reward, named):
     name = own.register("Reward-v0", reward=lambda t: reward)
     with pytest.raises(EnvironmentFault, match=rf"^Reward-v0\[0\] returned {named}.* action 0$"):
         played(name)
 
 
 @pytest.mark.parametrize("value", [1, np.True_, np.array([True]), np.array(1), 1.0, [True]])
-def test_an_end_may_be_wrapped_as_well(value):
+def test_terminated_may_be_any_type_of_bool(value):
     _, rows = played(own.register("End-v0", ended=lambda t: value))
     assert rows["last"].tolist() == rows["terminal"].tolist() == [True]
 
 
 @pytest.mark.parametrize("value", [None, "False", 2, np.array([True, False]), float("nan")])
 @pytest.mark.parametrize(("which", "said"), [("ended", "terminated"), ("cut", "truncated")])
-def test_what_is_neither_true_nor_false_is_named(which, said, value):
+def test_a_value_that_is_no_bool_is_named(which, said, value):
     name = own.register("End-v0", **{which: lambda t: value})
     with pytest.raises(EnvironmentFault, match=f"as {said}, which must be True or False"):
         played(name)
@@ -162,7 +162,7 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, Stop])
-def test_what_would_end_the_process_is_a_fault_of_the_environment(raises, error):
+def test_an_exception_that_would_end_the_process_is_a_fault_of_the_environment(raises, error):
     for where in ("reset", "step"):
         with pytest.raises(EnvironmentFault, match=rf"Raises-v0\[0\] raised {error.__name__} no"):
             played(raises, where=where, error=error)
@@ -171,7 +171,7 @@ def test_what_would_end_the_process_is_a_fault_of_the_environment(raises, error)
     played(raises, where="close", error=error)[0].close()
 
 
-def test_a_persons_ctrl_c_is_none(raises):
+def test_ctrl_c_is_no_fault_of_the_environment(raises):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         played(raises, error=KeyboardInterrupt)
@@ -184,7 +184,7 @@ def test_an_environment_that_always_breaks_is_a_mistake_in_one_line(raises, wher
     assert "\n" not in str(error.value)
 
 
-def test_an_environment_that_breaks_now_and_then_is_none():
+def test_an_environment_that_fails_now_and_then_is_accepted():
     tries = []
 
     def obs(env, t):
@@ -197,7 +197,7 @@ def test_an_environment_that_breaks_now_and_then_is_none():
     assert spec.obs.shape == (2,) and warnings == []
 
 
-def test_numbers_that_float32_holds_too_coarsely_are_warned_of():
+def test_numbers_that_float32_cannot_tell_apart_give_a_warning():
     name = own.register("Stamp-v0", obs=lambda env, t: np.array([0.0, 1.7e9 + t]))
     _, (warning,) = try_first_step(name, {})
     assert "1700000001.0" in warning and "within 128" in warning and "\n" not in warning
@@ -213,7 +213,7 @@ def test_an_environment_without_spaces_is_named():
         registry.describe("Bare-v0")
 
 
-def test_numpys_error_state_is_not_the_environments_to_change():
+def test_an_environment_cannot_change_numpys_error_handling():
     def obs(env, t):
         np.seterr(all="raise")
         return np.zeros(2)
@@ -226,12 +226,13 @@ def test_numpys_error_state_is_not_the_environments_to_change():
 # --------------------------------------------------------------------------------------- infos
 
 
-def test_numbers_of_an_episodes_last_info_are_kept_and_nothing_else():
+def test_numbers_and_bools_of_an_episodes_last_info_are_facts():
     def info(t):
-        said = {"is_success": True, "lives": 3, "speed": np.float32(0.5), "n": np.int64(2)}
+        facts = {"is_success": True, "lives": 3, "speed": np.float32(0.5), "n": np.int64(2)}
+        facts |= {"success": np.array([True]), "score": np.array(1.5)}
         ours = {"return": 7.0, "length": None, "kind": "x", "wall_s": 1}
         odd = {"text": "a", "array": np.ones(2), "nan": np.nan, "nested": {"r": 1.0}, 3: 4.0}
-        return {**said, **ours, **odd, "a/b": 1.0} if t == 5 else {"early": 1.0}
+        return {**facts, **ours, **odd, "a/b": 1.0} if t == 5 else {"early": 1.0}
 
     env, _ = played(own.register("Says-v0", info=info), steps=5)
     assert {name: values[0] for name, values in env.info.items()} == {
@@ -239,6 +240,8 @@ def test_numbers_of_an_episodes_last_info_are_kept_and_nothing_else():
         "lives": 3.0,
         "speed": 0.5,
         "n": 2.0,
+        "success": True,
+        "score": 1.5,
         "info_return": 7.0,
         "info_wall_s": 1.0,
         "a_b": 1.0,
@@ -248,7 +251,14 @@ def test_numbers_of_an_episodes_last_info_are_kept_and_nothing_else():
     assert all(values[0] is None for values in env.info.values())
 
 
-def test_one_array_that_is_handed_out_again_and_again_is_copied():
+def test_a_batched_environment_may_mark_where_a_fact_holds():
+    info = {"success": np.array([True, False]), "_success": np.array([True, False])}
+    found = contract.batched_facts(info | {"level": np.array([1, 2])}, 2)
+    assert found["success"].tolist() == [True, None]
+    assert found["level"].tolist() == [1, 2] and found.keys() == {"success", "level"}
+
+
+def test_an_observation_array_that_the_environment_reuses_is_copied():
     seen = np.zeros(2)
 
     def obs(env, t):
@@ -263,7 +273,7 @@ def test_one_array_that_is_handed_out_again_and_again_is_copied():
 # --------------------------------------------------------------------------------------- seeds
 
 
-def test_a_seed_also_decides_what_does_not_come_from_reset():
+def test_a_seed_also_seeds_spaces_and_shared_generators():
     def seen(seed):
         with seeding.seeded_globals(seed):
             env = GymVector(own.drawing("Draws-v0"), 2, seed)
@@ -284,7 +294,7 @@ def drawn():
     return random.random(), np.random.rand()  # noqa: NPY002
 
 
-def test_the_shared_generators_come_back_as_they_were():
+def test_the_state_of_shared_generators_is_restored():
     seeding.seed_globals(1)
     before = drawn()
     seeding.seed_globals(1)

@@ -153,7 +153,7 @@ def play(policy, n, options=None, seed=0, **kwargs):
     tier=st.sampled_from([None, 0, 1, 2, "beta"]),
     difficulty=st.sampled_from([1.0, 1.0, 0.5, 0.0]),
 )
-def test_many_games_at_once_are_each_the_slow_game(seed, tier, difficulty):
+def test_every_game_of_a_batch_equals_a_slow_reference_game(seed, tier, difficulty):
     n, random = 16, np.random.default_rng(seed)
     games, everyone = Games(n), np.arange(n)
     luck = random.random((LUCK, n))
@@ -205,7 +205,7 @@ def test_no_observation_leaves_its_bounds_and_no_game_lasts_beyond_65_steps(poli
         assert length.max() <= 65
 
 
-def test_the_bounds_are_where_the_worst_luck_leads():
+def test_the_bounds_are_reached_in_the_worst_case():
     games = Games(1)
     games.start(np.array([0]), np.zeros((LUCK, 1)), 2, 1.0)
     games.hp[:], games.mana[:], games.damage[:] = 1e-9, 0.0, 3.8
@@ -218,7 +218,7 @@ def test_the_bounds_are_where_the_worst_luck_leads():
 # -------------------------------------------------------------------------------- the two scores
 
 
-def test_random_play_scores_what_it_did_in_the_original():
+def test_random_play_has_the_return_of_the_original():
     """Played there for 300,000 games: mean -307.0, sd 180.4, and by kind of enemy as below."""
     total, kind, _, won = play(uniform, 20_000)
     assert total.mean() == pytest.approx(-307.0, abs=4 * 182 / math.sqrt(20_000))
@@ -229,7 +229,7 @@ def test_random_play_scores_what_it_did_in_the_original():
         assert mine.mean() == pytest.approx(expected, abs=4 * 182 / math.sqrt(len(mine)))
 
 
-def test_drawing_at_once_scores_what_it_did_in_the_original():
+def test_drawing_at_once_has_the_return_of_the_original():
     total, _, length, won = play(lambda obs, _: np.full(len(obs), DRAW), 20_000)
     assert total == pytest.approx(-231.7)  # 3 + 0.3 and the whole price: 100 + 135
     assert (length == 1).all() and not won.any()
@@ -250,7 +250,7 @@ def test_gymnasiums_checker_finds_nothing():
         check_env(gym.make("NumberGame-v1").unwrapped)
 
 
-def test_one_game_is_the_batch_of_one():
+def test_one_game_equals_a_batch_of_one():
     one, batch = gym.make("NumberGame-v1"), gym.make_vec("NumberGame-v1", 1)
     random, over = np.random.default_rng(0), False
     obs, info = one.reset(seed=5)
@@ -267,7 +267,7 @@ def test_one_game_is_the_batch_of_one():
         assert paid == reward[0] and over == terminated[0]
 
 
-def test_a_seed_decides_everything_and_resets_go_on_from_it():
+def test_a_seed_decides_all_games_and_later_resets_continue_its_generator():
     def run(seed):
         env, random, seen = gym.make_vec("NumberGame-v1", 4), np.random.default_rng(0), []
         for again in (seed, None):
@@ -282,7 +282,7 @@ def test_a_seed_decides_everything_and_resets_go_on_from_it():
     assert not np.array_equal(run(3)[:40], run(3)[40:])
 
 
-def test_a_game_with_a_seed_of_its_own_is_the_game_of_a_single_environment():
+def test_a_game_with_its_own_seed_equals_the_game_of_a_single_environment():
     batch = gym.make_vec("NumberGame-v1", 3, vectorization_mode="vector_entry_point")
     seen, _ = batch.reset(seed=[5, 6, 7])
     game = gym.make("NumberGame-v1")
@@ -302,7 +302,7 @@ def test_a_game_with_a_seed_of_its_own_is_the_game_of_a_single_environment():
     np.testing.assert_array_equal(batch.step(actions)[0], other.step(actions)[0])
 
 
-def test_a_win_is_told_and_nothing_else_is_one():
+def test_info_says_whether_a_game_was_won():
     games = gym.make_vec("NumberGame-v1", 64, vectorization_mode="vector_entry_point")
     random = np.random.default_rng(0)
     obs, info = games.reset(seed=0, options={"difficulty": 0.5})
@@ -315,7 +315,7 @@ def test_a_win_is_told_and_nothing_else_is_one():
     assert wins > 20 and losses > 20
 
 
-def test_what_a_game_meets_does_not_depend_on_what_the_others_do():
+def test_a_game_does_not_depend_on_the_actions_of_other_games():
     def run(others):
         env = gym.make_vec("NumberGame-v1", 3)
         env.reset(seed=0)
@@ -327,7 +327,7 @@ def test_what_a_game_meets_does_not_depend_on_what_the_others_do():
     assert not np.array_equal(calm[:, 1], drawing[:, 1])
 
 
-def test_a_game_that_is_over_starts_anew_on_the_next_step_whatever_the_action():
+def test_a_game_that_is_over_starts_again_on_the_next_step_with_any_action():
     env = gym.make_vec("NumberGame-v1", 3, vectorization_mode="vector_entry_point")
     assert env.metadata["autoreset_mode"] is gym.vector.AutoresetMode.NEXT_STEP
     start, _ = env.reset(seed=0)
@@ -372,7 +372,7 @@ def test_a_line_of_text_shows_the_game():
 
 
 @pytest.mark.parametrize(("tier", "low"), [(0, 1.7), (1, 2.4), (2, 3.1)])
-def test_a_tier_can_be_asked_for_and_holds_until_the_next_reset(tier, low):
+def test_the_option_tier_holds_until_the_next_reset(tier, low):
     env = gym.make_vec("NumberGame-v1", 50)
     for options, expected in (({"tier": tier}, {tier}), (None, {0, 1, 2, BETA})):
         _, info = env.reset(seed=0, options=options)

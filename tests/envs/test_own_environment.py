@@ -1,29 +1,61 @@
-"""The environment of docs/own-environment.md, as a person would save it."""
+"""The environment and the commands of docs/own-environment.md work as the page says."""
 
+import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dreamfleet import cli
 from dreamfleet.core.types import Space
 from dreamfleet.envs.first_step import try_first_step
 from dreamfleet.envs.vector import GymVector
 
-PAGE = Path(__file__).parents[2] / "docs" / "own-environment.md"
+PAGE = (Path(__file__).parents[2] / "docs" / "own-environment.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("name", "paid"), [("Corridor-v0", 1.0), ("PaidCorridor-v0", 0.99)])
-def test_the_environment_of_the_documentation_can_be_played(tmp_path, monkeypatch, name, paid):
-    source = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The current folder, which holds `corridor.py` as the page has it."""
+    source = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "corridor.py").write_text(source.group(1))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "corridor", raising=False)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
+@pytest.mark.parametrize(("name", "paid"), [("Corridor-v0", 1.0), ("PaidCorridor-v0", 0.99)])
+def test_the_environment_of_the_page_can_be_played(folder, name, paid):
     spec, warnings = try_first_step(f"corridor:{name}", {"size": 3})
     assert spec.obs == Space((3,), "float32") and warnings == []
     env = GymVector(f"corridor:{name}", 1, seed=0, options={"size": 3})
     rows = [env.reset(), *(env.step(np.ones(1, np.int64)) for _ in range(2))]
     assert [row["obs"][0].argmax() for row in rows] == [0, 1, 2]
-    assert rows[-1]["reward"][0] == np.float32(paid) and env.info["is_success"][0] is True
+    assert rows[-1]["reward"][0] == np.float32(paid) and env.info["success"][0] is True
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
+@pytest.mark.slow
+def test_the_commands_of_the_page_train_and_evaluate(folder, capfd):
+    commands = PAGE.replace("\\\n", "").splitlines()
+    train, play = (shlex.split(line)[1:] for line in commands if line.startswith("dreamfleet "))
+    assert cli.main(train) == 0
+    lines = map(json.loads, (folder / "first" / "metrics.jsonl").read_text().splitlines())
+    episodes = [line for line in lines if line["kind"] == "episode"]
+    assert episodes and all(type(episode["success"]) is bool for episode in episodes)
+    capfd.readouterr()
+    assert cli.main(play) == 0
+    result, films = capfd.readouterr().out.splitlines()
+    assert re.search(r"over 20 episodes of \d+ steps, success [\d.]+", result)
+    assert films.startswith("2 films in films: corridor-PaidCorridor-v0_episode-1.mp4, ")
+    assert sorted(film.name for film in (folder / "films").iterdir()) == [
+        "corridor-PaidCorridor-v0_episode-1.mp4",
+        "corridor-PaidCorridor-v0_episode-11.mp4",
+    ]
+    assert cli.main([*play[:4], "--json"]) == 0
+    assert 0 <= json.loads(capfd.readouterr().out)["success_mean"] <= 1

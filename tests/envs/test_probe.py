@@ -22,7 +22,7 @@ def one_step(name, action):
         ("Continuous", lambda seen: np.zeros((64, 1), np.float32), lambda seen: -np.ones(64)),
     ],
 )
-def test_one_step_probes_end_at_once_and_pay_what_they_promise(name, action, reward):
+def test_one_step_probes_end_at_once_and_pay_the_documented_reward(name, action, reward):
     seen, rows = one_step(name, action)
     np.testing.assert_array_equal(rows["reward"], reward(seen))
     assert rows["terminal"].all()

@@ -46,7 +46,7 @@ def test_the_level_rises_once_the_mean_of_enough_episodes_passes():
     assert env.unwrapped.difficulty == pytest.approx(2 / 3)
 
 
-def test_the_last_level_is_the_whole_game_and_is_kept():
+def test_the_last_level_is_the_full_game_and_never_ends():
     env = Progressive(Paid([1]), thresholds=(1.0,), window=1)
     env.reset()
     levels(env, [[9], [0], [9], [0], [-99], [0], [-99]])
@@ -74,7 +74,7 @@ def test_a_return_is_that_of_one_episode():
     assert env.level == 0 and env.state()["scores"] == [5.0]
 
 
-def test_level_and_scores_go_on_from_their_state():
+def test_level_and_scores_continue_from_a_saved_state():
     first = Progressive(Paid([1]), thresholds=(2.0, 4.0), window=2)
     first.reset()
     levels(first, [[2], [0], [2], [0], [5]])
@@ -87,12 +87,12 @@ def test_level_and_scores_go_on_from_their_state():
     assert second.level == 2
 
 
-def test_a_difficulty_asked_for_is_refused():
+def test_the_option_difficulty_is_refused():
     with pytest.raises(UserError, match="follows the score here"):
         Progressive(Paid([1]), (1.0,)).reset(options={"difficulty": 0.5})
 
 
-def test_the_number_game_gets_harder_for_whoever_plays_well():
+def test_the_number_game_gets_harder_for_a_good_policy():
     reached = {}
     for policy in (sensible, uniform):
         env = gym.make_vec("dreamfleet.envs.number_game:NumberGame-v1", 50, progressive=True)
@@ -108,7 +108,7 @@ def test_the_number_game_gets_harder_for_whoever_plays_well():
     assert reached == {sensible: 2, uniform: 0}
 
 
-def test_one_progressive_game_passes_gymnasiums_checker_and_tells_its_level():
+def test_one_progressive_game_passes_gymnasiums_checker_and_has_its_level_in_info():
     env = gym.make("dreamfleet.envs.number_game:NumberGame-v1", progressive=True)
     check_env(env.unwrapped)
     _, info = env.reset(seed=0)

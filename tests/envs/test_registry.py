@@ -97,12 +97,12 @@ def test_a_module_that_fails_to_import_is_named_with_its_error(in_folder, name, 
     assert "\n" not in str(error.value)
 
 
-def test_a_module_that_is_nowhere_is_told_apart_from_one_that_misses_a_package():
+def test_a_missing_module_and_a_missing_package_give_different_messages():
     with pytest.raises(UserError, match=r'env module "no_such.module" not found: "no_such"'):
         registry.describe("no_such.module:Own-v0")
 
 
-def test_a_package_that_an_environment_misses_comes_with_its_pip_line(in_folder):
+def test_a_missing_package_is_named_with_a_pip_command(in_folder):
     (in_folder / "needy.py").write_text(
         "import gymnasium\n"
         "def make(**kwargs): import no_such_package\n"
@@ -122,12 +122,12 @@ def test_importing_the_package_does_not_import_gymnasium():
 
 
 @pytest.mark.parametrize("name", ["env_id", "id", "self", "disable_env_checker", "name"])
-def test_an_argument_of_whatever_name_is_the_environments_own(name):
+def test_an_environment_may_have_arguments_of_any_name(name):
     with pytest.raises(UserError, match=f"CartPole-v1.* could not be built with {name}="):
         registry.describe("CartPole-v1", **{name: "x"})
 
 
-def test_spaces_that_cannot_be_asked_for_are_named():
+def test_spaces_that_raise_are_named():
     class Late(CartPoleEnv):
         @property
         def observation_space(self):
@@ -143,7 +143,7 @@ def test_spaces_that_cannot_be_asked_for_are_named():
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), RuntimeError("no window")])
-def test_an_environment_that_breaks_when_it_is_closed_harms_nobody(error):
+def test_exceptions_in_close_are_ignored(error):
     class Clings(CartPoleEnv):
         def close(self):
             raise error

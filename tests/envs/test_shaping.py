@@ -11,7 +11,7 @@ from tests.envs import own
 COUNT = "dreamfleet.envs.probe:Count-v0"  # pays 1, 2, 3, 4, 5
 
 
-def test_no_reward_is_below_the_floor_and_the_return_is_told_without_it():
+def test_rewards_are_raised_to_the_floor_and_the_unshaped_return_is_kept():
     env = registry.make(COUNT, reward_floor=3.5)
     for _ in range(2):
         env.reset(seed=0)
@@ -21,7 +21,7 @@ def test_no_reward_is_below_the_floor_and_the_return_is_told_without_it():
         assert [unshaped for _, unshaped in steps] == [1, 3, 6, 10, 15]
 
 
-def test_rows_are_shaped_and_what_is_told_of_episodes_is_not():
+def test_rows_have_shaped_rewards_and_episodes_have_unshaped_returns():
     env = GymVector(COUNT, 2, seed=0, options={"reward_floor": 3.5})
     rows, told = [env.reset()], [env.info["return"].tolist()]
     for _ in range(7):
@@ -31,18 +31,18 @@ def test_rows_are_shaped_and_what_is_told_of_episodes_is_not():
     assert told == [[value] * 2 for value in (0, 1, 3, 6, 10, 15, 0, 1)]
 
 
-def test_without_a_floor_nothing_is_told():
+def test_without_a_floor_there_is_no_unshaped_return():
     env = GymVector(COUNT, 2, seed=0)
     env.reset()
     assert env.info == {}
 
 
-def test_an_environment_stepped_as_a_batch_refuses_it():
+def test_a_batched_environment_refuses_a_floor():
     with pytest.raises(UserError, match=r"NumberGame-v1.* takes no reward_floor"):
         registry.make("NumberGame-v1", reward_floor=0.0)
 
 
-def test_an_environment_that_speaks_of_an_unshaped_return_is_not_believed():
+def test_an_unshaped_return_in_an_environments_info_is_ignored():
     told = {"unshaped_return": 1e6}
     name = own.register("Boasts-v0", info=lambda t: told, ended=lambda t: t == 2)
     env = GymVector(name, 1, seed=0)
@@ -53,7 +53,7 @@ def test_an_environment_that_speaks_of_an_unshaped_return_is_not_believed():
 
 
 @pytest.mark.parametrize("reward", [None, "1.0", [1, 2]])
-def test_under_a_floor_what_is_no_reward_is_named(reward):
+def test_under_a_floor_a_wrong_reward_is_named(reward):
     name = own.register("Reward-v0", reward=lambda t: reward)
     env = GymVector(name, 1, seed=0, options={"reward_floor": -1.0})
     env.reset()

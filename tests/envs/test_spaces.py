@@ -56,13 +56,13 @@ CARDS = Dict(hand=MultiDiscrete([2, 3]), seat=Discrete(2, start=1), speed=Box(-1
         (Box(0, 1, (2,), np.float16), np.array([0, 1], np.float16), [0, 1]),
     ],
 )
-def test_what_is_no_picture_becomes_one_vector(space, seen, vector):
+def test_observations_other_than_pictures_become_one_vector(space, seen, vector):
     encode = spaces.Encoder("Some-v0", space)
     assert encode.space == Space((len(vector),), "float32")
     assert encode(seen).tolist() == vector
 
 
-def test_a_grey_picture_gets_a_channel_and_stays_bytes():
+def test_a_grey_picture_gets_a_channel_and_stays_uint8():
     encode = spaces.Encoder("Some-v0", Box(0, 255, (5, 4), np.uint8))
     seen = np.arange(20, dtype=np.uint8).reshape(5, 4)
     assert encode.space == Space((5, 4, 1), "uint8")
@@ -71,7 +71,7 @@ def test_a_grey_picture_gets_a_channel_and_stays_bytes():
         encode(seen / 255)
 
 
-def test_channels_that_come_first_are_moved_behind():
+def test_channels_in_front_are_moved_to_the_end():
     encode = spaces.Encoder("Some-v0", Box(0, 255, (3, 8, 9), np.uint8))
     seen = np.arange(3 * 8 * 9, dtype=np.uint8).reshape(3, 8, 9)
     assert encode.space == Space((8, 9, 3), "uint8")
@@ -175,7 +175,7 @@ def test_the_wrapper_that_a_refusal_names_works(space):
 
 
 @pytest.mark.parametrize("kind", [lambda parts: Dict(parts), lambda parts: Tuple(parts.values())])
-def test_a_picture_can_be_taken_out_as_the_refusal_says(kind):
+def test_the_wrapper_for_a_picture_in_a_dict_works(kind):
     env = Acts(Discrete(2))
     env.observation_space = kind({"b": Discrete(3), "a": Box(0, 255, (8, 8, 3), np.uint8)})
     with pytest.raises(UserError) as error:
@@ -193,14 +193,14 @@ def test_a_picture_can_be_taken_out_as_the_refusal_says(kind):
     [MultiDiscrete([2, 3]), MultiDiscrete([[2, 3], [1, 2]]), MultiBinary(3), MultiBinary((2, 2))]
     + [MultiDiscrete([2, 2], start=[1, -1])],
 )
-def test_few_combinations_are_one_choice_among_all_of_them(space):
+def test_few_combinations_of_actions_become_one_choice(space):
     n = spaces.action("Some-v0", space).n
     own = spaces.decoder(space)(np.arange(n))
     assert len(np.unique(own.reshape(n, -1), axis=0)) == n
     assert all(action in space for action in own)
 
 
-def test_whole_numbers_in_a_box_are_equally_wide():
+def test_whole_numbers_of_a_box_have_equal_shares_of_the_action_range():
     space = Box(np.array([0, -1]), np.array([3, 1]), dtype=np.int64)
     unit = np.random.default_rng(0).uniform(-1, 1, (12_000, 2)).astype(np.float32)
     own = spaces.decoder(space)(unit)

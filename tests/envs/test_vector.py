@@ -74,7 +74,7 @@ def test_rows_of_a_batched_environment_are_those_of_its_vectorised_form():
     ours.close()
 
 
-def test_what_a_batched_environment_tells_and_keeps_passes_through():
+def test_info_and_state_of_a_batched_environment_pass_through():
     env = GymVector("NumberGame-v1", 3, seed=0, options={"progressive": True})
     env.restore({"level": 1, "scores": [7.0]})
     env.reset()
@@ -85,7 +85,7 @@ def test_what_a_batched_environment_tells_and_keeps_passes_through():
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "NumberGame-v1"])
-def test_an_episode_with_a_seed_of_its_own_is_the_same_in_any_company(env_id):
+def test_an_episode_with_its_own_seed_does_not_depend_on_other_environments(env_id):
     def seen(seeds, wanted):
         env = GymVector(env_id, len(seeds), seed=len(seeds))
         env.step(np.zeros(len(seeds), np.int64))  # whatever was played before
@@ -100,7 +100,7 @@ def test_an_episode_with_a_seed_of_its_own_is_the_same_in_any_company(env_id):
 @pytest.mark.parametrize(
     ("env_id", "most"), [("CartPole-v1", AT_ONCE), ("NumberGame-v1", BATCHED_AT_ONCE)]
 )
-def test_as_many_play_together_as_is_worth_it(env_id, most):
+def test_an_evaluation_plays_a_limited_number_of_environments_together(env_id, most):
     assert GymVector.to_play(env_id, 10).num_envs == 10
     assert GymVector.to_play(env_id, 5000).num_envs == most
 
@@ -114,7 +114,7 @@ def test_an_environment_without_a_state_has_none_and_takes_options():
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "NumberGame-v1"])
-def test_rows_already_handed_out_never_change(env_id):
+def test_rows_that_were_returned_do_not_change(env_id):
     env = GymVector(env_id, 2, seed=0)
     rows = env.reset()
     kept = {key: values.copy() for key, values in rows.items()}
@@ -125,7 +125,7 @@ def test_rows_already_handed_out_never_change(env_id):
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "NumberGame-v1"])
-def test_a_seed_decides_everything_and_environments_differ(env_id):
+def test_a_seed_decides_all_rows_and_environments_differ(env_id):
     one, same = (unroll(GymVector(env_id, 2, seed=3), 50) for _ in range(2))
     other = unroll(GymVector(env_id, 2, seed=4), 50)
     np.testing.assert_array_equal(one["obs"], same["obs"])
@@ -133,7 +133,7 @@ def test_a_seed_decides_everything_and_environments_differ(env_id):
     assert not np.array_equal(one["obs"][:, 0], one["obs"][:, 1])
 
 
-def test_later_episodes_are_new_ones():
+def test_later_episodes_start_differently():
     rows = unroll(GymVector("CartPole-v1", 1, seed=0), 100)
     starts = rows["obs"][rows["first"]]
     assert len(starts) > 3 and len(np.unique(starts, axis=0)) == len(starts)
@@ -239,7 +239,7 @@ def test_numbers_of_any_kind_become_float32():
     assert obs.tolist() == [[1.0, 2.0]] and obs.dtype == np.float32
 
 
-def test_what_the_environment_itself_raises_passes_through():
+def test_exceptions_of_an_environment_pass_through():
     with pytest.raises(RuntimeError, match="never starts"):
         GymVector("dreamfleet.envs.probe:FaultyReset-v0", 1, seed=0).reset()
     with pytest.raises(RuntimeError, match="now and then"):

@@ -1,4 +1,4 @@
-"""Environments that break in ways an exception cannot tell: `tests.runtime.broken:Hanging-v0`."""
+"""Environments that hang or end their process, such as `tests.runtime.broken:Hanging-v0`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dreamfleet.envs.probe import Count
 
 
 class Hanging(Count):
-    """A step in thirty never returns."""
+    """A step never returns, with probability 1/30."""
 
     def step(self, action: Any) -> Any:
         if self.np_random.random() < 1 / 30:
@@ -24,7 +24,7 @@ class Hanging(Count):
 
 
 class Killed(Count):
-    """A step in thirty kills the process, as a machine without memory left would."""
+    """A step kills the process with probability 1/30, as a machine out of memory would."""
 
     def step(self, action: Any) -> Any:
         if self.np_random.random() < 1 / 30:
@@ -33,7 +33,7 @@ class Killed(Count):
 
 
 class Endless(Count):
-    """No episode ends. After 1,000 steps it makes the file that the variable STEPPED names."""
+    """No episode ends. Step 1,000 creates the file whose path is in the variable STEPPED."""
 
     steps = 0
 
@@ -45,21 +45,21 @@ class Endless(Count):
         return obs, reward, False, truncated, info
 
 
-class Deaf(Count):
-    """After 200 steps of a run none returns, and whatever a signal raises is swallowed."""
+class Unstoppable(Count):
+    """After 200 steps no step returns, and the exceptions of signal handlers are swallowed."""
 
     steps = 0  # of all environments in the process
 
     def step(self, action: Any) -> Any:
-        Deaf.steps += 1
-        while Deaf.steps > 201:  # the first one tries the environment out
+        Unstoppable.steps += 1
+        while Unstoppable.steps > 201:  # one more: the first step is taken before the run
             with contextlib.suppress(BaseException):
                 time.sleep(3600)
         return super().step(action)
 
 
 class Quits(Count):
-    """A step in fifty ends the process, as programs do when their window closes."""
+    """A step ends the process with probability 1/50, as a game with a closed window may."""
 
     def step(self, action: Any) -> Any:
         if self.np_random.random() < 1 / 50:
@@ -67,5 +67,5 @@ class Quits(Count):
         return super().step(action)
 
 
-for _env in (Hanging, Killed, Endless, Deaf, Quits):
+for _env in (Hanging, Killed, Endless, Unstoppable, Quits):
     gym.register(f"{_env.__name__}-v0", f"{__name__}:{_env.__name__}")

@@ -1,4 +1,7 @@
-"""Train on a cluster that others use: `python -m tests.runtime.joining NEW_FOLDER`."""
+"""Trains on a cluster that also runs another program, and prints the state of the cluster.
+
+Usage: `python -m tests.runtime.joining NEW_FOLDER`.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ from tests.runtime.runs import FAKE
 
 
 class Theirs:
-    pass
+    """An actor of the other program."""
 
 
 def processes() -> list[str]:
-    """The titles of the actors' processes in this session of processes."""
+    """Returns the titles of the processes of Ray actors in this process's session."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Runs of the fake agent through either wiring, and what they left."""
+"""Trains the fake agent in one thread or on Ray, and reads the results of the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.run_folder import RunFolder, read_config
 
 FAKE = AgentEntry("tests.fakes:FakeAgent", ("discrete",), ("vector",))
-RHYTHM = TrainConfig(
+INTERVALS = TrainConfig(
     chunk=4,
     pull_every=4,
     publish_every=5,
@@ -33,8 +33,8 @@ RHYTHM = TrainConfig(
 )
 
 
-def config(path: Path, train: TrainConfig = RHYTHM, **flags: Any) -> RunConfig:
-    """300 steps of the fake agent in the counting environment, which one chunk of 4 divides."""
+def config(path: Path, train: TrainConfig = INTERVALS, **flags: Any) -> RunConfig:
+    """Returns the configuration of 300 steps of the fake agent in the counting environment."""
     given = {"env": "dreamfleet.envs.probe:Count-v0", "steps": 300, "num_actors": 1, **flags}
     return RunConfig(
         agent="fake",
@@ -47,13 +47,13 @@ def config(path: Path, train: TrainConfig = RHYTHM, **flags: Any) -> RunConfig:
 
 
 @dataclass
-class Left:
-    """What a run left: its exit code, its newest checkpoint, its metrics, what it said."""
+class Outcome:
+    """The outcome of a run: exit code, newest checkpoint, lines of metrics, and output."""
 
     code: int
     state: dict[str, Any]
     events: list[dict[str, Any]]
-    said: str
+    output: str
 
     @property
     def kinds(self) -> Counter[str]:
@@ -63,31 +63,32 @@ class Left:
         return [event for event in self.events if event["kind"] == kind]
 
 
-def train(wiring: str, config: RunConfig, resume: bool = False) -> Left:
-    """Train through `local` or `cluster`; to resume, from the folder's newest checkpoint."""
-    start = importlib.import_module(f"dreamfleet.runtime.{wiring}").train
+def train(placement: str, config: RunConfig, resume: bool = False) -> Outcome:
+    """Trains with `local` or `cluster`. resume: from the newest checkpoint of the run's folder."""
+    start = importlib.import_module(f"dreamfleet.runtime.{placement}").train
     path = Path(config.run_dir or "")
-    said = io.StringIO()
+    output = io.StringIO()
     state = state_in(path) if resume else None
     opened = RunFolder.reopen(path, config) if resume else RunFolder.create(config)
-    with opened as folder, Display("test", Console(file=said)) as display:
+    with opened as folder, Display("test", Console(file=output)) as display:
         code = start(folder.config, folder, state, display)
-    return left(path, code, said.getvalue())
+    return outcome(path, code, output.getvalue())
 
 
-def left(path: Path, code: int, said: str) -> Left:
+def outcome(path: Path, code: int, output: str) -> Outcome:
     lines = (path / "metrics.jsonl").read_text().splitlines()
-    return Left(code, state_in(path), [json.loads(line) for line in lines], said)
+    return Outcome(code, state_in(path), [json.loads(line) for line in lines], output)
 
 
 def state_in(path: Path) -> dict[str, Any]:
+    """Returns the newest checkpoint of the run in `path`."""
     newest = checkpoint.newest(path / "checkpoints")
     assert newest is not None
     return checkpoint.load(newest)
 
 
 def save_start(path: Path, env_steps: int) -> dict[str, Any]:
-    """Save a checkpoint of the run in `path` that can be resumed, with nothing learned → it."""
+    """Saves a checkpoint without learning of the run in `path`, and returns its state."""
     config = read_config(path)
     blueprint = Blueprint.of(config)
     agent = blueprint.agent("local", "cpu")
@@ -102,7 +103,10 @@ def save_start(path: Path, env_steps: int) -> dict[str, Any]:
 
 
 def streams(state: dict[str, Any]) -> list[dict[str, np.ndarray]]:
-    """The rows of each stream in order, by following the table's links; nothing may be evicted."""
+    """Returns the rows of each stream, in order, by following the links between rows.
+
+    No row may have been evicted.
+    """
     table = state["replay"]["real"]
     before = table["previous"].tolist()
     after = {key: place for place, key in enumerate(before)}
@@ -113,12 +117,15 @@ def streams(state: dict[str, Any]) -> list[dict[str, np.ndarray]]:
             keys.append(after[keys[-1]])
         seen += len(keys)
         found.append({name: column[keys] for name, column in table["columns"].items()})
-    assert seen == len(before) == table["inserted"], "a row is in two streams, or in none"
+    assert seen == len(before) == table["inserted"], "a row is in two streams, or in no stream"
     return found
 
 
 def assert_counted(rows: dict[str, np.ndarray], length: int = 5) -> None:
-    """These are the first rows of `dreamfleet.envs.probe:Count`, as the fake agent acts in it."""
+    """Asserts that these are the first rows of the fake agent in `dreamfleet.envs.probe:Count`.
+
+    length: steps of an episode.
+    """
     n = len(rows["reward"])
     episode, t = np.divmod(np.arange(n), length + 1)
     np.testing.assert_array_equal(rows["obs"], np.stack([episode, t], 1))

@@ -67,7 +67,7 @@ def test_the_newest_checkpoint_is_played(run):
     assert 8 <= found["return_min"] <= found["return_mean"] < 11  # the pole falls at once
 
 
-def test_a_seed_names_the_episodes(run):
+def test_a_seed_decides_the_episodes(run):
     one, same, other = (evaluate(run.path, 12, seed, "cpu") for seed in (3, 3, 4))
     assert one == same
     assert one["return_mean"] != other["return_mean"]
@@ -92,7 +92,7 @@ def game(tmp_path, monkeypatch):
     return folder.path
 
 
-def test_what_an_environment_tells_of_its_episodes_is_told_by_kind(game, capsys):
+def test_evaluations_report_each_category_of_episodes(game, capsys):
     assert cli.main(["eval", str(game), "--episodes", "1200", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     kinds = [f"tier_{kind}" for kind in range(4)]
@@ -103,14 +103,14 @@ def test_what_an_environment_tells_of_its_episodes_is_told_by_kind(game, capsys)
         assert np.average(by_kind, weights=episodes) == pytest.approx(found[name])
 
 
-def test_people_see_kinds_of_episodes_apart(game, capsys):
+def test_each_category_of_episodes_is_printed_on_a_line(game, capsys):
     assert cli.main(["eval", str(game), "--episodes", "40"]) == 0
     first, *kinds = capsys.readouterr().out.splitlines()
     assert ", won 0" in first
     assert [line.split(":")[0] for line in kinds] == [f"  tier_{kind}" for kind in range(4)]
 
 
-def test_people_get_a_sentence(run, capsys):
+def test_without_json_the_result_is_one_sentence(run, capsys):
     assert cli.main(["eval", str(run.path), "--episodes", "2"]) == 0
     assert "pusher on CartPole-v1 after 700 steps: return" in capsys.readouterr().out
 
@@ -169,7 +169,7 @@ def play_in(env: str, run: RunFolder, monkeypatch) -> None:
     checkpoint.save(run.checkpoints, 900, state, agent="pusher", env=env)
 
 
-def test_what_an_environment_prints_stays_out_of_the_object(run, monkeypatch, capfd):
+def test_output_of_an_environment_does_not_mix_with_the_json_object(run, monkeypatch, capfd):
     def obs(env, t):
         print("talks", flush=True)  # noqa: T201
         os.system("echo shouts")
@@ -183,7 +183,7 @@ def test_what_an_environment_prints_stays_out_of_the_object(run, monkeypatch, ca
     assert all(word in said.err for word in ("talks", "shouts", "mutters"))
 
 
-def test_a_seed_names_the_episodes_of_an_environment_that_draws_from_everywhere(run, monkeypatch):
+def test_a_seed_decides_the_episodes_of_an_environment_that_uses_all_generators(run, monkeypatch):
     play_in(own.drawing("Draws-v0"), run, monkeypatch)
     assert evaluate(run.path, 3, 5, "cpu") == evaluate(run.path, 3, 5, "cpu")
 
@@ -224,7 +224,7 @@ def test_a_checkpoint_that_is_not_there_is_a_mistake(run, capsys, choice, said):
     assert said in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_passed_over(run, caplog):
+def test_a_damaged_checkpoint_is_skipped(run, caplog):
     save(run, 900, policy=42)
     (*_, newest) = sorted(run.checkpoints.iterdir())
     (newest / "manifest.json").write_text("{}")
@@ -241,7 +241,9 @@ def test_weights_that_do_not_fit_are_named(run, weights):
         player(run.path, "best")
 
 
-def test_what_was_played_is_reported_though_the_run_saves_meanwhile(run, monkeypatch):
+def test_the_result_names_the_policy_that_was_played_although_the_run_saved_a_newer_one(
+    run, monkeypatch
+):
     plain = GymVector.to_play
 
     def save_meanwhile(*args, **kwargs):
@@ -255,7 +257,7 @@ def test_what_was_played_is_reported_though_the_run_saves_meanwhile(run, monkeyp
     assert "ckpt-000000000700" in found["checkpoint"]
 
 
-def test_episodes_are_bounded_and_those_cut_short_are_said(run, capsys):
+def test_episodes_cut_short_are_counted(run, capsys):
     assert cli.main(["eval", str(run.path), "--episodes", "3", "--max-steps", "5"]) == 0
     assert "over 3 episodes of 5 steps, 3 cut short" in capsys.readouterr().out
     assert evaluate(run.path, 3, 0, "cpu", max_steps=5)["cut_short"] == 3
@@ -263,7 +265,7 @@ def test_episodes_are_bounded_and_those_cut_short_are_said(run, capsys):
     assert cli.main(["eval", str(run.path), "--max-steps", "0"]) == 2
 
 
-def test_a_strangers_run_runs_no_code(run, monkeypatch, capsys):
+def test_a_run_folder_of_a_stranger_runs_no_code(run, monkeypatch, capsys):
     """Its config.yaml names a module that lies in its folder."""
     canary = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
     (run.path / "payload_of_a_stranger.py").write_text(canary)
@@ -279,7 +281,7 @@ def test_a_strangers_run_runs_no_code(run, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
-def test_eval_is_stopped_at_once(tmp_path, number, code):
+def test_a_signal_stops_eval_at_once(tmp_path, number, code):
     """In the middle of an episode that never ends."""
     pytest.importorskip("torch")
     env = "tests.runtime.broken:Endless-v0"
@@ -313,7 +315,7 @@ def test_an_environment_that_breaks_an_evaluation_is_named_in_one_line(run, caps
     assert "Traceback" not in said
 
 
-def test_films_go_into_a_folder_and_nowhere_else(run, tmp_path, capsys):
+def test_a_path_that_is_no_folder_cannot_hold_films(run, tmp_path, capsys):
     file = tmp_path / "file"
     file.touch()
     assert cli.main(["eval", str(run.path), "--episodes", "1", "--video", str(file)]) == 2

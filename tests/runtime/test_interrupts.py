@@ -1,3 +1,5 @@
+"""Signals end a run in order, and killing reaches all descendants."""
+
 from __future__ import annotations
 
 import os
@@ -18,56 +20,56 @@ from tests.runtime import runs
 
 @pytest.fixture
 def interrupts():
-    it = Interrupts()
-    it.open()
-    yield it
-    it.close()
+    interrupts = Interrupts()
+    interrupts.open()
+    yield interrupts
+    interrupts.close()
 
 
-def test_the_first_signal_is_noted_and_the_second_raises(interrupts):
+def test_the_first_signal_is_recorded_and_the_second_raises_keyboardinterrupt(interrupts):
     os.kill(os.getpid(), signal.SIGTERM)
-    assert (interrupts.name, interrupts.exit_code, interrupts.at_once) == ("SIGTERM", 143, False)
+    assert (interrupts.name, interrupts.exit_code, interrupts.twice) == ("SIGTERM", 143, False)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
-    assert interrupts.at_once
-    os.kill(os.getpid(), signal.SIGINT)  # a third one does not disturb the leaving
+    assert interrupts.twice
+    os.kill(os.getpid(), signal.SIGINT)  # a third signal raises nothing
     assert interrupts.exit_code == 143
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_during_a_hold_is_heard_and_processes_do_not_get_it(interrupts, number):
-    interrupts.hold()
-    assert not interrupts.heard(0.01)
+def test_a_blocked_signal_ends_a_wait_and_does_not_reach_new_processes(interrupts, number):
+    interrupts.block()
+    assert not interrupts.wait(0.01)
     script = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert child.stdout == "True\n"
     os.kill(os.getpid(), number)
     began = time.monotonic()
-    assert interrupts.heard(5.0)
+    assert interrupts.wait(5.0)
     assert time.monotonic() - began < 1.0
     assert interrupts.number == number
 
 
-def test_handlers_come_back():
+def test_closing_restores_the_previous_handlers():
     before = signal.getsignal(signal.SIGINT)
-    it = Interrupts()
-    it.open()
-    it.hold()
-    it.close()
+    interrupts = Interrupts()
+    interrupts.open()
+    interrupts.block()
+    interrupts.close()
     assert signal.getsignal(signal.SIGINT) is before
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def test_another_thread_than_the_main_one_leaves_signals_alone():
+def test_outside_the_main_thread_signal_handlers_stay_as_they_are():
     before, found = signal.getsignal(signal.SIGINT), []
 
     def listen() -> None:
-        it = Interrupts()
-        it.open()
-        it.hold()
-        found.append(it.heard(0.01))
-        it.listen()
-        it.close()
+        interrupts = Interrupts()
+        interrupts.open()
+        interrupts.block()
+        found.append(interrupts.wait(0.01))
+        interrupts.listen()
+        interrupts.close()
 
     thread = threading.Thread(target=listen)
     thread.start()
@@ -102,7 +104,7 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_an_environment_that_takes_the_signals_does_not_keep_them(tmp_path, monkeypatch):
+def test_ctrl_c_works_although_the_environment_replaced_the_handler(tmp_path, monkeypatch):
     monkeypatch.setitem(agents.REGISTRY, "fake", runs.FAKE)
 
     def obs(env, t):
@@ -112,13 +114,13 @@ def test_an_environment_that_takes_the_signals_does_not_keep_them(tmp_path, monk
             os.kill(os.getpid(), signal.SIGINT)
         return np.zeros(2)
 
-    name = own.register("Takes-v0", obs=obs)
-    left = runs.train("local", runs.config(tmp_path / "run", env=name))
-    assert left.code == 128 + signal.SIGINT
+    name = own.register("TakesSignals-v0", obs=obs)
+    run = runs.train("local", runs.config(tmp_path / "run", env=name))
+    assert run.code == 128 + signal.SIGINT
 
 
-def test_the_children_of_a_child_that_dies_are_found_and_killed():
-    """As those of Ray's raylet."""
+def test_orphaned_grandchildren_are_found_and_killed():
+    """Such as the children of Ray's raylet after its death."""
     code = (
         "import subprocess, sys, time\n"
         "sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"

@@ -1,3 +1,5 @@
+"""Dreamer-lite learns CartPole, and runs with the same seed write the same metrics."""
+
 from __future__ import annotations
 
 import pytest
@@ -19,7 +21,7 @@ def test_cartpole_is_learned_from_eight_hundred_steps(tmp_path):
 
 
 def lines(run: Run) -> list[Event]:
-    """What a run wrote down, but for the seconds it took."""
+    """Returns the metrics of a run, without measured times."""
     return [
         {name: value for name, value in event.items() if not name.endswith("_s")}
         for event in run.events
@@ -28,7 +30,7 @@ def lines(run: Run) -> list[Event]:
 
 
 @pytest.mark.slow
-def test_runs_of_one_seed_write_the_same_metrics(tmp_path):
+def test_runs_with_the_same_seed_write_the_same_metrics(tmp_path):
     often = TrainConfig(chunk=4, log_every=20, eval_every=100, eval_episodes=2)
 
     def played(name: str, seed: int) -> list[Event]:

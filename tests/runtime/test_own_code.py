@@ -1,4 +1,4 @@
-"""A person's own environments reach Ray's processes, and their folders never meet ours."""
+"""A person's own environment is imported in Ray's processes; folder names do not collide."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ SETTINGS = "--run-dir run --set train.eval_every=0 --set agent.batch=8"
 
 @pytest.fixture
 def project(tmp_path):
-    """A folder whose packages have the names of ours, and break when somebody imports them."""
+    """A folder with packages of the same names as ours, which raise an error when imported."""
     for name in ("agents", "actors", "core", "envs", "learner", "runtime", "tests"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise ImportError('not yours')\n")
-    (tmp_path / "launch.py").write_text("raise ImportError('not yours')\n")
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('imported by mistake')\n")
+    (tmp_path / "launch.py").write_text("raise ImportError('imported by mistake')\n")
     (tmp_path / "envs" / "__init__.py").write_text("")
     (tmp_path / "envs" / "cell.py").write_text(ENV)
     script = f"{ENV}\nif __name__ == '__main__':\n    import sys\n    from dreamfleet import cli\n"
@@ -54,12 +54,12 @@ def project(tmp_path):
     ("program", "env"),
     [
         ((str(ROOT / "launch.py"),), "envs.cell:Cell-v0"),
-        (("script.py",), "Cell-v0"),  # of the script itself, as in a notebook
+        (("script.py",), "Cell-v0"),  # registered by the script itself, as in a notebook
     ],
-    ids=["a module of theirs", "a script"],
+    ids=["a module", "a script"],
 )
 @pytest.mark.parametrize("place", [("--local",), ()], ids=["local", "cluster"])
-def test_a_person_s_environment_is_trained_in(project, program, env, place):
+def test_an_environment_of_a_person_s_own_code_can_be_trained_in(project, program, env, place):
     path = {"PYTHONPATH": str(ROOT)} if program == ("script.py",) else {}
     done = subprocess.run(
         [sys.executable, *program, *f"{FLAGS} {SETTINGS}".split(), "--env", env, *place],

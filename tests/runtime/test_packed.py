@@ -1,3 +1,5 @@
+"""A batch survives packing, and a packed batch is one buffer."""
+
 from __future__ import annotations
 
 import pickle
@@ -13,7 +15,7 @@ from tests.runtime.test_hosts import rows
 BATCH = {
     "obs": np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5),
     "action": np.arange(6, dtype=np.int64).reshape(2, 3),
-    "turned": np.arange(6, dtype=np.float32).reshape(3, 2).T,  # not in one run
+    "transposed": np.arange(6, dtype=np.float32).reshape(3, 2).T,  # not contiguous
     "first": np.array([[True, False, False], [False, True, False]]),
     "version": np.array(7),
     "none": np.zeros((0, 4), np.float32),
@@ -27,52 +29,52 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(ours[name], column)
 
 
-def test_a_batch_comes_out_as_it_went_in():
+def test_unpacking_returns_the_batch_that_was_packed():
     packed = Packed.of(BATCH)
-    assert_same(packed.batch(), BATCH)
-    assert_same(packed.owned(), BATCH)
-    assert_same(Packed.of({}).batch(), {})
+    assert_same(packed.views(), BATCH)
+    assert_same(packed.unpack(), BATCH)
+    assert_same(Packed.of({}).views(), {})
 
 
-def test_it_travels_as_one_buffer():
+def test_a_packed_batch_is_pickled_as_one_buffer():
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(Packed.of(BATCH), protocol=5, buffer_callback=buffers.append)
     assert len(buffers) == 1
     assert len(data) < 1000
-    assert_same(pickle.loads(data, buffers=buffers).batch(), BATCH)
+    assert_same(pickle.loads(data, buffers=buffers).views(), BATCH)
 
 
-def test_what_is_owned_shares_nothing_with_what_came():
+def test_an_unpacked_batch_shares_no_memory_with_the_packed_one():
     packed = Packed.of(BATCH)
     packed.memory.flags.writeable = False
-    assert not packed.batch()["obs"].flags.writeable
-    owned = packed.owned()
-    assert all(column.flags.writeable for column in owned.values())
-    assert not any(np.shares_memory(column, packed.memory) for column in owned.values())
+    assert not packed.views()["obs"].flags.writeable
+    unpacked = packed.unpack()
+    assert all(column.flags.writeable for column in unpacked.values())
+    assert not any(np.shares_memory(column, packed.memory) for column in unpacked.values())
 
 
-def test_what_lies_in_one_piece_already_is_not_copied():
-    batch = Packed.of(BATCH).batch()
+def test_columns_that_fill_one_block_are_not_copied():
+    batch = Packed.of(BATCH).views()
     again = Packed.of(batch)
-    assert_same(again.batch(), BATCH)
+    assert_same(again.views(), BATCH)
     assert all(np.shares_memory(again.memory, batch[name]) for name in ("obs", "action"))
 
 
 @pytest.mark.parametrize("part", [slice(0, 1), slice(None, None, 2)])
-def test_a_part_of_a_large_piece_is_copied_out_of_it(part):
+def test_columns_that_use_a_small_part_of_a_block_are_copied(part):
     memory = np.zeros(10_000, np.uint8)
     batch = {"a": memory[:64][part], "b": memory[64:128]}
     packed = Packed.of(batch)
     assert packed.memory.nbytes <= 2 * ALIGNMENT
-    assert_same(packed.batch(), batch)
+    assert_same(packed.views(), batch)
 
 
-def test_a_sample_travels_in_the_memory_it_was_gathered_into():
+def test_a_sample_of_the_replay_is_packed_without_a_copy():
     table = FakeAgent().tables["real"]
     server = ReplayServer({"real": table}, 0)
     server.add("real", rows(16), np.array([0]))
-    drawn = server.draw("real", "policy")
-    batch = server.gather("real", drawn)
+    draw = server.draw("real", "policy")
+    batch = server.gather("real", draw)
     packed = Packed.of(batch)
-    assert_same(packed.batch(), batch)
+    assert_same(packed.views(), batch)
     assert all(np.shares_memory(packed.memory, column) for column in batch.values())

@@ -1,3 +1,5 @@
+"""Ray's token and the address of a running cluster are found before a run starts."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,7 +11,7 @@ AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home where Ray never ran."""
+    """A home folder and an environment without any trace of Ray."""
     for name in AUTH:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -17,11 +19,11 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_where_ray_never_ran_there_is_no_token(home):
+def test_without_a_token_file_there_is_no_token(home):
     assert preflight.token_source() == ""
 
 
-def test_the_token_that_ray_left_at_home_is_found(home):
+def test_a_token_file_in_the_home_folder_is_found_unless_it_is_empty(home):
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text("secret")
     assert preflight.token_source() == str(home / ".ray" / "auth_token")
@@ -29,7 +31,7 @@ def test_the_token_that_ray_left_at_home_is_found(home):
     assert preflight.token_source() == ""
 
 
-def test_a_token_of_the_environment_comes_first(home, monkeypatch):
+def test_environment_variables_take_precedence_over_the_token_file(home, monkeypatch):
     (home / "mine").write_text("secret")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "mine"))
     assert preflight.token_source() == str(home / "mine")
@@ -37,7 +39,7 @@ def test_a_token_of_the_environment_comes_first(home, monkeypatch):
     assert preflight.token_source() == "RAY_AUTH_TOKEN"
 
 
-def test_auto_is_the_cluster_that_the_environment_names(monkeypatch):
+def test_auto_is_the_cluster_named_by_ray_address(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6399")
-    assert preflight.target_of("auto") == "127.0.0.1:6399"
-    assert preflight.target_of("there:1") == "there:1"
+    assert preflight.resolve_address("auto") == "127.0.0.1:6399"
+    assert preflight.resolve_address("there:1") == "there:1"

@@ -1,4 +1,4 @@
-"""A run goes on from the newest checkpoint that has all it needs."""
+"""A run is resumed from the newest checkpoint that is complete and valid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from dreamfleet.core import checkpoint
 from dreamfleet.core.config import RunConfig, TrainConfig
 from dreamfleet.core.errors import UserError
-from dreamfleet.runtime.resume import restored
+from dreamfleet.runtime.resume import load_resume_state
 from dreamfleet.runtime.run_folder import RunFolder
 from tests.runtime.runs import save_start
 
@@ -37,7 +37,7 @@ def policy(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_array(tree: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """→ The first array of floats of some size, as its place in the tree."""
+    """Returns the first matrix of floats in a tree, as its parent dict and its key."""
     for key, value in tree.items():
         if isinstance(value, dict):
             found = first_array(value)
@@ -55,7 +55,7 @@ def reshape_weight(state: dict[str, Any]) -> None:
 
 def reshape_moments(state: dict[str, Any]) -> None:
     optimizer = next(iter(policy(state)["optimizers"].values()))
-    optimizer["exp_avg"] = np.zeros(1, np.float32)  # which would be copied to all of them
+    optimizer["exp_avg"] = np.zeros(1, np.float32)  # torch would broadcast this
 
 
 def put(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -76,14 +76,14 @@ def drop(*path: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-def more_rows(state: dict[str, Any]) -> None:
+def add_uninserted_rows(state: dict[str, Any]) -> None:
     table = state["replay"]["real"]
     starts = [consumer["starts"] for consumer in table["consumers"].values()]
     for values in (*table["columns"].values(), table["previous"], *starts):
         values.resize((3, *values.shape[1:]), refcheck=False)
 
 
-LACKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "agent": (drop("agent"), "agent is missing"),
     "agent a list": (put("agent", value=[]), "agent is missing"),
     "policy": (drop("agent", "policy"), "weight group 'policy' is missing"),
@@ -108,7 +108,7 @@ LACKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         put("replay", "real", "columns", "obs", value=np.zeros((3, 4), np.float32)),
         "has 0 rows, but 3 of obs",
     ),
-    "rows that nobody inserted": (more_rows, "has 3 rows, but 0 were inserted"),
+    "more rows than were inserted": (add_uninserted_rows, "has 3 rows, but 0 were inserted"),
     "counts": (put("replay", "real", "limiter", "samples", value=3), "limiter.samples is missing"),
     "a count": (put("replay", "real", "inserted", value="x"), "real.inserted is 'x'"),
     "a negative count": (put("replay", "real", "inserted", value=-1), "real.inserted is -1"),
@@ -137,27 +137,27 @@ LACKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "said"), LACKS.values(), ids=LACKS)
-def test_a_newer_one_that_lacks_something_is_passed_over(config, caplog, change, said):
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_an_invalid_checkpoint_is_passed_over_for_an_older_one(config, caplog, damage, message):
     folder = Path(config.run_dir) / "checkpoints"
     state = save_start(folder.parent, 100)
-    change(state)
+    damage(state)
     checkpoint.save(folder, 200, state, agent=config.agent, env=config.env)
     with caplog.at_level(logging.WARNING):
-        assert restored(folder, config)["session"]["env_steps"] == 100
+        assert load_resume_state(folder, config)["session"]["env_steps"] == 100
     assert "ckpt-000000000200.000 cannot serve" in caplog.text
     for path in folder.glob("*100.000/*"):
         path.unlink()
-    with pytest.raises(UserError, match=said):
-        restored(folder, config)
+    with pytest.raises(UserError, match=message):
+        load_resume_state(folder, config)
 
 
-def test_a_run_that_is_done_is_said_to_be(config):
+def test_a_finished_run_asks_for_more_steps(config):
     save_start(Path(config.run_dir), 500)
     with pytest.raises(UserError, match=r"has taken 500 of 500 steps. Ask for more: --steps"):
-        restored(Path(config.run_dir) / "checkpoints", config)
+        load_resume_state(Path(config.run_dir) / "checkpoints", config)
 
 
-def test_a_run_that_saved_nothing_cannot_be_resumed(config):
+def test_a_run_without_a_checkpoint_cannot_be_resumed(config):
     with pytest.raises(UserError, match=r"nothing to resume. Start a new run"):
-        restored(Path(config.run_dir) / "checkpoints", config)
+        load_resume_state(Path(config.run_dir) / "checkpoints", config)

@@ -1,3 +1,5 @@
+"""A run's folder is created, locked, recorded and removed."""
+
 from __future__ import annotations
 
 import json
@@ -37,12 +39,12 @@ def test_a_default_folder_is_named_after_the_run(tmp_path):
         assert folder.config.run_dir == str(folder.path)
 
 
-def test_two_runs_of_one_second_get_two_folders(tmp_path):
+def test_two_runs_in_the_same_second_get_two_folders(tmp_path):
     with RunFolder.create(CONFIG, tmp_path) as one, RunFolder.create(CONFIG, tmp_path) as two:
         assert one.path != two.path
 
 
-def test_the_config_reads_back_as_it_was_written(tmp_path):
+def test_a_config_is_read_as_it_was_written(tmp_path):
     with RunFolder.create(replace(CONFIG, run_dir=str(tmp_path / "a" / "b"))) as folder:
         pass
     found = read_config(folder.path)
@@ -51,7 +53,7 @@ def test_the_config_reads_back_as_it_was_written(tmp_path):
     assert replace(found, agent_options={}) == replace(folder.config, agent_options={})
 
 
-def test_versions_are_those_installed_and_nothing_is_imported():
+def test_versions_of_installed_packages_are_found_without_importing_them():
     code = (
         "import json, sys; from dreamfleet.runtime.run_folder import versions; found = versions()\n"
         "assert not {'torch', 'ray', 'gymnasium'} & set(sys.modules)\n"
@@ -65,31 +67,31 @@ def test_versions_are_those_installed_and_nothing_is_imported():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda path: (path.mkdir(), (path / "x").touch()), "exists and is not empty"),
         (lambda path: path.touch(), "is a file"),
     ],
 )
-def test_a_folder_that_cannot_serve_is_refused(tmp_path, make, said):
+def test_a_file_or_a_folder_with_files_is_refused(tmp_path, make, message):
     make(tmp_path / "run")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         RunFolder.create(RunConfig(run_dir=str(tmp_path / "run")))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_place_where_nothing_can_be_written_is_refused(tmp_path):
+def test_a_folder_without_write_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="cannot write in"):
         check_new(tmp_path / "run")
 
 
-def test_an_empty_folder_will_do(tmp_path):
+def test_an_empty_folder_is_accepted(tmp_path):
     check_new(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("num_actor: 3", r"unknown setting num_actor\. Nearest: num_actors\."),
         ("steps: many", "steps must be a whole number; found 'many'"),
@@ -99,14 +101,14 @@ def test_an_empty_folder_will_do(tmp_path):
         ("x: !!python/object/apply:os.system [exit]", "is not YAML"),
     ],
 )
-def test_a_broken_config_is_named_with_its_file(tmp_path, text, said):
+def test_the_message_about_an_invalid_config_names_the_file(tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_config(tmp_path)
     assert str(tmp_path / "config.yaml") in str(caught.value)
 
 
-def test_a_live_run_is_held_even_against_another_process(tmp_path):
+def test_a_run_in_progress_is_locked_against_other_processes(tmp_path):
     path = tmp_path / "run"
     code = (
         "import sys; from pathlib import Path; from dreamfleet.core.errors import UserError\n"
@@ -123,7 +125,7 @@ def test_a_live_run_is_held_even_against_another_process(tmp_path):
     assert free.stdout == ""
 
 
-def test_reopening_changes_nothing_until_recorded(tmp_path):
+def test_reopening_changes_no_file_before_record(tmp_path):
     with RunFolder.create(RunConfig(run_dir=str(tmp_path / "run"))) as folder:
         pass
     file = folder.path / "config.yaml"
@@ -140,7 +142,7 @@ def test_reopening_changes_nothing_until_recorded(tmp_path):
     assert second["versions"] == versions()
 
 
-def test_latest_is_the_run_last_written_to(tmp_path):
+def test_latest_is_the_run_that_was_last_written_to(tmp_path):
     folders = [RunFolder.create(RunConfig(seed=s), tmp_path) for s in range(3)]
     for folder, when in zip(folders, (10, 30, 20), strict=True):
         os.utime(folder.path / "config.yaml", (when, when))
@@ -168,7 +170,7 @@ def test_the_config_holds_every_option_and_the_command_line(tmp_path):
     assert read_config(folder.path).agent_options["horizon"] == 15
 
 
-def test_every_resume_adds_to_the_config_and_none_overwrites(tmp_path):
+def test_every_resume_appends_to_the_config_and_changes_no_earlier_text(tmp_path):
     path = tmp_path / "run"
     with RunFolder.create(RunConfig(run_dir=str(path)), command="first") as folder:
         folder.record({"lr": 0.1})
@@ -176,7 +178,7 @@ def test_every_resume_adds_to_the_config_and_none_overwrites(tmp_path):
     for steps in (77, 88):
         config = replace(read_config(path), steps=steps, env_options={"size": steps})
         with RunFolder.reopen(path, config, f"to {steps}") as again:
-            again.record()  # before and after its agent is there: one entry
+            again.record()  # called before and after the agent is built: one entry
             again.record({"lr": 0.1, "new": 1})
         texts.append(path.joinpath("config.yaml").read_text())
         assert read_config(path).steps == steps
@@ -191,14 +193,14 @@ def test_every_resume_adds_to_the_config_and_none_overwrites(tmp_path):
     assert read_config(path).agent_options == {"lr": 0.1, "new": 1}
 
 
-# Forty lists, each of ten times the one before it.
+# Forty lists; each contains the previous list ten times.
 BOMB = "x0: &x0 [1]\n" + "".join(
     f"x{i}: &x{i} [{', '.join(10 * [f'*x{i - 1}'])}]\n" for i in range(1, 40)
 )
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("history: 3", "history must be a list"),
         ("history: [3]", "history must be a list"),
@@ -210,13 +212,13 @@ BOMB = "x0: &x0 [1]\n" + "".join(
         (BOMB, "has YAML aliases"),
     ],
 )
-def test_a_broken_history_is_named_with_its_file(tmp_path, text, said):
+def test_an_invalid_history_is_refused(tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_config(tmp_path)
 
 
-def test_nothing_is_added_where_a_person_moved_the_history(tmp_path):
+def test_record_refuses_a_config_whose_last_key_is_not_the_history(tmp_path):
     text = "history:\n- command: first\nsteps: 70\n"
     (tmp_path / "config.yaml").write_text(text)
     with (
@@ -227,7 +229,7 @@ def test_nothing_is_added_where_a_person_moved_the_history(tmp_path):
     assert (tmp_path / "config.yaml").read_text() == text
 
 
-def test_an_address_is_never_taken_from_the_config(tmp_path):
+def test_read_config_leaves_the_address_out(tmp_path):
     config = RunConfig(run_dir=str(tmp_path / "run"), address="10.0.0.1:6379")
     with RunFolder.create(config) as folder:
         pass
@@ -236,7 +238,7 @@ def test_an_address_is_never_taken_from_the_config(tmp_path):
 
 
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])
-def test_links_are_left_alone(tmp_path, name):
+def test_a_link_in_the_folder_is_refused_and_not_changed(tmp_path, name):
     with RunFolder.create(RunConfig(run_dir=str(tmp_path / "run"))) as folder:
         folder.metrics.touch()
     config = read_config(folder.path)
@@ -256,7 +258,7 @@ def test_links_are_left_alone(tmp_path, name):
 
 
 def fill(folder: RunFolder) -> None:
-    """What a run leaves before its first checkpoint."""
+    """Creates the files that a run has before its first checkpoint."""
     folder.metrics.touch()
     folder.log.touch()
     for name in FOLDERS:
@@ -264,10 +266,10 @@ def fill(folder: RunFolder) -> None:
         (folder.path / name / "file").touch()
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_a_mistake_before_the_first_checkpoint_leaves_nothing(tmp_path, there):
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_user_error_before_the_first_checkpoint_removes_the_folder(tmp_path, existed):
     path = tmp_path / "runs" / "deep" / "run"
-    if there:
+    if existed:
         path.mkdir(parents=True)
     with (
         pytest.raises(UserError, match="a mistake"),
@@ -275,22 +277,22 @@ def test_a_mistake_before_the_first_checkpoint_leaves_nothing(tmp_path, there):
     ):
         fill(folder)
         raise UserError("a mistake")
-    assert list(tmp_path.rglob("*")) == ([*reversed(path.parents[:2]), path] if there else [])
+    assert list(tmp_path.rglob("*")) == ([*reversed(path.parents[:2]), path] if existed else [])
 
 
-def test_a_disk_that_is_full_from_the_beginning_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_at_the_start_leaves_no_files_and_no_lock(tmp_path, monkeypatch):
     def refuse(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dreamfleet.runtime.run_folder._replace", refuse)
     config = replace(CONFIG, run_dir=str(tmp_path / "runs" / "one"))
-    for _ in range(2):  # nor is anything held
+    for _ in range(2):  # the second time finds no lock
         with pytest.raises(UserError, match=r"cannot write the run folder .*No space left"):
             RunFolder.create(config)
         assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_not_the_runs_own_is_left(tmp_path):
+def test_files_of_others_in_the_folder_are_not_removed(tmp_path):
     path = tmp_path / "run"
     with (
         pytest.raises(UserError),
@@ -303,10 +305,10 @@ def test_what_is_not_the_runs_own_is_left(tmp_path):
 
 
 @pytest.mark.parametrize("error", [UserError, ValueError])
-def test_what_was_learned_is_never_taken_away(tmp_path, error):
+def test_a_run_with_a_checkpoint_is_never_removed(tmp_path, error):
     config = RunConfig(run_dir=str(tmp_path / "run"))
     with pytest.raises(error), RunFolder.create(config) as folder:
-        if error is UserError:  # other faults keep their traces
+        if error is UserError:  # other errors leave the folder in any case
             checkpoint.save(folder.checkpoints, 1, {}, agent="dreamer-lite", env="CartPole-v1")
         raise error("late")
     with pytest.raises(UserError), RunFolder.reopen(folder.path, config):
@@ -326,7 +328,7 @@ def test_a_run_without_a_checkpoint_is_not_latest(tmp_path):
     assert latest(tmp_path) == third.path
 
 
-def test_the_folder_of_a_run_has_no_odd_signs_in_its_name(tmp_path):
+def test_special_characters_in_the_folder_name_are_replaced(tmp_path):
     given = RunConfig(agent="my_pkg.module:MyAgent", env="my_pkg.envs:Mine-v0", seed=3)
     with RunFolder.create(given, runs=tmp_path) as folder:
         assert folder.path.name.endswith("_my_pkg.module-MyAgent_my_pkg.envs-Mine-v0_s3")

@@ -19,7 +19,7 @@ from dreamfleet.core.types import BestEvaluation
 from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.run_folder import RunFolder
 from dreamfleet.runtime.session import MOST_FAILED_STARTS, Session
-from dreamfleet.runtime.turns import Fault, Report
+from dreamfleet.runtime.worker_runner import Fault, Report
 
 STATS = {"env_steps": 40, "real/ratio_policy": 0.5}
 QUIET = Report("learner", [], 0.0, {}, 0, 0, {}, 0, None)
@@ -58,7 +58,7 @@ def report(worker: str, **what) -> Report:
     return replace(QUIET, worker=worker, **what)
 
 
-def test_it_says_once_how_much_memory_the_replay_takes(opened, said):
+def test_the_memory_of_the_replay_is_printed_once(opened, said):
     with opened() as session:
         for _ in range(2):
             session.take(QUIET, {**STATS, "real/capacity": 5000, "real/bytes": 7_168_000})
@@ -121,7 +121,7 @@ def test_the_newest_metrics_of_learner_and_dreamer_are_shown(opened):
         assert session.status().metrics == newest
 
 
-def test_lag_is_the_published_version_less_the_one_in_use(opened):
+def test_lag_is_the_newest_version_minus_the_version_in_use(opened):
     with opened() as session:
         session.take(report("learner", published=7), STATS)
         session.take(report("dreamer-0", published=3), STATS)
@@ -130,7 +130,7 @@ def test_lag_is_the_published_version_less_the_one_in_use(opened):
         assert session.status().lag == {"policy": (2.0, pytest.approx(2.9)), "world": (0.0, 0.0)}
 
 
-def test_waits_are_shares_of_the_time_of_a_role(opened, monkeypatch):
+def test_waits_are_fractions_of_the_time_of_a_role(opened, monkeypatch):
     monkeypatch.setattr("dreamfleet.runtime.session.PERIOD_S", 0.0)
     with opened() as session:
         session._period_ends = 0.0
@@ -144,6 +144,8 @@ def test_waits_are_shares_of_the_time_of_a_role(opened, monkeypatch):
         assert run["fault/restarts"] == 0
         assert run["speed/env_steps_per_s"] > 0 and run["speed/updates_per_s"] == 0.0
         assert session.status().waits["learner → replay"] == pytest.approx(0.3)
+        session.take(report("learner", updates=1), STATS)
+        assert session.status().waits == {}  # the learner had to wait for the first rows
 
 
 def test_the_mean_return_of_the_last_hundred_episodes_is_a_metric(opened):
@@ -200,7 +202,7 @@ def test_an_actor_that_never_hands_over_a_row_ends_the_run(opened):
     )
 
 
-def test_an_actor_that_hands_over_rows_in_between_may_break_for_ever(opened):
+def test_an_actor_that_hands_over_rows_may_break_any_number_of_times(opened):
     with opened() as session:
         for _ in range(3 * MOST_FAILED_STARTS):
             session.take(report("actor-0", chunks=1, fault=fault()), STATS)
@@ -208,7 +210,7 @@ def test_an_actor_that_hands_over_rows_in_between_may_break_for_ever(opened):
             session.take(report("actor-1", chunks=1), STATS)
 
 
-def test_environments_go_on_from_their_state_after_a_restart_and_a_resume(opened):
+def test_environments_keep_their_state_over_a_restart_and_a_resume(opened):
     with opened() as session:
         assert session.progress("actor-1").env == {}
         session.take(report("actor-1", env={"level": 1}), STATS)
@@ -221,7 +223,7 @@ def test_environments_go_on_from_their_state_after_a_restart_and_a_resume(opened
         assert session.progress("actor-1").env == {"level": 2, "scores": [3.0]}
 
 
-def test_an_evaluator_may_break_for_ever_while_it_starts(opened):
+def test_an_evaluator_that_reports_may_break_any_number_of_times(opened):
     with opened() as session:
         for _ in range(3 * MOST_FAILED_STARTS):
             session.take(report("evaluator", fault=fault()), STATS)
@@ -232,7 +234,7 @@ def test_an_evaluator_may_break_for_ever_while_it_starts(opened):
 
 
 @pytest.mark.parametrize("worker", ["learner", "dreamer-0", "dreamer-1"])
-def test_who_learns_may_not_break(opened, worker):
+def test_a_learner_or_dreamer_that_breaks_ends_the_run(opened, worker):
     with opened() as session, pytest.raises(WorkerFailed) as failed:
         session.take(report(worker, fault=fault()), STATS)
     assert str(failed.value).startswith("Traceback")
@@ -240,7 +242,7 @@ def test_who_learns_may_not_break(opened, worker):
 
 
 @pytest.mark.parametrize("worker", ["learner", "dreamer-0", "actor-0"])
-def test_learning_that_cannot_go_on_ends_the_run_with_its_one_line(opened, worker):
+def test_a_fault_that_a_restart_cannot_help_ends_the_run_with_one_line(opened, worker):
     with opened() as session, pytest.raises(WorkerFailed) as failed:
         session.take(report(worker, fault=Fault("no finite loss", "", final=True)), STATS)
     assert str(failed.value) == f"{worker}: no finite loss"
@@ -337,7 +339,7 @@ def full(monkeypatch) -> None:
     monkeypatch.setattr(checkpoint, "save", refuse)
 
 
-def test_a_full_disk_is_said_once_a_minute_and_ends_nothing(opened, said, monkeypatch):
+def test_a_full_disk_gives_one_warning_a_minute_and_the_run_goes_on(opened, said, monkeypatch):
     with opened(checkpoint_every=1) as session:
         clock = [time.monotonic()]
         monkeypatch.setattr("time.monotonic", lambda: clock[0])
@@ -357,7 +359,7 @@ def test_a_full_disk_is_said_once_a_minute_and_ends_nothing(opened, said, monkey
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_a_run_that_could_not_be_saved_ends_with_1_and_says_what_is_left(
+def test_a_run_that_could_not_be_saved_exits_with_1_and_names_its_last_checkpoint(
     opened, said, monkeypatch, interrupted
 ):
     with opened() as session:
@@ -373,7 +375,7 @@ def test_a_run_that_could_not_be_saved_ends_with_1_and_says_what_is_left(
     assert "The newest checkpoint is of 40 steps" in last
 
 
-def test_what_cannot_work_is_not_advised(opened, said, monkeypatch):
+def test_without_a_checkpoint_resuming_is_not_advised(opened, said, monkeypatch):
     with opened() as session:
         full(monkeypatch)
         session.save({}, {})
@@ -434,7 +436,7 @@ def test_the_best_evaluation_is_kept_and_remembered_by_a_resumed_run(opened, sai
     assert "The next evaluation counts as the best so far" in said.getvalue()
 
 
-def test_a_resumed_run_marks_itself(opened):
+def test_a_resumed_run_writes_a_resume_event(opened):
     with opened() as session:
         session.take(report("actor-0"), STATS)
         resumed = checkpoint.load(session.save({}, {}))
@@ -447,7 +449,7 @@ def test_a_resumed_run_marks_itself(opened):
             resumed = checkpoint.load(session.save({}, {}))
 
 
-def test_a_last_evaluation_that_breaks_ends_nothing(opened, said):
+def test_a_last_evaluation_that_breaks_does_not_fail_the_run(opened, said):
     with opened() as session:
         session.take(report("evaluator", events=[EVAL | {"at": 40}]), {"env_steps": 100})
         session.save({}, {})
@@ -457,7 +459,7 @@ def test_a_last_evaluation_that_breaks_ends_nothing(opened, said):
     assert "eval 9.0" not in said.getvalue().splitlines()[-1]  # of another policy
 
 
-def test_rests_between_starts_in_vain_double_up_to_a_limit(opened):
+def test_the_delay_between_failed_starts_doubles(opened):
     with opened() as session:
         rests = []
         for _ in range(MOST_FAILED_STARTS - 1):
@@ -474,7 +476,7 @@ def test_rests_between_starts_in_vain_double_up_to_a_limit(opened):
     ("error", "ends"),
     [(WorkerFailed("a trace\nlearner broke: no."), True), (ArithmeticError("ours"), False)],
 )
-def test_a_run_that_fails_says_how_to_go_on(opened, said, tmp_path, error, ends):
+def test_a_run_that_fails_says_how_to_continue(opened, said, tmp_path, error, ends):
     def fail(resumed=None, save=False):
         with pytest.raises(type(error)) as failed, opened(resumed) as session:
             if save:

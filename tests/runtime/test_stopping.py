@@ -1,4 +1,4 @@
-"""`launch.py` as a person runs it: ended by signals or faults, with nothing left behind."""
+"""`launch.py` in a process: a signal or a fault ends the run and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.runs import left, state_in
+from tests.runtime.runs import outcome, state_in
 
 ROOT = Path(__file__).parents[2]
 LOCAL = ("--local",)
@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("place", [LOCAL, CLUSTER], ids=["local", "cluster
 
 
 class Launched:
-    """A run in a session of its own: a signal can reach all its processes, as Ctrl-C does."""
+    """A run in a process session of its own, so that Ctrl-C can be sent to all its processes."""
 
     def __init__(self, path: Path, *args: str) -> None:
         self.path, self.log = path, path.with_suffix(".log")
@@ -36,18 +36,19 @@ class Launched:
             )
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
     def until(self, text: str, seconds: float = 60.0) -> None:
+        """Waits until the output contains `text`."""
         deadline = time.monotonic() + seconds
-        while text not in self.said:
-            assert self.process.poll() is None, self.said
-            assert time.monotonic() < deadline, self.said
+        while text not in self.output:
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
             time.sleep(0.05)
 
-    def family(self) -> set[int]:
-        """Every process of its session, however it was started."""
+    def all_processes(self) -> set[int]:
+        """Returns the ids of all processes in the session of the run."""
         found = set()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -58,16 +59,16 @@ class Launched:
         return found
 
     def processes_of(self, title: str) -> list[int]:
-        """The processes whose title, up to its arguments, holds these words."""
-        titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in self.family()}
-        found = [pid for pid, of in titles.items() if title in of.decode().split("\0")[0]]
-        assert found, titles
+        """Returns the ids of the processes whose title contains this text; arguments excluded."""
+        lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in self.all_processes()}
+        found = [pid for pid, line in lines.items() if title in line.decode().split("\0")[0]]
+        assert found, lines
         return found
 
     def listening(self) -> list[Any]:
-        """The addresses at which its processes can be reached by TCP, one for each port."""
+        """Returns the addresses to which the TCP ports of the run's processes are bound."""
         own = set()
-        for pid in self.family():
+        for pid in self.all_processes():
             for link in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
                     own.add(str(link.readlink()))
@@ -89,14 +90,14 @@ class Launched:
 
     def assert_gone(self) -> None:
         deadline = time.monotonic() + 5.0
-        while self.family() and time.monotonic() < deadline:
+        while self.all_processes() and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert self.family() == set()
+        assert self.all_processes() == set()
 
 
 @pytest.fixture
 def launched(tmp_path) -> Iterator:
-    """Start runs of the fake agent; what a failed test leaves is killed."""
+    """Yields a function that starts a run of the fake agent. Kills all processes at the end."""
     runs: list[Launched] = []
 
     def start(
@@ -110,78 +111,81 @@ def launched(tmp_path) -> Iterator:
 
     yield start
     for run in runs:
-        for pid in run.family():
+        for pid in run.all_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
 @both
-def test_ctrl_c_saves_and_a_resumed_run_goes_on(launched, place):
+def test_ctrl_c_saves_the_run_and_it_can_be_resumed(launched, place):
     run = launched(*place, "--steps", "1000000", "--set", "agent.capacity=200000")
     run.until("learning since")
     if place == CLUSTER:
-        assert len(run.family()) > 3
+        assert len(run.all_processes()) > 3
     run.ctrl_c()
-    assert run.code() == 130, run.said
+    assert run.code() == 130, run.output
     run.assert_gone()
-    assert "Traceback" not in run.said
+    assert "Traceback" not in run.output
     saved = state_in(run.path)["session"]
     assert saved["env_steps"] > 0
     assert saved["updates"]["learner"] >= 0
 
     more = saved["env_steps"] + 50
     again = launched(*LOCAL, "--resume", str(run.path), "--steps", str(more))
-    assert again.code() == 0, again.said
-    assert left(run.path, 0, "").state["session"]["env_steps"] >= more
+    assert again.code() == 0, again.output
+    assert outcome(run.path, 0, "").state["session"]["env_steps"] >= more
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_143(launched):
+def test_sigterm_saves_the_run_and_exits_143(launched):
     run = launched(*LOCAL, "--steps", "1000000", "--set", "agent.capacity=200000")
     run.until("learning since")
     run.process.terminate()
-    assert run.code() == 143, run.said
-    assert "Traceback" not in run.said
+    assert run.code() == 143, run.output
+    assert "Traceback" not in run.output
     assert state_in(run.path)["session"]["env_steps"] > 0
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_ray_starts_leaves_at_once_and_nothing_behind(launched):
+def test_ctrl_c_while_ray_starts_ends_at_once_without_processes_left(launched):
     run = launched("--steps", "1000000")
-    while len(run.family()) < 4:
+    while len(run.all_processes()) < 4:
         time.sleep(0.02)
     time.sleep(0.5)
     run.ctrl_c()
-    assert run.code(3.0) == 130, run.said
+    assert run.code(3.0) == 130, run.output
     run.assert_gone()
-    assert "Traceback" not in run.said
-    assert "left while Ray was starting" in run.said
+    assert "Traceback" not in run.output
+    assert "left while Ray was starting" in run.output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_is_enough_while_an_environment_hangs(launched, number):
-    run = launched(*LOCAL, "--steps", "1000", env="tests.runtime.broken:Deaf-v0")
+def test_one_signal_ends_the_run_while_an_environment_hangs(launched, number):
+    run = launched(*LOCAL, "--steps", "1000", env="tests.runtime.broken:Unstoppable-v0")
     run.until("learning since")
     time.sleep(1.0)
     run.process.send_signal(number)
-    assert run.code(4.0) == 128 + number, run.said
-    assert "actor-0: a call of its environment tests.runtime.broken:Deaf-v0 has not" in run.said
-    assert run.said.rstrip().endswith(f"Go on: --resume {run.path}")
+    assert run.code(4.0) == 128 + number, run.output
+    assert (
+        "actor-0: a call of its environment tests.runtime.broken:Unstoppable-v0 has not"
+        in run.output
+    )
+    assert run.output.rstrip().endswith(f"Go on: --resume {run.path}")
     assert state_in(run.path)["session"]["env_steps"] > 150
 
 
 @pytest.mark.slow
-def test_a_local_run_ends_saved_when_its_environment_hangs(launched):
+def test_a_local_run_is_saved_and_ends_when_its_environment_hangs(launched):
     timeout = ("--set", "train.env_timeout_s=1")
-    run = launched(*LOCAL, *timeout, "--steps", "1000", env="tests.runtime.broken:Deaf-v0")
-    assert run.code() == 1, run.said
-    assert run.said.rstrip().splitlines()[-1] == (
-        "actor-0: a call of its environment tests.runtime.broken:Deaf-v0 took longer than 1 s "
-        f"(train.env_timeout_s). Go on: --resume {run.path}"
+    run = launched(*LOCAL, *timeout, "--steps", "1000", env="tests.runtime.broken:Unstoppable-v0")
+    assert run.code() == 1, run.output
+    assert run.output.rstrip().splitlines()[-1] == (
+        "actor-0: a call of its environment tests.runtime.broken:Unstoppable-v0 took longer than "
+        f"1 s (train.env_timeout_s). Go on: --resume {run.path}"
     )
-    assert "Traceback" not in run.said
+    assert "Traceback" not in run.output
     assert state_in(run.path)["session"]["env_steps"] > 150
 
 
@@ -196,21 +200,21 @@ def test_a_local_run_ends_saved_when_its_environment_hangs(launched):
         ("gcs/gcs_server", "Ray broke: its process gcs_server died"),
     ],
 )
-def test_the_process_that_died_is_named_and_how_to_go_on(launched, process, named):
+def test_the_last_line_names_the_dead_process_and_how_to_go_on(launched, process, named):
     run = launched(*CLUSTER, "--steps", "1000000", "--set", "train.checkpoint_every=50")
     run.until("saved")
     for pid in run.processes_of(process):
         os.kill(pid, signal.SIGKILL)
-    assert run.code() == 1, run.said
-    last = run.said.rstrip().splitlines()[-1]
-    assert re.match(named, last), run.said
+    assert run.code() == 1, run.output
+    last = run.output.rstrip().splitlines()[-1]
+    assert re.match(named, last), run.output
     assert last.endswith(f"Go on: --resume {run.path}")
-    assert "Traceback" not in run.said
+    assert "Traceback" not in run.output
     run.assert_gone()
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_heard_while_the_replay_is_silent(launched):
+def test_ctrl_c_ends_the_run_while_the_replay_does_not_answer(launched):
     run = launched(*CLUSTER, "--steps", "1000000")
     run.until("learning since")
     for pid in run.processes_of("ray::ReplayHost"):
@@ -218,8 +222,8 @@ def test_ctrl_c_is_heard_while_the_replay_is_silent(launched):
     run.until("waiting for replay")
     run.ctrl_c()
     run.until("SIGINT: saving, then leaving", 1.5)
-    assert run.code(30.0) == 130, run.said
-    assert "not saved: replay broke: no answer in 10 s" in run.said
+    assert run.code(30.0) == 130, run.output
+    assert "not saved: replay broke: no answer in 10 s" in run.output
     run.assert_gone()
 
 
@@ -234,8 +238,8 @@ def test_all_ports_of_a_run_are_bound_to_the_loopback_address(launched):
 
 @pytest.mark.slow
 @both
-def test_the_second_signal_leaves_at_once(launched, place):
-    """Even while the first one waits for an update that takes a minute."""
+def test_the_second_signal_ends_the_run_at_once(launched, place):
+    """Even while the run waits for an update that takes a minute."""
     run = launched(*place, "--set", "agent.learn_s=60")
     run.until("learning since")  # the first world update
     time.sleep(1.0)
@@ -244,15 +248,15 @@ def test_the_second_signal_leaves_at_once(launched, place):
         run.until("SIGTERM: saving, then leaving")
     time.sleep(0.5)
     run.process.terminate()
-    assert run.code(20.0) == 143, run.said
-    assert "left at once, nothing saved" in run.said
+    assert run.code(20.0) == 143, run.output
+    assert "left at once, nothing saved" in run.output
     run.assert_gone()
-    assert "Traceback" not in run.said
+    assert "Traceback" not in run.output
 
 
 @pytest.mark.slow
-def test_an_environment_that_never_works_is_a_mistake_in_one_line(launched):
+def test_an_environment_that_never_works_is_refused_in_one_line(launched):
     run = launched(*LOCAL, env="dreamfleet.envs.probe:FaultyReset-v0")
-    assert run.code() == 2, run.said
-    assert run.said.startswith("error: ") and len(run.said.splitlines()) == 1
-    assert "RuntimeError: the probe never starts" in run.said
+    assert run.code() == 2, run.output
+    assert run.output.startswith("error: ") and len(run.output.splitlines()) == 1
+    assert "RuntimeError: the probe never starts" in run.output

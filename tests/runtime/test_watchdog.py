@@ -1,3 +1,5 @@
+"""The watchdog sees environment calls in progress, and no call ends during a check."""
+
 from __future__ import annotations
 
 import threading
@@ -20,36 +22,36 @@ class Slow(FakeEnv):
         return super().step(action)
 
 
-def test_a_call_under_way_is_seen_with_its_worker_and_its_time():
+def test_the_watchdog_sees_the_worker_and_the_duration_of_a_call():
     calls, slow = EnvCalls(), Slow()
     env, seen = WatchedEnv(slow, "actor-3", calls), []
 
-    def look(call):
+    def check(call):
         seen.append(call)
         if call and call.seconds > 0.3:
             slow.go_on.set()
 
-    with Watchdog(calls, look):
+    with Watchdog(calls, check):
         env.reset()
         env.step(np.zeros(2, np.int64))
     workers = {call.worker for call in seen if call}
     assert workers == {"actor-3"}
     assert max(call.seconds for call in seen if call) > 0.3
     assert {call.environments for call in seen if call} == {2}
-    with calls.held() as call:
+    with calls.current() as call:
         assert call is None
 
 
-def test_no_call_ends_while_somebody_acts_on_it():
+def test_no_call_ends_during_a_check():
     calls, ended = EnvCalls(), threading.Event()
     entered = threading.Event()
 
     def work() -> None:
-        with calls.by("evaluator"):
+        with calls.record("evaluator"):
             entered.set()
         ended.set()
 
-    with calls.held() as call:
+    with calls.current() as call:
         assert call is None
         thread = threading.Thread(target=work)
         thread.start()
@@ -60,7 +62,7 @@ def test_no_call_ends_while_somebody_acts_on_it():
     thread.join()
 
 
-def test_a_watched_environment_is_the_environment():
+def test_a_watched_environment_behaves_like_the_environment():
     env = WatchedEnv(FakeEnv((2, 3)), "actor-0", EnvCalls())
     rows = env.reset(seeds=(1, 2))
     assert rows["first"].all()
@@ -72,7 +74,7 @@ def test_a_watched_environment_is_the_environment():
     assert env._env.closed
 
 
-def test_what_an_environment_raises_passes_through():
+def test_an_exception_of_the_environment_is_raised_and_ends_the_call():
     class Broken(FakeEnv):
         def step(self, action):
             raise OSError("no")
@@ -82,5 +84,5 @@ def test_what_an_environment_raises_passes_through():
     env.reset()
     with pytest.raises(OSError, match="no"):
         env.step(np.zeros(2, np.int64))
-    with calls.held() as call:
+    with calls.current() as call:
         assert call is None

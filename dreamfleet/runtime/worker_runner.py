@@ -1,4 +1,4 @@
-"""Turns: a worker's steps, timed, and what is told of them afterwards."""
+"""Runs one worker's steps, measures their time, and reports the worker's events and faults."""
 
 from __future__ import annotations
 
@@ -18,38 +18,39 @@ from dreamfleet.runtime.blueprint import Progress
 
 @dataclass(frozen=True)
 class Fault:
-    """What a worker died of, in words, since an exception may not survive the way to the driver."""
+    """The exception that broke a worker, as text, since not every exception can be pickled."""
 
-    error: str  # its last line
-    text: str  # its whole traceback
+    error: str  # the last line of the traceback
+    text: str  # the whole traceback
     environment: bool = False  # an environment broke its contract: a row was refused
-    lost: bool = False  # another process did not answer: it may be the one that broke
-    final: bool = False  # a restart cannot help, and `error` says all
+    peer_failed: bool = False  # another process did not answer: that process may be the cause
+    final: bool = False  # a restart cannot help, and `error` is the whole message
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker did since its last report."""
+    """The work of one worker since its previous report."""
 
     worker: str  # actor-3, learner, dreamer-0, evaluator
     events: list[Event]
     busy_s: float
-    waits_s: dict[str, float]  # whom it waited for → for how long
-    updates: int  # gradient steps, since the run began
-    published: int  # version of the weights it writes; 0: none
-    versions: dict[str, int]  # weights it uses → their version
-    chunks: int  # taken from it by the replay, since it was started
-    fault: Fault | None  # it broke, and takes no step until it is restarted
+    waits_s: dict[str, float]  # roles that the worker waited for → seconds
+    updates: int  # gradient steps since the run began
+    published: int  # version of the weights that this worker publishes; 0: none yet
+    versions: dict[str, int]  # weight group that this worker pulls → version in use
+    chunks: int  # chunks that the replay accepted since this worker was started
+    fault: Fault | None  # set: the worker is broken until it is restarted
     env: dict[str, Any] = field(default_factory=dict)  # the state of its environments
-    best: BestEvaluation | None = None  # an evaluation that was the best of the run so far
+    best: BestEvaluation | None = None  # set: an evaluation was the best of the run so far
 
 
-class Turns:
-    """Gives one worker its steps and keeps the times.
+class WorkerRunner:
+    """Steps one worker, measures busy and waiting time, and turns exceptions into faults.
 
-    The worker is built at its first step, so that what its environment raises there is a fault like
-    any other. So is a SystemExit, and a KeyboardInterrupt while nobody interrupts.
-    interrupted: whether a KeyboardInterrupt is a person's.
+    The worker is built at its first step, so that an error of its constructor is a fault, too. A
+    SystemExit is a fault, as is a KeyboardInterrupt unless a person interrupted the run.
+
+    interrupted: tells whether a person interrupted the run.
     """
 
     def __init__(
@@ -68,16 +69,20 @@ class Turns:
 
     @property
     def broken(self) -> bool:
+        """Tells whether the worker raised an exception since it was last started."""
         return self._fault is not None
 
     @property
     def waiting_for(self) -> str:
-        """Whom it waits for, in a word or two; the worker itself says why, after a colon."""
+        """Returns the roles that the worker waits for, such as `replay + dreamer`.
+
+        The worker gives the reasons as `role: reason, role: reason`.
+        """
         reasons = self._worker.waiting_for.split(", ") if self._worker else []
         return " + ".join(dict.fromkeys(reason.partition(":")[0] for reason in reasons))
 
     def step(self) -> bool:
-        """Takes one step of the worker. False: it waited, or broke."""
+        """Takes one step of the worker. Returns False if the worker waited or broke."""
         began = time.perf_counter()
         moved = self._try(lambda worker: worker.step())
         if self.broken:
@@ -86,11 +91,14 @@ class Turns:
         if moved:
             self._busy_s += elapsed
         else:
-            self.waited(elapsed)
+            self.add_wait(elapsed)
         return moved
 
     def evaluate_saved(self, at: int, states: Mapping[str, Any]) -> None:
-        """Have the evaluator play the policy that was saved after `at` steps."""
+        """Has the evaluator evaluate a saved policy.
+
+        at: env steps of the run when the policy was saved. states: weight group → saved state.
+        """
 
         def evaluate(worker: Worker) -> bool:
             assert isinstance(worker, Evaluator)
@@ -101,12 +109,12 @@ class Turns:
             self.restart(self._progress)
         self._try(evaluate)
 
-    def waited(self, seconds: float) -> None:
-        """Add to the time this worker waited for whom it waits for now."""
+    def add_wait(self, seconds: float) -> None:
+        """Adds to the waiting time of the worker, for the roles that it waits for now."""
         self._waits_s[self.waiting_for] += seconds
 
     def _try(self, call: Callable[[Worker], bool]) -> bool:
-        """Returns what `call` of the worker returns. False: it broke, as the next report says."""
+        """Returns the result of `call` on the worker. An exception becomes a fault, and False."""
         try:
             if self._worker is None:
                 self._worker = self._build(self._progress)
@@ -114,27 +122,27 @@ class Turns:
         except Diverged as error:
             self._fault = Fault(str(error), "", final=True)
             return False
-        except EnvironmentFault as error:  # its line says all, and names the environment
+        except EnvironmentFault as error:  # its message needs no traceback
             self._fault = Fault(str(error), "", environment=True)
             return False
-        except BaseException as error:  # the session has it restarted or gives up
+        except BaseException as error:  # the session decides between a restart and the end
             if isinstance(error, KeyboardInterrupt) and self._interrupted():
                 raise
             last_line = traceback.format_exception_only(error)[-1].strip()
-            lost = isinstance(error, Gone)
-            self._fault = Fault(last_line, traceback.format_exc(), lost=lost)
+            peer_failed = isinstance(error, Gone)
+            self._fault = Fault(last_line, traceback.format_exc(), peer_failed=peer_failed)
             return False
 
     def restart(self, progress: Progress) -> None:
-        """Leave the worker that broke and its environment; the next step builds another."""
+        """Closes the broken worker. The next step builds a new worker from `progress`."""
         close = getattr(self._worker, "close", None)
         if close is not None:
-            with contextlib.suppress(Exception):  # what broke may be unable to close, too
+            with contextlib.suppress(Exception):  # closing a broken environment may fail, too
                 close()
         self._worker, self._fault, self._progress = None, None, progress
 
     def report(self) -> Report:
-        """Returns what happened since the last report."""
+        """Returns a report of the time since the previous report."""
         worker = self._worker
         report = Report(
             worker=self.name,

@@ -1,0 +1,153 @@
+"""Short runs of every agent, and a comparison of their results bit by bit.
+
+Two checkouts compute the same numbers if the same commands give the same arrays in the last
+checkpoint, and the same values in `metrics.jsonl`. Names of arrays and of metrics may differ.
+Values that depend on the clock are left out: durations, and events of the kind `run`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections import Counter
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.checkouts.launch import launch, machine, made_by
+from benchmarks.formatting import markdown_table
+
+COMMON: Final = ("--local", "--num-actors", "1", "--seed", "5")
+WALKER: Final = ("--agent", "dreamwalker", "--env", "BipedalWalker-v3")
+RUNS: Final[dict[str, tuple[str, ...]]] = {  # run → flags
+    "lite-cartpole": ("--env", "CartPole-v1", "--steps", "700"),
+    "lite-pendulum": ("--env", "Pendulum-v1", "--steps", "600"),
+    "rainbow-cartpole": ("--agent", "gated-rainbow", "--env", "CartPole-v1", "--steps", "1600"),
+    "rainbow-number": ("--agent", "gated-rainbow", "--env", "NumberGame-v1", "--steps", "14000"),
+    "walker-pendulum": ("--agent", "dreamwalker", "--env", "Pendulum-v1", "--steps", "900"),
+    "walker-walker": (*WALKER, "--steps", "2600"),
+    "walker-droq": (*WALKER, "--preset", "BipedalWalker-v3-droq", "--steps", "2200"),
+    "walker-crossq": (*WALKER, "--preset", "BipedalWalker-v3-crossq", "--steps", "2200"),
+    "walker-prio": (*WALKER, "--preset", "BipedalWalker-v3-prioritized", "--steps", "2200"),
+    "rainbow-invaders": (
+        "--agent",
+        "gated-rainbow",
+        "--env",
+        "ALE/SpaceInvaders-v5",
+        "--steps",
+        "1300",
+    ),
+}
+HEADS: Final = ("Run", "Arrays", "Arrays that differ", "Events", "Events that differ", "Same")
+
+
+def run(checkout: Path, folder: Path) -> None:
+    """Makes all runs of RUNS with one checkout, into `folder`. Skips finished runs.
+
+    Raises SystemExit for an unfinished run.
+    """
+    for name, flags in RUNS.items():
+        path = folder / name
+        finished = path.with_suffix(".finished")
+        if not finished.is_file():
+            if path.exists():
+                raise SystemExit(f"{path} is not finished. Remove the folder to start again.")
+            launch(checkout, path, [*COMMON, "--run-dir", str(path), *flags])
+            finished.touch()
+        print(name, flush=True)
+
+
+def compare(old: Path, new: Path) -> dict[str, Any]:
+    """Returns how the runs in two folders differ, with commits, versions and commands.
+
+    Raises SystemExit if a folder has no run of RUNS, or has not the same runs as the other folder.
+    """
+    names = [[name for name in RUNS if (folder / name).is_dir()] for folder in (old, new)]
+    if names[0] != names[1] or not names[0]:
+        raise SystemExit(f"{old} has the runs {names[0]}, and {new} has the runs {names[1]}")
+    runs = {
+        name: {
+            "command": command(name),
+            "old": made_by(old / name),
+            "new": made_by(new / name),
+            **compare_run(old / name, new / name),
+        }
+        for name in names[0]
+    }
+    return {
+        **machine(),
+        "same": all(run["same"] for run in runs.values()),
+        "runs": runs,
+    }
+
+
+def command(name: str) -> str:
+    """Returns the command of a run, without the run folder."""
+    return " ".join(("python launch.py", *COMMON, *RUNS[name]))
+
+
+def compare_run(old: Path, new: Path) -> dict[str, Any]:
+    """Returns how many arrays and events two run folders have, and how many differ.
+
+    Differing arrays are arrays of one folder whose content the other folder lacks. Events are
+    compared in order.
+    """
+    arrays = [array_hashes(run) for run in (old, new)]
+    events = [event_values(run) for run in (old, new)]
+    arrays_differ = max((arrays[0] - arrays[1]).total(), (arrays[1] - arrays[0]).total())
+    events_differ = sum(a != b for a, b in zip_longest(*events))
+    return {
+        "arrays": arrays[0].total(),
+        "arrays_differ": arrays_differ,
+        "events": len(events[0]),
+        "events_differ": events_differ,
+        "same": not arrays_differ and not events_differ,
+    }
+
+
+def array_hashes(run: Path) -> Counter[str]:
+    """Returns the content hashes of all arrays in the last checkpoint, as a multiset.
+
+    The content of an array is its `.npy` file: data type, shape and values. Raises SystemExit if
+    there is no checkpoint.
+    """
+    checkpoints = sorted((run / "checkpoints").glob("ckpt-*"))
+    if not checkpoints:
+        raise SystemExit(f"{run} has no checkpoint")
+    found: Counter[str] = Counter()
+    for path in checkpoints[-1].rglob("*.npz"):
+        with zipfile.ZipFile(path) as file:
+            found.update(hashlib.sha256(file.read(name)).hexdigest() for name in file.namelist())
+    return found
+
+
+def event_values(run: Path) -> list[list[str]]:
+    """Returns the sorted numbers of each event in `metrics.jsonl`, without clock-dependent values.
+
+    Left out are events of the kind `run`, and values whose name ends in `_s`, which are durations.
+    """
+    found = []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["kind"] != "run":
+            numbers = [
+                value
+                for name, value in event.items()
+                if isinstance(value, (int, float)) and not name.endswith("_s")
+            ]
+            found.append(sorted(map(repr, numbers)))
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """Returns a table with a row per run. found: the result of `compare`."""
+    rows = [
+        (
+            name,
+            *(str(run[key]) for key in ("arrays", "arrays_differ", "events", "events_differ")),
+            "yes" if run["same"] else "no",
+        )
+        for name, run in found["runs"].items()
+    ]
+    return markdown_table(HEADS, rows)

@@ -1,0 +1,209 @@
+"""Draws learning curves from the records in `benchmarks/results` (needs the extra `bench`).
+
+    python benchmarks/learning/plots.py
+
+Writes `curves.png` of every environment, and the picture of the README: `dreamer-lite` and
+Stable-Baselines3 on two tasks. Reads the records and changes none of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.learning.curves import TASKS, WINDOW, Curve, read_methods
+from benchmarks.processes import RESULTS, ROOT
+from dreamfleet.core.types import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+README_PICTURE: Final = ROOT / "docs" / "images" / "ours-and-sb3.png"
+README_METHODS: Final = {  # environment → methods in the picture of the README → label
+    "CartPole-v1": {"dreamer-lite": "dreamer-lite (ours)", "sb3-dqn": "DQN (SB3)"},
+    "Pendulum-v1": {"dreamer-lite": "dreamer-lite (ours)", "sb3-sac": "SAC (SB3)"},
+}
+COLOURS: Final = {  # of a method, the same in every picture
+    "dreamer-lite": "#0072B2",
+    "dreamer-lite-long": "#56B4E9",
+    "gated-rainbow": "#009E73",
+    "gated-rainbow-on-ray": "#8FBC3B",
+    "dreamwalker": "#7B3FA0",
+    "dreamwalker-on-ray": "#CC79A7",
+    "dreamwalker-without-dreams": "#7F7F7F",
+    "sb3-dqn": "#D55E00",
+    "sb3-sac": "#E69F00",
+}
+OTHER_COLOURS: Final = ("#8B4513", "#4B0082", "#B8860B", "#2F4F4F")  # of methods without an entry
+LEAST_MINUTES: Final = 0.01  # the time axis begins here or later
+
+
+def main() -> None:
+    for path in sorted(RESULTS.glob("*/curves.png")):
+        env = path.parent.name
+        plot_curves(env, read_methods(path.parent, TASKS[env].ours), path)
+        print(path.relative_to(ROOT))
+    plot_readme_picture(README_PICTURE)
+    print(README_PICTURE.relative_to(ROOT))
+
+
+def plot_curves(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
+    """Draws all methods of an environment: return against steps, and against minutes."""
+    figure = new_figure(9.2, 4.6)
+    by_steps, by_minutes = figure.subplots(1, 2, sharey=True)
+    colours = colours_of(methods)
+    for name, curves in reversed(list(methods.items())):  # ours last, hence on top
+        seeds = f"{len(curves)} seeds" if len(curves) > 1 else "1 seed"
+        draw(by_steps, by_minutes, curves, colours[name], f"{name} ({seeds})")
+        if TASKS[env].training_episodes:
+            for curve in curves:
+                by_steps.plot(*curve.running_mean, color=colours[name], lw=0.8, ls=":")
+    finish_panels(env, by_steps, by_minutes)
+    by_steps.set_title(env, loc="left", fontweight="bold")
+    lines, labels = by_steps.get_legend_handles_labels()
+    lines, labels = list(reversed(lines)), list(reversed(labels))
+    add_explanations(lines, labels, methods, TASKS[env].training_episodes)
+    figure.legend(lines, labels, loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=100, pil_kwargs={"optimize": True})
+
+
+def plot_readme_picture(path: Path) -> None:
+    """Draws ours beside Stable-Baselines3: a row of panels for each of two environments."""
+    figure = new_figure(8.0, 6.0)
+    panels = figure.subplots(len(README_METHODS), 2, sharey="row")
+    legend: dict[str, Line2D] = {}  # label → line
+    for (env, labels), (by_steps, by_minutes) in zip(README_METHODS.items(), panels, strict=True):
+        methods = read_methods(RESULTS / env, TASKS[env].ours)
+        for name, label in reversed(labels.items()):
+            curves = methods[name]
+            draw(by_steps, by_minutes, curves, COLOURS[name], f"{label}, {len(curves)} seeds")
+        finish_panels(env, by_steps, by_minutes)
+        by_steps.set_title(env, loc="left", fontweight="bold")
+        lines, texts = by_steps.get_legend_handles_labels()
+        legend |= dict(zip(reversed(texts), reversed(lines), strict=True))
+    columns = {"loc": "outside upper center", "ncols": len(legend), "frameon": False}
+    figure.legend(legend.values(), legend.keys(), **columns)
+    figure.supxlabel(
+        "Line: mean of the seeds. Band: lowest to highest seed. Evaluations are not counted as "
+        "training time. Two CPU cores.",
+        fontsize=9,
+        color="#444444",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, pil_kwargs={"optimize": True})
+
+
+# ---------------------------------------------------------------------------------- parts
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Returns an empty figure of so many inches that is drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def colours_of(methods: Sequence[str] | Mapping[str, object]) -> dict[str, str]:
+    """Returns method → colour. Methods that COLOURS does not know get OTHER_COLOURS in order."""
+    unknown = [name for name in methods if name not in COLOURS]
+    spare = {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(unknown)}
+    return {name: COLOURS.get(name) or spare[name] for name in methods}
+
+
+def over_seeds(curves: Sequence[Curve]) -> tuple[Array, Array, Array]:
+    """Returns (steps (E,), minutes (E,), returns (S, E)) of S seeds at common steps.
+
+    Seeds are evaluated at slightly different steps. Returns and minutes are interpolated linearly
+    at the steps of the first seed, within the steps that all seeds cover. Minutes are means over
+    the seeds.
+    """
+    first = max(curve.steps[0] for curve in curves)
+    last = min(curve.steps[-1] for curve in curves)
+    steps = np.unique(curves[0].steps.clip(first, last))
+    returns = [np.interp(steps, curve.steps, curve.returns) for curve in curves]
+    minutes = [np.interp(steps, curve.steps, curve.training_minutes) for curve in curves]
+    return steps, np.mean(minutes, axis=0), np.stack(returns)
+
+
+def draw(
+    by_steps: Axes, by_minutes: Axes, curves: Sequence[Curve], colour: str, label: str
+) -> None:
+    """Draws one method in both panels: a mean line with a band, or dots for a single seed."""
+    steps, minutes, returns = over_seeds(curves)
+    single = len(curves) == 1
+    style = {"ls": "--", "marker": "o", "ms": 4, "mfc": "white"} if single else {"lw": 1.6}
+    for axes, x in ((by_steps, steps), (by_minutes, minutes)):
+        axes.plot(x, returns.mean(0), color=colour, label=label, **style)
+        if not single:
+            band = {"color": colour, "alpha": 0.2, "linewidth": 0}
+            axes.fill_between(x, returns.min(0), returns.max(0), **band)
+
+
+def finish_panels(env: str, by_steps: Axes, by_minutes: Axes) -> None:
+    """Draws the thresholds of an environment, and names and scales the axes."""
+    thresholds = TASKS[env].thresholds
+    by_steps.set(xscale="log", xlabel="environment steps (log scale)")
+    by_steps.set_ylabel("mean return of an evaluation")
+    by_minutes.set(xscale="log", xlabel="training time in minutes (log scale)")
+    by_minutes.set_xlim(left=max(by_minutes.get_xlim()[0], LEAST_MINUTES))
+    for axes in (by_steps, by_minutes):
+        label_powers(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        for threshold in thresholds:
+            axes.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
+            lower = len(thresholds) == 2 and threshold == min(thresholds)  # below: they are close
+            place = {"ha": "left", "va": "top" if lower else "bottom"}
+            place["transform"] = axes.get_yaxis_transform()
+            axes.text(0.01, threshold, f"threshold {threshold:g}", fontsize=8, **place)
+
+
+def label_powers(axes: Axes) -> None:
+    """Labels 1, 2, 5, 10, … on a logarithmic x-axis; only 1, 10, 100, … on a long axis.
+
+    Thousands are written as `k`.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    left, right = axes.get_xlim()
+    long = right / left > 300
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if long else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
+    )
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def add_explanations(
+    lines: list[object],
+    labels: list[str],
+    methods: Mapping[str, Sequence[Curve]],
+    training_episodes: bool,
+) -> None:
+    """Adds to a legend the meaning of lines, bands and dots that occur in the plot."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    if any(len(curves) > 1 for curves in methods.values()):
+        lines.append(Patch(color="gray", alpha=0.3, linewidth=0))
+        labels.append("line: mean of the seeds; band: lowest to highest seed")
+    if len({len(curves) == 1 for curves in methods.values()}) == 2:
+        lines.append(Line2D([], [], color="gray", ls="--", marker="o", ms=4, mfc="white"))
+        labels.append("circles: evaluations of a single seed")
+    if training_episodes:
+        lines.append(Line2D([], [], color="gray", lw=0.8, ls=":"))
+        labels.append(f"mean of the last {WINDOW} training episodes, a line per seed")
+
+
+if __name__ == "__main__":
+    main()
