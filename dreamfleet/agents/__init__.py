@@ -1,4 +1,4 @@
-"""The algorithms. One agent is one file and one line of REGISTRY."""
+"""The registry of agents: built-in ones, ones of installed packages, and own `module:Class`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ OBSERVATIONS: Final = ("vector", "image")
 
 @dataclass(frozen=True)
 class AgentEntry:
-    """Where an agent lives and what it acts in, known without importing it."""
+    """The class of an agent, and the kinds of actions and observations that it supports.
 
-    path: str  # module:Class; the class has `.Config`, its frozen dataclass
-    actions: tuple[str, ...]  # of ACTIONS
-    observations: tuple[str, ...]  # of OBSERVATIONS
+    An entry of REGISTRY is known without importing the agent.
+    """
+
+    path: str  # module:Class; the class attribute `Config` is the dataclass of the settings
+    actions: tuple[str, ...]  # from ACTIONS
+    observations: tuple[str, ...]  # from OBSERVATIONS
 
 
 REGISTRY: dict[str, AgentEntry] = {
@@ -40,10 +43,11 @@ REGISTRY: dict[str, AgentEntry] = {
 
 
 def find(name: str) -> AgentEntry:
-    """Returns the entry of an agent: one of REGISTRY, an installed package's, or `module:Class`.
+    """Returns the entry of an agent, by its name.
 
-    An agent that is not in REGISTRY is imported, and says itself what it acts in. Raises UserError
-    for an unknown name, and for a class that is no agent.
+    The name is one of REGISTRY, an entry point of an installed package, or `module:Class`. An agent
+    outside REGISTRY is imported, and its class declares the supported actions and observations.
+    Raises UserError for an unknown name, and for a class that is not an agent.
     """
     if name in REGISTRY:
         return REGISTRY[name]
@@ -55,12 +59,16 @@ def find(name: str) -> AgentEntry:
     hint = nearest(name, [*REGISTRY, *installed])
     raise UserError(
         f"unknown agent {name!r}.{hint} See: launch.py list agents. "
-        "An agent of your own is named module:Class."
+        "Name an agent of your own as module:Class."
     )
 
 
 def known() -> dict[str, str]:
-    """Returns what each agent acts in and sees, in words, by name: ours and installed ones."""
+    """Returns a line of text for each agent of REGISTRY and of installed packages, by name.
+
+    The line of an agent of REGISTRY gives the supported actions and observations; that of an
+    installed agent gives its `module:Class`.
+    """
     lines = {
         name: f"{', '.join(entry.actions)} actions, {', '.join(entry.observations)}"
         for name, entry in REGISTRY.items()
@@ -70,36 +78,40 @@ def known() -> dict[str, str]:
 
 
 def load(name: str) -> Any:
-    """Returns the class of agent `name`. Imports torch."""
+    """Imports the agent `name`, and with it torch; returns its class."""
     return class_at(find(name).path)
 
 
 def class_at(path: str) -> Any:
-    """Returns the class that `module:Class` names."""
+    """Imports the module of `module:Class`; returns the class."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def check(name: str, spec: EnvSpec) -> None:
-    """UserError when agent `name` cannot act in an environment of `spec`."""
+    """Raises UserError unless the agent `name` supports the actions and observations of `spec`."""
     entry = find(name)
-    found = _observation(spec.obs), _action(spec.action)
-    if found[0] in entry.observations and found[1] in entry.actions:
+    observation, action = _observation_kind(spec.obs), _action_kind(spec.action)
+
+    def supports(agent: AgentEntry) -> bool:
+        return observation in agent.observations and action in agent.actions
+
+    if supports(entry):
         return
-    able = [
-        other
-        for other, able_to in REGISTRY.items()
-        if found[0] in able_to.observations and found[1] in able_to.actions
-    ]
+    others = [other for other, agent in REGISTRY.items() if supports(agent)]
     raise UserError(
-        f"{name} acts in {' or '.join(entry.actions)} spaces on {' or '.join(entry.observations)} "
-        f"observations, but {spec.env_id} has {found[1]} actions and {found[0]} observations "
-        f"of shape {spec.obs.shape}. Agents that can: {', '.join(able) or 'none'}."
+        f"{name} supports {' or '.join(entry.actions)} actions and "
+        f"{' or '.join(entry.observations)} observations, but {spec.env_id} has {action} actions "
+        f"and {observation} observations of shape {spec.obs.shape}. "
+        f"Agents that support them: {', '.join(others) or 'none'}."
     )
 
 
 def _entry_of(path: str) -> AgentEntry:
-    """Returns the entry of a person's own agent. Raises UserError where `path` names none."""
+    """Imports the agent at `module:Class`, which is outside REGISTRY; returns its entry.
+
+    Raises UserError if the class is missing, or lacks a method or declaration of an agent.
+    """
     module, _, attribute = path.partition(":")
     found = getattr(import_module(module, "agent"), attribute, None)
     if not isinstance(found, type):
@@ -107,9 +119,11 @@ def _entry_of(path: str) -> AgentEntry:
     config = getattr(found, "Config", None)
     if not (isinstance(config, type) and is_dataclass(config)):
         raise UserError(f"agent {path!r} has no `Config`, the frozen dataclass of its settings.")
-    lacking = [name for name in METHODS if not callable(getattr(found, name, None))]
-    if lacking:
-        raise UserError(f"agent {path!r} lacks {', '.join(lacking)}: see docs/own-agent.md.")
+    missing = [name for name in METHODS if not callable(getattr(found, name, None))]
+    if missing:
+        raise UserError(
+            f"agent {path!r} lacks the methods {', '.join(missing)}. See docs/own-agent.md."
+        )
     declared: dict[str, tuple[str, ...]] = {}
     for name, allowed in (("actions", ACTIONS), ("observations", OBSERVATIONS)):
         kinds = getattr(found, name, None)
@@ -122,11 +136,11 @@ def _entry_of(path: str) -> AgentEntry:
     return AgentEntry(path, **declared)
 
 
-def _observation(space: Space) -> str:
+def _observation_kind(space: Space) -> str:
     if space.discrete:
         return "discrete"
     return {1: "vector", 3: "image"}.get(len(space.shape), f"{len(space.shape)}-dimensional")
 
 
-def _action(space: Space) -> str:
+def _action_kind(space: Space) -> str:
     return "discrete" if space.discrete else "continuous"

@@ -10,20 +10,21 @@ World model (`learn_world`), trained on windows of real rows:
 Latents cannot collapse to a constant: their variance is 1 by construction, and the decoder must
 recover the observation from each encoded latent and from each latent predicted open-loop.
 Re-encoding turns a dreamed latent into the latent of an observation, since policy and critic learn
-on such latents. Without re-encoding, dreams drift away, and values sink step by step.
-Acting, dreams and policy updates use a slow copy of the world model. Its dreams are several times
-as accurate, and its latents change slowly.
+on latents of observations. Without re-encoding, dreams drift away from the latents of observations,
+and values sink step by step.
+Acting, dreams and policy updates use a slow copy of the world model. The dreams of the slow copy
+are several times as accurate, and its latents change slowly.
 
 Dreams (`dream`) are H steps long and start at real rows. One ensemble member makes the whole dream.
 A dreamed step is trusted while two members disagree on it not much more than on real rows. Nothing
-is learned from the first untrusted step nor from later steps; returns bootstrap at the row before.
+is learned from the first untrusted step nor from later steps. Returns bootstrap at the row before
+the first untrusted step.
 
 Policy and critic (`learn_policy`) learn from dreams and from windows of real rows in one batch. The
-critic learns Retrace(lambda) returns. On dreams of the current policy they are Dreamer's lambda-
-returns; on real rows they correct for actions of older policies. So one loss serves both. A
-discrete policy is fitted to the softmax of the critic's values; a continuous policy ascends them
-through reparameterised samples. No gradient passes through a dream. So a dream is plain data, and
-another process can make it.
+critic learns Retrace(lambda) returns. On dreams of the current policy they are the lambda-returns
+of Dreamer; on real rows they correct for actions of older policies. A discrete policy is fitted to
+the softmax of the critic's values. A continuous policy ascends the values by reparameterised
+samples. No gradient passes through a dream, so a dream is plain data that another process can make.
 
 Sources: seed project 003; Dreamer (Hafner et al. 2020; 2023); MBPO (Janner et al. 2019); Retrace
 (Munos et al. 2016); clipped double Q (Fujimoto et al. 2018).
@@ -370,8 +371,8 @@ class DreamerLite(WeightGroups):
     def real_trajectories(self, rows: Batch) -> Batch:
         """Returns windows of real rows (B, T, …) with the same columns as dreamed trajectories.
 
-        A `last` row has weight 0: returns bootstrap there. So has a row whose observation or whose
-        next observation has an outlier. `inside` is 0 on `last` rows, else 1.
+        `inside` is 0 on `last` rows, else 1. The weight of a row is 0 if the row is `last`, or if
+        its observation or the next observation has an outlier; else it is 1.
         """
         inside = (~rows["last"]).float()
         inlier = self.slow_world.normaliser.inliers(rows["obs"])

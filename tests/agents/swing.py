@@ -1,4 +1,4 @@
-"""A small known system for world models to learn."""
+"""A linear system that world models learn in tests."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dreamfleet.core.types import Array, Batch, Sample
 
 
 class Swing:
-    """A linear system with a push, x' = A x + b u, that ends beyond `edge`.
+    """A linear system x' = A x + b u. Episodes end where |x_0| > `edge`.
 
-    The reward of a step is x_0 where it leads to. u is what was acted, within [-1, 1], or one less
-    than which of `choices` was.
+    The reward of a step is x'_0. The control u is the continuous action in [-1, 1], or the discrete
+    action minus 1 if there are `choices`.
     """
 
     A = 0.98 * np.array([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]])
@@ -22,13 +22,13 @@ class Swing:
         self.rng = np.random.default_rng(0)
 
     def windows(self, B: int, T: int) -> Sample:
-        """Windows of random play (B, C + T, …), the rows of the context lived through."""
+        """Returns windows of random play (B, C + T, …). The first C rows are the context."""
         x, reward, last = self.rng.uniform(-1, 1, (B, 2)), np.zeros(B), np.zeros(B, bool)
         first, held_out = np.zeros(B, bool), self.rng.random(B) < 0.2
         rows: list[Batch] = []
         for t in range(self.context + T):
             last = (np.abs(x[:, 0]) > self.edge) & ~first & (t > self.context)
-            action, push = self.act(B)
+            action, control = self.act(B)
             rows.append(
                 {
                     "obs": x.astype(np.float32),
@@ -41,14 +41,14 @@ class Swing:
                     "held_out": held_out,
                 }
             )
-            x = x @ self.A.T + push[:, None] * self.b
+            x = x @ self.A.T + control[:, None] * self.b
             x = np.where(last[:, None], self.rng.uniform(-1, 1, (B, 2)), x)
             reward, first = np.where(last, 0, x[:, 0]), last
         data = {key: np.stack([row[key] for row in rows], 1) for key in rows[0]}
         return Sample(data, np.arange(B), np.full(B, 1 / B), B)
 
     def act(self, B: int) -> tuple[Array, Array]:
-        """Random actions and the pushes they are, (B, …) and (B,)."""
+        """Returns random actions (B, …) and their controls (B,)."""
         if self.choices:
             action = self.rng.integers(0, self.choices, B)
             return action, action - 1

@@ -1,4 +1,4 @@
-"""Half a percent of faulty steps does not end learning."""
+"""Agents learn although half a percent of the steps is faulty."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dreamfleet import cli
 
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", ["gated-rainbow", "dreamer-lite"])
-def test_cartpole_is_learned_with_sensors_that_fail_now_and_then(tmp_path, agent):
-    """An agent whose statistics are ruined holds the pole for 9 steps; a random one for 22."""
+def test_cartpole_is_learned_with_faulty_sensors(tmp_path, agent):
+    """With ruined statistics an agent holds the pole for 9 steps; a random policy for 22."""
     run = ["--run-dir", str(tmp_path / "run"), "--local", "--num-actors", "1", "--seed", "1"]
     env = ["--env", "tests.envs.poisoned:PoisonedCartPole-v0", "--preset", "CartPole-v1"]
-    rhythm = ("train.eval_every=500", "train.eval_episodes=20", "eval_env.share=0")
-    settings = [word for item in rhythm for word in ("--set", item)]
-    assert cli.main(["--agent", agent, *env, *run, "--steps", "1000", *settings]) == 0
+    settings = ("train.eval_every=500", "train.eval_episodes=20", "eval_env.share=0")
+    flags = [word for setting in settings for word in ("--set", setting)]
+    assert cli.main(["--agent", agent, *env, *run, "--steps", "1000", *flags]) == 0
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     scores = [line["return_mean"] for line in lines if line["kind"] == "eval"]
     assert max(scores) > 60, scores

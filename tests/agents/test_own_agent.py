@@ -1,4 +1,4 @@
-"""An agent that lives in a person's own file: the complete one of docs/own-agent.md."""
+"""The agent of docs/own-agent.md, as a file outside the repository, and faulty versions of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder that holds `my_agent.py`, as the page has it."""
+    """Returns a folder with `my_agent.py`, the code block of docs/own-agent.md."""
     page = (ROOT / "docs" / "own-agent.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     (tmp_path / "my_agent.py").write_text(code)
@@ -28,16 +28,19 @@ def project(tmp_path: Path) -> Path:
 
 
 def launch(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Runs launch.py in the folder `project`."""
     command = [sys.executable, str(ROOT / "launch.py"), *args]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_the_agent_of_the_page_learns_cartpole(project):
+def test_the_agent_of_the_document_learns_cartpole(project):
     run = ("--local", "--num-actors", "1", "--steps", "8000", "--seed", "3", "--run-dir", "run")
-    often = ("--set", "train.eval_every=2000")
-    done = launch(project, "--agent", "my_agent:MyAgent", *run, *often, "--env", "CartPole-v1")
+    evaluations = ("--set", "train.eval_every=2000")
+    done = launch(
+        project, "--agent", "my_agent:MyAgent", *run, *evaluations, "--env", "CartPole-v1"
+    )
     assert done.returncode == 0, done.stderr
     lines = map(json.loads, (project / "run" / "metrics.jsonl").read_text().splitlines())
     scores = [line["return_mean"] for line in lines if line["kind"] == "eval"]
@@ -47,14 +50,14 @@ def test_the_agent_of_the_page_learns_cartpole(project):
 
 
 @pytest.mark.slow
-def test_the_agent_of_the_page_keeps_the_contract(project):
+def test_the_agent_of_the_document_passes_the_contract_tests(project):
     done = launch(project, "check", "my_agent:MyAgent")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
 
 
 @pytest.mark.slow
-def test_an_agent_that_breaks_the_contract_is_told_so(project):
+def test_a_faulty_agent_fails_the_contract_tests(project):
     file = project / "my_agent.py"
     file.write_text(file.read_text().replace("return to_array(best), state", "return best, state"))
     done = launch(project, "check", "my_agent:MyAgent")
@@ -63,7 +66,7 @@ def test_an_agent_that_breaks_the_contract_is_told_so(project):
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("", "has no class 'MyAgent'"),
         ("MyAgent = 3", "has no class 'MyAgent'"),
@@ -73,12 +76,12 @@ def test_an_agent_that_breaks_the_contract_is_told_so(project):
         ("def f(:", "failed to import. SyntaxError"),
     ],
 )
-def test_what_is_no_agent_is_refused_in_one_line(tmp_path, monkeypatch, code, said):
+def test_a_path_without_an_agent_is_refused_in_one_line(tmp_path, monkeypatch, code, message):
     name = f"no_agent_{abs(hash(code))}"
     (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(UserError, match=re.escape(said)) as refused:
+    with pytest.raises(UserError, match=re.escape(message)) as refused:
         agents.find(f"{name}:MyAgent")
     assert "\n" not in str(refused.value)
 
@@ -96,24 +99,24 @@ class MyAgent:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("", "", "must declare `actions`, a tuple of discrete and continuous; found None"),
-        ("act = ", "", "lacks act"),
+        ("act = ", "", "lacks the methods act"),
         ("Config = Settings", 'Config = Settings; actions = ("discret",)', "found ('discret',)"),
     ],
 )
-def test_what_an_agent_does_not_declare_is_named(tmp_path, monkeypatch, old, new, said):
-    name = f"declares_{abs(hash(new + said))}"
+def test_a_missing_declaration_or_method_is_named(tmp_path, monkeypatch, old, new, message):
+    name = f"declares_{abs(hash(new + message))}"
     (tmp_path / f"{name}.py").write_text(DECLARED.replace(old, new, 1) if old else DECLARED)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         agents.find(f"{name}:MyAgent")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("return to_array(best)", "return to_array(best)[:, None]", "found int64 (3, 1)"),
         ("return to_array(best)", "return to_array(best).astype('f4')", "found float32 (3,)"),
@@ -139,14 +142,16 @@ def test_what_an_agent_does_not_declare_is_named(tmp_path, monkeypatch, old, new
         ('("policy",)  #', '("policy")  #', "`act_groups` must be a tuple of policy"),
     ],
 )
-def test_a_fault_of_an_agent_is_one_line_and_leaves_nothing(project, monkeypatch, old, new, said):
-    name = f"faulty_{abs(hash((new, said)))}"
+def test_a_faulty_agent_is_refused_in_one_line_before_the_run_folder_is_made(
+    project, monkeypatch, old, new, message
+):
+    name = f"faulty_{abs(hash((new, message)))}"
     code = (project / "my_agent.py").read_text()
     assert old in code
     (project / f"{name}.py").write_text(code.replace(old, new, 1))
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(UserError, match=re.escape(said)) as refused:
+    with pytest.raises(UserError, match=re.escape(message)) as refused:
         dreamfleet.train(f"{name}:MyAgent", steps=10, local=True, num_actors=1, run_dir="run")
     assert str(refused.value).startswith(f"agent '{name}:MyAgent'")
     assert str(refused.value).endswith(f"launch.py check {name}:MyAgent")
@@ -154,7 +159,7 @@ def test_a_fault_of_an_agent_is_one_line_and_leaves_nothing(project, monkeypatch
     assert not (project / "run").exists()
 
 
-def test_an_installed_package_offers_its_agents_by_name(project, monkeypatch):
+def test_agents_of_installed_packages_are_found_by_name(project, monkeypatch):
     metadata = project / "their_package-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")

@@ -23,29 +23,29 @@ def entries(monkeypatch):
 
 
 @pytest.mark.parametrize("action", [DISCRETE, CONTINUOUS])
-def test_an_agent_is_let_into_spaces_it_acts_in(action):
+def test_an_agent_is_accepted_for_spaces_that_it_supports(action):
     agents.check("dreamer-lite", EnvSpec("any", VECTOR, action))
 
 
-def test_an_agent_is_kept_out_of_other_spaces_and_told_who_can(entries):
+def test_an_unsupported_space_is_refused_with_the_agents_that_support_it(entries):
     with pytest.raises(UserError) as caught:
         agents.check("dreamer-lite", EnvSpec("ALE/Pong-v5", IMAGE, DISCRETE))
     message = str(caught.value)
     assert "ALE/Pong-v5 has discrete actions and image observations of shape (64, 64, 3)" in message
-    assert "Agents that can: gated-rainbow, pixels." in message
+    assert "Agents that support them: gated-rainbow, pixels." in message
 
 
-def test_nobody_can_is_said_too(entries):
-    with pytest.raises(UserError, match="Agents that can: none"):
+def test_the_message_says_if_no_agent_supports_the_space(entries):
+    with pytest.raises(UserError, match="Agents that support them: none"):
         agents.check("pixels", EnvSpec("e", IMAGE, CONTINUOUS))
 
 
-def test_an_unknown_agent_names_the_nearest():
+def test_an_unknown_name_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match=r"unknown agent 'dreamerlite'. Nearest: dreamer-lite."):
         agents.find("dreamerlite")
 
 
-def test_the_registry_answers_without_importing_torch():
+def test_find_does_not_import_torch():
     code = (
         "import sys; from dreamfleet import agents; agents.find('dreamer-lite');"
         "assert 'torch' not in sys.modules"

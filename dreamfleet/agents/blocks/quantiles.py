@@ -1,7 +1,8 @@
-"""Quantiles: the smallest of them, and the loss of each against every target.
+"""The quantile Huber loss of every quantile against every target, and the smallest quantiles.
 
-All pairs are many numbers: the gradient is worked out with the loss instead of being recorded, and
-on a CPU a compiled loop holds a pair at a time, where PyTorch fetches megabytes.
+The pairs of quantiles and targets are many numbers. So the gradient is computed together with the
+loss, instead of being recorded by autograd. On a CPU, a loop compiled by numba computes one pair
+after the other, where PyTorch would write megabytes of intermediate results.
 """
 
 from __future__ import annotations
@@ -20,39 +21,44 @@ from dreamfleet.core.types import Array
 
 
 def smallest(values: Tensor, count: int) -> Tensor:
-    """The `count` smallest of each row, in any order, detached: (B, N) → (B, count)."""
+    """Returns the `count` smallest values of each row, in any order, detached.
+
+    (B, N) → (B, count).
+    """
     if values.device.type == "cpu":  # numpy sorts short rows many times faster than PyTorch
         return torch.from_numpy(np.sort(values.detach().numpy()))[:, :count]
     return values.detach().topk(count, largest=False, sorted=False).values
 
 
 def quantile_huber(quantiles: Tensor, target: Tensor) -> Tensor:
-    """Sum over quantiles of the mean loss against every target (Dabney et al. 2018, eq. 10; κ = 1).
+    """Returns the quantile Huber loss (…, B) with κ = 1.
 
-    quantiles: (…, B, Z), target: (B, Z') → (…, B).
+    quantiles: (…, B, Z), target: (B, Z'). The loss is a mean over targets and a sum over quantiles.
+
+    Source: Dabney et al. 2018, equation 10.
     """
     with torch.no_grad():
-        in_loop = quantiles.device.type == "cpu" and quantiles.dtype == torch.float32
-        if in_loop and not torch.compiler.is_compiling() and find_spec("numba"):
-            loss, gradient = looped(quantiles, target)
+        loop_fits = quantiles.device.type == "cpu" and quantiles.dtype == torch.float32
+        if loop_fits and not torch.compiler.is_compiling() and find_spec("numba"):
+            loss, gradient = loss_by_loop(quantiles, target)
         else:
-            loss, gradient = at_once(quantiles, target)
+            loss, gradient = loss_by_torch(quantiles, target)
     return loss + (gradient * (quantiles - quantiles.detach())).sum(-1)
 
 
-def at_once(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss (…, B) and its gradient (…, B, Z), from all pairs."""
+def loss_by_torch(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the loss (…, B) and its gradient (…, B, Z), with PyTorch."""
     count = quantiles.shape[-1]
     tau = ((torch.arange(count, device=quantiles.device) + 0.5) / count).unsqueeze(-1)
     error = target.unsqueeze(-2) - quantiles.unsqueeze(-1)  # (…, B, Z, Z')
-    slope = error.clamp(-1, 1)  # of Huber's loss
+    slope = error.clamp(-1, 1)  # derivative of the Huber loss
     weighted = torch.where(error < 0, 1 - tau, tau) * slope
     loss = (weighted * (error - 0.5 * slope)).mean(-1).sum(-1)
     return loss, -weighted.mean(-1)
 
 
-def looped(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, pair by pair."""
+def loss_by_loop(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the loss (…, B) and its gradient (…, B, Z), with a loop compiled by numba."""
     flat = quantiles.detach().reshape(-1, *quantiles.shape[-2:]).contiguous()
     loss, gradient = torch.empty(flat.shape[:2]), torch.empty(flat.shape)
     _loop()(flat.numpy(), target.detach().contiguous().numpy(), loss.numpy(), gradient.numpy())
@@ -61,20 +67,20 @@ def looped(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _loop() -> Callable[..., Any]:
-    """Made when first needed: it imports numba, which acting can do without."""
+    """Returns the compiled loop. The first call imports numba, which acting does not need."""
     arguments = "(f4[:, :, ::1], f4[:, ::1], f4[:, ::1], f4[:, :, ::1])"
-    return compiled(pairs, arguments, fastmath={"reassoc", "nsz", "contract"})
+    return compiled(write_loss, arguments, fastmath={"reassoc", "nsz", "contract"})
 
 
-def pairs(quantiles: Array, target: Array, loss: Array, gradient: Array) -> None:
-    """(K, B, Z), (B, Z') → `loss` (K, B) and `gradient` (K, B, Z).
+def write_loss(quantiles: Array, target: Array, loss: Array, gradient: Array) -> None:
+    """Writes `loss` (K, B) and `gradient` (K, B, Z) of quantiles (K, B, Z) for targets (B, Z').
 
-    The innermost loop is over the batch, so that a processor sums for many returns at once.
+    The innermost loop is over the batch, so that a processor sums for many rows at once.
     """
     members, batch, count = quantiles.shape
     zero, half, one = np.float32(0), np.float32(0.5), np.float32(1)
     targets = np.float32(target.shape[1])
-    across = target.T.copy()
+    targets_first = target.T.copy()  # (Z', B)
     quantile, slope, huber = np.empty((3, batch), np.float32)
     for k in range(members):
         huber[:] = zero
@@ -83,7 +89,7 @@ def pairs(quantiles: Array, target: Array, loss: Array, gradient: Array) -> None
             quantile[:], slope[:] = quantiles[k, :, z], zero
             for j in range(target.shape[1]):
                 for b in range(batch):
-                    error = across[j, b] - quantile[b]
+                    error = targets_first[j, b] - quantile[b]
                     clipped = min(max(error, -one), one)
                     weighted = (one - tau if error < zero else tau) * clipped
                     slope[b] += weighted

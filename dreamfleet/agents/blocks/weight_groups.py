@@ -33,8 +33,8 @@ def load_net(net: nn.Module, weights: Weights) -> None:
 class GroupState:
     """The networks, optimizers and generators of one weight group.
 
-    They are all that training of the group needs to continue. `published` names the network whose
-    weights the other processes pull.
+    Training of the group continues from their state. `published` names the network whose weights
+    the other processes pull.
     """
 
     nets: Mapping[str, nn.Module]

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from dreamfleet.agents.blocks.quantiles import at_once, looped
+from dreamfleet.agents.blocks.quantiles import loss_by_loop, loss_by_torch
 
-FORMS = [at_once, *([looped] if find_spec("numba") else [])]
+FORMS = [loss_by_torch, *([loss_by_loop] if find_spec("numba") else [])]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -149,7 +149,7 @@ class Episodes:
         )  # the ring buffer wrapped around more than once
 
     def n_step(self, stream: int, index: int, n: int) -> float:
-        """The discounted rewards of up to n steps, plus the last value unless it is terminal."""
+        """Returns the n-step return: discounted rewards, and the value of a non-terminal end."""
         total = 0.0
         for k in range(n):
             row = self.rows[stream][index + k + 1]
