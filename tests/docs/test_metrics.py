@@ -12,7 +12,7 @@ from dreamfleet.core.types import Event
 from dreamfleet.runtime import metric_reference
 from dreamfleet.runtime.gauges import Gauges
 from dreamfleet.runtime.tensorboard import scalars
-from dreamfleet.runtime.turns import Report
+from dreamfleet.runtime.worker_runner import Report
 from tests import runs
 
 DOCS = Path(__file__).parents[2] / "docs"
