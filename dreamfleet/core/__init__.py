@@ -1,1 +1,1 @@
-"""The floor everything stands on: protocols, configuration, metrics, checkpoints, seeding."""
+"""What all other parts build on: data types, protocols, configuration, metrics, checkpoints."""

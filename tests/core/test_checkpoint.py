@@ -192,7 +192,7 @@ def test_what_does_not_serve_the_caller_is_passed_over(tmp_path):
     bad = save(tmp_path, 2, {"world": 1})
     found = checkpoint.read_newest(tmp_path, check=check)
     assert found == checkpoint.Saved(good, 1, {"policy": 1})
-    with pytest.raises(UserError, match=f"{bad} cannot serve: it lacks the policy"):
+    with pytest.raises(UserError, match=f"{bad} cannot be used: it lacks the policy"):
         checkpoint.load(bad, check=check)
 
 

@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_is_passed_over(run, caplog):
 @pytest.mark.parametrize("weights", [{}, {"world": {}}, {"policy": {}}, {"policy": 3}, 3])
 def test_weights_that_do_not_fit_are_named(run, weights):
     checkpoint.save(run.best, 5, {"weights": weights}, agent="pusher", env="CartPole-v1")
-    with pytest.raises(UserError, match=r"ckpt-000000000005\.000 cannot serve: weight group"):
+    with pytest.raises(UserError, match=r"ckpt-000000000005\.000 cannot be used: weight group"):
         player(run.path, "best")
 
 

@@ -145,7 +145,7 @@ def test_a_newer_one_that_lacks_something_is_passed_over(config, caplog, change,
     checkpoint.save(folder, 200, state, agent=config.agent, env=config.env)
     with caplog.at_level(logging.WARNING):
         assert restored(folder, config)["session"]["env_steps"] == 100
-    assert "ckpt-000000000200.000 cannot serve" in caplog.text
+    assert "ckpt-000000000200.000 cannot be used" in caplog.text
     for path in folder.glob("*100.000/*"):
         path.unlink()
     with pytest.raises(UserError, match=said):
