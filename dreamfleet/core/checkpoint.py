@@ -73,9 +73,9 @@ def save(
     """Writes `state` as the newest checkpoint of `folder`, and removes old ones → its path.
 
     state: nested dicts (str keys) of arrays, numbers, strings, bools, None and lists of these.
-    kept: the number of checkpoints, of different agent steps, that stay. Raises TypeError for other types in
-    `state`, NotFinite where its `LEARNED` parts hold NaN or infinity, and OSError where the disk is
-    full; no checkpoint is removed then.
+    kept: the number of checkpoints, of different agent steps, that stay. Raises TypeError for other
+    types in `state`, NotFinite where its `LEARNED` parts hold NaN or infinity, and OSError where
+    the disk is full; no checkpoint is removed then.
     """
     if problem := not_finite(state):
         raise NotFinite(problem)
@@ -174,8 +174,8 @@ def load(
 
     agent, env: their names, which the checkpoint must have if given. parts: keys of the state to be
     read; each array is then checked by its own checksum, and the rest of the archive is not read.
-    check: called with the state; it raises UserError where the caller cannot use the state. Raises UserError for a damaged
-    or unsuitable checkpoint.
+    check: called with the state; it raises UserError where the caller cannot use the state. Raises
+    UserError for a damaged or unsuitable checkpoint.
     """
     return read(path, agent=agent, env=env, parts=parts, check=check).state
 
@@ -281,7 +281,7 @@ def read_newest(
 
 
 def _check_fields(about: Mapping[str, Any]) -> None:
-    """Raises ValueError unless a manifest has all fields, of the right types, and a right digest."""
+    """Raises ValueError unless a manifest has all fields, the right types and its own digest."""
     expected = {"agent", "env", "env_steps", "sha256", "state", "manifest_sha256"}
     if missing := expected - about.keys():
         raise ValueError(f"lacks {sorted(missing)}")
