@@ -41,7 +41,7 @@ class TrainConfig:
     log_every: int = within(200, 1)  # updates between two lines of training metrics
     eval_every: int = within(1000, 0)  # env steps between evaluations; 0: never
     eval_episodes: int = within(10, 1)  # episodes per evaluation
-    eval_steps: int = within(30_000, 1)  # steps after which an evaluation stops an episode
+    eval_steps: int = within(30_000, 1)  # steps after which an evaluation truncates an episode
     checkpoint_every: int = within(2000, 1)  # env steps between checkpoints
     replay_shards: int = within(1, 1, 64)  # replay processes; the actors are divided among them
     replay_gb: float | None = None  # memory limit of the replay, in GB; null: its capacity alone

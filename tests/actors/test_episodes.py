@@ -49,7 +49,7 @@ def test_without_such_facts_the_figures_are_all_there_is():
         "return_min": 1.0,
         "length_mean": 7.0,
         "episodes": 1,
-        "cut_short": 0,
+        "truncated": 0,
     }
 
 

@@ -50,7 +50,7 @@ def test_an_evaluation_reports_its_episodes():
         "return_min": 6.0,
         "length_mean": 4.0,
         "episodes": 2,
-        "cut_short": 0,
+        "truncated": 0,
     }
     assert evaluator.drain() == []
     assert {name for name, _ in agent.seen} == {"greedy"}
@@ -116,17 +116,17 @@ def test_the_same_episodes_are_played_however_many_play_at_once(env_id):
     assert len({total for total, *_ in played(12)}) > 3
 
 
-def test_an_episode_that_never_ends_is_cut_short_and_said():
+def test_an_episode_that_never_ends_is_truncated_and_counted():
     played = play(FakeEnv(lengths=(3, 400, 400)), FakeAgent(), 3, seed=0, max_steps=10)
-    assert [(it.length, it.cut) for it in played] == [(3, False), (10, True), (10, True)]
+    assert [(it.length, it.truncated) for it in played] == [(3, False), (10, True), (10, True)]
     assert [it.total for it in played] == [6, 55, 55]
     found = summary(played)
-    assert (found["cut_short"], found["episodes"], found["return_mean"]) == (2, 3, 116 / 3)
+    assert (found["truncated"], found["episodes"], found["return_mean"]) == (2, 3, 116 / 3)
 
 
 def test_an_episode_that_ends_at_the_limit_is_whole():
     (played,) = play(FakeEnv(lengths=(10,)), FakeAgent(), 1, seed=0, max_steps=10)
-    assert (played.length, played.cut) == (10, False)
+    assert (played.length, played.truncated) == (10, False)
 
 
 def test_an_interrupted_evaluation_ends_at_the_next_step_and_says_nothing():

@@ -225,11 +225,11 @@ def test_what_was_played_is_reported_though_the_run_saves_meanwhile(run, monkeyp
     assert "ckpt-000000000700" in found["checkpoint"]
 
 
-def test_episodes_are_bounded_and_those_cut_short_are_said(run, capsys):
+def test_episodes_are_truncated_at_the_step_limit_and_counted(run, capsys):
     assert cli.main(["eval", str(run.path), "--episodes", "3", "--max-steps", "5"]) == 0
-    assert "over 3 episodes of 5 steps, 3 cut short" in capsys.readouterr().out
-    assert evaluate(run.path, 3, 0, "cpu", max_steps=5)["cut_short"] == 3
-    assert evaluate(run.path, 3, 0, "cpu")["cut_short"] == 0
+    assert "over 3 episodes of 5 steps, 3 truncated" in capsys.readouterr().out
+    assert evaluate(run.path, 3, 0, "cpu", max_steps=5)["truncated"] == 3
+    assert evaluate(run.path, 3, 0, "cpu")["truncated"] == 0
     assert cli.main(["eval", str(run.path), "--max-steps", "0"]) == 2
 
 
