@@ -72,7 +72,7 @@ def test_a_watched_environment_is_the_environment():
     assert env._env.closed
 
 
-def test_what_an_environment_raises_passes_through():
+def test_exceptions_of_an_environment_are_not_caught():
     class Broken(FakeEnv):
         def step(self, action):
             raise OSError("no")

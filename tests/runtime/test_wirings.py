@@ -356,7 +356,7 @@ def test_evaluations_end_where_episodes_do_not(tmp_path, wiring):
     left = train(wiring, config(tmp_path, rhythm, env="tests.runtime.broken:Endless-v0", steps=150))
     assert left.code == 0
     assert {event["truncated"] for event in left.of("eval")} == {2}
-    assert "2 cut short at 30 steps" in left.said.splitlines()[-1]
+    assert "2 truncated at 30 steps" in left.said.splitlines()[-1]
 
 
 def test_the_config_names_every_option_of_the_agent(tmp_path):
