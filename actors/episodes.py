@@ -53,11 +53,11 @@ def _python(value: Any) -> Any:
 def summary(episodes: Sequence[Episode]) -> dict[str, float]:
     """Returns the statistics of all episodes, and of each category, as in `tier_2/return_mean`.
 
-    A fact with integer values, such as `tier`, divides the episodes into categories. `truncated` is
-    the number of episodes that the step limit ended.
+    A fact with integer values, such as `tier`, divides the episodes into categories.
+    `reached_step_limit` is the number of episodes that the step limit truncated.
     """
     found = statistics(episodes)
-    found["truncated"] = sum(episode.truncated for episode in episodes)
+    found["reached_step_limit"] = sum(episode.truncated for episode in episodes)
     for name in _names(episodes, categories=True):
         values = [episode.facts.get(name) for episode in episodes]
         for category in sorted({value for value in values if value is not None}):

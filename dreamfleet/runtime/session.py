@@ -414,7 +414,7 @@ class Session:
         if self._last_eval and self._last_eval.get("at") == self.saved_at:
             mean, std = self._last_eval["return_mean"], self._last_eval["return_std"]
             scored = f" · eval {mean:.1f} ± {std:.1f} ({self._last_eval['episodes']} episodes)"
-            if truncated := self._last_eval.get("truncated"):
+            if truncated := self._last_eval.get("reached_step_limit"):
                 scored += f", {truncated} truncated at {self.config.train.eval_steps:,} steps"
         self.display.note(
             f"done {self.env_steps:,} steps in {clock_time(self.elapsed_s)}{scored}"

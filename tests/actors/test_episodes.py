@@ -49,7 +49,7 @@ def test_without_facts_only_the_statistics_of_all_episodes_are_reported():
         "return_min": 1.0,
         "length_mean": 7.0,
         "episodes": 1,
-        "truncated": 0,
+        "reached_step_limit": 0,
     }
 
 

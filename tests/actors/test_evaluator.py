@@ -50,7 +50,7 @@ def test_an_evaluation_reports_its_episodes():
         "return_min": 6.0,
         "length_mean": 4.0,
         "episodes": 2,
-        "truncated": 0,
+        "reached_step_limit": 0,
     }
     assert evaluator.drain() == []
     assert {name for name, _ in agent.seen} == {"greedy"}
@@ -121,7 +121,7 @@ def test_an_episode_that_never_ends_is_truncated_and_counted():
     assert [(it.length, it.truncated) for it in played] == [(3, False), (10, True), (10, True)]
     assert [it.total for it in played] == [6, 55, 55]
     found = summary(played)
-    assert (found["truncated"], found["episodes"], found["return_mean"]) == (2, 3, 116 / 3)
+    assert (found["reached_step_limit"], found["episodes"], found["return_mean"]) == (2, 3, 116 / 3)
 
 
 def test_an_episode_that_ends_at_the_step_limit_is_not_truncated():

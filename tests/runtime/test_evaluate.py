@@ -228,8 +228,8 @@ def test_what_was_played_is_reported_though_the_run_saves_meanwhile(run, monkeyp
 def test_episodes_are_truncated_at_the_step_limit_and_counted(run, capsys):
     assert cli.main(["eval", str(run.path), "--episodes", "3", "--max-steps", "5"]) == 0
     assert "over 3 episodes of 5 steps, 3 truncated" in capsys.readouterr().out
-    assert evaluate(run.path, 3, 0, "cpu", max_steps=5)["truncated"] == 3
-    assert evaluate(run.path, 3, 0, "cpu")["truncated"] == 0
+    assert evaluate(run.path, 3, 0, "cpu", max_steps=5)["reached_step_limit"] == 3
+    assert evaluate(run.path, 3, 0, "cpu")["reached_step_limit"] == 0
     assert cli.main(["eval", str(run.path), "--max-steps", "0"]) == 2
 
 

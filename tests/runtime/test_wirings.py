@@ -355,7 +355,7 @@ def test_evaluations_end_where_episodes_do_not(tmp_path, wiring):
     rhythm = replace(RHYTHM, eval_every=100, eval_steps=30)
     left = train(wiring, config(tmp_path, rhythm, env="tests.runtime.broken:Endless-v0", steps=150))
     assert left.code == 0
-    assert {event["truncated"] for event in left.of("eval")} == {2}
+    assert {event["reached_step_limit"] for event in left.of("eval")} == {2}
     assert "2 truncated at 30 steps" in left.said.splitlines()[-1]
 
 
