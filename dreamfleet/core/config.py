@@ -86,9 +86,7 @@ class RunConfig(Flags):
     train: TrainConfig = field(default_factory=TrainConfig)
     agent_options: Mapping[str, Any] = field(default_factory=dict)  # changes to agent.Config
     env_options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the environment
-    eval_env_options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # arguments that differ in evaluations
+    eval_env_options: Mapping[str, Any] = field(default_factory=dict)  # changes in evaluations
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,10 +26,10 @@ def test_returns_and_lengths_restart_with_each_episode():
 
 
 def test_integer_facts_are_categories_and_other_facts_are_averaged():
-    told = [(0, True, 0.5), (2, False, 1.0), (2, True, 0.0), (2, False, 2.5)]
+    facts = [(0, True, 0.5), (2, False, 1.0), (2, True, 0.0), (2, False, 2.5)]
     episodes = [
         Episode(0, float(i), i, {"tier": tier, "won": won, "health": health})
-        for i, (tier, won, health) in enumerate(told)
+        for i, (tier, won, health) in enumerate(facts)
     ]
     found = summary(episodes)
     assert found["episodes"] == 4 and found["return_mean"] == 1.5

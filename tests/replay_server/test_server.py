@@ -13,7 +13,7 @@ from tests.replay_server.model import Episodes, spec
 def server(seed: int = 0) -> ReplayServer:
     tables: dict[str, TableSpec | QueueSpec] = {
         "real": spec(64, 4.0, world=Consumer(4, 3), policy=Consumer(8, 1, Prioritized())),
-        "imagined": spec(32, policy=Consumer(4, 2)),
+        "other": spec(32, policy=Consumer(4, 2)),
         "dream": QueueSpec(2),
     }
     return ReplayServer(tables, seed)
@@ -30,7 +30,7 @@ def test_tables_are_addressed_by_name() -> None:
     fill(replay, "real", Episodes())
     sample = replay.sample("real", "world")
     assert isinstance(sample, Sample) and sample.data["obs"].shape == (4, 3, 2)
-    assert replay.sample("imagined", "policy") is None
+    assert replay.sample("other", "policy") is None
     replay.update("real", sample.keys, np.ones(4))
     stats = replay.stats()
     assert stats["real/samples_world"] == 1 and stats["real/stored"] == 12
@@ -40,13 +40,13 @@ def test_tables_are_addressed_by_name() -> None:
 def test_env_steps_count_the_agent_steps_of_the_real_table() -> None:
     replay = server()
     fill(replay, "real", Episodes())
-    fill(replay, "imagined", Episodes())
+    fill(replay, "other", Episodes())
     assert replay.stats()["env_steps"] == 10
 
 
 def test_errors_for_unknown_names_list_the_known_names() -> None:
     replay = server()
-    with pytest.raises(KeyError, match="dream, imagined, real"):
+    with pytest.raises(KeyError, match="dream, other, real"):
         replay.sample("reel", "world")
     with pytest.raises(KeyError, match="policy, world"):
         replay.sample("real", "learner")
