@@ -63,7 +63,7 @@ class Dreamer:
         return events
 
     def _train(self) -> str:
-        """Takes one update → "", or what it waits for."""
+        """Takes one update → "", or the worker and the data that the update waits for."""
         real = cast(Sample | None, self._replay.sample("real", "world"))
         if real is None:
             return "replay: real rows to learn the world from"
@@ -81,9 +81,10 @@ class Dreamer:
         return ""
 
     def _dream(self) -> str:
-        """Makes one batch of dreams, and adds it to the queue → "", or what it waits for.
+        """Makes one batch of dreams and adds it to the queue → "", or what is missing for that.
 
-        While the queue is full, the batch is kept and no other is made, so that none gets old.
+        While the queue is full, the batch is kept and no further batch is made: a batch that waits
+        behind another batch would be made of older weights when the learner uses it.
         """
         waits = "learner: room for a dream"
         if self._pending is None:

@@ -1,1 +1,1 @@
-"""What all other parts build on: data types, protocols, configuration, metrics, checkpoints."""
+"""The foundation of all other parts: data types, protocols, configuration, metrics, checkpoints."""

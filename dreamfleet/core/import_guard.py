@@ -28,7 +28,7 @@ def importable_path() -> list[str]:
 
 
 class _Guard:
-    """An import finder that takes over where Python would find a module inside a guarded folder."""
+    """An import finder for modules that Python would find inside a guarded folder."""
 
     def __init__(self) -> None:
         self.folders: set[str] = set()
