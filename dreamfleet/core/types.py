@@ -200,7 +200,7 @@ class VectorEnv(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Returns the state that outlasts episodes, such as the level of a curriculum; often empty."""
+        """Returns the state that outlasts episodes, such as the level of a curriculum."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -254,7 +254,7 @@ class Agent(Protocol):
         ...
 
     def load(self, group: str, weights: Weights) -> None:
-        """Replaces the parameters of a weight group by `weights`, as method `weights` returned them."""
+        """Loads parameters, as method `weights` returned them, into a weight group."""
         ...
 
     def state(self, group: str) -> dict[str, Any]:
