@@ -1,4 +1,4 @@
-"""Act, step, add."""
+"""The actor: acts in its environments and adds the rows to the replay."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from dreamfleet.core.types import (
 
 
 class Actor:
-    """Steps its environments with the newest policy and streams the rows into the replay.
+    """A worker that steps N environments with the newest policy, and adds their rows to the replay.
 
-    restarts: how often this actor was started before; its chunks are numbered anew in each.
-    streams: (N,) i64, the replay stream of each environment. pulls: the weight groups to keep
-    fresh, empty where the agent is shared with its learner. chunk: vector steps handed over at
-    once. pull_every: vector steps. What an environment raises passes through to the supervisor.
+    A vector step is one step of all N environments. index: of this actor. restarts: how often this
+    actor was started before; each restart numbers its chunks from 0. streams: (N,) i64, ids of the
+    environments' streams. pulls: the weight groups to pull; empty where the agent is shared with
+    the learner. chunk: vector steps per chunk. pull_every: vector steps between pulls. Exceptions
+    of environments are not caught here.
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class Actor:
         self._episodes = Episodes(env.num_envs)
         self._events: list[Event] = []
         self._steps = 0
-        self.chunks = 0  # taken by the replay
+        self.chunks = 0  # added to the replay
         self.versions = dict.fromkeys(pulls, 0)
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Hand over a finished chunk, then take one vector step. False: the replay has no room."""
+        """Adds a full chunk to the replay, then takes one vector step. False: there is no room."""
         if len(self._chunk) == self._chunk_length:
             rows = {
                 key: np.stack([row[key] for row in self._chunk], axis=1) for key in self._chunk[0]
@@ -88,14 +89,15 @@ class Actor:
 
     @property
     def env_state(self) -> dict[str, Any]:
-        """What its environments would go on from."""
+        """The state that new environments would continue from, as `VectorEnv.state` returns it."""
         return self._env.state()
 
     def close(self) -> None:
-        """Close the environments."""
+        """Closes the environments."""
         self._env.close()
 
     def _report(self, rows: Batch) -> None:
+        """Records an event for each episode that ends with these rows (N, …)."""
         for episode in self._episodes.add(rows, self._env.info):
             ended: Event = {"return": episode.total, **episode.facts, "length": episode.length}
             self._events.append({"kind": "episode", **ended, "actor": self._index})

@@ -1,4 +1,4 @@
-"""The running return and length of each episode, and what evaluations make of them."""
+"""Returns and lengths of episodes, and their means over an evaluation."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from dreamfleet.core.types import Batch
 
 @dataclass(frozen=True)
 class Episode:
-    """An episode that ended."""
+    """A finished episode."""
 
-    environment: int
-    total: float  # the undiscounted return, of unshaped rewards
-    length: int  # agent steps: the rows that an action led to
+    environment: int  # its index
+    total: float  # undiscounted return of the unshaped rewards
+    length: int  # agent steps
     facts: dict[str, Any]  # name → a Python number, from `VectorEnv.info`
-    cut: bool = False  # it did not end: an evaluation stopped it at its limit of steps
+    truncated: bool = False  # by the step limit of an evaluation
 
 
 class Episodes:
-    """Sums the rows of n environments and finds the episodes that ended."""
+    """Sums the rewards of N environments, and finds the episodes that end."""
 
     def __init__(self, n: int) -> None:
         self._return = np.zeros(n)
         self._length = np.zeros(n, np.int64)
 
     def add(self, rows: Batch, info: Batch) -> list[Episode]:
-        """Rows and info (N, …) → the episodes that end with them."""
+        """Adds rows (N, …) with their `VectorEnv.info` → the episodes that end with these rows."""
         self._return = np.where(rows["first"], 0.0, self._return) + rows["reward"]
         self._length = np.where(rows["first"], 0, self._length + 1)
         return [self._episode(i, info) for i in np.flatnonzero(rows["last"]).tolist()]
 
-    def cut(self, i: int, info: Batch) -> Episode:
-        """Returns the episode of environment `i` as far as it got."""
-        return replace(self._episode(i, info), cut=True)
+    def truncate(self, i: int, info: Batch) -> Episode:
+        """Returns the unfinished episode of environment `i`, marked as truncated."""
+        return replace(self._episode(i, info), truncated=True)
 
     def _episode(self, i: int, info: Batch) -> Episode:
         facts = {name: _python(values[i]) for name, values in info.items()}
         facts = {name: value for name, value in facts.items() if value is not None}
-        total = facts.pop("return", self._return[i])  # the unshaped one, where there are two
+        total = facts.pop("return", self._return[i])  # of unshaped rewards
         return Episode(i, float(total), int(self._length[i]), facts)
 
 
@@ -51,24 +51,28 @@ def _python(value: Any) -> Any:
 
 
 def summary(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Returns figures over all episodes, then `tier_2/…`: those of each category.
+    """Returns the statistics of all episodes, and of each category, as in `tier_2/return_mean`.
 
-    Facts that are integers are categories; the others have a mean, over the episodes that have
-    them.
+    A fact with integer values, such as `tier`, divides the episodes into categories.
+    `reached_step_limit` is the number of episodes that the step limit truncated.
     """
-    found = figures(episodes)
-    found["cut_short"] = sum(episode.cut for episode in episodes)
+    found = statistics(episodes)
+    found["reached_step_limit"] = sum(episode.truncated for episode in episodes)
     for name in _names(episodes, categories=True):
-        of_each = [episode.facts.get(name) for episode in episodes]
-        for category in sorted({value for value in of_each if value is not None}):
-            pairs = zip(episodes, of_each, strict=True)
-            these = [episode for episode, value in pairs if value == category]
-            found |= {f"{name}_{category}/{key}": value for key, value in figures(these).items()}
+        values = [episode.facts.get(name) for episode in episodes]
+        for category in sorted({value for value in values if value is not None}):
+            pairs = zip(episodes, values, strict=True)
+            members = [episode for episode, value in pairs if value == category]
+            of_members = statistics(members).items()
+            found |= {f"{name}_{category}/{key}": value for key, value in of_members}
     return found
 
 
-def figures(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Returns means and extremes over episodes."""
+def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Returns statistics of returns and lengths, and the mean of each fact that is no category.
+
+    A fact's mean is over the episodes that have it.
+    """
     returns = np.array([episode.total for episode in episodes])
     found = {
         "return_mean": float(returns.mean()),
@@ -84,7 +88,7 @@ def figures(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def _names(episodes: Sequence[Episode], categories: bool) -> list[str]:
-    """Returns the names of facts in the order in which they first come up."""
+    """Returns the names of facts that are categories, or of all others, in order of appearance."""
     names: dict[str, None] = {}
     for episode in episodes:
         for name, value in episode.facts.items():

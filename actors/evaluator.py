@@ -1,4 +1,4 @@
-"""The actor's loop without exploring and without adding."""
+"""The evaluator: plays greedy episodes with the newest policy, and reports their returns."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from dreamfleet.core.finite import check_actions
 from dreamfleet.core.pull import pull
 from dreamfleet.core.types import Agent, BestEvaluation, Event, Replay, VectorEnv, WeightStore
 
-Stop = Callable[[], bool]  # whether somebody wants the evaluation to end at once
+Stop = Callable[[], bool]  # returns whether the evaluation must end now
 
 
 class Stopped(Exception):
-    """Somebody interrupted an evaluation."""
+    """An evaluation was interrupted."""
 
 
 class Evaluator:
-    """Plays `episodes` fresh episodes greedily each time another `every` agent steps are in.
+    """A worker that plays `episodes` greedy episodes after every `every` agent steps of the run.
 
-    The seed of an evaluation follows from `seed` and its place in the run, so that a resumed run
-    plays the episodes an uninterrupted one would. max_steps: an episode is cut short there.
-    best_score: of the run so far; an evaluation at or above it hands over the weights that it
-    played. env_steps: where the run is already; an evaluation that broke is not tried again.
+    The seed of an evaluation is derived from `seed` and from the number of agent steps, so a
+    resumed run plays the same episodes as an uninterrupted one. pulls: the weight groups to pull.
+    max_steps: limit of an episode. stop: asked at every step. best_score: of the run so far; an
+    evaluation with at least this score keeps its weights for `take_best`. env_steps: agent steps of
+    the run so far; an evaluation due before them is not played.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Evaluator:
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Plays one whole evaluation. False: it is not due yet."""
+        """Plays one whole evaluation. False: none is due, or it was interrupted."""
         at = int(self._replay.stats()["env_steps"])
         if at < self._next:
             self.waiting_for = f"replay: the next evaluation at {self._next} steps"
@@ -65,13 +66,13 @@ class Evaluator:
         return self._evaluate(at)
 
     def evaluate_saved(self, at: int, states: Mapping[str, Any]) -> None:
-        """Evaluate the policy that was saved after `at` steps: `states`, by weight group."""
+        """Evaluates the policy that was saved after `at` agent steps. states: by weight group."""
         for group, state in states.items():
             self._agent.restore(group, state)
         self._evaluate(at)
 
     def _evaluate(self, at: int) -> bool:
-        """Play with the weights that the agent has now. False: somebody interrupted."""
+        """Plays an evaluation with the agent's present weights. False: it was interrupted."""
         began = time.monotonic()
         (seed,) = seeding.derive((self._seed, at // self._every), 1)
         with seeding.seeded_globals(seed):
@@ -79,7 +80,7 @@ class Evaluator:
             try:
                 episodes = play(env, self._agent, self._episodes, seed, self._max_steps, self._stop)
             except Stopped:
-                self.waiting_for = "whoever interrupted"
+                self.waiting_for = "shutdown: the evaluation was interrupted"
                 return False
             finally:
                 env.close()
@@ -87,7 +88,7 @@ class Evaluator:
         took: Event = {"took_s": round(time.monotonic() - began, 3)}
         self._events.append({"kind": "eval", "at": at, **found, **took})
         score = found["return_mean"]
-        if score >= self._best_score:  # of two equal ones the newer is kept
+        if score >= self._best_score:  # of two equal scores the newer is kept
             weights = {group: self._agent.weights(group) for group in self._agent.act_groups}
             self._best_score, self._best = score, BestEvaluation(at, score, len(episodes), weights)
         return True
@@ -98,7 +99,7 @@ class Evaluator:
         return events
 
     def take_best(self) -> BestEvaluation | None:
-        """Returns the newest evaluation that was the best of its run, once; None without one."""
+        """Returns the newest best evaluation of the run, once; None if there is no new one."""
         best, self._best = self._best, None
         return best
 
@@ -111,14 +112,12 @@ def play(
     max_steps: int,
     stop: Stop = lambda: False,
 ) -> list[Episode]:
-    """Plays greedy episodes, in order → what became of each.
+    """Plays `episodes` greedy episodes → the episodes, in order.
 
-    Episode k has seed k of those that `seed` leads to, so the same are played however many
-    environments there are.
-
-    Each environment plays one at a time, and all wait for the longest: counting whichever ends
-    first would favour short ones. An episode is cut short after `max_steps` steps. Raises Stopped
-    as soon as `stop` says so, which is asked at every step.
+    Episode k has the k-th seed derived from `seed`, so the same episodes are played with any number
+    of environments. All environments begin an episode together, and wait for the longest: counting
+    the episodes that end first would favour short ones. An episode is truncated after `max_steps`
+    steps. Raises Stopped when `stop` returns True, which is called at every step.
     """
     n = env.num_envs
     seeds = seeding.derive(seed, -(-episodes // n) * n)
@@ -132,7 +131,7 @@ def play(
 def _play_each(
     env: VectorEnv, agent: Agent, seeds: Sequence[int], due: int, max_steps: int, stop: Stop
 ) -> list[Episode]:
-    """Plays the first greedy episode of the first `due` environments, from seeds (N,)."""
+    """Plays one greedy episode in each of the first `due` environments. seeds: (N,)."""
     running, ended = Episodes(env.num_envs), dict[int, Episode]()
     rows, state = env.reset(seeds), agent.initial_state(env.num_envs)
     for _ in range(max_steps):
@@ -145,4 +144,4 @@ def _play_each(
             ended.setdefault(episode.environment, episode)
         if all(i in ended for i in range(due)):
             break
-    return [ended[i] if i in ended else running.cut(i, env.info) for i in range(due)]
+    return [ended[i] if i in ended else running.truncate(i, env.info) for i in range(due)]

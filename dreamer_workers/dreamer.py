@@ -1,4 +1,4 @@
-"""Learn the world, dream in it."""
+"""The dreamer: trains the world model, and makes dreams for the learner."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dreamfleet.core.types import Agent, Batch, Event, Replay, Sample, TableSpec
 
 
 class Dreamer:
-    """Trains the world model if it is the one that `trains`, and keeps the learner in dreams.
+    """A worker that makes dreams and, if `trains`, trains and publishes weight group "world".
 
-    The writer of weight group "world" where it trains. pulls: the weight groups others write, empty
-    where the agent is shared with them. publish_every, log_every: updates. updates: those taken
-    before a resume.
+    One dreamer of a run trains. pulls: the weight groups to pull; empty where the agent is shared
+    with their writers. publish_every, log_every: updates between two. updates: number taken before
+    a resume.
     """
 
     def __init__(
@@ -35,25 +35,25 @@ class Dreamer:
         table = agent.tables["real"]
         assert isinstance(table, TableSpec)
         self._trains = trains and "world" in table.consumers
-        self._works: list[Callable[[], str]] = []
+        self._tasks: list[Callable[[], str]] = []
         if self._trains:
-            self._works.append(self._train)
+            self._tasks.append(self._train)
         if "dream" in agent.tables:
-            self._works.append(self._imagine)
+            self._tasks.append(self._dream)
         self._pending: Batch | None = None
         self._events: list[Event] = []
         self._monitor = UpdateMonitor("world model", updates)
         self.updates = updates
-        self.version = 0  # of "world", as published
+        self.version = 0  # of the published "world"; 0: not yet published
         self.versions = dict.fromkeys(pulls, 0)
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Takes at most one update and makes one dream. False: neither was possible."""
+        """Takes an update and makes a batch of dreams, each if possible. False: neither was."""
         if self._trains and self.updates and self.version == 0:
-            self._publish()  # resumed: there is a world to dream in before the next update
+            self._publish()  # resumed: its world model can dream before the next update
         pull(self._agent, self._weights, self.versions)
-        waits = [work() for work in self._works]
+        waits = [task() for task in self._tasks]
         self.waiting_for = ", ".join(wait for wait in waits if wait)
         return "" in waits
 
@@ -63,7 +63,7 @@ class Dreamer:
         return events
 
     def _train(self) -> str:
-        """Takes one update → whom it waits for, or nothing."""
+        """Takes one update → "", or the worker and the data that the update waits for."""
         real = cast(Sample | None, self._replay.sample("real", "world"))
         if real is None:
             return "replay: real rows to learn the world from"
@@ -72,7 +72,7 @@ class Dreamer:
             self._replay.update("real", real.keys, feedback.priorities)
         self.updates += 1
         self._monitor.check(feedback.metrics, self.updates)
-        # The first update is published at once: a version says that there is a world to dream in.
+        # Published after the first update: other dreamers make dreams once there is a version.
         if self.version == 0 or self.updates % self._publish_every == 0:
             self._publish()
         if self.updates % self._log_every == 0:
@@ -80,10 +80,11 @@ class Dreamer:
             self._events.append({"kind": "world", "updates": self.updates, **metrics})
         return ""
 
-    def _imagine(self) -> str:
-        """Makes one dream, and hands it over once there is room → whom it waits for, or nothing.
+    def _dream(self) -> str:
+        """Makes one batch of dreams and adds it to the queue → "", or what is missing for that.
 
-        A dream is kept until then, so that none grows stale behind another.
+        While the queue is full, the batch is kept and no further batch is made: a batch that waits
+        behind another batch would be made of older weights when the learner uses it.
         """
         waits = "learner: room for a dream"
         if self._pending is None:

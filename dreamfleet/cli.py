@@ -145,7 +145,7 @@ def in_words(figures: Mapping[str, Any]) -> str:
             f"(lowest {figures['return_min']:.1f}) over {figures['episodes']} episodes "
             f"of {figures['length_mean']:.0f} steps",
             *(f"{key.removesuffix('_mean')} {figures[key]:.3g}" for key in others),
-            *(f"{cut} cut short" for cut in (figures.get("cut_short"),) if cut),
+            *(f"{count} truncated" for count in (figures.get("reached_step_limit"),) if count),
         )
     )
 

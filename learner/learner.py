@@ -1,4 +1,4 @@
-"""Sample, learn, tell the priorities, publish."""
+"""The learner: trains policy and critic on samples and dreams, and publishes the weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dreamfleet.core.types import (
 
 
 class Learner:
-    """Trains policy and value on real rows and dreams; the writer of weight group "policy".
+    """A worker that trains policy and critic, and publishes weight group "policy".
 
-    pulls: the weight groups others write, empty where the agent is shared with them.
-    publish_every, log_every: updates. updates: those taken before a resume.
+    pulls: the weight groups to pull; empty where the agent is shared with their writers.
+    publish_every, log_every: updates between two. updates: number taken before a resume.
     """
 
     def __init__(
@@ -47,17 +47,20 @@ class Learner:
         assert self._wants_real or self._wants_dreams, "nothing to learn from"
         self._real: Sample | None = None
         self._dreams: Batch | None = None
-        self._dream_uses = 0  # updates that learned from it
+        self._dream_uses = 0  # updates taken with `_dreams`
         self._events: list[Event] = []
         self._monitor = UpdateMonitor("policy", updates)
         self.updates = updates
-        self.version = 0  # of "policy", as published
+        self.version = 0  # of the published "policy"; 0: not yet published
         self.versions = dict.fromkeys(pulls, 0)
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Takes one update. False: a batch is missing; one that came is kept, as it is paid for."""
-        if self.version == 0:  # actors and dreamers start from what this learner starts from
+        """Takes one update. False: a batch is missing.
+
+        A batch that has arrived is kept for the next call, as the replay has counted it.
+        """
+        if self.version == 0:  # actors and dreamers begin with this learner's weights
             self._publish()
         if not self._gather():
             return False
@@ -84,6 +87,7 @@ class Learner:
         return events
 
     def _gather(self) -> bool:
+        """Fetches the batches that are missing → whether all are here."""
         missing = []
         if self._wants_real and self._real is None:
             self._real = cast(Sample | None, self._replay.sample("real", "policy"))

@@ -1,4 +1,4 @@
-"""The replay service: tables of rows, and who may draw which windows from them, how often."""
+"""The replay service: tables of rows, from which consumers sample windows at limited rates."""
 
 if __name__ != "dreamfleet.replay_server":
     raise ImportError("this folder is imported as dreamfleet.replay_server")

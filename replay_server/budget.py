@@ -32,7 +32,7 @@ def capacity(spec: TableSpec) -> int:
 def limited(
     tables: Mapping[str, TableSpec | QueueSpec], max_bytes: float
 ) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the tables limited to `max_bytes` together, in proportion to what each would take."""
+    """Returns the tables with limits that sum to `max_bytes`, in proportion to their full sizes."""
     needs = {
         name: table_bytes(spec, capacity(spec))
         for name, spec in tables.items()

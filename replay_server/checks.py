@@ -65,7 +65,7 @@ def check_spec(name: str, spec: TableSpec, limits: Limits = SPEC_FIELDS) -> None
 
 
 def _consumer_fault(consumer: Consumer, columns: Mapping[str, Space]) -> str | None:
-    """Returns in one line what is wrong with a consumer; None where nothing is."""
+    """Returns one line about an invalid field of a consumer; None for a valid consumer."""
     if consumer.batch < 1 or consumer.window < 1 or consumer.context < 0:
         return (
             "batch and window must be at least 1 and context at least 0, "

@@ -47,7 +47,7 @@ class RecentReturns:
 
 
 def merged(stats: Sequence[EpisodeStats]) -> EpisodeStats:
-    """Returns the statistics of all shards' episodes together, given those of each shard."""
+    """Returns the statistics of all episodes, from the statistics of each shard."""
     weights = [min(shard.episodes, LAST) for shard in stats]
     total = sum(weight * shard.mean_return for weight, shard in zip(weights, stats, strict=True))
     return EpisodeStats(sum(shard.episodes for shard in stats), total / max(sum(weights), 1))

@@ -84,7 +84,7 @@ class Rows:
         return complete
 
     def losing_context(self, end: int, context: int) -> Iterator[Array]:
-        """Yields the slots of rows whose context is incomplete once all keys below `end` are gone.
+        """Yields the slots of rows that lose part of their context when keys below `end` go.
 
         The k-th array (k = 1 … context) has the rows k steps after each stream's newest evicted
         row, as long as they are of the same episode.

@@ -75,10 +75,10 @@ class UniformSelector:
         pass
 
     def _draw_from_newest(self, rows: int, n: int, rng: np.random.Generator) -> Array:
-        """Draws n starts uniformly from those among the newest `rows` rows.
+        """Draws n starts uniformly from the starts among the newest `rows` rows.
 
-        Rejection sampling: rows are drawn, and those that are no starts are drawn again. After
-        `REJECTION_ROUNDS` the rest is drawn from a list of the starts.
+        Rejection sampling: rows are drawn, and a row that is not a start is replaced by another
+        draw. Draws still missing after `REJECTION_ROUNDS` are made from a list of the starts.
         """
         ring, flags = self._starts.ring, self._starts.flags
         slots = np.empty(n, np.int64)

@@ -1,4 +1,4 @@
-"""Several replays, the shards, that together serve as one replay."""
+"""One replay made of several replays, its shards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Shard(Protocol):
         ...
 
     def answer(self, asked: Any) -> Sample | Batch | None:
-        """Returns what was requested with this handle, once; None while it is not there."""
+        """Returns the sample or batch requested with this handle, once; None until it arrives."""
         ...
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
@@ -215,7 +215,7 @@ def _shard_consumer(spec: Consumer, shards: int) -> Consumer:
 
 
 def merged_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Returns the counters of the whole replay from those of all shards.
+    """Returns the counters of the whole replay, from the counters of all shards.
 
     Counters are summed, except `samples_…`: each sample is counted by all shards, so the least
     count is that of complete samples.

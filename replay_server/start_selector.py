@@ -1,4 +1,4 @@
-"""What a selector of the replay does, and the classes registered for each specification."""
+"""The protocol of selectors in the replay, and the classes registered for specifications."""
 
 from __future__ import annotations
 

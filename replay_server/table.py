@@ -65,7 +65,7 @@ class Table:
         self._limiter = Limiter(spec.consumers, spec.slack)
         self._counters = dict.fromkeys(COUNTERS, 0)
         self.last_step = math.inf  # agent steps after which the run ends
-        self._snapshots: WeakSet[Snapshot] = WeakSet()  # those still in use
+        self._snapshots: WeakSet[Snapshot] = WeakSet()  # in use
         self._rng = np.random.Generator(np.random.SFC64(seed))
 
     @property

@@ -1,4 +1,4 @@
-"""One fake per protocol: deterministic, numpy only, and each remembers what it met."""
+"""Fakes of the protocols: deterministic, with numpy alone, and each records its calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ SPEC = EnvSpec("Fake-v0", obs=Space((2,), "float32"), action=Space((), "int64", 
 
 
 class FakeEnv:
-    """A `VectorEnv` that sees [episode, t] and is paid t; episodes of i last lengths[i] steps."""
+    """A `VectorEnv` with observation [episode, t] and reward t.
+
+    Episodes of environment i last lengths[i] steps.
+    """
 
     def __init__(self, lengths: Sequence[int] = (3, 3), truncate: bool = False) -> None:
         self.spec, self.num_envs = SPEC, len(lengths)
@@ -76,15 +79,15 @@ class FakeEnv:
 @dataclass(frozen=True)
 class FakeConfig:
     capacity: int = 1_000  # rows
-    fail: str = ""  # the call that raises: learn_world, dream, learn_policy
-    learn_s: float = 0.0  # how long an update of the policy takes
+    fail: str = ""  # the method that raises: learn_world, dream or learn_policy
+    learn_s: float = 0.0  # seconds that an update of the policy takes
 
 
 class FakeAgent:
-    """An `Agent` whose weights are counters: each gradient step adds one to its group.
+    """An `Agent` whose weights are counters: each update adds one to its weight group.
 
-    `act` writes the "policy" counter it holds into the column `version`, so the rows in a replay
-    tell which weights took them. `seen` lists each call with what it was given.
+    `act` writes its "policy" counter into the column `version`, so rows in a replay show which
+    weights acted. `seen` lists the calls with their arguments.
     """
 
     Config = FakeConfig
@@ -171,11 +174,11 @@ class FakeAgent:
 
 
 class FakeReplay:
-    """A `Replay` that follows a script.
+    """A `Replay` with scripted answers.
 
-    offers: (table, consumer) → what `sample` hands out in turn, None for "not now"; without an
-    offer left, "dream" hands out what was added to it and any other table answers "not now".
-    refusals: table → how many of the next `add`s to refuse.
+    offers: (table, consumer) → the results of successive calls of `sample`. After them, "dream"
+    returns the batches that were added to it, and any other table returns None. refusals: table →
+    number of next calls of `add` that return False.
     """
 
     def __init__(
@@ -278,7 +281,7 @@ class FakeConnection:
 
 
 def sample(*keys: int) -> Sample:
-    """A `Sample` of one-row windows with these keys; obs [key, 0]."""
+    """Returns a `Sample` of one-row windows with these keys; `obs` is [key, 0]."""
     obs = np.array([[[key, 0]] for key in keys], np.float32)
     n = len(keys)
     return Sample({"obs": obs}, np.array(keys, np.int64), np.full(n, 1 / n), size=n)

@@ -1,4 +1,4 @@
-"""The fakes keep the protocols they stand for."""
+"""The fakes implement the protocols."""
 
 import pickle
 
@@ -15,7 +15,7 @@ def test_fakes_have_every_member_of_their_protocol():
         assert all(hasattr(fake, name) for name in members)
 
 
-def test_fakes_travel_between_processes():
+def test_fakes_can_be_pickled():
     agent = pickle.loads(pickle.dumps(FakeAgent()))
     agent.learn_policy(sample(1), {})
     assert agent.weights("policy")["count"] == 1

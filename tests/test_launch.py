@@ -256,7 +256,7 @@ def test_arguments_of_the_environment_are_part_of_the_run(started, walk):
         (["env.size=3", "eval_env.size=4"], "have observations float32 (4,) and actions 2 choices"),
         (["env.size=3", "eval_env.fail=init"], "ValueError: no such maze"),
         (["env.size=3", "env.reward_floor=low"], "env.reward_floor must be a number or null"),
-        (["env.size=3", "eval_env.reward_floor=1"], "eval_env.reward_floor cannot be"),
+        (["env.size=3", "eval_env.reward_floor=1"], "eval_env.reward_floor is not possible"),
         (["env.=3"], "--set takes settings of train.…, agent.…, env.…, eval_env.…; found 'env.'"),
     ],
 )

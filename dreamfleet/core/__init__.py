@@ -1,1 +1,1 @@
-"""The floor everything stands on: protocols, configuration, metrics, checkpoints, seeding."""
+"""The foundation of all other parts: data types, protocols, configuration, metrics, checkpoints."""

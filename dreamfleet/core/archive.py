@@ -1,4 +1,4 @@
-"""Reads archives of arrays (`.npz`) without believing what they say of themselves."""
+"""Reads archives of arrays (`.npz`) from untrusted sources."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _HEADERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_hea
 
 
 class Archive:
-    """An archive as `np.savez` writes it, opened for reading. Use as a context.
+    """An archive as `np.savez` writes it, opened for reading. Use it in a `with` statement.
 
-    No memory is taken before sizes are checked: members must be stored, not compressed, must fit
-    into the file together, and each array must have the size of its member. Each array that is
-    read is checked against the checksum of its member. Raises ValueError, or any error of
-    `zipfile`, for what is not such an archive.
+    Sizes are checked before memory is allocated: the members of the zip file must be uncompressed,
+    all members together must fit into the file, and each array must have the size of its member.
+    Each array is checked against the member's checksum as it is read. Raises ValueError, or an
+    error of `zipfile`, for any other file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,17 +62,17 @@ class Archive:
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{member.filename} is compressed, which checkpoints never are")
             if member.file_size != member.compress_size:
-                raise ValueError(f"{member.filename} says two sizes of itself")
+                raise ValueError(f"{member.filename} has two different sizes")
         claimed = sum(member.file_size for member in members)
         if claimed > file_size:
-            raise ValueError(f"its members claim {claimed:,} bytes, but it has {file_size:,}")
+            raise ValueError(f"its members claim {claimed:,} bytes, but the file has {file_size:,}")
         twice = [name for name, n in Counter(m.filename for m in members).items() if n > 1]
         if twice:
             raise ValueError(f"{twice[0]} is in it twice")
         return {member.filename: member for member in members}
 
     def _check_header(self, member: zipfile.ZipInfo) -> None:
-        """ValueError unless the array's header fits the size of its member."""
+        """Raises ValueError unless an array's shape and dtype fit the size of its member."""
         with self._zip.open(member) as file:
             version = npy.read_magic(file)
             if version not in _HEADERS:

@@ -1,9 +1,9 @@
 """Checkpoints: a folder of one manifest (JSON) and one archive of arrays (NumPy), never a pickle.
 
-A checkpoint is written beside its place, flushed to the disk and renamed into it, so a checkpoint
-under its own name was written completely. The manifest carries the digest of the arrays and one of
-itself, so later damage is recognised. What is read is never believed: any damage is a UserError
-that names the checkpoint, and `newest` then falls back to the one before.
+A checkpoint is written to a temporary folder, flushed to the disk, and renamed when it is complete.
+The manifest has digests of the arrays and of itself, so later damage is recognised. Checkpoints are
+read as untrusted data: damage of any kind raises a UserError that names the checkpoint, and
+`read_newest` then reads the checkpoint before.
 """
 
 from __future__ import annotations
@@ -29,27 +29,29 @@ from dreamfleet.core.version import made_by_older_version
 FORMAT: Final = "dreamfleet-checkpoint"
 VERSION: Final = 3
 READABLE: Final = (3,)
-KEPT: Final = 2  # the one just written and the one before it
-LEARNED: Final = ("agent", "weights")  # parts of a state that are refused where they hold NaN
+KEPT: Final = 2  # checkpoints in a folder: the newest and the one before
+LEARNED: Final = ("agent", "weights")  # parts of a state that must not hold NaN
 
 _ARRAY: Final = "$array"  # {"$array": name} stands in the manifest for an array of the archive
 _MANIFEST: Final = "manifest.json"
 _ARCHIVE: Final = "arrays.npz"
-_MANIFEST_BYTES: Final = 16 << 20  # at most; large data belongs into arrays
-_NAME: Final = re.compile(r"ckpt-(\d{12,})\.(\d{3,})")  # env steps, number among those
+_MANIFEST_BYTES: Final = 16 << 20  # the largest manifest; large data belongs into arrays
+_NAME: Final = re.compile(
+    r"ckpt-(\d{12,})\.(\d{3,})"
+)  # agent steps, number among checkpoints of these steps
 _STAGING: Final = re.compile(r"\.staging-[0-9a-f-]+")
 _LOG: Final = logging.getLogger(__name__)
 
-Check = Callable[[dict[str, Any]], None]  # raises UserError for a state that cannot serve
+Check = Callable[[dict[str, Any]], None]  # raises UserError for a state that cannot be used
 
 
 class NotFinite(ArithmeticError):
-    """What was learned holds NaN or infinities, and so was not saved."""
+    """Networks or optimizers hold NaN or infinity, so no checkpoint was written."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read and found whole."""
+    """A checkpoint that was read and is not damaged."""
 
     path: Path
     env_steps: int
@@ -68,18 +70,18 @@ def save(
     env: str,
     kept: int = KEPT,
 ) -> Path:
-    """Write `state` as the newest checkpoint of `folder` → its path.
+    """Writes `state` as the newest checkpoint of `folder`, and removes old ones → its path.
 
-    `state`: nested dicts (str keys) of arrays, numbers, strings, bools, None and lists of these.
-    `kept`: how many checkpoints of different env steps stay. Raises TypeError for anything else in
-    `state`, NotFinite where its learned parts hold NaN, and OSError when the disk refuses; the
-    older checkpoints then stay.
+    state: nested dicts (str keys) of arrays, numbers, strings, bools, None and lists of these.
+    kept: the number of checkpoints, of different agent steps, that stay. Raises TypeError for other
+    types in `state`, NotFinite where its `LEARNED` parts hold NaN or infinity, and OSError where
+    the disk is full; no checkpoint is removed then.
     """
     if problem := not_finite(state):
         raise NotFinite(problem)
     folder.mkdir(parents=True, exist_ok=True)
     for entry in folder.iterdir():
-        if _STAGING.fullmatch(entry.name):  # of a process that died while saving
+        if _STAGING.fullmatch(entry.name):  # left by a process that died while saving
             _remove(entry)
     staging = folder / f".staging-{os.getpid()}-{secrets.token_hex(4)}"
     staging.mkdir()
@@ -96,9 +98,9 @@ def save(
 
 
 def not_finite(state: Mapping[str, Any]) -> str:
-    """Says which learned number of `state` is NaN or infinite; empty when none is.
+    """Returns which number in the `LEARNED` parts of `state` is NaN or infinite; "" if none is.
 
-    An array that is the same infinity throughout is a minimum or a maximum that has seen no data.
+    An array of nothing but one infinity is allowed: a minimum or maximum before any data.
     """
     for part in LEARNED:
         for where, leaf in _leaves(state.get(part), part):
@@ -118,7 +120,7 @@ def _no_data(array: np.ndarray) -> bool:
 
 
 def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Yields the leaves of a state with the names that lead to them."""
+    """Yields the values of a nested state, each with its dotted name."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _leaves(value, f"{where}.{key}")
@@ -168,11 +170,12 @@ def load(
     parts: Collection[str] | None = None,
     check: Check | None = None,
 ) -> dict[str, Any]:
-    """Returns the state saved at `path`, checked to be whole and of `agent` and `env` if given.
+    """Returns the state of the checkpoint at `path`. Tuples are returned as lists.
 
-    `parts`: only these keys of the state, each array checked by its own checksum; the rest of the
-    archive is not read. `check`: whether the state serves the caller. Tuples come back as lists.
-    Raises UserError saying what was found and what was expected.
+    agent, env: their names, which the checkpoint must have if given. parts: keys of the state to be
+    read; each array is then checked by its own checksum, and the rest of the archive is not read.
+    check: called with the state; it raises UserError where the caller cannot use the state. Raises
+    UserError for a damaged or unsuitable checkpoint.
     """
     return read(path, agent=agent, env=env, parts=parts, check=check).state
 
@@ -185,7 +188,7 @@ def read(
     parts: Collection[str] | None = None,
     check: Check | None = None,
 ) -> Saved:
-    """Loads as `load` does, with what the checkpoint says of itself."""
+    """Returns the checkpoint at `path`: its state as `load` returns it, path and agent steps."""
     about = manifest(path)
     for kind, wanted in (("agent", agent), ("env", env)):
         if wanted is not None and about[kind] != wanted:
@@ -205,7 +208,7 @@ def read(
         try:
             check(state)
         except UserError as error:
-            raise UserError(f"checkpoint {path} cannot serve: {error}") from None
+            raise UserError(f"checkpoint {path} cannot be used: {error}") from None
     return Saved(path, about["env_steps"], state)
 
 
@@ -241,7 +244,7 @@ def manifest(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path, *, agent: str | None = None, env: str | None = None) -> Path | None:
-    """Returns the path of the checkpoint that `read_newest` reads; None when there is none."""
+    """Returns the path of the newest undamaged checkpoint of `folder`; None where there is none."""
     saved = read_newest(folder, agent=agent, env=env)
     return saved.path if saved else None
 
@@ -254,10 +257,10 @@ def read_newest(
     parts: Collection[str] | None = None,
     check: Check | None = None,
 ) -> Saved | None:
-    """Returns the newest whole checkpoint of `folder`; a damaged one is passed over with a warning.
+    """Returns the newest checkpoint of `folder` that is not damaged; None without any checkpoint.
 
-    None when there is none at all; UserError when there are some and none can be read. The
-    arguments are those of `load`. A run may save, and so remove checkpoints, meanwhile.
+    A damaged one is skipped with a warning. Raises UserError where all are damaged. The arguments
+    are those of `load`. A run may save and remove checkpoints in the folder at the same time.
     """
     paths = _all(folder)
     while paths:
@@ -278,7 +281,7 @@ def read_newest(
 
 
 def _check_fields(about: Mapping[str, Any]) -> None:
-    """ValueError unless a manifest has all its fields, of the right types, as they were written."""
+    """Raises ValueError unless a manifest has all fields, the right types and its own digest."""
     expected = {"agent", "env", "env_steps", "sha256", "state", "manifest_sha256"}
     if missing := expected - about.keys():
         raise ValueError(f"lacks {sorted(missing)}")
@@ -291,14 +294,14 @@ def _check_fields(about: Mapping[str, Any]) -> None:
         raise ValueError(f"env_steps is {about['env_steps']}")
     rest = {key: value for key, value in about.items() if key != "manifest_sha256"}
     if about["manifest_sha256"] != _manifest_digest(rest):
-        raise ValueError("its sha256 is not the one it was written with")
+        raise ValueError("its sha256 is not the one that was written")
 
 
 @contextmanager
 def _reading(path: Path, name: str) -> Iterator[None]:
-    """Makes a UserError of whatever goes wrong with the file `name` of the checkpoint at `path`.
+    """Turns any exception in a block that reads file `name` of a checkpoint into a UserError.
 
-    A damaged file may raise anything: RecursionError and MemoryError are among what was seen.
+    A damaged file may raise any exception, even RecursionError and MemoryError.
     """
     try:
         yield
@@ -325,7 +328,7 @@ def _check_digest(archive: Path, expected: str) -> None:
 
 
 def _encode(node: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
-    """Returns `node` as JSON, its arrays moved to `arrays`."""
+    """Returns `node` as JSON values. Its arrays are moved to `arrays` and replaced by names."""
     if isinstance(node, np.generic):
         node = node.item()
     if node is None or isinstance(node, (bool, int, float, str)):
@@ -363,7 +366,7 @@ def _decode(node: Any, arrays: Archive) -> Any:
 
 
 def _all(folder: Path) -> list[Path]:
-    """Returns the checkpoints of `folder`, oldest first. UserError where it cannot be read."""
+    """Returns the checkpoints of `folder`, oldest first. Raises UserError if it is unreadable."""
     try:
         names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
     except OSError as error:
@@ -378,15 +381,16 @@ def _steps(path: Path) -> int:
 
 
 def _free_name(folder: Path, env_steps: int) -> Path:
-    """Returns ckpt-<env steps>.<n>: a later save at the same env step has a name of its own."""
+    """Returns the path ckpt-<agent steps>.<n>, n the number of saves before at these steps."""
     taken = [int(path.suffix[1:]) for path in _all(folder) if _steps(path) == env_steps]
     return folder / f"ckpt-{env_steps:012d}.{max(taken, default=-1) + 1:03d}"
 
 
 def _prune(folder: Path, path: Path, kept: int) -> None:
-    """Keep `path` and the newest of each of the `kept` - 1 env steps before it, if readable.
+    """Removes all checkpoints but `path` and the newest at each of `kept` - 1 earlier agent steps.
 
-    Later ones are of a future that was given up.
+    Checkpoints without a readable manifest do not count. Those of later steps are removed too: the
+    run went back to an earlier checkpoint and continued from there.
     """
     keep, steps = {path}, {_steps(path)}
     for other in reversed(_all(folder)):
@@ -407,7 +411,7 @@ def _has_manifest(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint's folder, unless it is a link or somebody keeps other files in it."""
+    """Removes a checkpoint's folder, unless it is a link or has other files in it."""
     if path.is_symlink() or not path.is_dir():
         return
     files = list(path.iterdir())
@@ -418,7 +422,7 @@ def _remove(path: Path) -> None:
 
 
 def _manifest_digest(about: Mapping[str, Any]) -> str:
-    """Returns the sha256 of a manifest without its own digest, whatever the order of its keys."""
+    """Returns the sha256 of a manifest without its own digest, independent of the order of keys."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""What a run is: its configuration, and typed overrides for any configuration dataclass.
+"""The configuration of a run, and type-checked changes to any configuration dataclass.
 
-Values come from the defaults here, then a preset, then the command line's flags, then its
-`--set a.b=v`; each later one wins. All of them pass through `apply`, so a value read from a file
-is checked just as one typed by a person.
+Values come from the defaults below, then from a preset, then from flags, then from `--set a.b=v`; a
+later source overrides an earlier one. `apply` checks every value, whether it comes from a file or
+from the command line.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ LARGEST_SEED: Final = 2**31 - 1  # environments take seeds that fit a signed 32-
 
 
 def within(default: T, low: float, high: float = float("inf")) -> T:
-    """A dataclass field whose value must lie in [low, high]; `check_ranges` enforces it.
+    """Returns a dataclass field whose value must be in [low, high]; `check_ranges` checks that.
 
-    Of a tuple, each number must.
+    In a tuple, each number must be in the range.
     """
     declared: T = field(default=default, metadata={"range": (low, high)})
     return declared
@@ -33,19 +33,19 @@ def within(default: T, low: float, high: float = float("inf")) -> T:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The rhythm of a run: who hands over what, how often."""
+    """Settings `train.…`: how often the parts of a run exchange data, evaluate and save."""
 
-    chunk: int = within(8, 1, 4096)  # vector steps an actor sends to the replay at a time
-    pull_every: int = within(16, 1)  # vector steps between an actor's looks for newer weights
-    publish_every: int = within(10, 1)  # gradient steps between two versions of the weights
-    log_every: int = within(200, 1)  # gradient steps between two lines of training metrics
+    chunk: int = within(8, 1, 4096)  # vector steps that an actor sends to the replay at a time
+    pull_every: int = within(16, 1)  # vector steps between an actor's pulls of newer weights
+    publish_every: int = within(10, 1)  # updates between two published versions of weights
+    log_every: int = within(200, 1)  # updates between two lines of training metrics
     eval_every: int = within(1000, 0)  # env steps between evaluations; 0: never
-    eval_episodes: int = within(10, 1)  # episodes an evaluation plays
-    eval_steps: int = within(30_000, 1)  # steps after which an evaluation cuts an episode short
+    eval_episodes: int = within(10, 1)  # episodes per evaluation
+    eval_steps: int = within(30_000, 1)  # steps after which an evaluation truncates an episode
     checkpoint_every: int = within(2000, 1)  # env steps between checkpoints
-    replay_shards: int = within(1, 1, 64)  # replay processes, each with its part of the actors
-    replay_gb: float | None = None  # of memory for the replay; none: as much as its capacity takes
-    env_timeout_s: float = within(60.0, 0.1)  # seconds an env step may take before a restart
+    replay_shards: int = within(1, 1, 64)  # replay processes; the actors are divided among them
+    replay_gb: float | None = None  # memory limit of the replay, in GB; null: its capacity alone
+    env_timeout_s: float = within(60.0, 0.1)  # seconds that an env step may take before a restart
 
     def __post_init__(self) -> None:
         check_ranges(self, "train.")
@@ -55,21 +55,21 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Flags:
-    """What a run is, as far as a flag says it."""
+    """The settings of a run that have a flag of their own, such as `--num-actors`."""
 
-    agent: str = "dreamer-lite"  # who learns; `launch.py list agents` names them
+    agent: str = "dreamer-lite"  # the algorithm; `launch.py list` names all of them
     env: str = "CartPole-v1"  # any Gymnasium id, or pkg.module:EnvId-v0 for your own
-    preset: str | None = None  # the settings of another env of this agent; none: this env's own
+    preset: str | None = None  # the env whose preset is used; null: this env's own
     num_actors: int = within(4, 1, 1024)  # processes that step environments
-    envs_per_actor: int = within(1, 1, 1024)  # environments each actor steps together
-    num_dreamers: int = within(1, 0, 64)  # processes that dream; 0: the learner's own does
+    envs_per_actor: int = within(1, 1, 1024)  # environments that each actor steps together
+    num_dreamers: int = within(1, 0, 64)  # processes that dream; 0: the learner's process does
     steps: int = within(10_000, 1)  # env steps to train for, counted over all actors
-    seed: int = within(0, 0, LARGEST_SEED)  # every generator of the run derives from it
-    device: str = "auto"  # where networks live: auto, cpu or cuda
-    run_dir: str | None = None  # an empty or new folder; none: runs/<time>_<agent>_<env>_s<seed>
-    address: str | None = None  # HOST:PORT of a running Ray cluster, or auto; none: start one here
-    local: bool = False  # all parts in one thread, without Ray: deterministic
-    dashboard: bool = True  # serve Ray's dashboard
+    seed: int = within(0, 0, LARGEST_SEED)  # the seed of all random generators of the run
+    device: str = "auto"  # device of the networks: auto, cpu or cuda
+    run_dir: str | None = None  # empty or new folder; null: runs/<time>_<agent>_<env>_s<seed>
+    address: str | None = None  # HOST:PORT of a running Ray cluster, or auto; null: a new one
+    local: bool = False  # run all parts in one thread, without Ray: deterministic
+    dashboard: bool = True  # start Ray's dashboard
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
@@ -81,52 +81,54 @@ class Flags:
 
 @dataclass(frozen=True)
 class RunConfig(Flags):
-    """Everything a run is; `config.yaml` of its folder holds exactly this."""
+    """All settings of a run, as `config.yaml` in its folder holds them."""
 
     train: TrainConfig = field(default_factory=TrainConfig)
-    agent_options: Mapping[str, Any] = field(default_factory=dict)  # overrides of agent.Config
+    agent_options: Mapping[str, Any] = field(default_factory=dict)  # changes to agent.Config
     env_options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the environment
-    eval_env_options: Mapping[str, Any] = field(default_factory=dict)  # other ones of evaluations
+    eval_env_options: Mapping[str, Any] = field(default_factory=dict)  # changes in evaluations
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in SHAPING:
             if name in self.eval_env_options:
                 raise UserError(
-                    f"eval_env.{name} cannot be: evaluations report the rewards that the "
+                    f"eval_env.{name} is not possible: evaluations report the rewards that the "
                     "environment pays. Leave it out."
                 )
         if self.train.replay_shards > self.num_actors:
             raise UserError(
                 f"train.replay_shards must be at most --num-actors ({self.num_actors}), as each "
-                f"shard is fed by actors of its own; found {self.train.replay_shards}."
+                f"shard needs an actor; found {self.train.replay_shards}."
             )
 
     @property
     def evaluated_options(self) -> dict[str, Any]:
-        """The arguments of an evaluation's environments: those of the run, as far as `eval_env.…`
-        does not replace them, without those that shape rewards.
+        """The arguments of the environments in evaluations.
+
+        These are the run's arguments, changed as `eval_env.…` says, without reward shaping.
         """
         return unshaped({**self.env_options, **self.eval_env_options})
 
 
-# Arguments that change which rewards are learned from and nothing else of the environment.
+# Arguments of environments that change the rewards and nothing else.
 SHAPING: Final = ("reward_floor",)
 
-# What people write before the options of a group → the field that holds these options.
+# The prefix of a group of options in a setting's name → the field of RunConfig with the options.
 GROUPS: Final = {"agent": "agent_options", "env": "env_options", "eval_env": "eval_env_options"}
 
 
 def unshaped(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an environment's arguments without those that shape rewards."""
+    """Returns an environment's arguments without the arguments that shape rewards."""
     return {name: value for name, value in options.items() if name not in SHAPING}
 
 
 def configure(config: RunConfig, values: Mapping[str, Any], source: str = "") -> RunConfig:
-    """Returns `config` with dotted `values`: run fields, `train.…`, and the options of `GROUPS`.
+    """Returns `config` with new values: dotted names of its fields, of `train.…`, or of `GROUPS`.
 
-    Options are kept as they are: the agent's Config and the environment check their own.
-    `source`, a file's name, opens the message of the UserError that a bad key or value raises.
+    Options of `GROUPS` are not checked here: the agent's Config and the environment check them.
+    Raises UserError for a bad name or value. source: the file that the values come from, for the
+    message.
     """
     try:
         for key, value in values.items():
@@ -149,7 +151,7 @@ def _configured(config: RunConfig, key: str, value: Any) -> RunConfig:
 
 
 def _with_option(options: Any, path: list[str], value: Any) -> Any:
-    """Returns nested `options` with the one at `path` replaced; at no path all are updated."""
+    """Returns nested `options` with `value` at `path`; for an empty path, updated by `value`."""
     before = options if isinstance(options, Mapping) else {}
     if not path:
         return {**before, **value}
@@ -161,16 +163,17 @@ def _with_option(options: Any, path: list[str], value: Any) -> Any:
 # --------------------------------------------------------------------------- typed overrides
 
 
-_WHOLE = {name for pair in GROUPS.items() for name in pair} - {"agent", "agent_options"}
+_KEPT_NESTED = {name for pair in GROUPS.items() for name in pair} - {"agent", "agent_options"}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings → one mapping with dotted keys. An environment's arguments stay as they are:
-    their names and values are its own.
+    """Returns nested mappings as one mapping with dotted keys.
+
+    The arguments of an environment stay nested, as their names may hold dots.
     """
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" not in _WHOLE:
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in _KEPT_NESTED:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -178,11 +181,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def apply(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
-    """`config`, a dataclass, with the fields that dotted `values` name replaced.
+    """Returns the dataclass `config` with fields replaced: dotted names → values.
 
-    Whole numbers stand for floats, and `3e4` for an int; nothing else is converted.
-    Raises UserError for an unknown key (naming the nearest) or a value of the wrong type;
-    `prefix` is what people write before these keys.
+    Whole numbers are converted to float fields, and numbers such as 3e4 to int fields; nothing else
+    is converted. Raises UserError for an unknown name (with the nearest known name) or a value of
+    the wrong type. prefix: what stands before the names in messages.
     """
     for key, value in values.items():
         config = _assign(config, key.split("."), value, prefix)
@@ -213,7 +216,7 @@ _MISFIT: Any = object()
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """`value` as `hint` says, or _MISFIT."""
+    """Returns `value` as the type that `hint` names, or _MISFIT where it is of another type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         fits = (_fit(value, option) for option in args)
@@ -240,7 +243,7 @@ def _fit(value: Any, hint: Any) -> Any:
 
 
 def _number(value: Any) -> float | int | None:
-    """A finite number; YAML 1.1 reads `3e-4`, without a point, as text."""
+    """Returns a finite number, or None. YAML 1.1 reads `3e-4`, without a point, as text."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -268,9 +271,9 @@ def _describe(hint: Any) -> str:
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """UserError for a field of the dataclass `config` outside the range `within` gave it.
+    """Raises UserError for a field of the dataclass `config` outside of its range (see `within`).
 
-    `prefix` is how people spell the field: `--` for a flag, `train.` for a setting.
+    prefix: what stands before a field's name in messages: `--` for flags, `train.` for settings.
     """
     for item in fields(config):
         if "range" not in item.metadata:

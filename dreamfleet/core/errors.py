@@ -1,4 +1,4 @@
-"""The ways a run goes wrong that are told from bugs of ours."""
+"""Exceptions for failures that are not bugs of this package."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """The person's mistake: one line on what was wrong, what was found, what to do. Exit code 2."""
+    """A mistake of the user. One line says what is wrong and what to do. Exit code 2."""
 
 
 class EnvironmentFault(Exception):
-    """An environment broke its contract (NaN, wrong shape). The actor that owns it is restarted."""
+    """An environment returned bad data (NaN, a wrong shape). Its actor is restarted."""
 
 
 class WorkerFailed(Exception):
-    """A part of a run broke for good; the text opens with its own traceback. Exit code 1."""
+    """A part of a run failed for good. The message begins with its traceback. Exit code 1."""
 
 
 class Gone(Exception):
-    """Another process of the run is dead, or does not answer."""
+    """Another process of the run has died, or does not answer."""
 
 
 class Diverged(Exception):
-    """Learning cannot go on: one line on which part failed and what to look at. Exit code 1."""
+    """Learning cannot continue, as numbers became NaN or infinite. One line. Exit code 1."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`" Nearest: X."` for a mistyped `word`, or nothing when no known one resembles it."""
+    """Returns " Nearest: X.", X the known word most similar to `word`; "" if none is similar."""
     known = list(known)
     lowered = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)

@@ -1,6 +1,6 @@
-"""Keeps code that lies inside a run's folder from being imported.
+"""Prevents imports of code from the folder of a run.
 
-A run's folder may come from a stranger, and its config.yaml names modules.
+The folder may come from a stranger, and its config.yaml names modules to import.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import ModuleType
 
 
 def never_import_from(folder: Path) -> None:
-    """Has this process import no module that lies inside `folder` from now on."""
+    """Prevents this process from importing modules inside `folder` from now on."""
     _guard.folders.add(str(folder.absolute()))
     _guard.folders.add(str(folder.resolve()))
     if _guard not in sys.meta_path:
@@ -22,13 +22,13 @@ def never_import_from(folder: Path) -> None:
 
 
 def importable_path() -> list[str]:
-    """Returns `sys.path` for processes that are started, without such folders."""
+    """Returns `sys.path` without the guarded folders, for processes that are started."""
     entries = [entry or str(Path.cwd()) for entry in sys.path]
     return [entry for entry in entries if not _guard.covers(entry)]
 
 
 class _Guard:
-    """A finder that answers for a module only where the usual ones would find it inside."""
+    """An import finder for modules that Python would find inside a guarded folder."""
 
     def __init__(self) -> None:
         self.folders: set[str] = set()
@@ -36,7 +36,11 @@ class _Guard:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Returns the same module from elsewhere. Raises ImportError where there is none."""
+        """Returns the module from another folder where Python would find it in a guarded folder.
+
+        Raises ImportError where there is no such other folder. Returns None for all other modules,
+        so that Python uses its own finders.
+        """
         if not self._inside(PathFinder.find_spec(name, path)):
             return None
         entries = [entry for entry in (sys.path if path is None else path) if entry is not None]
@@ -47,7 +51,7 @@ class _Guard:
         return elsewhere
 
     def covers(self, place: str) -> bool:
-        """Tells whether a file or folder lies inside, by its path or by where its links lead."""
+        """Returns whether a path is inside a guarded folder, with or without links resolved."""
         paths = {str(Path(place).absolute()), str(Path(place).resolve())}
         return any(
             path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

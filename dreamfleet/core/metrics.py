@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: what happened, one JSON object a line."""
+"""Writes `metrics.jsonl`: the events of a run, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from dreamfleet.core.types import Event
 
 
 class MetricsWriter:
-    """Appends events to a file, each readable by others as soon as it is written.
+    """Appends events to a file. Other processes can read an event as soon as it is written.
 
-    Every event has at least `kind` and `env_steps`. NaN and infinities become null: JSON has none.
-    Opening an existing file continues it; a last line that a crash tore is dropped first. Raises
-    UserError where the file is a link.
+    Every event has at least `kind` and `env_steps`. NaN and infinity are written as null, as JSON
+    has neither. An existing file is continued; an incomplete last line, left by a crash, is removed
+    first. Raises UserError where the file is a link.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = open_own(path, os.O_RDWR | os.O_APPEND)
-        _drop_torn_line(self._file)
+        _drop_incomplete_line(self._file)
 
     def write(self, event: Event) -> None:
-        """Append one line, or none at all. Raises OSError when the disk refuses."""
+        """Appends one line, or nothing where the disk is full: then raises OSError."""
         assert "kind" in event and "env_steps" in event, event
         line = json.dumps({key: _plain(value) for key, value in event.items()}, allow_nan=False)
         append(self._file, line.encode() + b"\n")
@@ -49,7 +49,7 @@ class MetricsWriter:
 
 
 def _plain(value: Any) -> Any:
-    """Returns `value` in JSON's own types; anything with `.item()` is a number."""
+    """Returns `value` in JSON's types. An object with `.item()` is a number of numpy or torch."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray) and value.ndim:
@@ -61,8 +61,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drop_torn_line(file: int) -> None:
-    """Truncate `file` after its last newline."""
+def _drop_incomplete_line(file: int) -> None:
+    """Truncates `file` after its last newline."""
     end = os.fstat(file).st_size
     while end:
         begin = max(0, end - 65_536)

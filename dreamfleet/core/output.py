@@ -1,4 +1,4 @@
-"""Standard output, kept for what a command itself has to say."""
+"""Redirects standard output, so that it holds nothing but a command's own output."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Sends what Python and C code print on standard output to standard error meanwhile."""
+    """Redirects standard output of Python and C code to standard error during a block."""
     with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, io.UnsupportedOperation):  # without such a descriptor
+        with contextlib.suppress(OSError, io.UnsupportedOperation):  # there is no such descriptor
             if sys.__stdout__ is not None:
                 sys.__stdout__.flush()
             saved = os.dup(1)
             stack.callback(os.close, saved)
             stack.callback(os.dup2, saved, 1)
-            stack.callback(_flush_c)  # what C code printed is still in its own buffer
+            stack.callback(_flush_c)  # output of C code may still be in C's buffer
             os.dup2(2, 1)
         yield
 

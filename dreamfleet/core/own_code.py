@@ -1,4 +1,4 @@
-"""Imports and calls what a person wrote: the module of an environment or an agent."""
+"""Imports code that the user wrote: the module of an environment or an agent."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from dreamfleet.core.errors import UserError
 
 
 def import_module(module: str, kind: str) -> ModuleType:
-    """Imports a person's `module` from the current folder or the installed packages → the module.
+    """Imports a user's module by its name, from the current folder or from installed packages.
 
-    kind: what the module holds, for messages: `env` or `agent`. Raises UserError when the module
-    is not there, needs a package that is not installed, or fails while it is imported.
+    kind: `env` or `agent`, for messages. Raises UserError when the module is not found, needs a
+    package that is not installed, or fails while it is imported.
     """
     if any(not part or "/" in part for part in module.split(".")):
         raise UserError(
-            f'{kind} module "{module}" is no name of a module. Give it as `import` would take it: '
-            "pkg.module"
+            f'{kind} module "{module}" is no name of a module. Write it as in an import: pkg.module'
         )
-    if str(Path.cwd()) not in sys.path:  # `python launch.py` has no current folder on the path
+    if str(Path.cwd()) not in sys.path:  # `python launch.py` has the folder of launch.py there
         sys.path.insert(0, str(Path.cwd()))
     try:
-        with np.errstate():  # a module's np.seterr ends here
+        with np.errstate():  # undoes np.seterr of the module
             return importlib.import_module(module)
     except ModuleNotFoundError as missing:
         if missing.name and f"{module}.".startswith(f"{missing.name}."):
@@ -44,32 +43,33 @@ def import_module(module: str, kind: str) -> ModuleType:
 
 
 def pip_line(missing: ModuleNotFoundError) -> str:
-    """Returns what to install, for the end of a message."""
+    """Returns the end of a message: which package is missing, and the pip command for it."""
     package = (missing.name or str(missing)).partition(".")[0]
     return f'"{package}", which is not installed. Run: pip install {package}'
 
 
 def in_line(error: BaseException) -> str:
-    """Returns the kind of an exception and what it says, on one line."""
+    """Returns the type and the message of an exception on one line."""
     text, _, _ = str(error).partition(" was raised from the environment creator")  # gymnasium's
     return f"{type(error).__name__}: {' '.join(text.split())}".removesuffix(": ")
 
 
 def interrupts(error: BaseException) -> bool:
-    """Tells a person's Ctrl-C from a KeyboardInterrupt or SystemExit that an environment raised.
+    """Returns whether an exception comes from Ctrl-C, rather than from an environment's own code.
 
-    A run's own handler raises from a frame of this package. Python's own handler raises from
-    anywhere: while it is in place, every KeyboardInterrupt is taken for the person's.
+    An environment may raise KeyboardInterrupt or SystemExit itself. The signal handler of a run
+    raises in a frame of this package. Python's default handler raises in any frame: while it is
+    installed, every KeyboardInterrupt counts as Ctrl-C.
     """
-    pythons = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if isinstance(error, KeyboardInterrupt) and pythons:
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if isinstance(error, KeyboardInterrupt) and default:
         return True
-    within, _ = raised_in(error)
-    return within.startswith("dreamfleet.") and not within.startswith("dreamfleet.envs")
+    module, _ = raised_in(error)
+    return module.startswith("dreamfleet.") and not module.startswith("dreamfleet.envs")
 
 
 def raised_in(error: BaseException) -> tuple[str, str]:
-    """Returns the module and the function that raised an exception."""
+    """Returns the names of the module and the function that raised an exception."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

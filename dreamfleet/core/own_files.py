@@ -1,4 +1,4 @@
-"""Opens the files that a run writes, and leaves links and files of other origin alone."""
+"""Opens the files that a run writes. Links and special files are refused, never written to."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dreamfleet.core.errors import UserError
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Opens `path` for writing, made where it is missing → the descriptor.
+    """Opens `path` for writing and creates it where it is missing → the file descriptor.
 
-    Raises UserError for a link, of either kind, and for what is not a file: writing there could
-    change something outside of the run.
+    Raises UserError for a symbolic or hard link and for anything that is not a file: writing there
+    could change something outside of the run.
     """
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -31,18 +31,18 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def append(descriptor: int, content: bytes) -> None:
-    """Appends all of `content`, or nothing. Raises OSError when the disk refuses."""
+    """Appends all of `content`, or nothing where the disk is full: then raises OSError."""
     begin = os.fstat(descriptor).st_size
     try:
         while content:
             content = content[os.write(descriptor, content) :]
     except OSError:
-        os.ftruncate(descriptor, begin)  # half a record would spoil the next one
+        os.ftruncate(descriptor, begin)  # half a record would make the next one unreadable
         raise
 
 
 def check_own_file(path: Path) -> None:
-    """UserError where `path` is there and `open_own` would refuse it."""
+    """Raises UserError where `path` exists and `open_own` would refuse it."""
     if path.is_symlink() or path.exists():
         about = path.lstat()
         if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
@@ -50,7 +50,7 @@ def check_own_file(path: Path) -> None:
 
 
 def check_own_folder(path: Path) -> None:
-    """UserError where `path` is there and is not a plain folder, but a link or a file."""
+    """Raises UserError where `path` exists and is a link or a file, not a folder."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise _foreign(path)
 
@@ -62,4 +62,6 @@ def _foreign(path: Path) -> UserError:
         found = "a folder"
     else:
         found = "a link or a special file" if path.is_file() or path.exists() else "no file"
-    return UserError(f"{path} is {found}, which is left alone. Move it away, or use another run.")
+    return UserError(
+        f"{path} is {found}, which is left alone. Move it away, or use another run folder."
+    )

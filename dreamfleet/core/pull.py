@@ -1,4 +1,4 @@
-"""Weights travel by pulling: whoever acts or learns on them asks for newer ones."""
+"""Pulls newer weights from the weight store into an agent."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from dreamfleet.core.types import Agent, WeightStore
 
 
 def pull(agent: Agent, weights: WeightStore, versions: dict[str, int]) -> None:
-    """Load every group of `versions` (group → version held) that the store holds newer."""
-    for group, held in versions.items():
-        newer = weights.latest(group, held)
+    """Loads the weight groups of which the store has newer versions into `agent`.
+
+    versions: weight group → version that the agent has; updated in place.
+    """
+    for group, version in versions.items():
+        newer = weights.latest(group, version)
         if newer is not None:
             versions[group], values = newer
             agent.load(group, values)

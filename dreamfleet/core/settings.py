@@ -1,4 +1,4 @@
-"""Reads what the settings of a configuration mean from the comments beside its fields."""
+"""Reads the descriptions of settings from the comments beside the fields of configurations."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting, as `--set` names it."""
+    """The description of one setting."""
 
-    name: str
+    name: str  # as in `--set NAME=VALUE`, or a flag
     default: str
-    allowed: str  # values, in words; empty: whatever its type takes
+    allowed: str  # range or choices, in words; empty: all values of its type
     meaning: str  # with its unit
-    source: str = ""  # where the default is from, or what the source has instead
+    source: str = ""  # where the default is from, or the source's own value
 
 
 def described(config: type, prefix: str) -> list[Setting]:
-    """Returns the settings of a configuration dataclass, in its order.
+    """Returns the descriptions of all settings of a configuration dataclass, in its order.
 
-    The meaning is the comment of a field, and the source is what stands in brackets at its end.
-    prefix: what stands before the names of fields, as in `agent.`. Groups of settings are left out.
+    The comment of a field gives the meaning and, in brackets at the end, the source of the default.
+    Fields that are groups of settings are left out. prefix: of the names, such as `agent.`.
     """
     meanings, hints = _comments(config), get_type_hints(config)
     return [
@@ -43,7 +43,7 @@ def described(config: type, prefix: str) -> list[Setting]:
 
 
 def _split(comment: str) -> tuple[str, str]:
-    """`rows. [a paper]` → `Rows` and `a paper`."""
+    """Splits a comment into meaning and source: `rows. [a paper]` → `Rows`, `a paper`."""
     if comment.endswith("]"):
         comment, _, source = comment[:-1].rpartition(" [")
     else:
@@ -71,7 +71,7 @@ def _allowed(hint: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def _comments(config: type) -> dict[str, str]:
-    """Returns the comment beside each field, or else the one on the lines above it, by name."""
+    """Returns field name → the comment beside the field or, without one, on the lines above it."""
     source = textwrap.dedent(inspect.getsource(config))
     comments = {
         token.start[0]: (token.string.lstrip("# "), token.line.lstrip().startswith("#"))

@@ -31,7 +31,7 @@ from dreamfleet.core.selectors import Selector, Uniform
 Array = np.ndarray
 Batch = dict[str, Any]  # columns by name: arrays or tensors with the same leading axes
 Weights = dict[str, Array]  # copies of parameters, by name
-State = Any  # what a policy carries from one row to the next, as recurrent policies do
+State = Any  # the state of a recurrent policy, carried from one row to the next
 Event = dict[str, Any]  # one line of metrics.jsonl; "kind" says which
 
 ENV_COLUMNS = ("obs", "reward", "first", "last", "terminal")  # the columns without `action`
@@ -63,7 +63,7 @@ class Space:
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What an agent is built for: an environment's name, and the spaces of its rows."""
+    """The description of an environment that an agent is built for: its name and its spaces."""
 
     env_id: str
     obs: Space
@@ -200,7 +200,7 @@ class VectorEnv(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Returns what must be saved from one episode to the next, such as a curriculum's level."""
+        """Returns the state that outlasts episodes, such as the level of a curriculum."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -254,7 +254,7 @@ class Agent(Protocol):
         ...
 
     def load(self, group: str, weights: Weights) -> None:
-        """Replaces parameters of a weight group by those that `weights` returned."""
+        """Loads parameters, as method `weights` returned them, into a weight group."""
         ...
 
     def state(self, group: str) -> dict[str, Any]:
@@ -317,7 +317,7 @@ class WeightStore(Protocol):
 class Worker(Protocol):
     """An actor, learner, dreamer or evaluator."""
 
-    waiting_for: str  # what the last step that returned False waits for, `worker: reason`
+    waiting_for: str  # `worker: reason`, why the last step returned False; "" if it did not
 
     def step(self) -> bool:
         """Does one piece of work → whether there was anything to do."""

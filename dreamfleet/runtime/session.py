@@ -442,8 +442,8 @@ class Session:
         if self._last_eval and self._last_eval.get("at") == self.saved_at:
             mean, std = self._last_eval["return_mean"], self._last_eval["return_std"]
             scored = f" · eval {mean:.1f} ± {std:.1f} ({self._last_eval['episodes']} episodes)"
-            if cut := self._last_eval.get("cut_short"):
-                scored += f", {cut} cut short at {self.config.train.eval_steps:,} steps"
+            if truncated := self._last_eval.get("reached_step_limit"):
+                scored += f", {truncated} truncated at {self.config.train.eval_steps:,} steps"
             rate = self._last_eval.get("success_mean", self._last_eval.get("is_success_mean"))
             scored += "" if rate is None else f", success {rate:.0%}"
         self.display.note(

@@ -1,4 +1,4 @@
-"""The actor hands over every row once, in order, with the weights it was told to use."""
+"""The actor adds every row to the replay once, in order, and acts with the newest weights."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_each_row_carries_the_action_chosen_on_it():
 
 
 @pytest.mark.parametrize("name", ["action", "log_prob"])
-def test_an_agent_that_chooses_what_is_not_finite_is_to_blame_and_not_the_environment(name):
+def test_actions_that_are_not_finite_are_the_fault_of_the_agent(name):
     env = FakeEnv()
     actor, agent, replay, _ = make(env)
     agent.act = lambda rows, state, explore: (
@@ -63,14 +63,14 @@ def test_an_agent_that_chooses_what_is_not_finite_is_to_blame_and_not_the_enviro
     assert not env.actions and not replay.added
 
 
-def test_it_explores_and_carries_its_state_from_row_to_row():
+def test_it_explores():
     actor, agent, _, _ = make()
     for _ in range(3):
         actor.step()
     assert [name for name, _ in agent.seen] == ["explore"] * 3
 
 
-def test_a_refused_chunk_waits_and_nothing_is_lost_or_acted_meanwhile():
+def test_no_step_is_taken_while_a_chunk_is_refused_and_no_row_is_lost():
     env = FakeEnv()
     actor, _, replay, _ = make(env, FakeReplay(refusals={"real": 2}))
     assert [actor.step() for _ in range(7)] == [True] * 4 + [False] * 2 + [True]
@@ -96,7 +96,7 @@ def test_finished_episodes_are_reported_once_with_their_undiscounted_return():
     assert actor.drain() == []
 
 
-def test_a_finished_episode_comes_with_what_its_environment_tells_of_it():
+def test_an_episode_event_has_the_facts_of_its_environment():
     env = FakeEnv(lengths=(3, 2))
     actor, *_ = make(env)
     env.info = {"level": np.array([4, 5])}
@@ -105,7 +105,7 @@ def test_a_finished_episode_comes_with_what_its_environment_tells_of_it():
     assert [event["level"] for event in actor.drain()] == [5, 4]
 
 
-def test_where_rewards_are_shaped_the_return_is_what_the_environment_says():
+def test_with_shaped_rewards_the_unshaped_return_is_reported():
     env = FakeEnv(lengths=(3, 2))
     actor, *_ = make(env)
     env.info = {"return": np.array([-40.0, -50.0])}
@@ -114,7 +114,7 @@ def test_where_rewards_are_shaped_the_return_is_what_the_environment_says():
     assert [event["return"] for event in actor.drain()] == [-50.0, -40.0]
 
 
-def test_newer_weights_are_pulled_every_so_many_steps_and_used():
+def test_newer_weights_are_pulled_every_few_steps_and_used():
     weights = LocalWeights()
     actor, _, replay, _ = make(weights=weights, chunk=1, pull_every=3)
     weights.publish("policy", {"count": np.array(10)})
@@ -135,7 +135,7 @@ def test_an_actor_that_shares_its_agent_pulls_nothing():
     assert agent.count["policy"] == 0
 
 
-def test_what_an_environment_raises_passes_through():
+def test_exceptions_of_an_environment_are_not_caught():
     class Breaks(FakeEnv):
         def step(self, action):
             raise RuntimeError("broken")

@@ -1,4 +1,4 @@
-"""What evaluations make of episodes and of what environments tell of them."""
+"""Tests of the returns of episodes, of their facts, and of their statistics."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from dreamfleet.actors.episodes import Episode, Episodes, summary
 
 
-def test_returns_and_lengths_start_anew_and_come_with_what_is_told():
+def test_returns_and_lengths_restart_with_each_episode():
     running = Episodes(2)
     rows = [
         {"first": [True, True], "reward": [0.0, 0.0], "last": [False, False]},
@@ -25,11 +25,11 @@ def test_returns_and_lengths_start_anew_and_come_with_what_is_told():
     ]
 
 
-def test_whole_numbers_are_kinds_and_the_rest_has_a_mean():
-    told = [(0, True, 0.5), (2, False, 1.0), (2, True, 0.0), (2, False, 2.5)]
+def test_integer_facts_are_categories_and_other_facts_are_averaged():
+    facts = [(0, True, 0.5), (2, False, 1.0), (2, True, 0.0), (2, False, 2.5)]
     episodes = [
         Episode(0, float(i), i, {"tier": tier, "won": won, "health": health})
-        for i, (tier, won, health) in enumerate(told)
+        for i, (tier, won, health) in enumerate(facts)
     ]
     found = summary(episodes)
     assert found["episodes"] == 4 and found["return_mean"] == 1.5
@@ -41,7 +41,7 @@ def test_whole_numbers_are_kinds_and_the_rest_has_a_mean():
     assert "tier_mean" not in found and "tier_1/episodes" not in found
 
 
-def test_without_such_facts_the_figures_are_all_there_is():
+def test_without_facts_only_the_statistics_of_all_episodes_are_reported():
     found = summary([Episode(0, 1.0, 7, {})])
     assert found == {
         "return_mean": 1.0,
@@ -49,7 +49,7 @@ def test_without_such_facts_the_figures_are_all_there_is():
         "return_min": 1.0,
         "length_mean": 7.0,
         "episodes": 1,
-        "cut_short": 0,
+        "reached_step_limit": 0,
     }
 
 
@@ -59,7 +59,7 @@ def test_facts_of_some_episodes_only_are_averaged_over_those():
     assert (found["is_success_mean"], found["gap_mean"], found["episodes"]) == (0.5, 2.0, 3)
 
 
-def test_a_fact_that_is_none_is_left_out_and_the_unshaped_return_counts():
+def test_facts_that_are_none_are_left_out_and_the_unshaped_return_is_used():
     rows = {"first": np.array([True]), "reward": np.array([1.0]), "last": np.array([True])}
     said = {"gap": np.array([None], object), "return": np.array([-7.0], object)}
     (episode,) = Episodes(1).add(rows, said)

@@ -1,4 +1,4 @@
-"""Greedy, fresh, complete episodes, at the steps they are due."""
+"""The evaluator plays complete greedy episodes when an evaluation is due."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def make(replay, weights=None, envs=None, **changes):
     return Evaluator(make_env, agent, replay, weights or LocalWeights(), **settings), agent
 
 
-def test_it_waits_for_the_next_multiple_and_says_so():
+def test_it_waits_for_the_next_multiple_of_its_interval():
     replay = FakeReplay()
     evaluator, _ = make(replay)
     replay.env_steps = 99
@@ -50,7 +50,7 @@ def test_an_evaluation_reports_its_episodes():
         "return_min": 6.0,
         "length_mean": 4.0,
         "episodes": 2,
-        "cut_short": 0,
+        "reached_step_limit": 0,
     }
     assert evaluator.drain() == []
     assert {name for name, _ in agent.seen} == {"greedy"}
@@ -91,19 +91,19 @@ def test_short_episodes_are_not_counted_more_often_than_long_ones(episodes, expe
     assert [episode.total for episode in played] == [n * (n + 1) / 2 for n in expected]
 
 
-def test_more_environments_than_episodes_is_fine():
+def test_there_may_be_more_environments_than_episodes():
     played = play(FakeEnv(lengths=(2, 3, 4)), FakeAgent(), 2, seed=0, max_steps=99)
     assert [episode.length for episode in played] == [2, 3]
 
 
-def test_what_is_not_asked_for_is_not_waited_for():
+def test_environments_without_an_episode_to_play_are_not_waited_for():
     env = FakeEnv(lengths=(2, 3, 400))
     play(env, FakeAgent(), 2, seed=0, max_steps=99)
     assert len(env.actions) == 3
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "NumberGame-v1"])
-def test_the_same_episodes_are_played_however_many_play_at_once(env_id):
+def test_the_same_episodes_are_played_with_any_number_of_environments(env_id):
     def played(envs, episodes=12):
         env = GymVector(env_id, envs, seed=envs)
         return [
@@ -116,20 +116,20 @@ def test_the_same_episodes_are_played_however_many_play_at_once(env_id):
     assert len({total for total, *_ in played(12)}) > 3
 
 
-def test_an_episode_that_never_ends_is_cut_short_and_said():
+def test_an_episode_that_never_ends_is_truncated_and_counted():
     played = play(FakeEnv(lengths=(3, 400, 400)), FakeAgent(), 3, seed=0, max_steps=10)
-    assert [(it.length, it.cut) for it in played] == [(3, False), (10, True), (10, True)]
+    assert [(it.length, it.truncated) for it in played] == [(3, False), (10, True), (10, True)]
     assert [it.total for it in played] == [6, 55, 55]
     found = summary(played)
-    assert (found["cut_short"], found["episodes"], found["return_mean"]) == (2, 3, 116 / 3)
+    assert (found["reached_step_limit"], found["episodes"], found["return_mean"]) == (2, 3, 116 / 3)
 
 
-def test_an_episode_that_ends_at_the_limit_is_whole():
+def test_an_episode_that_ends_at_the_step_limit_is_not_truncated():
     (played,) = play(FakeEnv(lengths=(10,)), FakeAgent(), 1, seed=0, max_steps=10)
-    assert (played.length, played.cut) == (10, False)
+    assert (played.length, played.truncated) == (10, False)
 
 
-def test_an_interrupted_evaluation_ends_at_the_next_step_and_says_nothing():
+def test_an_interrupted_evaluation_ends_at_the_next_step_without_an_event():
     replay, envs, asked = FakeReplay(), [], []
 
     def stop():
@@ -145,21 +145,21 @@ def test_an_interrupted_evaluation_ends_at_the_next_step_and_says_nothing():
     assert evaluator.take_best() is None
 
 
-def test_the_best_evaluation_hands_over_what_it_played():
+def test_the_best_evaluation_returns_the_weights_it_played():
     replay, weights = FakeReplay(), LocalWeights()
-    evaluator, agent = make(replay, weights, best_score=10.5)  # what FakeEnv's episodes pay
+    evaluator, agent = make(replay, weights, best_score=10.5)  # the mean return of FakeEnv
     weights.publish("policy", {"count": np.array(42)})
     replay.env_steps = 120
     evaluator.step()
-    agent.count["policy"] = 43  # learning goes on before the report
+    agent.count["policy"] = 43  # an update before `take_best`
     best = evaluator.take_best()
-    assert (best.at, best.score, best.episodes) == (120, 10.5, 2)  # of equal ones the newer
+    assert (best.at, best.score, best.episodes) == (120, 10.5, 2)  # of two equal scores the newer
     assert {group: int(it["count"]) for group, it in best.weights.items()} == {"policy": 42}
     assert evaluator.take_best() is None
 
 
 @pytest.mark.parametrize("score", [10.6, float("inf")])
-def test_a_worse_evaluation_hands_over_nothing(score):
+def test_a_worse_evaluation_returns_no_weights(score):
     replay = FakeReplay()
     evaluator, _ = make(replay, best_score=score)
     replay.env_steps = 120
@@ -167,7 +167,7 @@ def test_a_worse_evaluation_hands_over_nothing(score):
     assert evaluator.take_best() is None
 
 
-def test_what_was_saved_is_evaluated_whatever_is_published():
+def test_the_saved_policy_is_evaluated_although_a_newer_one_is_published():
     replay, weights = FakeReplay(), LocalWeights()
     evaluator, agent = make(replay, weights)
     weights.publish("policy", {"count": np.array(42)})

@@ -60,11 +60,11 @@ def save(folder: Path, steps: int, state=None) -> Path:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(states)
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path, state):
+def test_a_state_is_loaded_bit_for_bit(tmp_path, state):
     assert same(state, checkpoint.load(save(tmp_path, 7, {"s": state}))["s"])
 
 
-def test_generator_state_survives(tmp_path):
+def test_the_state_of_a_random_generator_can_be_saved(tmp_path):
     rng = np.random.default_rng(3)
     rng.random(5)
     path = save(tmp_path, 1, {"rng": rng.bit_generator.state})
@@ -82,7 +82,7 @@ def test_numpy_scalars_and_tuples_become_plain(tmp_path):
 @pytest.mark.parametrize(
     "bad", [{"x": object()}, {"x": np.array([None])}, {3: 1}, {"$array": 1}, {"x": b"bytes"}]
 )
-def test_what_would_need_a_pickle_is_refused_and_leaves_nothing(tmp_path, bad):
+def test_a_state_with_other_types_is_refused_and_nothing_is_written(tmp_path, bad):
     with pytest.raises(TypeError, match="a checkpoint holds no"):
         save(tmp_path, 1, {"deep": bad})
     assert list(tmp_path.iterdir()) == []
@@ -95,21 +95,21 @@ def test_the_newest_two_are_kept(tmp_path):
     assert checkpoint.manifest(paths[2])["env_steps"] == 1000
 
 
-def test_two_kept_are_two_different_steps(tmp_path):
-    """A last save right after a periodic one takes its place, not that of the one before."""
+def test_the_two_kept_checkpoints_are_of_different_steps(tmp_path):
+    """A second save at the same steps replaces the first save, not the checkpoint before."""
     older, _, last = save(tmp_path, 100), save(tmp_path, 200), save(tmp_path, 200, {"n": 7})
     assert sorted(tmp_path.iterdir()) == [older, last]
     assert checkpoint.load(last) == {"n": 7}
 
 
-def test_a_damaged_one_does_not_push_out_a_whole_one(tmp_path):
+def test_a_damaged_checkpoint_does_not_count_as_kept(tmp_path):
     whole, damaged = save(tmp_path, 100), save(tmp_path, 200)
     (damaged / "manifest.json").write_text("{")
     last = save(tmp_path, 300)
     assert sorted(tmp_path.iterdir()) == [whole, last]
 
 
-def test_what_others_put_there_stays(tmp_path):
+def test_files_and_folders_of_others_are_not_removed(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     save(elsewhere, 5)
     folder = tmp_path / "checkpoints"
@@ -140,14 +140,14 @@ def test_what_others_put_there_stays(tmp_path):
         np.float32("nan"),
     ],
 )
-def test_what_was_learned_is_not_saved_with_nan(tmp_path, part, bad):
+def test_learned_parts_with_nan_are_not_saved(tmp_path, part, bad):
     good = save(tmp_path, 1)
     with pytest.raises(checkpoint.NotFinite, match=rf"{part}\.policy\.w"):
         save(tmp_path, 2, {part: {"policy": {"w": bad}}})
     assert list(tmp_path.iterdir()) == [good]
 
 
-def test_infinities_that_mean_no_data_and_those_of_the_replay_are_saved(tmp_path):
+def test_arrays_of_one_infinity_and_infinities_in_the_replay_are_saved(tmp_path):
     low, high = np.full((2, 2), np.inf, np.float32), np.array(-np.inf)
     state = {
         "agent": {"world": {"low": low, "high": high, "best": float("-inf")}},
@@ -169,8 +169,8 @@ def test_only_the_parts_asked_for_are_read(tmp_path):
         checkpoint.load(path)
 
 
-def test_a_checkpoint_that_goes_while_others_are_read_is_not_missed(tmp_path, monkeypatch):
-    """A live run saves, and prunes what was listed a moment ago."""
+def test_a_newer_checkpoint_is_read_when_the_listed_ones_have_been_removed(tmp_path, monkeypatch):
+    """A running run saves, and removes the checkpoints that were listed before."""
     save(tmp_path, 1)
     read, saved = checkpoint.read, []
 
@@ -183,7 +183,7 @@ def test_a_checkpoint_that_goes_while_others_are_read_is_not_missed(tmp_path, mo
     assert checkpoint.newest(tmp_path) == saved[-1]
 
 
-def test_what_does_not_serve_the_caller_is_passed_over(tmp_path):
+def test_a_checkpoint_that_the_caller_cannot_use_is_skipped(tmp_path):
     def check(state):
         if "policy" not in state:
             raise UserError("it lacks the policy")
@@ -192,12 +192,12 @@ def test_what_does_not_serve_the_caller_is_passed_over(tmp_path):
     bad = save(tmp_path, 2, {"world": 1})
     found = checkpoint.read_newest(tmp_path, check=check)
     assert found == checkpoint.Saved(good, 1, {"policy": 1})
-    with pytest.raises(UserError, match=f"{bad} cannot serve: it lacks the policy"):
+    with pytest.raises(UserError, match=f"{bad} cannot be used: it lacks the policy"):
         checkpoint.load(bad, check=check)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
-def test_what_may_not_be_read_is_named(tmp_path):
+def test_an_unreadable_file_is_named(tmp_path):
     path = save(tmp_path, 1)
     (path / "arrays.npz").chmod(0)
     with pytest.raises(UserError, match=r"arrays\.npz: .*Permission denied"):
@@ -208,13 +208,13 @@ def test_what_may_not_be_read_is_named(tmp_path):
     tmp_path.chmod(0o700)
 
 
-def test_a_future_that_was_given_up_is_removed(tmp_path):
+def test_checkpoints_of_later_steps_are_removed(tmp_path):
     save(tmp_path, 100), save(tmp_path, 300)
     path = save(tmp_path, 200)
     assert checkpoint.newest(tmp_path) == path
 
 
-def test_leftovers_of_a_crash_while_saving_are_swept_and_never_loaded(tmp_path):
+def test_an_incomplete_checkpoint_is_removed_and_never_loaded(tmp_path):
     leftover = tmp_path / ".staging-1"
     leftover.mkdir(parents=True)
     (leftover / "manifest.json").write_text("{}")
@@ -224,7 +224,7 @@ def test_leftovers_of_a_crash_while_saving_are_swept_and_never_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("point", ["_digest", "_flush", "_flush_folder", "_free_name"])
-def test_a_failure_anywhere_while_saving_keeps_the_last_one(tmp_path, monkeypatch, point):
+def test_a_failure_while_saving_keeps_the_newest_checkpoint(tmp_path, monkeypatch, point):
     good = save(tmp_path, 1)
 
     def fail(*_):
@@ -238,7 +238,7 @@ def test_a_failure_anywhere_while_saving_keeps_the_last_one(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == [good]
 
 
-def test_foreign_or_missing_checkpoints_say_what_was_found(tmp_path):
+def test_errors_for_foreign_or_missing_checkpoints_say_what_was_found(tmp_path):
     path = save(tmp_path, 1)
     with pytest.raises(UserError, match="is of agent 'ours', expected 'theirs'"):
         checkpoint.load(path, agent="theirs")
@@ -251,7 +251,7 @@ def test_foreign_or_missing_checkpoints_say_what_was_found(tmp_path):
 
 
 def reseal(path: Path, **fields) -> None:
-    """Change fields of the manifest, and make all digests fit."""
+    """Changes fields of the manifest, and recomputes all digests."""
     file = path / "manifest.json"
     about = {**json.loads(file.read_text()), **fields}
     if (path / "arrays.npz").is_file():

@@ -163,5 +163,5 @@ def test_arguments_of_the_environment_are_no_settings_of_training():
 def test_evaluations_have_the_arguments_of_the_run_where_they_have_none_of_their_own():
     given = {"env.size": 3, "env.wind": 1.0, "eval_env.wind": 0.0, "env.reward_floor": -1}
     assert configure(RunConfig(), given).evaluated_options == {"size": 3, "wind": 0.0}
-    with pytest.raises(UserError, match=r"eval_env.reward_floor cannot be"):
+    with pytest.raises(UserError, match=r"eval_env.reward_floor is not possible"):
         configure(RunConfig(), {"eval_env.reward_floor": -1})

@@ -1,4 +1,4 @@
-"""Whatever happens to a checkpoint: it is named, and the newest whole one is taken instead."""
+"""A damaged checkpoint is named in a warning, and the newest undamaged one is read instead."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def save(folder: Path, env_steps: int, state: Any = STATE) -> Path:
 
 
 def needs(state: dict[str, Any]) -> None:
-    """What these tests ask of a state beyond being whole, as a run that resumes does."""
+    """Raises UserError for a state without the parts that a resumed run needs."""
     for path in (("agent", "policy"), ("replay", "rows"), ("session", "env_steps")):
         node: Any = state
         for key in path:
@@ -42,7 +42,7 @@ def needs(state: dict[str, Any]) -> None:
 
 
 def set_field(**fields: Any) -> Callable[[Path], None]:
-    """Damage of which all digests know nothing."""
+    """Returns a function that changes fields of a manifest and recomputes all digests."""
     return lambda path: reseal(path, **fields)
 
 
@@ -96,7 +96,7 @@ def bomb(file: Any) -> None:
 
 
 def overlapping(file: Any) -> None:
-    """Several names for the same bytes: together they claim more than there is."""
+    """Gives several names to the same bytes, which then claim more bytes than the file has."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("a0.npy", header("(1000,)") + bytes(8000))
@@ -194,7 +194,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_named_and_the_one_before_is_taken(tmp_path, caplog, damage):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_read(tmp_path, caplog, damage):
     whole, damaged = save(tmp_path, 1), save(tmp_path, 2)
     damage(damaged)
     with pytest.raises(UserError, match=damaged.name) as refused:

@@ -1,4 +1,4 @@
-"""Code inside a run's folder is never imported, however it is named or linked."""
+"""Code in a run's folder is never imported, by any name or link."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CODE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Path:
-    """A run's folder in runs/, beside which a person works."""
+    """A run's folder in runs/, in the current folder of a user."""
     path = tmp_path / "runs" / "evil"
     path.mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
@@ -69,7 +69,7 @@ def link_out(run: Path) -> str:
 
 
 @pytest.mark.parametrize("make", [module, package, namespace, compiled, link_out])
-def test_it_is_not_imported_from_the_current_folder_nor_by_its_path(run, monkeypatch, make):
+def test_code_in_a_run_folder_is_not_imported(run, monkeypatch, make):
     name = make(run)
     refused(f"runs.evil.{name}")
     monkeypatch.syspath_prepend(str(run))
@@ -77,7 +77,7 @@ def test_it_is_not_imported_from_the_current_folder_nor_by_its_path(run, monkeyp
     assert not list(run.rglob("ran"))
 
 
-def test_links_into_it_are_followed_by_nobody(run, tmp_path, monkeypatch):
+def test_code_is_not_imported_through_links_into_a_run_folder(run, tmp_path, monkeypatch):
     (run / "payload.py").write_text(CODE)
     (run / "inner").mkdir()
     (run / "inner" / "__init__.py").write_text(CODE)
@@ -92,14 +92,14 @@ def test_links_into_it_are_followed_by_nobody(run, tmp_path, monkeypatch):
     assert not list(run.rglob("ran"))
 
 
-def test_an_archive_in_it_is_not_imported_from(run, monkeypatch):
+def test_code_in_an_archive_in_a_run_folder_is_not_imported(run, monkeypatch):
     with zipfile.ZipFile(run / "code.zip", "w") as archive:
         archive.writestr("payload.py", CODE)
     monkeypatch.syspath_prepend(str(run / "code.zip"))
     refused("payload")
 
 
-def test_a_module_of_the_same_name_elsewhere_is_taken(run, tmp_path, monkeypatch):
+def test_a_module_of_the_same_name_in_another_folder_is_imported(run, tmp_path, monkeypatch):
     (tmp_path / "payload.py").write_text("WHOSE = 'mine'")
     (run / "payload.py").write_text(CODE)
     (run / "json.py").write_text(CODE)
@@ -114,7 +114,7 @@ def test_a_module_of_the_same_name_elsewhere_is_taken(run, tmp_path, monkeypatch
     assert str(tmp_path) in importable_path()
 
 
-def test_a_folder_beside_it_is_not_inside(run, tmp_path):
+def test_code_in_a_folder_beside_the_run_folder_is_imported(run, tmp_path):
     beside = run.with_name("evil-twin")
     beside.mkdir()
     (beside / "payload.py").write_text("WHOSE = 'mine'")

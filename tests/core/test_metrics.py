@@ -21,7 +21,7 @@ def test_an_event_is_readable_as_soon_as_it_is_written(tmp_path):
         assert lines(path) == [{"kind": "episode", "env_steps": 3, "return": 0.5}]
 
 
-def test_what_json_lacks_becomes_null_or_plain(tmp_path):
+def test_values_that_json_lacks_become_null_or_plain_numbers(tmp_path):
     path = tmp_path / "metrics.jsonl"
     values = {
         "loss": float("nan"),
@@ -48,7 +48,7 @@ def test_what_json_lacks_becomes_null_or_plain(tmp_path):
     }
 
 
-def test_resuming_appends_and_drops_only_a_torn_last_line(tmp_path):
+def test_opening_an_existing_file_removes_only_an_incomplete_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "a", "env_steps": 1}\n{"kind": "b", "env_')
     with MetricsWriter(path) as writer:
@@ -59,7 +59,7 @@ def test_resuming_appends_and_drops_only_a_torn_last_line(tmp_path):
     assert [line["kind"] for line in lines(path)] == ["a", "c", "d"]
 
 
-def test_a_torn_line_in_the_middle_is_left_alone(tmp_path):
+def test_an_incomplete_line_in_the_middle_stays(tmp_path):
     path = tmp_path / "metrics.jsonl"
     before = b'{"kind": "a"}\n{"kind": "b", "en\n{"kind": "c"}\n'
     path.write_bytes(before + b"x" * 200_000)
@@ -68,7 +68,7 @@ def test_a_torn_line_in_the_middle_is_left_alone(tmp_path):
     assert path.read_bytes() == before + b'{"kind": "d", "env_steps": 2}\n'
 
 
-def test_a_full_disk_tears_no_line(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_incomplete_line(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     write, full = os.write, []
 
@@ -90,7 +90,7 @@ def test_a_full_disk_tears_no_line(tmp_path, monkeypatch):
     assert [line["kind"] for line in lines(path)] == ["a", "c"]
 
 
-def test_a_link_is_not_written_through(tmp_path):
+def test_a_file_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "precious")
     with pytest.raises(UserError, match="is a link to"):

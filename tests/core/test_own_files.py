@@ -1,4 +1,4 @@
-"""Links and files of other origin are never written through."""
+"""Links and special files are never opened for writing."""
 
 from __future__ import annotations
 

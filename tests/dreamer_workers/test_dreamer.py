@@ -1,4 +1,4 @@
-"""The dreamer trains the world when it may and keeps exactly one dream in hand."""
+"""The dreamer trains the world model while it can, and has at most one batch of dreams waiting."""
 
 import numpy as np
 
@@ -28,14 +28,14 @@ def test_no_dream_before_the_first_update_of_the_world():
     assert agent.seen == [] and replay.asked[START] == 0
 
 
-def test_a_resumed_dreamer_has_a_world_to_dream_in():
-    """Its next update may have to wait for rows that come only once the learner had a dream."""
+def test_a_resumed_dreamer_dreams_before_its_next_update():
+    """Its next update may wait for rows that arrive only after the learner has had a dream."""
     dreamer, agent, _, weights = make({START: [sample(3)]}, updates=7)
     assert dreamer.step()
     assert called(agent) == ["dream"] and weights.latest("world", 0) is not None
 
 
-def test_it_trains_then_dreams_and_hands_the_dream_over():
+def test_it_trains_then_dreams_and_adds_the_dream_to_the_queue():
     starts = sample(3)
     dreamer, agent, replay, _ = make({WORLD: [sample(1)], START: [starts]})
     assert dreamer.step()
@@ -45,7 +45,7 @@ def test_it_trains_then_dreams_and_hands_the_dream_over():
     assert dream == {"obs": starts.data["obs"], "world": 1}
 
 
-def test_a_refused_dream_is_kept_and_no_other_is_imagined_behind_it():
+def test_a_refused_dream_is_kept_and_no_other_is_made_before_it_is_added():
     offers = {WORLD: [sample(1)], START: [sample(1), sample(2)]}
     dreamer, agent, replay, _ = make(offers, refusals={"dream": 3})
     assert [dreamer.step() for _ in range(3)] == [True, False, False]
@@ -64,7 +64,7 @@ def test_training_goes_on_while_a_dream_waits():
     assert agent.count["world"] == dreamer.updates == n
 
 
-def test_the_first_update_is_published_at_once_then_every_so_many():
+def test_the_first_update_is_published_then_one_per_interval():
     n = 5
     dreamer, _, _, weights = make({WORLD: [sample(i) for i in range(n)]}, publish_every=2)
     published = []
@@ -76,7 +76,7 @@ def test_the_first_update_is_published_at_once_then_every_so_many():
     ]  # fmt: skip
 
 
-def test_it_logs_every_so_many_updates():
+def test_it_logs_at_its_interval():
     dreamer, *_ = make({WORLD: [sample(i) for i in range(5)]}, log_every=2)
     for _ in range(5):
         dreamer.step()
@@ -87,7 +87,7 @@ def test_it_logs_every_so_many_updates():
     assert dreamer.drain() == []
 
 
-def test_one_that_does_not_train_dreams_as_soon_as_a_world_is_published():
+def test_a_dreamer_that_does_not_train_dreams_once_a_world_model_is_published():
     offers = {WORLD: [sample(1)], START: [sample(2)]}
     dreamer, agent, replay, weights = make(offers, trains=False, pulls=("world", "policy"))
     assert not dreamer.step()

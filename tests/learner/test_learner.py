@@ -1,4 +1,4 @@
-"""The learner spends each batch once, tells its priorities and publishes on time."""
+"""The learner uses each batch once, returns its priorities, and publishes at its intervals."""
 
 import dataclasses
 
@@ -27,17 +27,17 @@ def test_actors_get_a_first_version_before_anything_is_learned():
     assert version == 1 and values["count"] == 0
 
 
-def test_it_keeps_the_batch_that_came_until_the_other_does():
+def test_a_batch_is_kept_until_the_other_batch_arrives():
     real, dream = sample(1, 2), {"obs": np.zeros((1, 1))}
     learner, agent, replay, _ = make({POLICY: [real], DREAM: [None, None, dream]})
     assert [learner.step() for _ in range(2)] == [False, False]
     assert learner.waiting_for == "dreamer: a dream"
     assert learner.step()
     assert agent.seen == [("learn_policy", (real, dream))]
-    assert replay.asked[POLICY] == 1  # a sample is paid for
+    assert replay.asked[POLICY] == 1  # a sample is counted when it is taken
 
 
-def test_it_names_all_that_it_waits_for():
+def test_it_reports_everything_it_waits_for():
     learner, *_ = make({})
     learner.step()
     assert learner.waiting_for == "replay: real rows to learn from, dreamer: a dream"
@@ -58,15 +58,15 @@ def test_a_dream_serves_as_many_updates_as_its_queue_says():
     assert replay.asked[DREAM] == 3
 
 
-def test_priorities_go_back_under_the_keys_of_their_sample():
+def test_priorities_are_returned_with_the_keys_of_their_sample():
     learner, _, replay, _ = make({POLICY: [sample(30, 10, 20)], DREAM: [{}]})
     learner.step()
     [(table, keys, priorities)] = replay.updated
     assert table == "real" and keys.tolist() == [30, 10, 20] and priorities.tolist() == [1, 2, 3]
 
 
-def test_a_run_that_learns_nothing_any_more_ends_with_one_line():
-    """Of an agent that counts what it skips the count is believed, of another its losses."""
+def test_many_bad_updates_in_a_row_end_the_run_with_one_line():
+    """Bad updates are those that the agent counts as skipped, or else those with bad losses."""
     for skipped in (None, 0, 1):
         agent, updates = FakeAgent(), 400
 
@@ -98,14 +98,14 @@ def test_a_resumed_run_counts_its_bad_updates_from_the_resume():
     agent.learn_policy = lambda real, dreams: Feedback({"loss/policy": np.float32(np.nan)})
     offers = {POLICY: [sample(i) for i in range(n)], DREAM: [{}] * n}
     learner, *_ = make(offers, agent, updates=10_000)
-    assert all(learner.step() for _ in range(n))  # fewer than a run gives up at
+    assert all(learner.step() for _ in range(n))  # fewer than end a run
 
 
 def dict_of(number):
     return {"x": number}
 
 
-def test_weights_that_are_not_a_number_are_never_published():
+def test_weights_with_nan_are_never_published():
     agent = FakeAgent()
     agent.weights = lambda group: {"net.bias": np.array([0.0, np.nan], np.float32)}
     learner, _, _, weights = make({POLICY: [sample(1)], DREAM: [{}]}, agent)
@@ -139,7 +139,7 @@ def test_an_agent_that_learns_only_in_dreams_takes_no_real_rows():
     assert replay.asked[POLICY] == 0 and replay.updated == []
 
 
-def test_it_publishes_and_logs_every_so_many_updates():
+def test_it_publishes_and_logs_at_its_intervals():
     n = 5
     offers = {POLICY: [sample(i) for i in range(n)], DREAM: [{}] * n}
     learner, _, _, weights = make(offers, publish_every=2, log_every=3)

@@ -1,4 +1,4 @@
-"""Versions only rise, and only what is newer is handed out."""
+"""Versions only rise, and only newer weights are returned."""
 
 from dreamfleet.learner.weight_store import LocalWeights
 
@@ -9,7 +9,7 @@ def test_versions_rise_per_group_from_one():
     assert store.publish("world", {}) == 1
 
 
-def test_only_newer_weights_are_handed_out():
+def test_only_newer_weights_are_returned():
     store = LocalWeights()
     assert store.latest("policy", have=0) is None
     store.publish("policy", {"w": "old"})

@@ -1,4 +1,4 @@
-"""A slow, obvious replay: lists of every row ever added. And the rows to fill it and a table."""
+"""A simple model of a table, in lists of all rows ever added, and chunks of rows for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dreamfleet.core.types import Array, Batch, Consumer, Space, TableSpec
 from dreamfleet.replay_server.table import Table
 
 COLUMNS = {
-    "obs": Space((2,), "float32"),  # (stream, how manieth row of the stream)
+    "obs": Space((2,), "float32"),  # (stream, number of the row in the stream)
     "action": Space((), "int64"),
     "reward": Space((), "float32"),
     "first": Space((), "bool"),
@@ -24,14 +24,14 @@ def spec(capacity: int = 64, slack: float = 1.0, **consumers: Consumer) -> Table
 
 
 class Episodes:
-    """Writes chunks whose rows say which stream they are of and where in it they stand."""
+    """Makes chunks of rows whose observation is (stream, number of the row in the stream)."""
 
     def __init__(self) -> None:
-        self.length: dict[int, int] = {}
-        self.open: dict[int, bool] = {}
+        self.length: dict[int, int] = {}  # rows, by stream
+        self.open: dict[int, bool] = {}  # whether the episode is open, by stream
 
     def chunk(self, streams: list[int], last: ArrayLike, reset: bool = False) -> Batch:
-        """Rows (N, T) with these `last` flags; `reset`: begin anew even in an open episode."""
+        """Returns rows (N, T) of N streams. last: (N, T). reset: begin with `first` in any case."""
         ends = np.atleast_2d(np.asarray(last, bool))
         first = np.zeros_like(ends)
         first[:, 1:] = ends[:, :-1]
@@ -54,9 +54,9 @@ class Episodes:
 
 
 def filled(
-    of: TableSpec, rows: int = 40, streams: int = 2, seed: int = 0
+    spec: TableSpec, rows: int = 40, streams: int = 2, seed: int = 0
 ) -> tuple[Table, Episodes]:
-    table, episodes = Table("real", of, seed), Episodes()
+    table, episodes = Table("real", spec, seed), Episodes()
     for begin in range(0, rows, 4):
         last = np.zeros((streams, 4), bool)
         last[:, 2] = begin % 8 == 0
@@ -65,13 +65,13 @@ def filled(
 
 
 class Model:
-    """What a table should do, in loops over lists."""
+    """The expected behaviour of a table."""
 
     def __init__(self, spec: TableSpec) -> None:
         self.spec = spec
         self.rows: list[Batch] = []  # by key
         self.streams: dict[int, list[int]] = {}
-        self.cut = self.stale = self.steps = 0
+        self.truncated = self.stale = self.steps = 0
         self.priority: dict[str, dict[int, float]] = {name: {} for name in spec.consumers}
         self.largest = dict.fromkeys(spec.consumers, 1.0)
 
@@ -84,7 +84,7 @@ class Model:
             keys = self.streams.setdefault(stream, [])
             if keys and rows["first"][n, 0] and not self.rows[keys[-1]]["last"]:
                 self.rows[keys[-1]]["last"] = np.True_
-                self.cut += 1
+                self.truncated += 1
             for t in range(rows["last"].shape[1]):
                 keys.append(len(self.rows))
                 self.rows.append({name: rows[name][n, t].copy() for name in rows})
@@ -103,7 +103,7 @@ class Model:
         raise AssertionError(f"no row {key}")
 
     def context(self, key: int, length: int) -> list[int]:
-        """So many rows before this one, the first of its episode standing in for what was not."""
+        """Returns `length` rows before this one; the first row of its episode is repeated."""
         keys = next(keys for keys in self.streams.values() if key in keys)
         found = [key]
         for _ in range(length):
@@ -112,13 +112,13 @@ class Model:
         return found[:-1]
 
     def starts(self, consumer: str) -> list[int]:
-        of = self.spec.consumers[consumer]
+        spec = self.spec.consumers[consumer]
         return [
             key
             for key in range(self.oldest, len(self.rows))
             if not self.rows[key]["last"]
-            and self.window(key, of.window)
-            and min([key, *self.context(key, of.context)]) >= self.oldest
+            and self.window(key, spec.window)
+            and min([key, *self.context(key, spec.context)]) >= self.oldest
         ]
 
     def update(self, keys: Array, priorities: Array) -> None:
@@ -130,7 +130,7 @@ class Model:
                     self.largest[name] = max(self.largest[name], known[key])
 
     def probability(self, consumer: str, draws: int = 0) -> dict[int, float]:
-        """Of each start, at the draw after `draws` others."""
+        """Returns the probability of each start after `draws` draws."""
         return self._probability(self.spec.consumers[consumer].selector, consumer, draws)
 
     def _probability(self, selector: Selector, consumer: str, draws: int) -> dict[int, float]:
@@ -138,26 +138,26 @@ class Model:
         newest = len(self.rows) - 1
         match selector:
             case Uniform():
-                mass = dict.fromkeys(starts, 1.0)
+                weights = dict.fromkeys(starts, 1.0)
             case Prioritized(exponent):
-                mass = {key: self.priority[consumer][key] ** exponent for key in starts}
+                weights = {key: self.priority[consumer][key] ** exponent for key in starts}
             case Recency(half_life):
-                youngest = newest - max(starts)  # a common factor, lest all vanish
-                mass = {k: 0.5 ** ((newest - k - youngest) / half_life) for k in starts}
+                youngest = newest - max(starts)  # a common factor, so that not all weights are 0
+                weights = {k: 0.5 ** ((newest - k - youngest) / half_life) for k in starts}
             case EmphasizeRecent(eta, floor, cycle, anneal):
-                held = len(self.rows) - self.oldest
+                stored = len(self.rows) - self.oldest
                 now = eta + (1 - eta) * min(draws / anneal, 1)
                 k = draws % cycle + 1
-                reach = int(max(held * now ** (1000 * k / cycle), floor))
-                inside = [key for key in starts if newest - key < reach] or starts
-                mass = {key: float(key in inside) for key in starts}
+                rows = int(max(stored * now ** (1000 * k / cycle), floor))
+                recent = [key for key in starts if newest - key < rows] or starts
+                weights = {key: float(key in recent) for key in starts}
             case _:
                 parts = [(s, self._probability(p, consumer, draws)) for s, p in selector.parts]
                 return {key: sum(s * p[key] for s, p in parts) for key in starts}
-        total = sum(mass.values())
-        return {key: value / total for key, value in mass.items()}
+        total = sum(weights.values())
+        return {key: value / total for key, value in weights.items()}
 
 
 def chi_square_bound(degrees: int) -> float:
-    """A value that a χ² variable exceeds about once in a million (Wilson & Hilferty 1931)."""
+    """Returns a value that a χ² variable exceeds once in a million (Wilson & Hilferty 1931)."""
     return degrees * (1 - 2 / (9 * degrees) + 4.75 * (2 / (9 * degrees)) ** 0.5) ** 3

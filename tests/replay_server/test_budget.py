@@ -20,7 +20,7 @@ CONSUMERS = {
 
 
 def arrays(part: object, seen: set[int]) -> dict[int, int]:
-    """The bytes of every array that an object owns, by address."""
+    """Returns the bytes of all arrays that an object owns, by address."""
     if id(part) in seen:
         return {}
     seen.add(id(part))
@@ -37,27 +37,27 @@ def arrays(part: object, seen: set[int]) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("capacity", [50, 5_000, 70_000])
-def test_a_table_takes_what_it_says(capacity: int) -> None:
+def test_a_table_takes_the_memory_that_it_reports(capacity: int) -> None:
     table = Table("real", spec(capacity, **CONSUMERS), 0)
     taken = sum(arrays(table, set()).values())
     assert table.nbytes <= taken <= table.nbytes + 2_000  # streams and other small things
 
 
 @pytest.mark.parametrize("megabytes", [0.1, 0.7, 5])
-def test_a_budget_holds_as_many_rows_as_fit(megabytes: float) -> None:
-    of = TableSpec(10**9, COLUMNS, CONSUMERS, max_bytes=int(megabytes * 1e6))
-    table = Table("real", of, 0)
+def test_a_budget_allows_as_many_rows_as_fit(megabytes: float) -> None:
+    table_spec = TableSpec(10**9, COLUMNS, CONSUMERS, max_bytes=int(megabytes * 1e6))
+    table = Table("real", table_spec, 0)
     rows = table.capacity
-    assert table.nbytes <= of.max_bytes < budget.table_bytes(of, rows + 1)
+    assert table.nbytes <= table_spec.max_bytes < budget.table_bytes(table_spec, rows + 1)
     episodes = Episodes()
     for _ in range(rows // 1_000 + 2):
         table.add(episodes.chunk([0], np.zeros(1_000)), np.array([0]))
     assert table.stats()["stored"] == rows
 
 
-def test_capacity_holds_where_the_budget_takes_more() -> None:
-    of = TableSpec(100, COLUMNS, CONSUMERS, max_bytes=10**9)
-    assert Table("real", of, 0).nbytes == Table("real", spec(100, **CONSUMERS), 0).nbytes
+def test_the_capacity_limits_a_table_whose_budget_is_larger() -> None:
+    table_spec = TableSpec(100, COLUMNS, CONSUMERS, max_bytes=10**9)
+    assert Table("real", table_spec, 0).nbytes == Table("real", spec(100, **CONSUMERS), 0).nbytes
 
 
 def test_a_budget_too_small_for_its_consumers_is_refused() -> None:
@@ -67,7 +67,7 @@ def test_a_budget_too_small_for_its_consumers_is_refused() -> None:
         Table("real", TableSpec(1_000, COLUMNS, {}, max_bytes=5), 0)
 
 
-def test_tables_share_a_budget_by_what_they_would_take() -> None:
+def test_tables_share_a_budget_in_proportion_to_their_needs() -> None:
     tables = {"real": spec(30_000, **CONSUMERS), "dream": spec(10_000), "queue": QueueSpec(2)}
     needs = [budget.table_bytes(tables[name], tables[name].capacity) for name in ("real", "dream")]
     part = budget.limited(tables, sum(needs) / 2)
@@ -77,7 +77,7 @@ def test_tables_share_a_budget_by_what_they_would_take() -> None:
     assert budget.limited(tables, sum(needs) + 1) == tables
 
 
-def test_what_cannot_fit_in_memory_is_refused() -> None:
+def test_tables_larger_than_the_free_memory_are_refused() -> None:
     columns = {**COLUMNS, "obs": Space((84, 84), "uint8")}
     with pytest.raises(
         UserError, match=r"1,000,000,000 rows of 'real' take 7,.* GB, but .* are free"
@@ -85,13 +85,13 @@ def test_what_cannot_fit_in_memory_is_refused() -> None:
         Table("real", TableSpec(10**9, columns, {}), 0)
 
 
-def test_an_atari_step_takes_hardly_more_than_its_frame() -> None:
+def test_an_atari_row_takes_at_most_5_percent_more_than_its_frame() -> None:
     columns = {**COLUMNS, "obs": Space((84, 84), "uint8")}
-    of = TableSpec(10**6, columns, {"policy": Consumer(32, 4, Prioritized(), context=3)})
-    assert budget.table_bytes(of, 10**6) <= 1.05 * 84 * 84 * 10**6
+    table_spec = TableSpec(10**6, columns, {"policy": Consumer(32, 4, Prioritized(), context=3)})
+    assert budget.table_bytes(table_spec, 10**6) <= 1.05 * 84 * 84 * 10**6
 
 
-def test_a_container_has_what_its_limit_leaves(tmp_path: Path) -> None:
+def test_available_memory_respects_the_limit_of_a_container(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
     group = tmp_path / "cgroup"
     (group / "memory").mkdir(parents=True)

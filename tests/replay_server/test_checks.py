@@ -54,8 +54,8 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_a_refused_chunk_leaves_the_table_untouched(case: str) -> None:
     reason, spoiled, line = BAD[case]
-    of = spec(48, a=Consumer(4, 3), b=Consumer(4, 1, Prioritized()))
-    table, episodes = filled(of)
+    table_spec = spec(48, a=Consumer(4, 3), b=Consumer(4, 1, Prioritized()))
+    table, episodes = filled(table_spec)
     good = episodes.chunk([0, 1], np.zeros((2, 4), bool))
     before, counted = table.snapshot().state(), table.stats()
     with pytest.raises(EnvironmentFault, match=line):
@@ -91,7 +91,7 @@ def test_a_stream_begins_with_a_reset() -> None:
     assert table.stats()["refused_reset"] == 2
 
 
-def test_a_chunk_larger_than_the_table_is_the_users_mistake() -> None:
+def test_a_chunk_larger_than_the_table_raises_a_user_error() -> None:
     table, episodes = Table("real", spec(8, a=Consumer(1)), 0), Episodes()
     with pytest.raises(UserError, match=r"9 rows .* capacity of 8"):
         table.add(episodes.chunk([0], np.zeros(9)), np.array([0]))
@@ -121,6 +121,6 @@ def test_a_chunk_larger_than_the_table_is_the_users_mistake() -> None:
         (TableSpec(8, {}, {}), "bool column 'first'"),
     ],
 )
-def test_a_spec_that_could_not_be_served_is_refused(wrong: TableSpec, line: str) -> None:
+def test_a_table_that_could_not_be_sampled_is_refused(wrong: TableSpec, line: str) -> None:
     with pytest.raises(UserError, match=line):
         Table("real", wrong, 0)

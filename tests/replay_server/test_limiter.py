@@ -17,15 +17,15 @@ from dreamfleet.replay_server.limiter import Limiter
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=100, deadline=None)
-def test_ratio_stays_in_its_band_under_any_interleaving(
+def test_credit_stays_between_0_and_the_slack_for_any_order_of_calls(
     rate: float, slack: float, min_steps: int, chunk: int, seed: int
 ) -> None:
     limiter = Limiter({"a": Consumer(1, 1, samples_per_step=rate, min_steps=min_steps)}, slack)
     rng = np.random.default_rng(seed)
-    eager = rng.random()  # how often the consumer gets its turn
+    eager = rng.random()  # how often the consumer may sample
     for _ in range(400):
         early, behind = not limiter.may_sample("a"), limiter.behind("a")
-        assert not (early and behind)  # somebody may always go on
+        assert not (early and behind)  # one of the two may always go on
         if rng.random() < eager:
             if not early:
                 limiter.samples["a"] += 1
@@ -46,10 +46,10 @@ def test_ratio_stays_in_its_band_under_any_interleaving(
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=100, deadline=None)
-def test_a_restore_that_loses_dreams_leaves_nobody_waiting_for_them(
+def test_a_run_continues_after_a_restore_that_lost_queued_dreams(
     rate: float, slack: float, lost: int, chunk: int, seed: int
 ) -> None:
-    """`start` makes dreams, `policy` needs one a sample; those not yet used are gone."""
+    """Each sample of `start` makes a dream, each of `policy` uses one. A restore loses the rest."""
     consumers = dict.fromkeys(("start", "policy"), Consumer(1, samples_per_step=rate, min_steps=3))
     rng, limiter, dreams = np.random.default_rng(seed), Limiter(consumers, slack), 0
 
@@ -88,7 +88,7 @@ def test_ratio_reaches_its_target() -> None:
     assert limiter.ratio("a") == pytest.approx(0.25, abs=1e-3)
 
 
-def test_a_consumer_without_a_rate_samples_as_it_likes_and_holds_nobody() -> None:
+def test_a_consumer_without_a_rate_is_never_limited_and_never_behind() -> None:
     limiter = Limiter({"a": Consumer(1, min_steps=5)}, 1.0)
     assert not limiter.may_sample("a")
     limiter.steps = 5
@@ -105,7 +105,7 @@ def test_a_consumer_without_a_rate_samples_as_it_likes_and_holds_nobody() -> Non
     samples=st.integers(0, 200),
 )
 @settings(max_examples=100, deadline=None)
-def test_room_is_how_many_steps_go_in_before_the_consumer_is_behind(
+def test_room_is_the_number_of_steps_until_the_consumer_is_behind(
     rate: float, slack: float, min_steps: int, samples: int
 ) -> None:
     limiter = Limiter({"a": Consumer(1, 1, samples_per_step=rate, min_steps=min_steps)}, slack)
@@ -122,5 +122,5 @@ def test_room_is_how_many_steps_go_in_before_the_consumer_is_behind(
         assert room > 1990
 
 
-def test_who_has_no_rate_leaves_room_for_all() -> None:
+def test_room_is_infinite_for_a_consumer_without_a_rate() -> None:
     assert Limiter({"a": Consumer(1, min_steps=5)}, 1.0).room("a") == np.inf

@@ -18,7 +18,7 @@ def spec(**changes: str) -> TableSpec:
 
 
 def rows(rng: np.random.Generator, steps: int) -> dict[str, np.ndarray]:
-    """One stream whose episodes end by chance; its last row is one."""
+    """Returns rows of one stream whose episodes end at random; the last row ends one."""
     last = rng.random((1, steps)) < 0.2
     last[:, -1] = True
     first = np.concatenate([[[True]], last[:, :-1]], 1)
@@ -26,8 +26,8 @@ def rows(rng: np.random.Generator, steps: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_samples_tell_the_mean_return_of_the_last_hundred_episodes(shards):
-    """Also after a table was saved and restored; of two shards, each with its own hundred."""
+def test_samples_have_the_mean_return_of_the_last_hundred_episodes(shards):
+    """Also after a restore. Each of two shards has its own hundred episodes."""
     rng, tables = np.random.default_rng(0), {"real": spec(episode_return="score")}
 
     def build() -> tuple[list[NearShard], ShardedReplay]:
@@ -46,21 +46,21 @@ def test_samples_tell_the_mean_return_of_the_last_hundred_episodes(shards):
     for one in (replay, again):
         played = one.sample("real", "policy").episode_stats
         assert played.episodes == sum(map(len, returns))
-        assert played.mean_return == pytest.approx(np.mean([of[-100:] for of in returns]))
+        assert played.mean_return == pytest.approx(np.mean([shard[-100:] for shard in returns]))
 
 
-def test_a_table_that_knows_no_returns_tells_of_none():
+def test_without_a_return_column_samples_have_empty_statistics():
     replay = ReplayServer({"real": spec()}, 0)
     assert replay.add("real", rows(np.random.default_rng(0), 30), np.arange(1))
     assert replay.sample("real", "policy").episode_stats == EpisodeStats()
 
 
-def test_a_column_that_is_not_there_is_refused():
+def test_an_unknown_return_column_is_refused():
     with pytest.raises(UserError, match="no column 'scores'; the nearest is 'score'"):
         ReplayServer({"real": spec(episode_return="scores")}, 0)
 
 
-def test_a_return_with_a_faulty_reward_in_it_is_left_out_of_the_mean():
+def test_outliers_are_left_out_of_the_mean_return():
     played = RecentReturns()
     played.add(np.array([10.0, 20.0, 1e20, -3e6, 30.0]))
     assert played.summary() == EpisodeStats(5, 20.0)
@@ -69,7 +69,7 @@ def test_a_return_with_a_faulty_reward_in_it_is_left_out_of_the_mean():
     assert sparse.summary() == EpisodeStats(4, 25.0)
 
 
-def test_shards_count_as_much_as_they_have_episodes():
+def test_statistics_of_shards_are_weighted_by_their_episodes():
     assert merged([EpisodeStats(30, 1.0), EpisodeStats(10, 5.0), EpisodeStats()]) == EpisodeStats(
         40, 2.0
     )

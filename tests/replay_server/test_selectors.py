@@ -26,9 +26,9 @@ SELECTORS: dict[str, Selector] = {
 
 
 def wrapped(selector: Selector, ends: float, window: int = 3) -> tuple[Table, Model]:
-    """A table of 64 rows that has come round, with priorities and episodes of random length."""
-    of = spec(64, a=Consumer(1, window, selector))
-    table, model, episodes = Table("real", of, 0), Model(of), Episodes()
+    """Returns a full table of 64 rows, with priorities and episodes of random length; its model."""
+    table_spec = spec(64, a=Consumer(1, window, selector))
+    table, model, episodes = Table("real", table_spec, 0), Model(table_spec), Episodes()
     rng = np.random.default_rng(0)
     for _ in range(7):
         chunk = episodes.chunk([0, 1], rng.random((2, 7)) < ends)
@@ -41,10 +41,10 @@ def wrapped(selector: Selector, ends: float, window: int = 3) -> tuple[Table, Mo
     return table, model
 
 
-# With 9 in 10 rows `last`, rejection fails and the list of starts is drawn from.
+# With 9 in 10 rows `last`, rejection sampling fails, and a list of starts is sampled.
 @pytest.mark.parametrize("ends", [0.1, 0.9])
 @pytest.mark.parametrize("name", SELECTORS)
-def test_draws_come_as_often_as_they_say(name: str, ends: float) -> None:
+def test_draws_are_as_frequent_as_their_reported_probabilities(name: str, ends: float) -> None:
     table, model = wrapped(SELECTORS[name], ends)
     expected = model.probability("a")
     n = 15_000
@@ -61,9 +61,9 @@ def test_draws_come_as_often_as_they_say(name: str, ends: float) -> None:
     assert not any(seen[key] for key, p in expected.items() if p == 0)
 
 
-def test_recency_outlives_any_number_of_rows() -> None:
-    of = spec(32, a=Consumer(8, 1, Recency(0.5)))
-    table, model, episodes = Table("real", of, 0), Model(of), Episodes()
+def test_recency_stays_exact_after_many_half_lives() -> None:
+    table_spec = spec(32, a=Consumer(8, 1, Recency(0.5)))
+    table, model, episodes = Table("real", table_spec, 0), Model(table_spec), Episodes()
     for _ in range(100):
         chunk = episodes.chunk([0], np.zeros(16))
         table.add(chunk, np.array([0]))
@@ -75,21 +75,21 @@ def test_recency_outlives_any_number_of_rows() -> None:
         assert prob == pytest.approx(expected[key], rel=1e-9)
 
 
-def test_recency_finds_the_last_start_however_old() -> None:
+def test_recency_draws_the_only_start_however_old() -> None:
     table, episodes = Table("real", spec(64, a=Consumer(4, 1, Recency(0.02))), 0), Episodes()
     table.add(episodes.chunk([0], [False]), np.array([0]))
     table.add(episodes.chunk([1], np.ones(30)), np.array([1]))  # no starts
     table.add(episodes.chunk([2], [False]), np.array([2]))
-    table.add(episodes.chunk([2], [True], reset=True), np.array([2]))  # cuts the only other start
+    table.add(episodes.chunk([2], [True], reset=True), np.array([2]))  # truncates
     sample = table.sample("a")
     assert sample is not None
     assert sample.keys.tolist() == [0] * 4 and sample.prob.tolist() == [1.0] * 4
 
 
-def test_any_part_of_a_mixture_batch_is_a_fair_draw() -> None:
+def test_any_slice_of_a_mixture_batch_is_a_fair_sample() -> None:
     newest = EmphasizeRecent(eta=1e-9, floor=10, cycle=1)
-    of = spec(1000, a=Consumer(8, 1, Mixture(((0.5, Uniform()), (0.5, newest)))))
-    table, episodes = Table("real", of, 0), Episodes()
+    table_spec = spec(1000, a=Consumer(8, 1, Mixture(((0.5, Uniform()), (0.5, newest)))))
+    table, episodes = Table("real", table_spec, 0), Episodes()
     table.add(episodes.chunk([0], np.zeros(1000)), np.array([0]))
     samples = [table.sample("a") for _ in range(1_000)]
     keys = np.stack([sample.keys for sample in samples if sample is not None])
@@ -97,36 +97,38 @@ def test_any_part_of_a_mixture_batch_is_a_fair_draw() -> None:
     np.testing.assert_allclose(shares, 0.505, atol=0.08)
 
 
-def test_emphasis_shrinks_within_a_cycle_and_anneals_away() -> None:
-    of = spec(1000, a=Consumer(1, 1, EmphasizeRecent(eta=0.998, floor=50, cycle=10, anneal=40)))
-    table, episodes = Table("real", of, 0), Episodes()
+def test_emphasis_on_recent_rows_grows_within_a_cycle_and_is_annealed() -> None:
+    table_spec = spec(
+        1000, a=Consumer(1, 1, EmphasizeRecent(eta=0.998, floor=50, cycle=10, anneal=40))
+    )
+    table, episodes = Table("real", table_spec, 0), Episodes()
     table.add(episodes.chunk([0], np.zeros(1000)), np.array([0]))
     samples = [table.sample("a") for _ in range(50)]
-    reach = [round(1 / sample.prob[0]) for sample in samples if sample is not None]
+    rows = [round(1 / sample.prob[0]) for sample in samples if sample is not None]
     for k in range(1, 11):
         eta = 0.998 + 0.002 * (k - 1) / 40
-        assert reach[k - 1] == int(max(1000 * eta ** (1000 * k / 10), 50))
-    assert reach[:10] == sorted(reach[:10], reverse=True)
-    assert reach[40:] == [1000] * 10
+        assert rows[k - 1] == int(max(1000 * eta ** (1000 * k / 10), 50))
+    assert rows[:10] == sorted(rows[:10], reverse=True)
+    assert rows[40:] == [1000] * 10
 
 
-def test_starts_enter_at_the_priority_their_actor_gave_them() -> None:
+def test_new_starts_get_the_priority_in_their_initial_column() -> None:
     columns = {**COLUMNS, "priority": Space((), "float32")}
-    of = TableSpec(16, columns, {"a": Consumer(4, 2, Prioritized(0.5, initial="priority"))})
-    table, episodes = Table("real", of, 0), Episodes()
+    table_spec = TableSpec(16, columns, {"a": Consumer(4, 2, Prioritized(0.5, initial="priority"))})
+    table, episodes = Table("real", table_spec, 0), Episodes()
     given = np.array([[4.0, -3.0, 1e30, 0.25, 9.0]], np.float32)
     assert table.add(episodes.chunk([0], np.zeros(5)) | {"priority": given}, np.array([0]))
-    mass = table.snapshot().state()["consumers"]["a"]["selector"]["weights"]
-    np.testing.assert_allclose(mass, [2.0, 1e-3, 1e6, 0.5, 0.0])  # clamped; the last has no window
+    weights = table.snapshot().state()["consumers"]["a"]["selector"]["weights"]
+    np.testing.assert_allclose(weights, [2.0, 1e-3, 1e6, 0.5, 0.0])  # clipped
     table.update(np.array([0]), np.array([16.0]))
     assert table.snapshot().state()["consumers"]["a"]["selector"]["weights"][0] == 4.0
 
 
 @pytest.mark.parametrize("half_life", [3.0, 1e9])
-def test_deviation_is_that_from_the_mean_of_what_came_before(half_life: float) -> None:
+def test_deviation_is_from_the_weighted_mean_of_the_sums_so_far(half_life: float) -> None:
     window, rng = 3, np.random.default_rng(0)
-    of = spec(24, a=Consumer(5, window, ReturnDeviation(half_life)))
-    table, episodes = Table("real", of, 0), Episodes()
+    table_spec = spec(24, a=Consumer(5, window, ReturnDeviation(half_life)))
+    table, episodes = Table("real", table_spec, 0), Episodes()
     rewards: list[float] = []
     sums = weight = np.zeros(0)
     expected: dict[int, float] = {}
@@ -139,7 +141,7 @@ def test_deviation_is_that_from_the_mean_of_what_came_before(half_life: float) -
         fresh = [sum(rewards[k : k + window]) for k in range(len(sums), len(sums) + closed)]
         sums = np.append(sums, fresh)
         kept = 2 ** (-closed / half_life)
-        weight = np.append(weight * kept, np.full(closed, (1 - kept) / closed))  # all came at once
+        weight = np.append(weight * kept, np.full(closed, (1 - kept) / closed))
         mean = np.average(sums, weights=weight)
         deviation = np.sqrt(np.average((sums - mean) ** 2, weights=weight))
         for key in range(len(sums) - closed, len(sums)):
@@ -152,7 +154,7 @@ def test_deviation_is_that_from_the_mean_of_what_came_before(half_life: float) -
         assert prob == pytest.approx(expected[key] / total, rel=1e-6)
 
 
-def test_windows_that_are_all_alike_are_drawn_alike() -> None:
+def test_windows_with_equal_sums_are_drawn_with_equal_probability() -> None:
     table, episodes = Table("real", spec(16, a=Consumer(4, 2, ReturnDeviation())), 0), Episodes()
     chunk = episodes.chunk([0], np.zeros(9))
     chunk["reward"][:] = 0.5

@@ -13,7 +13,7 @@ from tests.replay_server.model import Episodes, spec
 def server(seed: int = 0) -> ReplayServer:
     tables: dict[str, TableSpec | QueueSpec] = {
         "real": spec(64, 4.0, world=Consumer(4, 3), policy=Consumer(8, 1, Prioritized())),
-        "imagined": spec(32, policy=Consumer(4, 2)),
+        "other": spec(32, policy=Consumer(4, 2)),
         "dream": QueueSpec(2),
     }
     return ReplayServer(tables, seed)
@@ -25,34 +25,34 @@ def fill(replay: Replay, table: str, episodes: Episodes) -> None:
     assert replay.add(table, episodes.chunk([4, 2], last), np.array([4, 2]))
 
 
-def test_tables_are_served_by_name() -> None:
+def test_tables_are_addressed_by_name() -> None:
     replay = server()
     fill(replay, "real", Episodes())
     sample = replay.sample("real", "world")
     assert isinstance(sample, Sample) and sample.data["obs"].shape == (4, 3, 2)
-    assert replay.sample("imagined", "policy") is None
+    assert replay.sample("other", "policy") is None
     replay.update("real", sample.keys, np.ones(4))
     stats = replay.stats()
     assert stats["real/samples_world"] == 1 and stats["real/stored"] == 12
     assert stats["real/ratio_world"] == pytest.approx(1 / 9)
 
 
-def test_env_steps_count_real_actions_once() -> None:
+def test_env_steps_count_the_agent_steps_of_the_real_table() -> None:
     replay = server()
     fill(replay, "real", Episodes())
-    fill(replay, "imagined", Episodes())
+    fill(replay, "other", Episodes())
     assert replay.stats()["env_steps"] == 10
 
 
-def test_unknown_names_are_told_the_known_ones() -> None:
+def test_errors_for_unknown_names_list_the_known_names() -> None:
     replay = server()
-    with pytest.raises(KeyError, match="dream, imagined, real"):
+    with pytest.raises(KeyError, match="dream, other, real"):
         replay.sample("reel", "world")
     with pytest.raises(KeyError, match="policy, world"):
         replay.sample("real", "learner")
 
 
-def test_a_queue_hands_over_the_same_objects_once_and_in_order() -> None:
+def test_a_queue_returns_the_same_objects_once_and_in_order() -> None:
     replay = server()
     batches = [{"latent": object()} for _ in range(3)]
     assert [replay.add("dream", batch) for batch in batches] == [True, True, False]
@@ -64,7 +64,7 @@ def test_a_queue_hands_over_the_same_objects_once_and_in_order() -> None:
     assert replay.stats()["dream/inserted"] == replay.stats()["dream/samples"] == 3
 
 
-def test_what_a_table_cannot_do_is_an_error() -> None:
+def test_calls_that_a_table_or_queue_does_not_support_raise() -> None:
     replay = server()
     with pytest.raises(ValueError, match="streams"):
         replay.add("real", Episodes().chunk([0], [False]))
@@ -79,16 +79,16 @@ def test_a_restored_server_continues_draw_for_draw() -> None:
     fill(replay, "real", episodes)
     replay.sample("real", "policy")
     replay.add("dream", {"latent": object()})
-    heir = server(seed=5)
-    heir.restore(replay.state())
+    restored = server(seed=5)
+    restored.restore(replay.state())
     for _ in range(5):
         for consumer in ("world", "policy"):
-            ours, theirs = replay.sample("real", consumer), heir.sample("real", consumer)
+            ours, theirs = replay.sample("real", consumer), restored.sample("real", consumer)
             assert isinstance(ours, Sample) and isinstance(theirs, Sample)
             np.testing.assert_equal(ours.data, theirs.data)
             np.testing.assert_array_equal(ours.prob, theirs.prob)
-    stats = heir.stats()
-    assert stats["dream/inserted"] == stats["dream/discarded"] == 1  # queued batches do not survive
+    stats = restored.stats()
+    assert stats["dream/inserted"] == stats["dream/discarded"] == 1  # queued batches are not saved
     assert stats["env_steps"] == 10
 
 
@@ -115,11 +115,11 @@ def test_each_table_draws_from_its_own_generator() -> None:
 
 
 def offer(replay: ReplayServer, episodes: Episodes, chunk_id: ChunkId) -> bool:
-    """The next two rows of stream 7, as this chunk of its actor."""
+    """Adds the next two rows of stream 7, as a chunk with this id."""
     return replay.add("real", episodes.chunk([7], np.zeros((1, 2), bool)), np.array([7]), chunk_id)
 
 
-def test_a_chunk_that_comes_twice_is_stored_once() -> None:
+def test_a_chunk_that_arrives_twice_is_stored_once() -> None:
     replay, episodes = server(), Episodes()
     chunk = episodes.chunk([7], np.zeros((1, 2), bool))
     for _ in range(3):
@@ -130,7 +130,7 @@ def test_a_chunk_that_comes_twice_is_stored_once() -> None:
     assert (stats["real/duplicates"], stats["real/outdated"]) == (2, 0)
 
 
-def test_what_a_replaced_actor_still_sends_is_dropped() -> None:
+def test_chunks_of_a_replaced_actor_process_are_not_stored() -> None:
     replay = server()
     assert offer(replay, Episodes(), ChunkId(0, 0, 0))
     fresh = Episodes().chunk([8], np.zeros((1, 2), bool))
@@ -138,11 +138,11 @@ def test_what_a_replaced_actor_still_sends_is_dropped() -> None:
     assert replay.add("real", fresh, np.array([7]), ChunkId(0, 0, 1))
     assert replay.stats()["real/outdated"] == 1 and replay.stats()["env_steps"] == 4
     other = Episodes().chunk([9], np.zeros((1, 2), bool))
-    assert replay.add("real", other, np.array([9]), ChunkId(1, 0, 0))  # an actor of its own
+    assert replay.add("real", other, np.array([9]), ChunkId(1, 0, 0))  # another actor
     assert replay.stats()["env_steps"] == 6 and replay.actors("real") == 2
 
 
-def test_a_chunk_that_was_refused_may_come_again() -> None:
+def test_a_chunk_that_was_refused_can_be_added_later() -> None:
     replay = ReplayServer({"real": spec(64, 1.0, x=Consumer(4, samples_per_step=2.0))}, 0)
     episodes = Episodes()
     assert offer(replay, episodes, ChunkId(0, 0, 0))  # earns two samples
@@ -156,11 +156,11 @@ def test_a_chunk_that_was_refused_may_come_again() -> None:
     assert replay.stats()["real/duplicates"] == 0 and replay.stats()["env_steps"] == 4
 
 
-def test_what_was_taken_is_remembered_over_a_restart() -> None:
+def test_stored_chunks_are_recognised_after_a_restore() -> None:
     replay, episodes = server(), Episodes()
     chunk = episodes.chunk([7], np.zeros((1, 2), bool))
     assert replay.add("real", chunk, np.array([7]), ChunkId(3, 1, 5))
-    heir = server(seed=5)
-    heir.restore(replay.state())
-    assert heir.add("real", chunk, np.array([7]), ChunkId(3, 1, 5))
-    assert heir.stats()["env_steps"] == 2 and heir.stats()["real/duplicates"] == 1
+    restored = server(seed=5)
+    restored.restore(replay.state())
+    assert restored.add("real", chunk, np.array([7]), ChunkId(3, 1, 5))
+    assert restored.stats()["env_steps"] == 2 and restored.stats()["real/duplicates"] == 1

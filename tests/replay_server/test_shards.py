@@ -1,4 +1,4 @@
-"""Several shards against one table that holds the rows of them all."""
+"""Compares several shards with one table that has the rows of all of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from dreamfleet.replay_server.shards import (
 from tests.replay_server.model import Episodes, chi_square_bound, spec
 
 UNIFORM = Uniform()
-ACTORS = 4  # each one stream, of its own length
+ACTORS = 4  # each has one stream, of its own length
 
 
 def tables(
@@ -42,14 +42,14 @@ def tables(
 
 
 def sharded(
-    of: dict[str, TableSpec | QueueSpec], shards: int = 3, ahead: int = 0
+    tables: dict[str, TableSpec | QueueSpec], shards: int = 3, ahead: int = 0
 ) -> tuple[ShardedReplay, list[NearShard]]:
-    near = [NearShard(shard_tables(of, shards), seed) for seed in range(shards)]
-    return ShardedReplay(near, of, 7, ahead), near
+    near = [NearShard(shard_tables(tables, shards), seed) for seed in range(shards)]
+    return ShardedReplay(near, tables, 7, ahead), near
 
 
 def fill(replay: ShardedReplay | ReplayServer, chunks: int = 8) -> None:
-    """Actor i adds 4 (i + 1) rows a chunk, of episodes of 4; so shards differ in what they hold."""
+    """Adds chunks of actors: actor i adds 4 (i + 1) rows at a time, in episodes of 4 rows."""
     episodes = Episodes()
     for sequence in range(chunks):
         for actor in range(ACTORS):
@@ -66,12 +66,12 @@ def draw(replay: ShardedReplay | ReplayServer) -> Sample:
 
 
 def rows_of(sample: Sample) -> list[tuple[int, int]]:
-    """Which row each window starts at: its stream, and how manieth of it."""
+    """Returns the first row of each window: its stream, and its number in the stream."""
     return [(int(n), int(t)) for n, t in sample.data["obs"][:, 0]]
 
 
 def prioritize(replay: ShardedReplay | ReplayServer) -> None:
-    """Draw until each start has got a priority that follows from what it is."""
+    """Draws until each start has a priority, which is a function of its row."""
     seen: set[tuple[int, int]] = set()
     size = 1
     while len(seen) < size:
@@ -82,7 +82,7 @@ def prioritize(replay: ShardedReplay | ReplayServer) -> None:
 
 
 def frequencies_agree(replay: ShardedReplay, expected: dict[tuple[int, int], float]) -> None:
-    """Draws by χ² against the probabilities of one table."""
+    """Returns the χ² statistic of draws against the probabilities in one table."""
     drawn: Counter[tuple[int, int]] = Counter()
     for _ in range(1500):
         drawn.update(rows_of(draw(replay)))
@@ -93,7 +93,7 @@ def frequencies_agree(replay: ShardedReplay, expected: dict[tuple[int, int], flo
 
 
 def probabilities(replay: ShardedReplay | ReplayServer) -> dict[tuple[int, int], float]:
-    """Of each start, as it is handed out with its draws."""
+    """Returns the probability of each start, as samples report it."""
     found: dict[tuple[int, int], float] = {}
     for _ in range(20_000):
         sample = draw(replay)
@@ -111,7 +111,7 @@ def test_sharded_draws_are_those_of_one_table(selector: Selector, shards: int) -
     for replay in (one, many):
         fill(replay)
         prioritize(replay)
-        draw(replay)  # and the shares of the next are by these priorities
+        draw(replay)  # its successor is divided by these priorities
     expected = probabilities(one)
     assert sum(expected.values()) == pytest.approx(1)
     ours = probabilities(many)
@@ -122,8 +122,8 @@ def test_sharded_draws_are_those_of_one_table(selector: Selector, shards: int) -
     frequencies_agree(many, expected)
 
 
-def test_recent_rows_are_drawn_over_all_shards_as_over_one_table() -> None:
-    """Where actors are alike, that is: an age in rows is then an age in time."""
+def test_recent_rows_are_drawn_from_all_shards_as_from_one_table() -> None:
+    """Only where all actors are equally fast: then an age in rows is an age in time."""
     near = [NearShard(shard_tables(tables(Recency(40.0)), 2), seed) for seed in range(2)]
     many = ShardedReplay(near, tables(Recency(40.0)), 7)
     one, episodes = ReplayServer(tables(Recency(40.0)), 0), Episodes()
@@ -133,7 +133,7 @@ def test_recent_rows_are_drawn_over_all_shards_as_over_one_table() -> None:
             for replay in (one, many):
                 replay.add("real", chunk, np.array([actor]), ChunkId(actor, 0, sequence))
     ours, theirs = probabilities(many), probabilities(one)
-    # Within a shard chunks of one actor lie together, in the one table they alternate: 2 rows off.
+    # In a shard the chunks of one actor are adjacent, in one table they alternate: 2 rows apart.
     for row in ours.keys() & theirs.keys():
         assert ours[row] == pytest.approx(theirs[row], rel=0.08)
 
@@ -185,9 +185,9 @@ def test_priorities_find_their_shard() -> None:
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
 @pytest.mark.parametrize("rate", [0.25, 1.0, 3.0])
-def test_the_ratio_is_that_of_one_table(shards: int, rate: float) -> None:
-    of = tables(samples_per_step=rate, min_steps=16)
-    many, _ = sharded(of, shards)
+def test_shards_keep_the_sampling_ratio_of_one_table(shards: int, rate: float) -> None:
+    specs = tables(samples_per_step=rate, min_steps=16)
+    many, _ = sharded(specs, shards)
     episodes, rng = Episodes(), np.random.default_rng(3)
     sequence: Counter[int] = Counter()
     taken = 0
@@ -207,13 +207,13 @@ def test_the_ratio_is_that_of_one_table(shards: int, rate: float) -> None:
     steps = int(stats["env_steps"])
     assert steps > 200 and stats["real/duplicates"] == 0
     owed = (steps - 16) * rate - taken
-    # Each shard owes up to the slack and what a chunk earns there, of which 1/shards counts.
+    # Each shard may be behind by the slack and by what a chunk earns, divided by the shards.
     assert -1e-6 <= owed <= 4 + 4 * rate * shards + shards
     assert stats["real/samples_x"] in (taken, taken + 1) or shards > 1
     assert stats["real/ratio_x"] == pytest.approx(taken / (steps - 16), rel=0.1)
 
 
-def test_samples_asked_ahead_are_handed_out_later() -> None:
+def test_samples_requested_ahead_are_returned_in_order() -> None:
     many, near = sharded(tables(samples_per_step=0.25, min_steps=0), 2, ahead=2)
     assert many.sample("real", "x") is None
     fill(many, chunks=1)
@@ -221,7 +221,7 @@ def test_samples_asked_ahead_are_handed_out_later() -> None:
     assert got == min(shard.stats()["real/samples_x"] for shard in near)
 
 
-def test_queues_live_in_the_first_shard_and_keep_their_order() -> None:
+def test_queues_are_in_the_first_shard_and_keep_their_order() -> None:
     many, near = sharded(tables(), 3)
     batches = [{"latent": object()} for _ in range(3)]
     assert [many.add("dream", batch) for batch in batches] == [True, True, False]
@@ -244,7 +244,7 @@ def test_counters_of_shards_add_up() -> None:
     assert merged_stats([stats]) == pytest.approx(stats)
 
 
-def test_each_shard_gets_its_part_of_the_whole() -> None:
+def test_capacity_and_consumers_are_divided_among_shards() -> None:
     mixed = Mixture(((0.5, Recency(100.0)), (0.5, EmphasizeRecent(floor=30))))
     one = Consumer(16, 2, mixed, samples_per_step=0.5, min_steps=100)
     part = shard_tables({"real": spec(600, 2.0, x=one), "dream": QueueSpec(2)}, 4)
@@ -260,9 +260,9 @@ def test_a_checkpoint_holds_all_shards() -> None:
     fill(many)
     prioritize(many)
     state = join_states([shard.state() for shard in near])
-    again, heirs = sharded(tables(Prioritized()), 3)
-    for heir, part in zip(heirs, split_state(state, 3), strict=True):
-        heir.restore(part)
+    again, restored_episodes = sharded(tables(Prioritized()), 3)
+    for restored, part in zip(restored_episodes, split_state(state, 3), strict=True):
+        restored.restore(part)
     assert again.stats() == many.stats()
     assert join_states([near[0].state()]).keys() == {"real", "dream"}
     with pytest.raises(UserError, match=r"3 shards, here are 1; .* train.replay_shards=3"):
@@ -275,7 +275,7 @@ def test_more_shards_than_actors_are_refused() -> None:
         RunConfig(num_actors=2, train=TrainConfig(replay_shards=3))
 
 
-def test_shards_end_together_at_the_steps_of_the_run() -> None:
+def test_the_last_steps_of_all_shards_add_up_to_the_steps_of_the_run() -> None:
     assert last_steps(10, [None]) == [10]
     assert last_steps(10, [None, None, None]) == [3, 3, 4]
     states = [{"real": {"limiter": {"steps": steps}}} for steps in (7, 4)]

@@ -22,14 +22,14 @@ OF = spec(
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pieces():
-    """Of one or two rows, so that much happens between them."""
+    """Makes pieces of one or two rows, so that the table changes between many of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(snapshot, "PIECE_BYTES", 64)
         yield
 
 
-def stir(table: Table, episodes: Episodes, rng: np.random.Generator) -> None:
-    """Something that changes the table."""
+def change(table: Table, episodes: Episodes, rng: np.random.Generator) -> None:
+    """Changes the table: adds rows, samples, and updates priorities."""
     streams = np.arange(rng.integers(1, 4))
     last = rng.random((streams.size, rng.integers(1, 6))) < 0.2
     chunk = episodes.chunk(streams.tolist(), last, reset=bool(rng.random() < 0.4))
@@ -41,42 +41,42 @@ def stir(table: Table, episodes: Episodes, rng: np.random.Generator) -> None:
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 20), st.floats(0, 1))
 @settings(max_examples=50, deadline=None)
-def test_a_snapshot_is_the_state_at_its_beginning(seed: int, before: int, busy: float) -> None:
+def test_a_snapshot_is_the_state_at_its_creation(seed: int, before: int, busy: float) -> None:
     rng = np.random.default_rng(seed)
     table, episodes = Table("real", OF, seed), Episodes()
     for _ in range(before):
-        stir(table, episodes, rng)
+        change(table, episodes, rng)
     expected = copy.deepcopy(table.snapshot().state())
     early = table.snapshot()
     late, meanwhile = None, None
     while early.copy_piece():
         if rng.random() < busy:
-            stir(table, episodes, rng)
+            change(table, episodes, rng)
         if late is None and rng.random() < 0.1:
             late, meanwhile = table.snapshot(), table.snapshot().state()
     np.testing.assert_equal(early.state(), expected)
     if late is not None:
-        stir(table, episodes, rng)
+        change(table, episodes, rng)
         np.testing.assert_equal(late.state(), meanwhile)
 
 
-def test_a_table_restored_from_a_snapshot_continues_from_its_beginning() -> None:
+def test_a_table_restored_from_a_snapshot_continues_from_its_creation() -> None:
     rng = np.random.default_rng(0)
     table, episodes = Table("real", OF, 0), Episodes()
     for _ in range(20):
-        stir(table, episodes, rng)
+        change(table, episodes, rng)
     saved = table.snapshot()
-    twin, written, dice = Table("real", OF, 1), copy.deepcopy(episodes), copy.deepcopy(rng)
-    twin.restore(table.snapshot().state())
+    same_state, written, dice = Table("real", OF, 1), copy.deepcopy(episodes), copy.deepcopy(rng)
+    same_state.restore(table.snapshot().state())
     for _ in range(20):
-        stir(table, episodes, rng)
-    heir = Table("real", OF, 2)
-    heir.restore(saved.state())
+        change(table, episodes, rng)
+    restored = Table("real", OF, 2)
+    restored.restore(saved.state())
     for _ in range(20):
-        heirs, its = copy.deepcopy((written, dice))
-        stir(twin, written, dice)
-        stir(heir, heirs, its)
-    np.testing.assert_equal(heir.snapshot().state(), twin.snapshot().state())
+        restored_episodes, its = copy.deepcopy((written, dice))
+        change(same_state, written, dice)
+        change(restored, restored_episodes, its)
+    np.testing.assert_equal(restored.snapshot().state(), same_state.snapshot().state())
 
 
 def test_a_snapshot_survives_a_restore_of_its_table() -> None:
@@ -84,8 +84,8 @@ def test_a_snapshot_survives_a_restore_of_its_table() -> None:
     table, episodes = Table("real", OF, 0), Episodes()
     empty = table.snapshot().state()
     for _ in range(20):
-        stir(table, episodes, rng)
+        change(table, episodes, rng)
     expected, saved = table.snapshot().state(), table.snapshot()
     table.restore(empty)
-    stir(table, Episodes(), rng)
+    change(table, Episodes(), rng)
     np.testing.assert_equal(saved.state(), expected)

@@ -56,17 +56,17 @@ def same(a: Sample | None, b: Sample | None) -> bool:
 
 
 def check_draw(sample: Sample, model: Model, consumer: str, draws: int) -> None:
-    of = model.spec.consumers[consumer]
+    spec = model.spec.consumers[consumer]
     probability = model.probability(consumer, draws)
     assert sample.size == len(probability)
-    assert sample.keys.shape == sample.prob.shape == (of.batch,)
+    assert sample.keys.shape == sample.prob.shape == (spec.batch,)
     assert (sample.prob > 0).all()
-    assert list(sample.data) == list(of.columns or COLUMNS)
+    assert list(sample.data) == list(spec.columns or COLUMNS)
     for b, key in enumerate(sample.keys.tolist()):
         assert sample.prob[b] == pytest.approx(probability[key], rel=1e-9)
-        window = model.context(key, of.context) + (model.window(key, of.window) or [])
+        window = model.context(key, spec.context) + (model.window(key, spec.window) or [])
         for t, row in enumerate(window):
-            for name in of.columns or COLUMNS:
+            for name in spec.columns or COLUMNS:
                 np.testing.assert_array_equal(sample.data[name][b, t], model.rows[row][name])
 
 
@@ -76,11 +76,11 @@ def check_draw(sample: Sample, model: Model, consumer: str, draws: int) -> None:
     streams=st.integers(1, 5),
     longest=st.integers(1, 8),
     ends=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
-    deaths=st.sampled_from([0.0, 0.3]),
+    resets=st.sampled_from([0.0, 0.3]),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_table_does_what_lists_would(
-    seed: int, capacity: int, streams: int, longest: int, ends: float, deaths: float
+def test_a_table_agrees_with_a_simple_model_of_lists(
+    seed: int, capacity: int, streams: int, longest: int, ends: float, resets: float
 ) -> None:
     rng = np.random.default_rng(seed)
     table = Table("real", spec(capacity, 1.0, **CONSUMERS), seed)
@@ -91,7 +91,7 @@ def test_a_table_does_what_lists_would(
         some = rng.permutation(names)[: rng.integers(1, streams + 1)].tolist()
         length = int(rng.integers(1, min(longest, capacity // len(some)) + 1))
         last = rng.random((len(some), length)) < ends
-        chunk = episodes.chunk(some, last, reset=bool(rng.random() < deaths))
+        chunk = episodes.chunk(some, last, reset=bool(rng.random() < resets))
         assert table.add(chunk, np.array(some))
         model.add(chunk, some)
         for consumer in CONSUMERS:
@@ -109,7 +109,7 @@ def test_a_table_does_what_lists_would(
         model.update(keys, priorities)
         stats = table.stats()
         assert stats["inserted"] == len(model.rows) == stats["stored"] + stats["evicted"]
-        assert stats["truncated"] == model.cut and stats["stale_priorities"] == model.stale
+        assert stats["truncated"] == model.truncated and stats["stale_priorities"] == model.stale
         assert table.steps == model.steps
 
 
@@ -124,7 +124,7 @@ def test_windows_are_copies() -> None:
         np.testing.assert_array_equal(table.snapshot().state()["columns"][name], column)
 
 
-def test_a_window_becomes_drawable_with_its_last_row() -> None:
+def test_a_row_becomes_a_start_when_its_window_is_complete() -> None:
     table, episodes = Table("real", spec(8, a=Consumer(1, 3)), 0), Episodes()
     for row, count in enumerate([0, 0, 1, 2]):
         table.add(episodes.chunk([7], [False]), np.array([7]))
@@ -132,7 +132,7 @@ def test_a_window_becomes_drawable_with_its_last_row() -> None:
         assert (table.sample("a") is None) == (count == 0)
 
 
-def test_an_actor_that_died_leaves_a_cut_episode() -> None:
+def test_a_reset_in_an_open_episode_truncates_it() -> None:
     table, episodes = Table("real", spec(8, a=Consumer(1, 1)), 0), Episodes()
     table.add(episodes.chunk([0], [False, False]), np.array([0]))
     table.add(episodes.chunk([0], [False, False], reset=True), np.array([0]))
@@ -143,7 +143,7 @@ def test_an_actor_that_died_leaves_a_cut_episode() -> None:
     assert table.stats()["truncated"] == 1
 
 
-def test_a_stream_may_go_on_after_its_rows_were_evicted() -> None:
+def test_a_stream_continues_after_all_its_rows_were_evicted() -> None:
     table, episodes = Table("real", spec(6, a=Consumer(1, 2)), 0), Episodes()
     table.add(episodes.chunk([0], [False, False]), np.array([0]))
     table.add(episodes.chunk([1], [False] * 6), np.array([1]))
@@ -153,7 +153,7 @@ def test_a_stream_may_go_on_after_its_rows_were_evicted() -> None:
     assert starts(table, "a") == [4, 5, 6, 8]
 
 
-def test_cutting_an_episode_whose_rows_were_evicted_touches_no_other_row() -> None:
+def test_truncating_an_episode_whose_rows_were_evicted_changes_no_other_row() -> None:
     table, episodes = Table("real", spec(6, a=Consumer(1, 1)), 0), Episodes()
     table.add(episodes.chunk([0], [False]), np.array([0]))
     table.add(episodes.chunk([1], [False] * 6), np.array([1]))
@@ -166,7 +166,7 @@ def test_cutting_an_episode_whose_rows_were_evicted_touches_no_other_row() -> No
 # ------------------------------------------------------------------------------------ contexts
 
 
-def test_a_context_stops_at_the_beginning_of_its_episode() -> None:
+def test_a_context_repeats_the_first_row_of_a_young_episode() -> None:
     table, episodes = Table("real", spec(16, a=Consumer(1, 2, context=3)), 0), Episodes()
     table.add(episodes.chunk([0], [False, True, False, False, False]), np.array([0]))
     seen = {}
@@ -179,16 +179,16 @@ def test_a_context_stops_at_the_beginning_of_its_episode() -> None:
     assert seen[3]["obs"][0, :, 1].tolist() == [2, 2, 2, 3, 4]
 
 
-def test_a_start_goes_with_the_first_row_of_its_context() -> None:
+def test_a_start_is_removed_when_a_row_of_its_context_is_evicted() -> None:
     table, episodes = Table("real", spec(8, a=Consumer(1, 1, context=2)), 0), Episodes()
     table.add(episodes.chunk([0, 1], np.zeros((2, 3))), np.arange(2))
     assert starts(table, "a") == [0, 1, 2, 3, 4, 5]
-    table.add(episodes.chunk([1], [False] * 3), np.array([1]))  # row 0 goes
+    table.add(episodes.chunk([1], [False] * 3), np.array([1]))  # evicts row 0
     assert starts(table, "a") == [3, 4, 5, 6, 7, 8]
-    table.add(episodes.chunk([0], [False]), np.array([0]))  # row 1 goes; its stream goes on
+    table.add(episodes.chunk([0], [False]), np.array([0]))  # evicts row 1
     assert starts(table, "a") == [3, 4, 5, 6, 7, 8]
     table.add(episodes.chunk([0], [True]), np.array([0]))
-    table.add(episodes.chunk([0], [False, False]), np.array([0]))  # a new episode needs no other
+    table.add(episodes.chunk([0], [False, False]), np.array([0]))
     assert starts(table, "a") == [7, 8, 11, 12]
 
 
@@ -219,7 +219,7 @@ def test_another_number_of_windows_may_be_drawn(count: int, selector: Selector) 
     assert draw is not None and table.intact(draw)
 
 
-def test_a_draw_is_intact_until_one_of_its_rows_goes() -> None:
+def test_a_draw_is_intact_until_one_of_its_rows_is_overwritten() -> None:
     table, episodes = Table("real", spec(12, a=Consumer(1, 2, context=1)), 0), Episodes()
     table.add(episodes.chunk([0], np.zeros(8)), np.array([0]))
     draw = table.draw("a")
@@ -229,11 +229,11 @@ def test_a_draw_is_intact_until_one_of_its_rows_goes() -> None:
     table.add(episodes.chunk([0], np.zeros(6)), np.array([0]))
     np.testing.assert_equal(table.gather(draw), expected)
     assert table.intact(draw) and table.stats()["samples_a"] == counted
-    table.add(episodes.chunk([0], np.zeros(1)), np.array([0]))  # over row 2, its context
+    table.add(episodes.chunk([0], np.zeros(1)), np.array([0]))  # overwrites row 2, its context
     assert not table.intact(draw) and table.stats()["samples_a"] == counted - 1
 
 
-def test_a_draw_is_not_intact_after_an_episode_was_cut() -> None:
+def test_a_draw_is_not_intact_after_an_episode_was_truncated() -> None:
     table, episodes = Table("real", spec(12, a=Consumer(1, 2)), 0), Episodes()
     table.add(episodes.chunk([0], np.zeros(3)), np.array([0]))
     draw = table.draw("a")
@@ -242,10 +242,10 @@ def test_a_draw_is_not_intact_after_an_episode_was_cut() -> None:
     assert not table.intact(draw)
 
 
-def test_batches_gathered_beside_a_writer_are_whole() -> None:
+def test_batches_gathered_while_rows_are_added_hold_no_overwritten_rows() -> None:
     columns = {**COLUMNS, "obs": Space((64, 64), "int64")}
-    of = TableSpec(300, columns, {"a": Consumer(16, 4, context=2, samples_per_step=1)}, 1e9)
-    table, episodes, lock = Table("real", of, 0), Episodes(), threading.Lock()
+    table_spec = TableSpec(300, columns, {"a": Consumer(16, 4, context=2, samples_per_step=1)}, 1e9)
+    table, episodes, lock = Table("real", table_spec, 0), Episodes(), threading.Lock()
 
     def write() -> None:
         chunk = episodes.chunk([0, 1], np.zeros((2, 10)))
@@ -289,7 +289,7 @@ def test_batches_gathered_beside_a_writer_are_whole() -> None:
 # ------------------------------------------------------------------------------------ priorities
 
 
-def test_late_and_senseless_priorities_are_ignored_and_counted() -> None:
+def test_stale_and_invalid_priorities_are_ignored_and_counted() -> None:
     table, episodes = filled(spec(16, a=Consumer(4, 1, Prioritized())), rows=4)
     sample = table.sample("a")
     assert sample is not None
@@ -302,25 +302,25 @@ def test_late_and_senseless_priorities_are_ignored_and_counted() -> None:
     np.testing.assert_equal(table.snapshot().state()["consumers"], before["consumers"])
 
 
-def test_new_rows_enter_at_the_largest_priority() -> None:
+def test_new_rows_get_the_largest_priority_so_far() -> None:
     table, episodes = filled(spec(16, a=Consumer(2, 1, Prioritized(0.5))), rows=4)
     table.update(np.array([0]), np.array([9.0], np.float32))
     table.update(np.array([0]), np.array([0.0]))
     table.add(episodes.chunk([0], [False]), np.array([0]))
-    mass = table.snapshot().state()["consumers"]["a"]["selector"]["weights"]
-    assert mass[-1] == 3.0 and mass[0] == pytest.approx(1e-3)
+    weights = table.snapshot().state()["consumers"]["a"]["selector"]["weights"]
+    assert weights[-1] == 3.0 and weights[0] == pytest.approx(1e-3)
 
 
-def test_keys_and_priorities_go_in_pairs() -> None:
+def test_keys_and_priorities_must_have_the_same_shape() -> None:
     table, _ = filled(spec(16, a=Consumer(2)))
     with pytest.raises(ValueError, match="keys"):
         table.update(np.array([1, 2]), np.array([1.0]))
 
 
-# --------------------------------------------------------------------------------- pacing, saving
+# ------------------------------------------------------------------------------ waiting, saving
 
 
-def test_adding_waits_for_the_consumer_that_lags_and_takes_nothing() -> None:
+def test_adding_is_refused_while_a_consumer_is_behind() -> None:
     table = Table("real", spec(64, 2.0, a=Consumer(2, 1, samples_per_step=0.5)), 0)
     episodes = Episodes()
     taken = 0
@@ -331,7 +331,7 @@ def test_adding_waits_for_the_consumer_that_lags_and_takes_nothing() -> None:
     assert table.add(chunk, np.array([0]))
 
 
-def test_nobody_waits_for_a_consumer_without_starts() -> None:
+def test_adding_does_not_wait_for_a_consumer_without_starts() -> None:
     table, episodes = Table("real", spec(64, a=Consumer(2, 32, samples_per_step=1)), 0), Episodes()
     for _ in range(31):
         assert table.add(episodes.chunk([0, 1], np.zeros((2, 1))), np.arange(2))
@@ -342,8 +342,8 @@ def test_nobody_waits_for_a_consumer_without_starts() -> None:
 
 
 def test_draws_repeat_with_the_seed_and_differ_between_seeds() -> None:
-    of = spec(48, 1.0, **CONSUMERS)
-    (a, _), (b, _), (c, _) = filled(of, seed=1), filled(of, seed=1), filled(of, seed=2)
+    table_spec = spec(48, 1.0, **CONSUMERS)
+    (a, _), (b, _), (c, _) = (filled(table_spec, seed=seed) for seed in (1, 1, 2))
     assert same(a.sample("mixture"), b.sample("mixture"))
     assert not same(a.sample("mixture"), c.sample("mixture"))
 
@@ -351,37 +351,37 @@ def test_draws_repeat_with_the_seed_and_differ_between_seeds() -> None:
 @pytest.mark.parametrize("rows", [12, 80])
 def test_a_restored_table_continues_bit_for_bit(rows: int) -> None:
     limited = dataclasses.replace(CONSUMERS["single"], samples_per_step=0.5, min_steps=4)
-    of = spec(48, 1e9, **CONSUMERS, limited=limited)
-    table, episodes = filled(of, rows)
-    for consumer in of.consumers:
+    table_spec = spec(48, 1e9, **CONSUMERS, limited=limited)
+    table, episodes = filled(table_spec, rows)
+    for consumer in table_spec.consumers:
         sample = table.sample(consumer)
         assert sample is not None
         table.update(sample.keys, np.linspace(0, 5, sample.keys.size))
     state = table.snapshot().state()
-    heir, _ = filled(of, 20, seed=9)  # a table that has seen other rows
-    heir.restore(state)
-    np.testing.assert_equal(heir.snapshot().state(), state)
+    restored, _ = filled(table_spec, 20, seed=9)  # a table that has had other rows
+    restored.restore(state)
+    np.testing.assert_equal(restored.snapshot().state(), state)
     for step in range(12):
-        assert heir.stats() == table.stats()
-        for consumer in of.consumers:
-            ours, theirs = table.sample(consumer), heir.sample(consumer)
+        assert restored.stats() == table.stats()
+        for consumer in table_spec.consumers:
+            ours, theirs = table.sample(consumer), restored.sample(consumer)
             assert ours is not None and same(ours, theirs)
             table.update(ours.keys, ours.prob * step)
-            heir.update(ours.keys, ours.prob * step)
+            restored.update(ours.keys, ours.prob * step)
         chunk = episodes.chunk([0, 5], np.zeros((2, 3), bool), reset=step == 4)
-        assert table.add(chunk, np.array([0, 5])) and heir.add(chunk, np.array([0, 5]))
+        assert table.add(chunk, np.array([0, 5])) and restored.add(chunk, np.array([0, 5]))
 
 
-def test_a_state_is_a_copy_and_stores_live_rows_only() -> None:
+def test_a_state_is_a_copy_of_the_stored_rows() -> None:
     table, episodes = filled(spec(16, 1.0, **CONSUMERS), rows=40)
-    state, twin = table.snapshot().state(), table.snapshot().state()
+    state, same_state = table.snapshot().state(), table.snapshot().state()
     assert len(state["columns"]["obs"]) == 16
     table.add(episodes.chunk([0], np.zeros(5)), np.array([0]))
     table.sample("mixture")
-    np.testing.assert_equal(state, twin)
+    np.testing.assert_equal(state, same_state)
 
 
-def test_another_layout_is_refused_by_name() -> None:
+def test_a_state_of_another_layout_is_refused() -> None:
     table, _ = filled(spec(48, a=Consumer(4, 2)))
     with pytest.raises(UserError, match="its capacity is 48 rows, here 47 rows"):
         Table("real", spec(47, a=Consumer(4, 2)), 0).restore(table.snapshot().state())
@@ -389,13 +389,13 @@ def test_another_layout_is_refused_by_name() -> None:
         Table("real", spec(48, a=Consumer(4, 3)), 0).restore(table.snapshot().state())
 
 
-def test_bytes_are_known_from_the_start() -> None:
+def test_the_memory_of_a_full_table_is_known_when_it_is_empty() -> None:
     columns = {**COLUMNS, "obs": Space((84, 84), "uint8")}
-    of = TableSpec(1000, columns, {"a": Consumer(32, 4, Prioritized())})
-    table = Table("real", of, 0)
+    table_spec = TableSpec(1000, columns, {"a": Consumer(32, 4, Prioritized())})
+    table = Table("real", table_spec, 0)
     row = 84 * 84 + 8 + 4 + 3  # obs, action, reward, flags
-    extra = 16 + 1 + 8  # links, flag, mass
-    sums = 8 * 128  # of eight masses each, up to the next eight
+    extra = 16 + 1 + 8  # links, flag, weight
+    sums = 8 * 128  # of eight weights each, rounded up to a multiple of eight
     assert table.nbytes == table.stats()["bytes"] == 1000 * (row + extra) + sums
     assert table.nbytes <= 1.05 * 1000 * 84 * 84
 
@@ -408,7 +408,7 @@ def test_bytes_are_known_from_the_start() -> None:
     ends=st.sampled_from([0.0, 0.3, 0.9]),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_table_takes_no_step_beyond_its_total(
+def test_a_table_stores_no_agent_step_beyond_the_last(
     seed: int, streams: int, length: int, total: int, ends: float
 ) -> None:
     rng, names, episodes = np.random.default_rng(seed), list(range(streams)), Episodes()
@@ -421,7 +421,7 @@ def test_a_table_takes_no_step_beyond_its_total(
         assert table.add(offered[-1], np.array(names))
     assert table.steps == total
     assert not table.add(episodes.chunk(names, last), np.array(names))
-    # In the order of time, and at one time in that of the streams, these are the first steps.
+    # The first steps, ordered by time, then by stream.
     rows = [
         row for chunk in offered for t in range(length) for row in zip(*at(chunk, t), strict=True)
     ]
@@ -437,7 +437,7 @@ def at(chunk: Batch, t: int) -> tuple[list[list[float]], list[bool]]:
     return chunk["obs"][:, t].tolist(), chunk["last"][:, t].tolist()
 
 
-def test_a_run_that_asks_for_more_steps_goes_on() -> None:
+def test_a_resumed_table_with_a_later_last_step_stores_more_steps() -> None:
     table, episodes = Table("real", spec(64, a=Consumer(1, 1)), 0), Episodes()
     table.last_step = 5
     assert table.add(episodes.chunk([0], [False] * 4), np.array([0]))

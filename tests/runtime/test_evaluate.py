@@ -237,7 +237,7 @@ def test_a_damaged_checkpoint_is_skipped(run, caplog):
 @pytest.mark.parametrize("weights", [{}, {"world": {}}, {"policy": {}}, {"policy": 3}, 3])
 def test_weights_that_do_not_fit_are_named(run, weights):
     checkpoint.save(run.best, 5, {"weights": weights}, agent="pusher", env="CartPole-v1")
-    with pytest.raises(UserError, match=r"ckpt-000000000005\.000 cannot serve: weight group"):
+    with pytest.raises(UserError, match=r"ckpt-000000000005\.000 cannot be used: weight group"):
         player(run.path, "best")
 
 
@@ -257,11 +257,11 @@ def test_the_result_names_the_policy_that_was_played_although_the_run_saved_a_ne
     assert "ckpt-000000000700" in found["checkpoint"]
 
 
-def test_episodes_cut_short_are_counted(run, capsys):
+def test_episodes_are_truncated_at_the_step_limit_and_counted(run, capsys):
     assert cli.main(["eval", str(run.path), "--episodes", "3", "--max-steps", "5"]) == 0
-    assert "over 3 episodes of 5 steps, 3 cut short" in capsys.readouterr().out
-    assert evaluate(run.path, 3, 0, "cpu", max_steps=5)["cut_short"] == 3
-    assert evaluate(run.path, 3, 0, "cpu")["cut_short"] == 0
+    assert "over 3 episodes of 5 steps, 3 truncated" in capsys.readouterr().out
+    assert evaluate(run.path, 3, 0, "cpu", max_steps=5)["reached_step_limit"] == 3
+    assert evaluate(run.path, 3, 0, "cpu")["reached_step_limit"] == 0
     assert cli.main(["eval", str(run.path), "--max-steps", "0"]) == 2
 
 

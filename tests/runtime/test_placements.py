@@ -368,7 +368,7 @@ def test_evaluations_of_endless_episodes_end_after_eval_steps(tmp_path, placemen
         placement, config(tmp_path, intervals, env="tests.runtime.broken:Endless-v0", steps=150)
     )
     assert run.code == 0
-    assert {event["cut_short"] for event in run.of("eval")} == {2}
+    assert {event["reached_step_limit"] for event in run.of("eval")} == {2}
     assert "2 cut short at 30 steps" in run.output.splitlines()[-1]
 
 

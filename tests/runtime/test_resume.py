@@ -145,7 +145,7 @@ def test_an_invalid_checkpoint_is_passed_over_for_an_older_one(config, caplog, d
     checkpoint.save(folder, 200, state, agent=config.agent, env=config.env)
     with caplog.at_level(logging.WARNING):
         assert load_resume_state(folder, config)["session"]["env_steps"] == 100
-    assert "ckpt-000000000200.000 cannot serve" in caplog.text
+    assert "ckpt-000000000200.000 cannot be used" in caplog.text
     for path in folder.glob("*100.000/*"):
         path.unlink()
     with pytest.raises(UserError, match=message):

@@ -60,13 +60,13 @@ def written(folder) -> list[dict[str, float]]:
 def test_a_counter_is_written_when_it_changes_and_a_gauge_every_time(tmp_path):
     board = TensorBoard(tmp_path)
     for held, evicted in ((5, 0), (6, 0), (6, 1)):
-        counters = {"replay/real/held": held, "replay/real/evicted": evicted, "fault/restarts": 0}
+        counters = {"replay/real/stored": held, "replay/real/evicted": evicted, "fault/restarts": 0}
         gauges = {"speed/env_steps_per_s": 3.0}
         board.write({"kind": "run", "env_steps": 1, **counters, **gauges})
     board.close()
     assert written(tmp_path) == [
         {"speed/env_steps_per_s": 3.0},
-        {"speed/env_steps_per_s": 3.0, "replay/real/held": 6.0},
+        {"speed/env_steps_per_s": 3.0, "replay/real/stored": 6.0},
         {"speed/env_steps_per_s": 3.0, "replay/real/evicted": 1.0},
     ]
 
