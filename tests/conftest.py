@@ -3,12 +3,26 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, as in our own runs
 # A shell's background job ignores Ctrl-C, and so would every run that a test starts from there.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Puts the tests that start Ray first, and all of them into one of pytest-xdist's workers.
+
+    Two Rays on two cores would disturb each other. As the longest group they must begin first.
+    """
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ def retry(attempt, seconds: float = 20.0):
     raise TimeoutError
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_remote_replay_answers_like_a_local_replay(proxy):
     assert proxy.sample("real", "policy") is None
     assert retry(lambda: proxy.add("real", rows(), STREAM))
@@ -116,7 +116,7 @@ def test_a_remote_replay_answers_like_a_local_replay(proxy):
     assert proxy.stats()["real/refused_reset"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_batch_that_waits_for_room_is_added_once(proxy):
     assert retry(lambda: proxy.add("dream", {"n": np.array(0)}))
     assert proxy.add("dream", {"n": np.array(1)})  # within the credit: accepted before the answer
@@ -132,7 +132,7 @@ def test_a_batch_that_waits_for_room_is_added_once(proxy):
     assert got == [0, 1, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_waiting_chunks_are_sent_together_and_flush_waits_for_them(proxy):
     def add(n: int) -> bool:
         return proxy.add("real", rows(4, first=n == 0), STREAM, ChunkId(0, 0, n))
@@ -147,7 +147,7 @@ def test_waiting_chunks_are_sent_together_and_flush_waits_for_them(proxy):
     assert (stats["env_steps"], stats["real/duplicates"]) == (16, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_prefetched_sample_does_not_end_a_wait_for_something_else(proxy):
     """A learner that has rows and waits for a dream is not woken by further rows."""
     retry(lambda: proxy.add("real", rows(40), STREAM))
@@ -159,7 +159,7 @@ def test_a_prefetched_sample_does_not_end_a_wait_for_something_else(proxy):
     assert time.monotonic() - began > 0.4
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_wait_ends_when_the_missing_answer_comes(proxy):
     assert proxy.sample("dream", "policy") is None
     retry(lambda: proxy.add("dream", {"n": np.array(0)}))
@@ -169,7 +169,7 @@ def test_a_wait_ends_when_the_missing_answer_comes(proxy):
     assert time.monotonic() - began < 5.0
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_weights_are_requested_a_few_times_a_second_at_most(ray_here):
     handle = RayCluster(RunConfig()).start(LocalWeights)
     proxy = WeightsProxy(handle)
@@ -185,7 +185,7 @@ def test_weights_are_requested_a_few_times_a_second_at_most(ray_here):
     handle.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_dead_replay_ends_the_run_with_a_message_that_names_it(tmp_path, ray_here, monkeypatch):
     from dreamfleet.runtime import fleet
 
@@ -205,7 +205,7 @@ def test_a_dead_replay_ends_the_run_with_a_message_that_names_it(tmp_path, ray_h
 # ------------------------------------------------------------------------------------ address
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_run_on_a_joined_cluster_leaves_the_cluster_as_it_was(tmp_path):
     """In another process, as this process may have joined another Ray."""
     command = [sys.executable, "-m", "tests.runtime.joining", str(tmp_path / "run")]
@@ -217,7 +217,7 @@ def test_a_run_on_a_joined_cluster_leaves_the_cluster_as_it_was(tmp_path):
     assert sum(len(stream["reward"]) for stream in rows) >= 100
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_server_that_is_not_ray_is_refused(monkeypatch):
     from dreamfleet.runtime import ray_start
 

@@ -49,7 +49,7 @@ def project(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("program", "env"),
     [

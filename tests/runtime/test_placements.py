@@ -19,7 +19,7 @@ from dreamfleet.runtime.run_folder import read_config
 from tests.envs import own
 from tests.runtime.runs import FAKE, INTERVALS, assert_counted, config, state_in, streams, train
 
-CLUSTER = pytest.param("cluster", marks=pytest.mark.slow)
+CLUSTER = pytest.param("cluster", marks=pytest.mark.ray)
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +47,9 @@ both = pytest.mark.parametrize("placement", ["local", CLUSTER], indirect=True)
         ("local", 1, 0),
         ("local", 2, 1),
         ("local", 2, 2),
-        pytest.param("cluster", 1, 0, marks=pytest.mark.slow),
-        pytest.param("cluster", 2, 1, marks=pytest.mark.slow),
-        pytest.param("cluster", 1, 2, marks=pytest.mark.slow),
+        pytest.param("cluster", 1, 0, marks=pytest.mark.ray),
+        pytest.param("cluster", 2, 1, marks=pytest.mark.ray),
+        pytest.param("cluster", 1, 2, marks=pytest.mark.ray),
     ],
     indirect=["placement"],
 )
@@ -198,8 +198,8 @@ def test_an_exception_of_learner_or_dreamer_ends_the_run(
     "placements",
     [
         ("local", "local"),
-        pytest.param(("local", "cluster"), marks=pytest.mark.slow),
-        pytest.param(("cluster", "local"), marks=pytest.mark.slow),
+        pytest.param(("local", "cluster"), marks=pytest.mark.ray),
+        pytest.param(("cluster", "local"), marks=pytest.mark.ray),
     ],
 )
 def test_a_run_can_be_resumed_locally_and_on_ray(tmp_path, request, placements):
@@ -248,7 +248,7 @@ def test_two_local_runs_with_the_same_seed_write_the_same_metrics(tmp_path):
 # ----------------------------------------------------------------------- failures of processes
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("env", "error"),
     [
@@ -269,7 +269,7 @@ def test_a_process_that_dies_or_hangs_is_replaced(tmp_path, ray_here, env, error
         assert_counted(rows)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_an_actor_whose_process_dies_after_some_rows_is_always_restarted(tmp_path, ray_here):
     """The driver asks the replay for the actor's rows, as the actor dies before its report."""
     given = config(tmp_path, env="tests.runtime.broken:Quits-v0", steps=300)
@@ -279,7 +279,7 @@ def test_an_actor_whose_process_dies_after_some_rows_is_always_restarted(tmp_pat
     assert run.of("run")[-1]["fault/restarts"] > 2
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_periodic_checkpoint_has_the_env_steps_of_its_replay(tmp_path, ray_here):
     train("cluster", config(tmp_path, replace(INTERVALS, checkpoint_every=50), steps=400))
     for path in (tmp_path / "checkpoints").iterdir():

@@ -116,7 +116,7 @@ def launched(tmp_path) -> Iterator:
                 os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @both
 def test_ctrl_c_saves_the_run_and_it_can_be_resumed(launched, place):
     run = launched(*place, "--steps", "1000000", "--set", "agent.capacity=200000")
@@ -137,7 +137,7 @@ def test_ctrl_c_saves_the_run_and_it_can_be_resumed(launched, place):
     assert outcome(run.path, 0, "").state["session"]["env_steps"] >= more
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_sigterm_saves_the_run_and_exits_143(launched):
     run = launched(*LOCAL, "--steps", "1000000", "--set", "agent.capacity=200000")
     run.until("learning since")
@@ -147,7 +147,7 @@ def test_sigterm_saves_the_run_and_exits_143(launched):
     assert state_in(run.path)["session"]["env_steps"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_ctrl_c_while_ray_starts_ends_at_once_without_processes_left(launched):
     run = launched("--steps", "1000000")
     while len(run.all_processes()) < 4:
@@ -160,7 +160,7 @@ def test_ctrl_c_while_ray_starts_ends_at_once_without_processes_left(launched):
     assert "left while Ray was starting" in run.output
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_signal_ends_the_run_while_an_environment_hangs(launched, number):
     run = launched(*LOCAL, "--steps", "1000", env="tests.runtime.broken:Unstoppable-v0")
@@ -176,7 +176,7 @@ def test_one_signal_ends_the_run_while_an_environment_hangs(launched, number):
     assert state_in(run.path)["session"]["env_steps"] > 150
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_local_run_is_saved_and_ends_when_its_environment_hangs(launched):
     timeout = ("--set", "train.env_timeout_s=1")
     run = launched(*LOCAL, *timeout, "--steps", "1000", env="tests.runtime.broken:Unstoppable-v0")
@@ -189,7 +189,7 @@ def test_a_local_run_is_saved_and_ends_when_its_environment_hangs(launched):
     assert state_in(run.path)["session"]["env_steps"] > 150
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("process", "named"),
     [
@@ -213,7 +213,7 @@ def test_the_last_line_names_the_dead_process_and_how_to_go_on(launched, process
     run.assert_gone()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_ctrl_c_ends_the_run_while_the_replay_does_not_answer(launched):
     run = launched(*CLUSTER, "--steps", "1000000")
     run.until("learning since")
@@ -227,7 +227,7 @@ def test_ctrl_c_ends_the_run_while_the_replay_does_not_answer(launched):
     run.assert_gone()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_all_ports_of_a_run_are_bound_to_the_loopback_address(launched):
     run = launched("--num-actors", "1", "--steps", "1000000")
     run.until("learning since")
@@ -236,7 +236,7 @@ def test_all_ports_of_a_run_are_bound_to_the_loopback_address(launched):
     assert all((getattr(at, "ipv4_mapped", None) or at).is_loopback for at in found), found
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @both
 def test_the_second_signal_ends_the_run_at_once(launched, place):
     """Even while the run waits for an update that takes a minute."""
@@ -254,7 +254,7 @@ def test_the_second_signal_ends_the_run_at_once(launched, place):
     assert "Traceback" not in run.output
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_an_environment_that_never_works_is_refused_in_one_line(launched):
     run = launched(*LOCAL, env="dreamfleet.envs.probe:FaultyReset-v0")
     assert run.code() == 2, run.output

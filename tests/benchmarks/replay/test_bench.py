@@ -60,7 +60,7 @@ def test_a_recorded_row_has_its_present_description_and_its_remark():
     assert cells({**record, "remark": "smaller"})[0] == f"{what} (smaller)"
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_the_rows_across_processes_run_without_reverb(ray_here, tmp_path, capsys):
     found, _ = measured(tmp_path, capsys, ACROSS_PROCESSES)
     assert all(len(row["ours"]) == 2 and "Reverb" in row["skipped"] for row in found["rows"])
