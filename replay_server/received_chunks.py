@@ -32,7 +32,7 @@ class ReceivedChunks:
         return self._newest.get(actor)
 
     def reject(self, chunk_id: ChunkId) -> bool:
-        """Returns whether a chunk must not be stored, and counts it if so."""
+        """Returns whether a chunk must not be stored. If it must not, counts it as rejected."""
         newest = self._newest.get(chunk_id.actor)
         if newest is None or chunk_id > newest:
             return False

@@ -102,6 +102,6 @@ class Rows:
             slots = after[after != slots]
 
     def _previous_in_episode(self, slots: Array) -> Array:
-        """Returns the keys of the rows before; for the first row of an episode, its own key."""
+        """Returns the keys of the rows before; for a row that begins an episode, its own key."""
         first = self.columns["first"][slots]
         return np.where(first, self.ring.keys_at(slots), self.previous[slots])

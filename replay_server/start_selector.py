@@ -24,7 +24,11 @@ class StartSelector(Protocol):
     """
 
     def __init__(self, spec: Any, starts: Starts, rows: Rows, window: int) -> None:
-        """spec: the specification. window: rows per window, T, without the context."""
+        """Makes the selector that `spec` specifies, for windows of `window` rows.
+
+        starts: the rows at which windows may begin. rows: all stored rows. `window` does not count
+        the context rows before a window.
+        """
 
     @staticmethod
     def nbytes(spec: Any, rows: int) -> int:
@@ -48,7 +52,7 @@ class StartSelector(Protocol):
         ...
 
     def probability(self, slots: Array) -> Array:
-        """Returns the probability with which the last `draw` drew each slot: (n,) → (n,) f64."""
+        """Returns the probability with which the last `draw` drew each slot. (n,) -> (n,) f64."""
         ...
 
     def priority_mass(self) -> float:

@@ -39,11 +39,13 @@ COUNTERS = (
 
 
 class Table:
-    """Rows of many streams in one ring buffer, each stored once, in the order of arrival.
+    """The rows of many streams in one ring buffer, each stored once, in the order of arrival.
 
-    A window is a start and the T - 1 rows after it in its stream, with the `context` rows before
-    the start in its episode. A row is a start of a consumer while all rows of its window and
-    context are stored, unless the row is `last`. `nbytes` is the memory of the full table.
+    A stream is the rows of one environment. A window is T consecutive rows of a stream, and its
+    first row is its start. The `context` rows before the start, in its episode, are sampled too.
+
+    A row is a start for a consumer (one use of the table) if all rows of its window and its context
+    are stored, and it is not `last`. `nbytes` is the memory of the full table.
     """
 
     def __init__(self, name: str, spec: TableSpec, seed: int | Sequence[int]) -> None:
@@ -93,12 +95,15 @@ class Table:
     # ------------------------------------------------------------------------------- adding
 
     def add(self, rows: Batch, streams: Array) -> bool:
-        """Adds a chunk: rows (N, T, …) that continue N streams, given by their ids (N,).
+        """Adds T rows to each of N streams. A stream is the rows of one environment.
 
-        Returns False, and stores nothing, while a consumer is behind or after the last step. If a
-        stream's rows begin with `first` although its episode is open, that episode is truncated:
-        its newest row becomes `last`. Agent steps beyond `last_step` are not stored. Raises
-        EnvironmentFault, and stores nothing, when the chunk is malformed.
+        rows: columns of shape (N, T, …). streams: (N,), the streams' ids. Returns False, and stores
+        nothing, while a consumer has sampled too little, and after the last step of the run. Agent
+        steps beyond `last_step` are not stored. Raises EnvironmentFault, and stores nothing, if the
+        rows are malformed.
+
+        If a stream's first new row is `first` although its episode has not ended, that episode is
+        truncated: its newest stored row becomes `last`.
         """
         if self.room < 0:
             return False
