@@ -1,4 +1,4 @@
-"""Workers that act in environments: actors, which fill the replay, and the evaluator."""
+"""Workers that act in environments: actors fill the replay, and the evaluator measures returns."""
 
 if __name__ != "dreamfleet.actors":
     raise ImportError("this folder is imported as dreamfleet.actors")

@@ -1,4 +1,4 @@
-"""The actor: acts in its environments and adds the rows to the replay."""
+"""The actor: a worker that acts in its environments, and adds the resulting rows to the replay."""
 
 from __future__ import annotations
 
@@ -24,11 +24,15 @@ from dreamfleet.core.types import (
 class Actor:
     """A worker that steps N environments with the newest policy, and adds their rows to the replay.
 
-    A vector step is one step of all N environments. index: of this actor. restarts: how often this
-    actor was started before; each restart numbers its chunks from 0. streams: (N,) i64, ids of the
-    environments' streams. pulls: the weight groups to pull; empty where the agent is shared with
-    the learner. chunk: vector steps per chunk. pull_every: vector steps between pulls. Exceptions
-    of environments are not caught here.
+    A vector step is one step of all N environments. A chunk is the rows of several vector steps,
+    which the actor sends to the replay in one call. A weight group is the networks that one process
+    trains.
+
+    index: the number of this actor. restarts: how often this actor was restarted before; after each
+    restart, its chunks are numbered from 0. streams: (N,) i64, one id per environment. pulls: the
+    weight groups to pull from the store; empty if the learner shares its agent with the actor.
+    chunk: vector steps per chunk. pull_every: vector steps between pulls. Exceptions of an
+    environment are not caught here.
     """
 
     def __init__(
@@ -59,7 +63,11 @@ class Actor:
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Adds a full chunk to the replay, then takes one vector step. False: there is no room."""
+        """Takes one vector step: one step of all environments.
+
+        Returns False if the replay has no room. If a chunk of rows is complete, it is added to the
+        replay before the vector step.
+        """
         if len(self._chunk) == self._chunk_length:
             rows = {
                 key: np.stack([row[key] for row in self._chunk], axis=1) for key in self._chunk[0]
@@ -83,21 +91,21 @@ class Actor:
         return True
 
     def drain(self) -> list[Event]:
-        """Returns the events since the last call."""
+        """Returns the events since the last call of `drain`: one for each finished episode."""
         events, self._events = self._events, []
         return events
 
     @property
     def env_state(self) -> dict[str, Any]:
-        """The state that new environments would continue from, as `VectorEnv.state` returns it."""
+        """The state from which new environments would continue, as `VectorEnv.state` returns it."""
         return self._env.state()
 
     def close(self) -> None:
-        """Closes the environments."""
+        """Closes all environments of this actor."""
         self._env.close()
 
     def _report(self, rows: Batch) -> None:
-        """Records an event for each episode that ends with these rows (N, …)."""
+        """Records an event for each episode whose `last` row is among these rows (N, …)."""
         for episode in self._episodes.add(rows, self._env.info):
             ended: Event = {"return": episode.total, **episode.facts, "length": episode.length}
             self._events.append({"kind": "episode", **ended, "actor": self._index})

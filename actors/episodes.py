@@ -1,4 +1,4 @@
-"""Returns and lengths of episodes, and their means over an evaluation."""
+"""Computes the returns and lengths of episodes, and their statistics over an evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from dreamfleet.core.types import Batch
 
 @dataclass(frozen=True)
 class Episode:
-    """A finished episode."""
+    """The return, the length and the facts of one episode.
+
+    Facts come from the environment's info.
+    """
 
     environment: int  # its index
     total: float  # undiscounted return of the unshaped rewards
@@ -23,20 +26,26 @@ class Episode:
 
 
 class Episodes:
-    """Sums the rewards of N environments, and finds the episodes that end."""
+    """Sums the rewards and counts the steps of the current episodes of N environments."""
 
     def __init__(self, n: int) -> None:
         self._return = np.zeros(n)
         self._length = np.zeros(n, np.int64)
 
     def add(self, rows: Batch, info: Batch) -> list[Episode]:
-        """Adds rows (N, …) with their `VectorEnv.info` → the episodes that end with these rows."""
+        """Adds one row of each of N environments. Returns the episodes that end with these rows.
+
+        rows: columns of shape (N, …). info: facts about these episodes, as in `VectorEnv.info`.
+        """
         self._return = np.where(rows["first"], 0.0, self._return) + rows["reward"]
         self._length = np.where(rows["first"], 0, self._length + 1)
         return [self._episode(i, info) for i in np.flatnonzero(rows["last"]).tolist()]
 
     def truncate(self, i: int, info: Batch) -> Episode:
-        """Returns the unfinished episode of environment `i`, marked as truncated."""
+        """Returns the unfinished episode of environment `i`, marked as truncated.
+
+        info: facts about the episode, as in `VectorEnv.info`.
+        """
         return replace(self._episode(i, info), truncated=True)
 
     def _episode(self, i: int, info: Batch) -> Episode:
@@ -51,10 +60,11 @@ def _python(value: Any) -> Any:
 
 
 def summary(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Returns the statistics of all episodes, and of each category, as in `tier_2/return_mean`.
+    """Returns the statistics of all episodes together, and of each category of episodes.
 
-    A fact with integer values, such as `tier`, divides the episodes into categories.
-    `reached_step_limit` is the number of episodes that the step limit truncated.
+    A fact with integer values, such as `tier`, divides the episodes into categories. The mean
+    return of category 2 of `tier` is called `tier_2/return_mean`. `reached_step_limit` is the
+    number of episodes that the step limit truncated.
     """
     found = statistics(episodes)
     found["reached_step_limit"] = sum(episode.truncated for episode in episodes)
@@ -69,9 +79,10 @@ def summary(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Returns statistics of returns and lengths, and the mean of each fact that is no category.
+    """Returns statistics of the episodes' returns and lengths, and the mean of each other fact.
 
-    A fact's mean is over the episodes that have it.
+    Facts with integer values are left out, as they are categories. A fact's mean is over the
+    episodes that have this fact.
     """
     returns = np.array([episode.total for episode in episodes])
     found = {
@@ -88,7 +99,10 @@ def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def _names(episodes: Sequence[Episode], categories: bool) -> list[str]:
-    """Returns the names of facts that are categories, or of all others, in order of appearance."""
+    """Returns the names of the episodes' facts in order of appearance.
+
+    categories: True for facts with integer values, which are categories; False for all other facts.
+    """
     names: dict[str, None] = {}
     for episode in episodes:
         for name, value in episode.facts.items():

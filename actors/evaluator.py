@@ -1,4 +1,4 @@
-"""The evaluator: plays greedy episodes with the newest policy, and reports their returns."""
+"""The evaluator: a worker that plays greedy episodes with the newest policy, and reports scores."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ Stop = Callable[[], bool]  # returns whether the evaluation must end now
 
 
 class Stopped(Exception):
-    """An evaluation was interrupted."""
+    """Raised when an evaluation is interrupted."""
 
 
 class Evaluator:
     """A worker that plays `episodes` greedy episodes after every `every` agent steps of the run.
 
-    The seed of an evaluation is derived from `seed` and from the number of agent steps, so a
-    resumed run plays the same episodes as an uninterrupted one. pulls: the weight groups to pull.
-    max_steps: limit of an episode. stop: asked at every step. best_score: of the run so far; an
-    evaluation with at least this score keeps its weights for `take_best`. env_steps: agent steps of
-    the run so far; an evaluation due before them is not played.
+    The seed of an evaluation is derived from `seed` and from the number of agent steps. A resumed
+    run therefore plays the same episodes as a run without interruption.
+
+    pulls: the weight groups (networks of one process) to pull from the store. max_steps: steps
+    after which an episode is truncated. stop: called at every step; True interrupts the evaluation.
+    best_score: the best score of the run before a resume. An evaluation with at least the best
+    score keeps its weights for `take_best`. env_steps: agent steps before a resume; evaluations
+    that were due by then are not played.
     """
 
     def __init__(
@@ -56,7 +59,10 @@ class Evaluator:
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Plays one whole evaluation. False: none is due, or it was interrupted."""
+        """Plays one whole evaluation.
+
+        Returns False if no evaluation is due, or if it was interrupted.
+        """
         at = int(self._replay.stats()["env_steps"])
         if at < self._next:
             self.waiting_for = f"replay: the next evaluation at {self._next} steps"
@@ -66,13 +72,19 @@ class Evaluator:
         return self._evaluate(at)
 
     def evaluate_saved(self, at: int, states: Mapping[str, Any]) -> None:
-        """Evaluates the policy that was saved after `at` agent steps. states: by weight group."""
+        """Evaluates the policy that was saved after `at` agent steps of the run.
+
+        states: the saved state of each weight group (the networks of one process).
+        """
         for group, state in states.items():
             self._agent.restore(group, state)
         self._evaluate(at)
 
     def _evaluate(self, at: int) -> bool:
-        """Plays an evaluation with the agent's present weights. False: it was interrupted."""
+        """Plays an evaluation with the agent's present weights.
+
+        Returns False if it was interrupted. at: agent steps of the run so far.
+        """
         began = time.monotonic()
         (seed,) = seeding.derive((self._seed, at // self._every), 1)
         with seeding.seeded_globals(seed):
@@ -94,12 +106,14 @@ class Evaluator:
         return True
 
     def drain(self) -> list[Event]:
-        """Returns the events since the last call."""
+        """Returns the events since the last call of `drain`: one for each evaluation."""
         events, self._events = self._events, []
         return events
 
     def take_best(self) -> BestEvaluation | None:
-        """Returns the newest best evaluation of the run, once; None if there is no new one."""
+        """Returns the best evaluation of the run with its weights, once; None if there is no new
+        one.
+        """
         best, self._best = self._best, None
         return best
 
@@ -112,12 +126,14 @@ def play(
     max_steps: int,
     stop: Stop = lambda: False,
 ) -> list[Episode]:
-    """Plays `episodes` greedy episodes → the episodes, in order.
+    """Plays `episodes` greedy episodes, and returns them in order.
 
-    Episode k has the k-th seed derived from `seed`, so the same episodes are played with any number
-    of environments. All environments begin an episode together, and wait for the longest: counting
-    the episodes that end first would favour short ones. An episode is truncated after `max_steps`
-    steps. Raises Stopped when `stop` returns True, which is called at every step.
+    The seed of episode k is the k-th seed derived from `seed`, whatever the number of environments.
+    An episode is truncated after `max_steps` steps. All environments begin an episode together, and
+    wait until all have finished it. To count the episodes that finish first would favour short
+    episodes.
+
+    `stop` is called at every step. If it returns True, `play` raises Stopped.
     """
     n = env.num_envs
     seeds = seeding.derive(seed, -(-episodes // n) * n)
@@ -131,7 +147,7 @@ def play(
 def _play_each(
     env: VectorEnv, agent: Agent, seeds: Sequence[int], due: int, max_steps: int, stop: Stop
 ) -> list[Episode]:
-    """Plays one greedy episode in each of the first `due` environments. seeds: (N,)."""
+    """Plays one greedy episode in each of the first `due` of N environments. seeds: (N,)."""
     running, ended = Episodes(env.num_envs), dict[int, Episode]()
     rows, state = env.reset(seeds), agent.initial_state(env.num_envs)
     for _ in range(max_steps):

@@ -1,4 +1,7 @@
-"""The dreamer: trains the world model, and makes dreams for the learner."""
+"""The dreamer: a worker that trains the world model, and makes dreams for the learner.
+
+A dream is a rollout of the policy inside the world model.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ from dreamfleet.core.types import Agent, Batch, Event, Replay, Sample, TableSpec
 
 
 class Dreamer:
-    """A worker that makes dreams and, if `trains`, trains and publishes weight group "world".
+    """A worker that makes dreams: rollouts of the policy inside the world model.
 
-    One dreamer of a run trains. pulls: the weight groups to pull; empty where the agent is shared
-    with their writers. publish_every, log_every: updates between two. updates: number taken before
-    a resume.
+    trains: whether this dreamer also trains the world model, and publishes its weights as weight
+    group "world"; one dreamer of a run does. pulls: the weight groups (networks of one process) to
+    pull from the store; empty if this process trains them with the same agent object.
+    publish_every: updates between two published versions. log_every: updates between two events
+    with metrics. updates: the number of updates before a resume.
     """
 
     def __init__(
@@ -49,7 +54,11 @@ class Dreamer:
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Takes an update and makes a batch of dreams, each if possible. False: neither was."""
+        """Updates the world model, and makes a batch of dreams.
+
+        Returns False if it could do neither. The update or the dreams are left out if their data is
+        missing.
+        """
         if self._trains and self.updates and self.version == 0:
             self._publish()  # resumed: its world model can dream before the next update
         pull(self._agent, self._weights, self.versions)
@@ -58,12 +67,15 @@ class Dreamer:
         return "" in waits
 
     def drain(self) -> list[Event]:
-        """Returns the events since the last call."""
+        """Returns the events since the last call of `drain`, which hold metrics of updates."""
         events, self._events = self._events, []
         return events
 
     def _train(self) -> str:
-        """Takes one update → "", or the worker and the data that the update waits for."""
+        """Takes one update of the world model, and returns "".
+
+        If no sample is available, returns which worker and which data the update waits for.
+        """
         real = cast(Sample | None, self._replay.sample("real", "world"))
         if real is None:
             return "replay: real rows to learn the world from"
@@ -81,10 +93,11 @@ class Dreamer:
         return ""
 
     def _dream(self) -> str:
-        """Makes one batch of dreams and adds it to the queue → "", or what is missing for that.
+        """Makes one batch of dreams, and adds it to the dream queue. Returns "".
 
-        While the queue is full, the batch is kept and no further batch is made: a batch that waits
-        behind another batch would be made of older weights when the learner uses it.
+        If this is not possible, returns which worker and what it waits for. While the queue is
+        full, one batch is kept, and no other batch is made. Otherwise the learner would get dreams
+        from old weights.
         """
         waits = "learner: room for a dream"
         if self._pending is None:

@@ -1,4 +1,4 @@
-"""Compiles numeric loops with numba. The one module that imports numba, and only when called."""
+"""Compiles numeric loops with numba. No other module imports numba; this one does so in a call."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 
 def compiled(loop: Callable[..., Any], arguments: str, **options: Any) -> Callable[..., Any]:
-    """Returns `loop` compiled now for one set of argument types, so that no call waits for it.
+    """Compiles `loop` at once for one set of argument types, so that its first call is fast.
 
-    arguments: the types, as a numba signature. options: of `numba.njit`. The machine code is cached
-    beside the source file or, where that folder is read-only, in the user's cache; without either,
-    it is compiled again in each process. Raises ImportError where numba is missing.
+    arguments: the types of the arguments, as a numba signature. options: keyword arguments for
+    `numba.njit`. The machine code is cached beside the source file. If that folder is read-only, it
+    is cached in the user's cache folder. If neither is possible, each process compiles it again.
+    Raises ImportError if numba is missing.
     """
     from numba import njit
 

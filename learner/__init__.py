@@ -1,4 +1,4 @@
-"""The learner, and the store from which other processes pull weights."""
+"""The learner, and the weight store from which other processes pull its weights."""
 
 if __name__ != "dreamfleet.learner":
     raise ImportError("this folder is imported as dreamfleet.learner")

@@ -1,4 +1,7 @@
-"""The learner: trains policy and critic on samples and dreams, and publishes the weights."""
+"""The learner: a worker that trains policy and critic on samples and dreams.
+
+A dream is a rollout of the policy inside the world model.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,12 @@ from dreamfleet.core.types import (
 
 
 class Learner:
-    """A worker that trains policy and critic, and publishes weight group "policy".
+    """A worker that trains policy and critic, and publishes their weights as weight group "policy".
 
-    pulls: the weight groups to pull; empty where the agent is shared with their writers.
-    publish_every, log_every: updates between two. updates: number taken before a resume.
+    A weight group is the networks that one process trains. pulls: the weight groups to pull from
+    the store; empty if this process trains them with the same agent object. publish_every: updates
+    between two published versions. log_every: updates between two events with metrics. updates: the
+    number of updates before a resume.
     """
 
     def __init__(
@@ -56,9 +61,10 @@ class Learner:
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Takes one update. False: a batch is missing.
+        """Takes one update of policy and critic. Returns False if a batch for it has not arrived.
 
-        A batch that has arrived is kept for the next call, as the replay has counted it.
+        If one of two batches has arrived, it is kept for the next call, as the replay has counted
+        it.
         """
         if self.version == 0:  # actors and dreamers begin with this learner's weights
             self._publish()
@@ -82,12 +88,12 @@ class Learner:
         return True
 
     def drain(self) -> list[Event]:
-        """Returns the events since the last call."""
+        """Returns the events since the last call of `drain`, which hold metrics of updates."""
         events, self._events = self._events, []
         return events
 
     def _gather(self) -> bool:
-        """Fetches the batches that are missing → whether all are here."""
+        """Fetches the batches that the next update lacks. Returns whether all have arrived."""
         missing = []
         if self._wants_real and self._real is None:
             self._real = cast(Sample | None, self._replay.sample("real", "policy"))

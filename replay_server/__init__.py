@@ -1,4 +1,8 @@
-"""The replay service: tables of rows, from which consumers sample windows at limited rates."""
+"""The replay service: stores rows of experience in tables, from which consumers sample windows.
+
+A window is a sequence of consecutive rows. A consumer is one use of a table, such as training the
+world model. Each consumer samples at a limited rate.
+"""
 
 if __name__ != "dreamfleet.replay_server":
     raise ImportError("this folder is imported as dreamfleet.replay_server")

@@ -1,4 +1,4 @@
-"""Aligns arrays to cache lines."""
+"""Makes arrays begin at the boundary of a cache line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ CACHE_LINE = 64  # bytes
 
 
 def aligned(array: Array) -> Array:
-    """Returns the part of a 1-d array from its first cache line boundary on, as a view.
+    """Returns a view of a 1-D array that begins at the array's first cache-line boundary.
 
-    The size of an item must divide the size of a cache line.
+    The view ends where the array ends. The size of an item must divide the size of a cache line.
     """
     return array[-array.ctypes.data % CACHE_LINE // array.itemsize :]

@@ -1,4 +1,4 @@
-"""A queue of batches, which the replay can hold in place of a table."""
+"""A first-in, first-out queue of batches, in which the replay holds dreams."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamfleet.replay_server.snapshot import Snapshot
 
 
 class BatchQueue:
-    """Returns the batches that were added, each once and in order, without copying them."""
+    """A first-in, first-out queue that returns each added batch once, without copying it."""
 
     def __init__(self, name: str, spec: QueueSpec) -> None:
         if spec.capacity < 1:
@@ -23,11 +23,11 @@ class BatchQueue:
 
     @property
     def room(self) -> int:
-        """Number of batches that may be added now."""
+        """The number of batches that may be added before the queue is full."""
         return self.capacity - len(self._batches)
 
     def add(self, batch: Batch) -> bool:
-        """Appends a batch. Returns False, and takes nothing, when the queue is full."""
+        """Appends a batch. If the queue is full, returns False and stores nothing."""
         if not self.room:
             return False
         self._batches.append(batch)
@@ -35,14 +35,18 @@ class BatchQueue:
         return True
 
     def sample(self) -> Batch | None:
-        """Removes and returns the oldest batch; None when the queue is empty."""
+        """Removes and returns the oldest batch. Returns None if the queue is empty."""
         if not self._batches:
             return None
         self._sampled += 1
         return self._batches.popleft()
 
     def stats(self) -> dict[str, float]:
-        """Returns counts of batches. `discarded`: queued when a state was saved and restored."""
+        """Returns how many batches were inserted, are queued, were sampled and were discarded.
+
+        A batch is discarded if it is in the queue while a state is saved and that state is
+        restored.
+        """
         queued = len(self._batches)
         discarded = self.inserted - self._sampled - queued
         return {
@@ -53,10 +57,13 @@ class BatchQueue:
         }
 
     def snapshot(self) -> Snapshot:
-        """Returns the counters. Queued batches are not saved: they can be made again."""
+        """Returns a snapshot of the queue's counters.
+
+        It has no batches, which can be made again.
+        """
         return Snapshot({"inserted": self.inserted, "samples": self._sampled})
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Empties the queue and restores its counters."""
+        """Empties the queue, and sets its counters to the counters of a saved state."""
         self._batches.clear()
         self.inserted, self._sampled = int(state["inserted"]), int(state["samples"])

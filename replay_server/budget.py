@@ -1,4 +1,4 @@
-"""Computes the memory that tables take, and the memory that is free."""
+"""Computes the memory that the tables of the replay need, and the free memory of the machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CGROUPS = (  # files with the limit and the usage of a container's memory, of ve
 
 
 def capacity(spec: TableSpec) -> int:
-    """Returns the number of rows that both `capacity` and `max_bytes` of a table allow."""
+    """Returns how many rows a table can store, limited by its `capacity` and its `max_bytes`."""
     if spec.max_bytes is None:
         return spec.capacity
     rows = range(spec.capacity + 1)
@@ -32,7 +32,11 @@ def capacity(spec: TableSpec) -> int:
 def limited(
     tables: Mapping[str, TableSpec | QueueSpec], max_bytes: float
 ) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the tables with limits that sum to `max_bytes`, in proportion to their full sizes."""
+    """Returns the tables with lower `max_bytes`, so that together they need at most `max_bytes`.
+
+    The memory is divided in proportion to the sizes of the full tables. If they need less memory
+    together, the tables stay unchanged. Queues always stay unchanged.
+    """
     needs = {
         name: table_bytes(spec, capacity(spec))
         for name, spec in tables.items()
@@ -48,7 +52,7 @@ def limited(
 
 
 def table_bytes(spec: TableSpec, rows: int) -> int:
-    """Returns the bytes that a table takes whose capacity is `rows` rows."""
+    """Returns the memory, in bytes, of a table with a capacity of `rows` rows."""
     columns = sum(
         np.dtype(space.dtype).itemsize * math.prod(space.shape) for space in spec.columns.values()
     )
@@ -58,7 +62,7 @@ def table_bytes(spec: TableSpec, rows: int) -> int:
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:
-    """Returns the bytes that this process may still allocate; infinity where no file says so.
+    """Returns how many bytes this process may still allocate; infinity if Linux reports no limit.
 
     proc, cgroup: the folders in which Linux reports the memory of the machine and of the container.
     """
@@ -77,7 +81,7 @@ def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
 
 
 def sized(n: float) -> str:
-    """Returns a number of bytes as people read it: 7_168_000_000 → '7.2 GB'."""
+    """Returns a number of bytes as text with a unit: '7.2 GB' for 7_168_000_000."""
     for unit in ("bytes", "kB", "MB"):
         if n < 1000:
             return f"{n:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Checks the specifications of tables, and the chunks of rows that are added to a table."""
+"""Checks the specifications of tables, and the chunks of rows that actors add to a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REASONS = ("columns", "shape", "dtype", "nan", "streams", "reset")  # why a chun
 
 
 class Limits(NamedTuple):
-    """The names of a table's two limits in messages: the settings that a person would change."""
+    """The names of a table's two limits in error messages: settings that the user can change."""
 
     capacity: str = "capacity"
     max_bytes: str = "max_bytes"
@@ -27,7 +27,11 @@ SPEC_FIELDS: Final = Limits()  # the names in `TableSpec`
 
 
 def check_spec(name: str, spec: TableSpec, limits: Limits = SPEC_FIELDS) -> None:
-    """Raises UserError for a table whose consumers would wait for ever or could not sample."""
+    """Raises UserError unless a table's specification is valid.
+
+    It is not valid, for example, if one of its consumers could never sample. name: of the table.
+    limits: the settings that the message names.
+    """
 
     def require(holds: bool, message: str) -> None:
         if not holds:
@@ -65,7 +69,10 @@ def check_spec(name: str, spec: TableSpec, limits: Limits = SPEC_FIELDS) -> None
 
 
 def _consumer_fault(consumer: Consumer, columns: Mapping[str, Space]) -> str | None:
-    """Returns one line about an invalid field of a consumer; None for a valid consumer."""
+    """Returns one line about an invalid field of a consumer's specification; None if all are valid.
+
+    columns: the columns of the consumer's table.
+    """
     if consumer.batch < 1 or consumer.window < 1 or consumer.context < 0:
         return (
             "batch and window must be at least 1 and context at least 0, "
@@ -89,7 +96,11 @@ def _consumer_fault(consumer: Consumer, columns: Mapping[str, Space]) -> str | N
 def check_memory(
     tables: Mapping[str, TableSpec | QueueSpec], shards: int = 1, limits: Limits = SPEC_FIELDS
 ) -> None:
-    """Raises UserError when this machine has too little memory for `shards` times these tables."""
+    """Raises UserError if the free memory of this machine is too small for the replay's tables.
+
+    shards: the number of replay processes on this machine; each has tables of these sizes. limits:
+    the settings that the message names.
+    """
     specs = {name: spec for name, spec in tables.items() if isinstance(spec, TableSpec)}
     rows = {name: budget.capacity(spec) for name, spec in specs.items()}
     need = shards * sum(budget.table_bytes(spec, rows[name]) for name, spec in specs.items())
@@ -107,9 +118,11 @@ def find_fault(
     streams: Array,
     columns: Mapping[str, Space],
 ) -> tuple[str, str] | None:
-    """Returns why a chunk must be refused, as (one of `REASONS`, a line); None for a valid chunk.
+    """Checks a chunk of rows. Returns None if it is valid, else a reason and a message.
 
-    rows: (N, T, …). streams: the ids of the N streams. columns: of the table.
+    The reason is one of `REASONS`. rows: columns of shape (N, T, …), for T consecutive rows of each
+    of N streams. streams: (N,), the ids of the streams. columns: the columns that the table
+    expects.
     """
     if different := sorted(rows.keys() ^ columns.keys()):
         listed = ", ".join(
@@ -138,10 +151,13 @@ def find_fault(
 
 
 def find_reset_fault(rows: Batch, streams: Array, ended: Array) -> tuple[str, str] | None:
-    """Returns where `first` is wrong, as `find_fault` does; None where it is right everywhere.
+    """Checks the `first` flags of a chunk. Returns None if they are right, else reason and message.
 
-    A row is `first` exactly after a `last` row. Only the first row of a chunk may be `first` in an
-    open episode, which is then truncated. ended: (N,), whether each stream's episode has ended.
+    A row must be `first` if the row before it in its stream is `last`, and only then. There is one
+    exception: the first row of a chunk may be `first` in the middle of an episode, which is then
+    truncated. rows: columns of shape (N, T, …), for T consecutive rows of each of N streams.
+    streams: (N,), the ids of the streams. ended: (N,), whether the newest stored row of each stream
+    is `last`.
     """
     first, last = rows["first"], rows["last"]
     after_last = np.concatenate([ended[:, None], last[:, :-1]], axis=1)  # (N, T)

@@ -1,4 +1,4 @@
-"""Chooses the form of the replay's inner loops: compiled by numba, or numpy's without numba."""
+"""Chooses the implementation of the replay's inner loops: numba if it is installed, else numpy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dreamfleet.replay_server import loops, vectorised
 
 
 class Loops(NamedTuple):
-    """The inner loops in one form. Arguments and results are described in module `loops`."""
+    """One implementation of the replay's inner loops. Module `loops` documents each function."""
 
     write: Callable[[Array, Array, Array, Array], float]
     draw: Callable[[Array, Array, Array], Array]
@@ -33,11 +33,11 @@ IN_NUMPY = Loops(
 
 @cache
 def fastest() -> Loops:
-    """Returns the compiled loops where numba is installed, else numpy's.
+    """Returns the inner loops compiled by numba, or written in numpy if numba is not installed.
 
-    The first call of a process takes a second, and three more where no earlier process has cached
-    the machine code. A table makes this call when it is built, so that no later call waits.
-    Processes without tables never import numba.
+    The first call in a process takes one second if an earlier process has cached the machine code,
+    else four seconds. A table makes the first call when it is built, so that no later call has to
+    wait. Processes without tables never import numba.
     """
     if not find_spec("numba"):
         return IN_NUMPY

@@ -1,4 +1,8 @@
-"""One consumer's view of a table: its starts, its selector, and its batches."""
+"""Holds what one consumer of a table needs: its starts, its selector, and its columns.
+
+A consumer is one use of a table. A start is a row at which a window may begin. A selector is the
+rule by which starts are sampled.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,10 @@ from dreamfleet.replay_server.selectors import build
 
 @dataclass
 class Draw:
-    """Windows that a consumer drew, and whose rows are not copied yet.
+    """A sample of windows whose rows are not copied yet.
 
-    `inserted` and `truncated` are the table's counters at the draw. They tell afterwards whether a
-    drawn row was overwritten or changed while it was copied.
+    `inserted` and `truncated` are the table's counters when the windows were drawn. If they have
+    changed after the copy, a drawn row may have been overwritten or changed during the copy.
     """
 
     consumer: str
@@ -31,7 +35,7 @@ class Draw:
 
 
 class ColumnLayout(NamedTuple):
-    """The position of one column in the memory of a batch."""
+    """The position of one column in the block of memory that holds a batch."""
 
     name: str
     column: Array  # the table's, (capacity, …)
@@ -40,7 +44,11 @@ class ColumnLayout(NamedTuple):
 
 
 class ConsumerView:
-    """A consumer's starts and selector, and the columns that its batches are made of."""
+    """One consumer's starts (rows at which windows may begin), its selector, and its columns.
+
+    A consumer is one use of a table. A selector samples starts. The columns are those of the
+    consumer's batches.
+    """
 
     def __init__(self, spec: Consumer, rows: Rows) -> None:
         self.spec = spec
@@ -51,16 +59,23 @@ class ConsumerView:
         self._layouts: dict[tuple[int, ...], tuple[list[ColumnLayout], int]] = {}
 
     def add(self, slots: Array) -> None:
-        """Adds rows (n,) that have become starts."""
+        """Adds starts, given by their slots (n,): rows at which a window may now begin."""
         self.starts.add(slots)
         self.selector.add(slots)
 
     def remove(self, slots: Array) -> None:
-        """Removes those rows of (n,) that are starts."""
+        """Removes starts, given by their slots (n,).
+
+        Slots of rows that are no starts are ignored.
+        """
         self.selector.remove(self.starts.remove(slots))
 
     def gather(self, slots: Array) -> Batch:
-        """Copies rows, (B, context + T), into one piece of memory, column after column."""
+        """Copies rows into one block of memory, column after column. Returns the columns by name.
+
+        slots: (B, context + T), the slots of the rows: B windows of T rows, with the `context` rows
+        before.
+        """
         if slots.shape not in self._layouts:
             self._layouts[slots.shape] = self._layout(slots.shape)
         layouts, size = self._layouts[slots.shape]
@@ -72,7 +87,7 @@ class ConsumerView:
         return batch
 
     def _layout(self, lead: tuple[int, ...]) -> tuple[list[ColumnLayout], int]:
-        """Returns the layouts of a batch with these leading axes, and its size in bytes."""
+        """Returns the layouts of all columns of a batch with leading axes `lead`, and its bytes."""
         layouts, size = [], 0
         for name, column in self._columns.items():
             layouts.append(ColumnLayout(name, column, lead + column.shape[1:], size))

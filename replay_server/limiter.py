@@ -1,4 +1,4 @@
-"""Keeps the number of samples of each consumer in proportion to the agent steps added."""
+"""Keeps each consumer's number of samples in proportion to the agent steps added to its table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from dreamfleet.core.types import Consumer
 
 
 class Limiter:
-    """Counts agent steps and samples, and says when sampling or adding is too early.
+    """Counts agent steps and samples, and decides whether adding or sampling must wait.
 
-    A consumer's credit is the number of samples it may still take. A consumer may sample while its
-    credit is at least 1, and adding must wait while a credit is above `slack`. As `slack` is at
-    least 1, one of the two is always allowed. A credit is never below 0, and exceeds `slack` by
-    no more than the samples that one chunk earns. Reverb's limiter (Cassirer et al. 2021), but
-    nothing waits in here: callers ask, and wait themselves.
+    A consumer (one use of a table) has a credit: the number of samples it may still take. It may
+    sample while its credit is at least 1. Adding rows must wait while any credit is above `slack`.
+    As `slack` is at least 1, adding and sampling never both wait.
+
+    A credit is never below 0. It exceeds `slack` by at most the samples that one chunk of rows
+    earns. The rule is that of Reverb's rate limiter (Cassirer et al. 2021). No method of this class
+    blocks: the callers wait.
     """
 
     def __init__(self, consumers: Mapping[str, Consumer], slack: float) -> None:
@@ -39,11 +41,14 @@ class Limiter:
         return self.credit(consumer) >= 1
 
     def behind(self, consumer: str) -> bool:
-        """Returns whether adding must wait until this consumer has sampled."""
+        """Returns whether a consumer has so much credit that adding must wait for its samples."""
         return self.credit(consumer) > self._slack
 
     def room(self, consumer: str) -> float:
-        """Returns the agent steps that may be added until this consumer is behind; < 0 if it is."""
+        """Returns how many agent steps may be added until adding must wait for this consumer.
+
+        The number is negative if adding must wait already.
+        """
         spec = self._consumers[consumer]
         if spec.samples_per_step is None:
             return math.inf
@@ -53,25 +58,32 @@ class Limiter:
         return min(room, -1e-9) if self.behind(consumer) else max(room, 0.0)
 
     def ratio(self, consumer: str) -> float:
-        """Returns the samples per agent step since the consumer's first sample was allowed."""
+        """Returns a consumer's samples per agent step.
+
+        Its first `min_steps` agent steps don't count.
+        """
         steps = self.steps - self._consumers[consumer].min_steps
         return self.samples[consumer] / steps if steps > 0 else 0.0
 
     def state(self) -> dict[str, Any]:
-        """Returns the counts of agent steps and samples."""
+        """Returns the counts of agent steps and samples, for a checkpoint."""
         return {"steps": self.steps, "samples": dict(self.samples)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues from a `state`, with the sample counts lowered as `_uncount_lost` says."""
+        """Restores the counts of a saved `state`, except that faster consumers count fewer samples.
+
+        `_uncount_lost` lowers their sample counts, as dreams in the queue are not saved.
+        """
         self.steps = int(state["steps"])
         self.samples = {name: int(state["samples"][name]) for name in self._consumers}
         self._uncount_lost()
 
     def _uncount_lost(self) -> None:
-        """Lowers every consumer's sample count to that of the slowest consumer.
+        """Lowers each consumer's sample count until no consumer is ahead of the slowest one.
 
-        Queued dreams are not saved, although the samples they were made of are counted. If the
-        dreamer had no credit left to make new dreams, the learner would wait for ever.
+        Dreams in the queue are lost in a restore, but the samples from which they were made are
+        counted. If the dreamer then had no credit to sample for new dreams, the learner would wait
+        for ever.
         """
         rates = {
             name: consumer.samples_per_step

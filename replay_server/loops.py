@@ -1,7 +1,8 @@
-"""The replay's inner loops, written for numba (see `compiled`); too slow for the interpreter.
+"""The replay's inner loops, written for compilation by numba (see `compiled`).
 
-They add numbers in the same order as numpy, so all results are bit for bit those of `vectorised`.
-Constants they use must be in this file: numba caches machine code until the file changes.
+Without numba, the numpy versions in `vectorised` are used, since interpreting these loops is slow.
+Both versions add numbers in the same order, so that their results are bit-identical. Constants used
+here must be defined in this file: numba's cache only notices changes of the file itself.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ SHIFT = FAN_OUT.bit_length() - 1
 
 
 def write(nodes: Array, begins: Array, slots: Array, weights: Array) -> float:
-    """Sets the weights (n,) of slots (n,), and recomputes all sums above them → the total weight.
+    """Sets weights of slots in a sum tree, and recomputes the sums above. Returns the total weight.
 
-    nodes: f64, the levels of a sum tree one after another, the top level first and the weights
-    last. begins: the index where each level begins, then the index where the last level ends. A
-    parent of several consecutive slots is recomputed once.
+    nodes: f64, the levels of the tree one after another, from the top level to the weights. begins:
+    the index in `nodes` where each level begins, then the index where the last level ends. slots,
+    weights: (n,). The parent of several consecutive slots is recomputed only once.
     """
     changed, count, total = slots.copy(), slots.size, 0.0
     for i in range(count):
@@ -42,11 +43,12 @@ def write(nodes: Array, begins: Array, slots: Array, weights: Array) -> float:
 
 
 def draw(nodes: Array, begins: Array, random: Array) -> Array:
-    """Draws n slots with probability proportional to weight, by stratified sampling → (n,) i64.
+    """Draws n slots of a sum tree with probability proportional to their weights. Returns (n,) i64.
 
-    The total weight is divided into n equal parts (strata), and each gives one slot. nodes, begins:
-    as in `write`. random: (2, n) uniform in [0, 1): positions in the strata, and the numbers by
-    which the slots are shuffled. Raises ValueError where all weights are 0.
+    The total weight is divided into n equal strata, and one slot is drawn from each stratum. nodes,
+    begins: the tree, as in `write`. random: (2, n) numbers, uniform in [0, 1). Its first row gives
+    the positions in the strata; its second row shuffles the drawn slots. Raises ValueError if all
+    weights are 0.
     """
     n, total = random.shape[1], 0.0
     for top in range(begins[1]):
@@ -89,9 +91,10 @@ def draw(nodes: Array, begins: Array, random: Array) -> Array:
 
 
 def keys_at(slots: Array, inserted: int, capacity: int) -> Array:
-    """Returns the keys (n,) of the newest rows written to slots (n,) of a ring buffer.
+    """Returns the keys (n,) of the newest rows in `slots` (n,) of a ring buffer.
 
-    inserted: rows ever inserted. capacity: slots of the ring.
+    A row's key is the number of rows that were inserted before it. inserted: the number of rows
+    ever inserted. capacity: the number of slots.
     """
     keys = np.empty(slots.size, np.int64)
     lap = inserted - inserted % capacity  # key for slot 0 in the present lap
@@ -103,10 +106,12 @@ def keys_at(slots: Array, inserted: int, capacity: int) -> Array:
 def windows(
     starts: Array, context: int, window: int, following: Array, previous: Array, first: Array
 ) -> Array:
-    """Returns the slots of the rows of windows: starts (B,) → (B, context + T), context first.
+    """Returns the slots (B, context + T) of all rows of B windows.
 
-    following, previous, first: (capacity,), as in `Rows`. Where an episode has fewer rows before
-    the start, its first row is repeated.
+    A window has T = `window` consecutive rows of one stream, after the `context` rows before them.
+    If the episode has fewer than `context` earlier rows, its first row is repeated. starts: (B,),
+    the slots of the first of each T rows. following, previous, first: (capacity,), see class
+    `Rows`.
     """
     slots = np.empty((starts.size, context + window), np.int64)
     for i in range(starts.size):
@@ -124,10 +129,12 @@ def windows(
 def valid_priorities(
     keys: Array, priorities: Array, oldest: int, inserted: int, capacity: int
 ) -> tuple[Array, Array, int, int]:
-    """Returns the slots and priorities of stored rows whose priorities are finite and >= 0.
+    """Selects the valid ones of n new priorities. Returns slots, priorities, and two counts.
 
-    keys, priorities: (n,). oldest: key of the oldest stored row. inserted: rows ever inserted. The
-    result also has two counts: keys that are not stored, and invalid priorities of stored rows.
+    A new priority is valid if its row is stored and the priority is finite and not negative. The
+    counts are the number of keys that are not stored, and the number of invalid priorities of
+    stored rows. keys, priorities: (n,). oldest: key of the oldest stored row. inserted: number of
+    rows ever inserted. capacity: number of slots in the ring buffer.
     """
     slots, kept = np.empty(keys.size, np.int64), np.empty(keys.size)
     count = stale = invalid = 0

@@ -1,4 +1,4 @@
-"""Recognises chunks of rows that a table has received before."""
+"""Recognises chunks of rows that a table has already received, so that each is stored once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dreamfleet.core.types import ChunkId
 
 
 class ReceivedChunks:
-    """The id of the newest chunk of each actor.
+    """Remembers the newest chunk of each actor, and rejects chunks that are not newer.
 
-    A call may arrive twice or late, but its rows must be stored once. An actor sends its chunks one
-    after another, so a chunk that is not newer than the actor's newest one is not stored: it was
-    received before, or an earlier process of that actor sent it.
+    An actor sends its chunks of rows one after another, but a call may arrive late or twice. A
+    chunk that is not newer than the actor's newest chunk is rejected. Either the table has received
+    it before, or it is from a process of the actor that has been replaced since.
     """
 
     def __init__(self) -> None:
@@ -24,11 +24,11 @@ class ReceivedChunks:
 
     @property
     def actors(self) -> int:
-        """Number of actors that have sent chunks."""
+        """The number of actors that have sent chunks."""
         return len(self._newest)
 
     def newest(self, actor: int) -> ChunkId | None:
-        """Returns the id of the newest chunk of an actor; None where there is none."""
+        """Returns the id of the newest chunk that an actor has sent; None if it has sent none."""
         return self._newest.get(actor)
 
     def reject(self, chunk_id: ChunkId) -> bool:
@@ -43,20 +43,23 @@ class ReceivedChunks:
         return True
 
     def record(self, chunk_id: ChunkId) -> None:
-        """Records that a chunk has been stored."""
+        """Records a stored chunk as the newest chunk of its actor."""
         self._newest[chunk_id.actor] = chunk_id
 
     def stats(self) -> dict[str, float]:
-        """Returns the counts of rejected chunks."""
+        """Returns how many chunks were rejected as duplicates, and how many as outdated."""
         return {"duplicates": self.duplicates, "outdated": self.outdated}
 
     def state(self) -> dict[str, Any]:
-        """Returns the counts, and the newest ids (actors, 3) i64: actor, restarts, sequence."""
+        """Returns the counts of rejected chunks and the ids of the actors' newest chunks.
+
+        An id is a row of an (actors, 3) i64 array: actor, restarts, sequence.
+        """
         newest = [(chunk.actor, chunk.restarts, chunk.sequence) for chunk in self._newest.values()]
         return {"newest": np.array(newest, np.int64).reshape(-1, 3), **self.stats()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues from a `state`."""
+        """Restores the counts and the ids that `state` returned."""
         newest = [ChunkId(*row) for row in state["newest"].tolist()]
         self._newest = {chunk_id.actor: chunk_id for chunk_id in newest}
         self.duplicates, self.outdated = int(state["duplicates"]), int(state["outdated"])

@@ -1,4 +1,4 @@
-"""The arithmetic of the ring buffer, and the flags of the rows at which windows may begin."""
+"""The arithmetic of a ring buffer, and the flags of the rows at which windows may begin."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dreamfleet.replay_server.compiled import fastest
 
 @dataclass
 class Ring:
-    """The positions of rows in a ring buffer: which keys are stored, and in which slots.
+    """Says which rows a ring buffer stores, and in which slots. It does not hold the rows.
 
-    A row's key is the number of rows inserted before it. Its slot is key % capacity, until the row
-    with key + capacity overwrites it. So the oldest row is evicted first, no key is used twice, and
-    the age of a row is `inserted - 1 - key`.
+    A row's key is the number of rows that were inserted before it. Its slot is key % capacity,
+    until the row with key + capacity overwrites it. So the oldest row is evicted first, no key is
+    used twice, and the age of a row is `inserted - 1 - key`.
     """
 
     capacity: int  # rows
@@ -24,30 +24,30 @@ class Ring:
 
     @property
     def stored(self) -> int:
-        """Number of rows in the ring now."""
+        """The number of rows that the ring buffer stores at present."""
         return min(self.inserted, self.capacity)
 
     @property
     def oldest(self) -> int:
-        """Key of the oldest stored row; also the number of evicted rows."""
+        """The key of the oldest stored row. It equals the number of evicted rows."""
         return self.inserted - self.stored
 
     def contains(self, keys: Array) -> Array:
-        """Returns a mask of the keys whose rows are stored now. Key -1 stands for no row."""
+        """Returns a mask of the keys whose rows are stored. Key -1 stands for no row: False."""
         return (keys >= self.oldest) & (keys < self.inserted)
 
     def slots(self, keys: Array) -> Array:
-        """Returns the slots of keys."""
+        """Returns the slots in which the rows with these keys are stored."""
         return keys % self.capacity
 
     def keys_at(self, slots: Array) -> Array:
-        """Returns the keys of the newest rows written to these slots."""
+        """Returns the keys of the newest rows that were written to these slots."""
         return fastest().keys_at(slots, self.inserted, self.capacity)
 
     def slices(self, begin: int, end: int) -> list[tuple[slice, slice]]:
-        """Returns the slots of the keys begin … end - 1 as one slice, or as two around the end.
+        """Returns the slots of keys `begin` to `end` - 1 as one slice, or two if they wrap around.
 
-        Each slice of slots comes with the slice of its keys, counted from `begin`. There are at
+        Each slice of slots comes with a slice of the keys, counted from `begin`. There must be at
         most `capacity` keys.
         """
         n, slot = end - begin, begin % self.capacity
@@ -56,12 +56,18 @@ class Ring:
         return slices if fit < n else slices[:1]
 
     def oldest_first(self, column: Array) -> Array:
-        """Returns a copy of the values of all stored rows, oldest first. column: (capacity, …)."""
+        """Returns a copy of a column (capacity, …), reduced to the stored rows and ordered by age.
+
+        The oldest row comes first.
+        """
         return np.concatenate([column[at] for at, _ in self.slices(self.oldest, self.inserted)])
 
 
 class Starts:
-    """The starts of one consumer: a flag per slot, and the number of flags that are set."""
+    """Marks the rows at which one consumer's windows may begin (starts): one flag per slot.
+
+    A consumer is one use of a table. `count` is the number of starts.
+    """
 
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
@@ -69,29 +75,32 @@ class Starts:
         self.count = 0
 
     def add(self, slots: Array) -> None:
-        """Sets the flags of slots that are not set yet."""
+        """Marks the rows in these slots as starts. None of them may be marked already."""
         self.flags[slots] = True
         self.count += slots.size
 
     def remove(self, slots: Array) -> Array:
-        """Clears the flags of slots → the slots whose flag was set."""
+        """Unmarks the starts among the rows in these slots. Returns the slots of these starts."""
         slots = slots[self.flags[slots]]
         self.flags[slots] = False
         self.count -= slots.size
         return slots
 
     def between(self, begin: int, end: int) -> Array:
-        """Returns the slots of the starts among the keys begin … end - 1, oldest first."""
+        """Returns the slots of all starts with keys from `begin` to `end` - 1, the oldest first."""
         slices = self.ring.slices(begin, end)
         return np.concatenate([at.start + np.flatnonzero(self.flags[at]) for at, _ in slices])
 
     def count_between(self, begin: int, end: int) -> int:
-        """Returns the number of starts among the keys begin … end - 1."""
+        """Returns the number of starts with keys from `begin` to `end` - 1."""
         slices = self.ring.slices(begin, end)
         return sum(int(np.count_nonzero(self.flags[at])) for at, _ in slices)
 
     def restore(self, flags: Array) -> None:
-        """Replaces the flags of all stored rows by `flags`, oldest first."""
+        """Replaces the flags of all stored rows.
+
+        flags: one per stored row, the oldest row first.
+        """
         self.flags[:] = False
         for at, place in self.ring.slices(self.ring.oldest, self.ring.inserted):
             self.flags[at] = flags[place]

@@ -1,4 +1,4 @@
-"""The stored rows, and the links between consecutive rows of a stream."""
+"""Stores the rows of a table, and links each row to the rows before and after it in its stream."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dreamfleet.replay_server.ring import Ring
 
 
 class Rows:
-    """The columns of all rows in a ring, with a link from each row to its neighbours in its stream.
+    """The columns of all rows of a ring buffer, and links between consecutive rows of a stream.
 
-    `previous` holds for each slot the key of the row before, which may be evicted; -1 where there
-    is no such row. `following` holds the slot of the row after, which is never evicted first; the
-    row's own slot where the next row has not arrived.
+    `previous` holds, for each slot, the key of the row before it in the stream; -1 if there is
+    none. That earlier row may be evicted already. `following` holds, for each slot, the slot of the
+    row after it in the stream. If that row has not arrived, `following` holds the slot itself.
     """
 
     def __init__(self, ring: Ring, columns: Mapping[str, Space]) -> None:
@@ -29,9 +29,10 @@ class Rows:
         self.following = np.zeros(ring.capacity, np.int64)
 
     def write(self, rows: Batch, newest_keys: Array) -> Array:
-        """Appends rows (N, T, …) to N streams whose newest rows have these keys (N,) → keys (N, T).
+        """Appends T rows to each of N streams, in place of the oldest rows.
 
-        A newest key is -1 for a stream without rows. The oldest rows are overwritten.
+        Returns their keys (N, T). rows: columns of shape (N, T, …). newest_keys: (N,), the key of
+        each stream's newest row so far; -1 for a stream without rows.
         """
         ring, shape = self.ring, rows["last"].shape
         begin, end = ring.inserted, ring.inserted + rows["last"].size
@@ -56,25 +57,28 @@ class Rows:
         return keys
 
     def restore_following(self) -> None:
-        """Computes `following` of all stored rows from `previous`."""
+        """Computes the links `following` of all stored rows from the links `previous`."""
         slots = self.ring.slots(np.arange(self.ring.oldest, self.ring.inserted))
         self.following[slots] = slots
         slots = slots[self.ring.contains(self.previous[slots])]
         self.following[self.ring.slots(self.previous[slots])] = slots
 
     def windows(self, starts: Array, context: int, window: int) -> Array:
-        """Returns the slots of the rows of windows: starts (B,) → (B, context + T), context first.
+        """Returns the slots (B, context + T) of all rows of B windows.
 
-        Where an episode has fewer rows before the start, its first row is repeated.
+        A window has T = `window` consecutive rows of one stream, after the `context` rows before
+        them. If the episode has fewer than `context` earlier rows, its first row is repeated.
+        starts: (B,), the slots of the first of each T rows.
         """
         return fastest().windows(
             starts, context, window, self.following, self.previous, self.columns["first"]
         )
 
     def has_context(self, slots: Array, context: int) -> Array:
-        """Returns a mask of the rows whose `context` rows before, in the episode, are all stored.
+        """Returns a mask (n,) of the rows in `slots` (n,) whose context is stored completely.
 
-        Where the episode has fewer rows before, they must all be stored. (n,) → (n,).
+        The context of a row is the `context` rows before it in its episode, or all earlier rows of
+        the episode if they are fewer.
         """
         complete = np.ones(slots.size, bool)
         for _ in range(context):
@@ -84,10 +88,11 @@ class Rows:
         return complete
 
     def losing_context(self, end: int, context: int) -> Iterator[Array]:
-        """Yields the slots of rows that lose part of their context when keys below `end` go.
+        """Yields the slots of rows that lose context if rows with keys below `end` are evicted.
 
-        The k-th array (k = 1 … context) has the rows k steps after each stream's newest evicted
-        row, as long as they are of the same episode.
+        The context of a row is the `context` rows before it in its episode. For k = 1 to `context`,
+        the k-th array has the rows that are k steps after the newest evicted row of their stream,
+        in the same episode.
         """
         if not context:
             return

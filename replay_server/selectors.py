@@ -1,4 +1,7 @@
-"""The selectors that come with the replay, and `build`, which makes one from its specification."""
+"""Implements the built-in selectors.
+
+A selector is a rule by which starts of windows are sampled.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,15 @@ REBASE_AFTER = 500  # half-lives; f64 holds 2^-1022 to 2^1023
 
 
 def build(spec: Selector, starts: Starts, rows: Rows, window: int) -> StartSelector:
-    """Returns a new selector for `spec` that draws among `starts`, of windows of `window` rows."""
+    """Returns a new selector, as `spec` specifies, that draws from `starts`.
+
+    starts: the rows at which windows may begin. rows: the stored rows. window: rows per window.
+    """
     return IMPLEMENTATIONS[type(spec)](spec, starts, rows, window)
 
 
 def nbytes(spec: Selector, rows: int) -> int:
-    """Returns the bytes that a selector for `spec` takes in a table of `rows` rows."""
+    """Returns the memory, in bytes, of a selector for `spec` in a table of `rows` rows."""
     return IMPLEMENTATIONS[type(spec)].nbytes(spec, rows)
 
 
@@ -41,7 +47,7 @@ def nbytes(spec: Selector, rows: int) -> int:
 
 @implements(Uniform)
 class UniformSelector:
-    """Draws all starts with equal probability."""
+    """Draws all starts of windows with equal probability."""
 
     def __init__(self, spec: Selector, starts: Starts, rows: Rows, window: int) -> None:
         self._starts = starts
@@ -77,8 +83,9 @@ class UniformSelector:
     def _draw_from_newest(self, rows: int, n: int, rng: np.random.Generator) -> Array:
         """Draws n starts uniformly from the starts among the newest `rows` rows.
 
-        Rejection sampling: rows are drawn, and a row that is not a start is replaced by another
-        draw. Draws still missing after `REJECTION_ROUNDS` are made from a list of the starts.
+        This is rejection sampling: rows are drawn uniformly, and each row that is not a start is
+        drawn again. After `REJECTION_ROUNDS` rounds, the missing starts are drawn from a list of
+        all starts among these rows.
         """
         ring, flags = self._starts.ring, self._starts.flags
         slots = np.empty(n, np.int64)
@@ -97,9 +104,10 @@ class UniformSelector:
 
 @implements(EmphasizeRecent)
 class EmphasizeRecentSelector(UniformSelector):
-    """Draws uniformly from the newest rows, fewer with every draw of a cycle (Wang & Ross 2019).
+    """Emphasizing Recent Experience (Wang & Ross 2019): draws uniformly from the newest rows.
 
-    It draws from all starts when no start is among these rows.
+    Each draw of a cycle uses fewer of the newest rows than the draw before. If none of these rows
+    is a start, it draws from all starts.
     """
 
     def __init__(self, spec: EmphasizeRecent, starts: Starts, rows: Rows, window: int) -> None:
@@ -139,9 +147,9 @@ class EmphasizeRecentSelector(UniformSelector):
 
 
 class WeightedSelector:
-    """Draws with probability proportional to a weight per start, from a sum tree.
+    """Base class: draws starts with probability proportional to a weight, from a sum tree.
 
-    Rows that are no starts have weight 0. Subclasses say which weights starts have.
+    Rows that are no starts have weight 0. A subclass computes the weights of the starts.
     """
 
     def __init__(self, spec: Selector, starts: Starts, rows: Rows, window: int) -> None:
@@ -178,10 +186,10 @@ class WeightedSelector:
 
 @implements(Prioritized)
 class PrioritizedSelector(WeightedSelector):
-    """Weights starts by priority^exponent (Schaul et al. 2016).
+    """Prioritized replay: the weight of a start is priority^exponent (Schaul et al. 2016).
 
-    A new start gets the priority in the column of initial priorities or, without such a column, the
-    largest priority so far. Priorities are clipped to `PRIORITY_RANGE`.
+    The first priority of a start is read from the column of initial priorities. Without such a
+    column, it is the largest priority so far. Priorities are clipped to `PRIORITY_RANGE`.
     """
 
     def __init__(self, spec: Prioritized, starts: Starts, rows: Rows, window: int) -> None:
@@ -216,10 +224,12 @@ class PrioritizedSelector(WeightedSelector):
 
 @implements(Recency)
 class RecencySelector(WeightedSelector):
-    """Weights starts by 2^(-age / half_life).
+    """Prefers recent rows: the weight of a start is 2^(-age / half_life).
 
-    The tree holds 2^((key - base) / half_life): as rows age, all weights shrink by one factor,
-    which probabilities do not depend on, so no stored weight changes.
+    The age of a row is the number of rows inserted after it. The sum tree holds 2^((key - base) /
+    half_life) instead, where a row's key is the number of rows inserted before it. This weight
+    differs by a factor that is equal for all rows, so probabilities are the same, and it stays
+    constant while the row ages.
     """
 
     def __init__(self, spec: Recency, starts: Starts, rows: Rows, window: int) -> None:
@@ -240,7 +250,7 @@ class RecencySelector(WeightedSelector):
         return super().draw(n, rng)
 
     def priority_mass(self) -> float:
-        """Returns the sum of all weights, scaled so that the newest row would weigh 1."""
+        """Returns the sum of all weights, in units of the weight of the newest row."""
         newest = (self._ring.inserted - 1 - self._base) / self._half_life
         return float(self._tree.total * np.exp2(-newest))
 
@@ -264,7 +274,11 @@ class RecencySelector(WeightedSelector):
 
 @implements(ReturnDeviation)
 class ReturnDeviationSelector(WeightedSelector):
-    """Weights a start by its window's |sum of rewards - mean| / standard deviation."""
+    """Prefers unusual sums of rewards: the weight of a start is |sum - mean| / standard deviation.
+
+    The sum is over the rewards of the start's window. Mean and standard deviation are moving
+    averages over the sums of all windows so far.
+    """
 
     def __init__(self, spec: ReturnDeviation, starts: Starts, rows: Rows, window: int) -> None:
         super().__init__(spec, starts, rows, window)
@@ -292,7 +306,7 @@ class ReturnDeviationSelector(WeightedSelector):
         self._weight = float(state["weight"])
 
     def _update_statistics(self, sums: Array) -> None:
-        """Adds these sums, all with the same weight, to the moving mean and variance."""
+        """Updates the moving mean and variance by a batch of sums, each with the same weight."""
         kept = self._weight * 2 ** (-sums.size / self._half_life)
         self._weight = kept + 1 - 2 ** (-sums.size / self._half_life)
         share = 1 - kept / self._weight
@@ -307,7 +321,7 @@ class ReturnDeviationSelector(WeightedSelector):
 
 @implements(Mixture)
 class MixtureSelector:
-    """Draws each start by one of several selectors, chosen at random with given probabilities."""
+    """Draws each start by one of several selectors, chosen at random with fixed probabilities."""
 
     def __init__(self, spec: Mixture, starts: Starts, rows: Rows, window: int) -> None:
         probabilities = [probability for probability, _ in spec.parts]
@@ -341,7 +355,10 @@ class MixtureSelector:
         return mixed
 
     def priority_mass(self) -> float:
-        """Returns the priority mass of the most probable part: the parts have different units."""
+        """Returns the priority mass (sum of weights) of the selector with the largest probability.
+
+        The masses of different selectors have different units, so they are not added.
+        """
         return self._parts[int(np.argmax(self._probabilities))].priority_mass()
 
     def state(self) -> dict[str, Any]:

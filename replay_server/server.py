@@ -1,4 +1,4 @@
-"""The replay service: tables and queues by name. It implements `core.types.Replay`."""
+"""The replay service: tables and queues by name. It implements the protocol `core.types.Replay`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dreamfleet.replay_server.table import Table
 
 
 class ReplayServer:
-    """Tables and queues, by name.
+    """Holds all tables of rows and all queues of batches, by name.
 
-    Calls on one table must not overlap. Calls on different tables may: tables share nothing, so a
-    caller with threads needs one lock per table.
+    Two calls on the same table must not overlap, but calls on different tables may. A caller with
+    several threads needs one lock per table.
     """
 
     def __init__(self, tables: Mapping[str, TableSpec | QueueSpec], seed: int) -> None:
@@ -37,11 +37,12 @@ class ReplayServer:
         streams: Array | None = None,
         chunk_id: ChunkId | None = None,
     ) -> bool:
-        """Adds rows (N, T, …) of streams with ids (N,), or a batch to a queue, without streams.
+        """Adds rows to a table, or a batch to a queue.
 
-        Stream ids are any distinct numbers >= 0. Returns False when the table has no room now. For
-        a chunk that was stored before, or is of an actor process that has been replaced, it returns
-        True and stores nothing.
+        Returns False if there is no room at present. rows: columns of shape (N, T, …), T rows of
+        each of N streams. streams: (N,), the ids of the streams, any distinct numbers >= 0; None
+        for a queue. chunk_id: identifies this call. A chunk that was stored before, or comes from
+        an actor process that has been replaced, is not stored; the call then returns True.
         """
         target, received = self._table(table), self._received[table]
         if chunk_id is not None and received.reject(chunk_id):
@@ -57,65 +58,72 @@ class ReplayServer:
         return added
 
     def sample(self, table: str, consumer: str, count: int | None = None) -> Sample | Batch | None:
-        """Returns a consumer's next sample, or a queue's next batch; None when it is too early.
+        """Returns a consumer's next sample, or a queue's next batch; None if it must wait.
 
-        count: the number of windows, where it is not the consumer's batch size.
+        count: number of windows; None for the consumer's batch size.
         """
         source = self._table(table)
         return source.sample() if isinstance(source, BatchQueue) else source.sample(consumer, count)
 
     def draw(self, table: str, consumer: str, count: int | None = None) -> Draw | Batch | None:
-        """Returns windows that are drawn but not copied, or a queue's next batch.
+        """Draws windows without copying their rows, or takes the next batch of a queue.
 
-        None when it is too early. How to go on from a draw is described at `Table.sample`.
+        Returns None if the consumer or the queue must wait. `Table.sample` describes the next
+        steps. count: number of windows; None for the consumer's batch size.
         """
         source = self._table(table)
         return source.sample() if isinstance(source, BatchQueue) else source.draw(consumer, count)
 
     def gather(self, table: str, draw: Draw) -> Batch:
-        """Copies the rows of a draw. Needs no lock; call `intact` afterwards."""
+        """Copies the rows of drawn windows. The table's lock is not needed.
+
+        Call `intact` afterwards.
+        """
         return self._stored(table).gather(draw)
 
     def intact(self, table: str, draw: Draw) -> bool:
-        """Returns whether no drawn row has changed since; if not, uncounts the sample."""
+        """Returns whether all rows of a draw are still unchanged; if not, uncounts the sample."""
         return self._stored(table).intact(draw)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Replaces priorities (B,) by the keys (B,) of a sample."""
+        """Replaces the priorities (B,) of the windows whose sample had these keys (B,)."""
         self._stored(table).update(keys, priorities)
 
     def end_at(self, steps: int) -> None:
-        """Limits the agent steps of table "real": after `steps` of them, `add` returns False."""
+        """Ends table "real" after `steps` agent steps: from then on, `add` returns False for it."""
         self._stored("real").last_step = steps
 
     # ------------------------------------------------------------------------------- asking
 
     def room(self, table: str) -> float:
-        """Returns the agent steps that may be added to a table, or the batches to a queue.
+        """Returns how many agent steps may be added to a table, or how many batches to a queue.
 
-        Nothing may be added to a table below 0, or to a queue below 1.
+        Below 0 for a table, or below 1 for a queue, `add` returns False.
         """
         return self._table(table).room
 
     def capacity(self, table: str) -> int:
-        """Returns how many rows a table can store, or how many batches a queue."""
+        """Returns how many rows a table can store, or how many batches a queue can hold."""
         return self._table(table).capacity
 
     def added(self, table: str) -> int:
-        """Returns the agent steps ever added to a table, or the batches to a queue."""
+        """Returns the number of agent steps ever added to a table, or of batches to a queue."""
         target = self._table(table)
         return target.inserted if isinstance(target, BatchQueue) else target.steps
 
     def actors(self, table: str) -> int:
-        """Returns the number of actors that have added chunks."""
+        """Returns the number of actors that have added chunks of rows to a table."""
         return self._received[table].actors
 
     def newest(self, table: str, actor: int) -> ChunkId | None:
-        """Returns the id of an actor's newest chunk; None where there is none."""
+        """Returns the id of the newest chunk that an actor has added to a table, or None."""
         return self._received[table].newest(actor)
 
     def stats(self) -> dict[str, float]:
-        """Returns `env_steps`, and the counters of all tables as `<table>/<counter>`."""
+        """Returns `env_steps`, and the counters of all tables and queues as `<table>/<counter>`.
+
+        `env_steps` is the number of agent steps ever added to table "real".
+        """
         real = self._tables.get("real")
         stats: dict[str, float] = {"env_steps": real.steps if isinstance(real, Table) else 0}
         for name, table in self._tables.items():
@@ -126,17 +134,23 @@ class ReplayServer:
     # ------------------------------------------------------------------------------- saving
 
     def state(self) -> dict[str, Any]:
-        """Returns nested dicts of arrays (copies), numbers and strings, without queued batches."""
+        """Returns the state of all tables and queues for a checkpoint, except batches in queues.
+
+        It consists of nested dicts of numbers, strings and copied arrays.
+        """
         return {name: self.snapshot(name).state() for name in self._tables}
 
     def snapshot(self, table: str) -> Snapshot:
-        """Returns one table's part of `state` at this time, to be copied piece by piece."""
+        """Returns a snapshot of one table's present state, whose rows are copied piece by piece."""
         snapshot = self._table(table).snapshot()
         snapshot.rest["received"] = self._received[table].state()
         return snapshot
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues from a `state` draw for draw. Raises UserError when its tables differ."""
+        """Restores a saved `state`: the next samples are those that would have followed the save.
+
+        Raises UserError if the state has other tables.
+        """
         if state.keys() != self._tables.keys():
             raise UserError(
                 f"this checkpoint's replay has tables {sorted(state)}, here are "
@@ -152,7 +166,7 @@ class ReplayServer:
         return self._tables[name]
 
     def _stored(self, name: str) -> Table:
-        """Returns the table of this name. Raises ValueError for a queue."""
+        """Returns the table called `name`. Raises ValueError if `name` is a queue."""
         table = self._table(name)
         if isinstance(table, BatchQueue):
             raise ValueError(f"table {name!r} is a queue: it has no rows and no priorities")

@@ -1,4 +1,4 @@
-"""One replay made of several replays, its shards."""
+"""Combines several replay processes (shards), so that they act as one replay."""
 
 from __future__ import annotations
 
@@ -17,33 +17,42 @@ from dreamfleet.replay_server.server import ReplayServer
 
 
 class Shard(Protocol):
-    """One shard, in this process or in another. Samples are requested first, and fetched later."""
+    """One of several replays that together act as one, in this process or in another.
+
+    A sample is first requested by `ask`, and later fetched by `answer`.
+    """
 
     def add(
         self, table: str, rows: Batch, streams: Array | None = None, chunk_id: ChunkId | None = None
     ) -> bool:
-        """Adds rows as `Replay.add` does."""
+        """Adds rows to a table, or a batch to a queue, as `Replay.add` does."""
         ...
 
     def ask(self, table: str, consumer: str, count: int | None) -> Any:
-        """Requests a sample of `count` windows, or a queue's next batch → a handle for `answer`."""
+        """Requests a sample of `count` windows, or a queue's next batch.
+
+        Returns a handle for `answer`.
+        """
         ...
 
     def answer(self, asked: Any) -> Sample | Batch | None:
-        """Returns the sample or batch requested with this handle, once; None until it arrives."""
+        """Returns the requested sample or batch, once; returns None until it has arrived.
+
+        asked: the handle that `ask` returned.
+        """
         ...
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Replaces priorities (B,) by the keys (B,) of this shard."""
+        """Replaces the priorities (B,) of the windows with these keys (B,) in this shard."""
         ...
 
     def stats(self) -> dict[str, float]:
-        """Returns the counters of this shard."""
+        """Returns the counters of this shard by name."""
         ...
 
 
 class NearShard(ReplayServer):
-    """A shard in the caller's own thread. It samples when `answer` is called."""
+    """A shard (one part of a replay) in the caller's own thread. `answer` draws the sample."""
 
     def ask(self, table: str, consumer: str, count: int | None) -> Any:
         return table, consumer, count
@@ -54,7 +63,7 @@ class NearShard(ReplayServer):
 
 @dataclass
 class _PendingSample:
-    """A sample that was requested from all shards, and the parts that have arrived."""
+    """A sample that was requested from all shards, with the parts that have arrived."""
 
     probabilities: Array  # (shards,), with which each window is drawn from a shard
     counts: Array  # (shards,), of windows
@@ -63,16 +72,16 @@ class _PendingSample:
 
 
 class ShardedReplay:
-    """One replay of several shards. Each actor writes to one shard; queues are in the first.
+    """One replay made of several shards.
 
-    The number of windows that a sample takes from each shard is multinomial, with probabilities
-    proportional to the shards' priority masses as last reported. The probability of a draw is that
-    of its shard times that within the shard, so it is exact even where a reported mass is old. Each
-    sample is requested from all shards, if only for 0 windows: so their limiters count the same
-    samples, and their masses stay known.
+    Each actor writes to one shard; queues are in the first one. Each sample takes windows from all
+    shards. Their numbers are multinomial, with probabilities proportional to the shards' priority
+    masses (sums of sampling weights) as last reported. A window's probability is the probability of
+    its shard times the probability within the shard, so it is exact even if a reported mass is old.
 
-    tables: of the whole replay, as the agent specifies them. ahead: samples of a consumer that are
-    requested before they are needed.
+    All shards take part in each sample, even with 0 windows, so that all count the same number of
+    samples and report their masses. tables: of the whole replay. ahead: how many samples of a
+    consumer are requested before they are needed.
     """
 
     def __init__(
@@ -119,7 +128,7 @@ class ShardedReplay:
         return merged_stats([shard.stats() for shard in self._shards])
 
     def _request(self, table: str, consumer: str) -> _PendingSample:
-        """Requests a sample from all shards, or a queue's batch from the first shard."""
+        """Requests a consumer's sample from all shards, or a queue's batch from the first shard."""
         spec = self._tables.get(table)
         if not isinstance(spec, TableSpec) or consumer not in spec.consumers:
             # A queue. For an unknown table or consumer, the shard raises the error.
@@ -137,7 +146,10 @@ class ShardedReplay:
         return _PendingSample(probabilities, counts, handles, [None] * n)
 
     def _complete(self, pending: _PendingSample, table: str, consumer: str) -> bool:
-        """Fetches the parts that have arrived → whether all have."""
+        """Fetches the parts of a requested sample that have arrived.
+
+        Returns whether all have arrived.
+        """
         for i, handle in enumerate(pending.handles):
             if pending.parts[i] is None:
                 part = pending.parts[i] = self._shards[i].answer(handle)
@@ -146,10 +158,10 @@ class ShardedReplay:
         return all(part is not None for part in pending.parts)
 
     def _merge(self, complete: _PendingSample) -> Sample:
-        """Returns the parts of all shards as one sample, in random order.
+        """Returns the parts of all shards as one sample, with the windows in random order.
 
-        The order is random so that any slice of the batch is as good a sample as the whole. A key
-        of the whole replay is the shard's key times the number of shards, plus the shard's index.
+        The random order makes any slice of the batch as good a sample as the whole batch. The key
+        of a window becomes its key in the shard times the number of shards, plus the shard's index.
         """
         samples = [part for part in complete.parts if isinstance(part, Sample)]
         n, first = len(samples), samples[0]
@@ -183,9 +195,10 @@ class ShardedReplay:
 def shard_tables(
     tables: Mapping[str, TableSpec | QueueSpec], shards: int
 ) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the tables for each of `shards` shards, which together store and sample as `tables`.
+    """Returns the table specifications for each of `shards` replay processes (shards).
 
-    Queues stay as they are.
+    All shards together store as many rows, and sample as fast, as `tables` specifies. The
+    specifications of queues stay unchanged.
     """
     return {
         name: spec if isinstance(spec, QueueSpec) else _shard_table(spec, shards)
@@ -204,7 +217,12 @@ def _shard_table(spec: TableSpec, shards: int) -> TableSpec:
 
 
 def _shard_consumer(spec: Consumer, shards: int) -> Consumer:
-    """Returns a consumer for a shard, which counts all samples but only its part of the steps."""
+    """Returns a consumer's specification for one shard of a replay.
+
+    A shard takes part in every sample, but receives only its part of the agent steps. Therefore
+    `samples_per_step` is multiplied by the number of shards, and `batch` and `min_steps` are
+    divided.
+    """
     return replace(
         spec,
         batch=-(-spec.batch // shards),
@@ -215,10 +233,10 @@ def _shard_consumer(spec: Consumer, shards: int) -> Consumer:
 
 
 def merged_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Returns the counters of the whole replay, from the counters of all shards.
+    """Returns the counters of the whole replay, from the counters of each shard.
 
-    Counters are summed, except `samples_…`: each sample is counted by all shards, so the least
-    count is that of complete samples.
+    Most counters are summed. `samples_…` counters are not, as every shard counts each sample; the
+    smallest count is the number of samples that are complete.
     """
     merged: dict[str, float] = {}
     for name in stats[0]:
@@ -234,12 +252,18 @@ def merged_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the states of all shards as one state. The state of a single shard stays as it is."""
+    """Returns the saved states of all shards as one state.
+
+    A single shard's state stays unchanged.
+    """
     return states[0] if len(states) == 1 else {f"shard-{i}": s for i, s in enumerate(states)}
 
 
 def split_state(state: Mapping[str, Any], shards: int) -> list[dict[str, Any]]:
-    """Returns the states that `join_states` joined. Raises UserError for another number of them."""
+    """Returns the state of each shard, from the state that `join_states` returned.
+
+    Raises UserError unless the state is of `shards` shards.
+    """
     found = next(i for i in itertools.count() if f"shard-{i}" not in state) or 1
     if found != shards:
         raise UserError(
@@ -250,9 +274,10 @@ def split_state(state: Mapping[str, Any], shards: int) -> list[dict[str, Any]]:
 
 
 def last_steps(steps: int, states: Sequence[Mapping[str, Any] | None]) -> list[int]:
-    """Returns for each shard the number of agent steps at which it ends, in a run of `steps`.
+    """Returns for each shard the number of agent steps at which it must stop adding rows.
 
-    states: of all shards at present, None for a new shard. The steps left are divided equally.
+    steps: agent steps of the whole run. states: the state of each shard; None for a new shard. The
+    agent steps that are left are divided equally among the shards.
     """
     added = [int(state["real"]["limiter"]["steps"]) if state else 0 for state in states]
     left, n = max(steps - sum(added), 0), len(added)

@@ -1,4 +1,4 @@
-"""Saves a table while rows are added to it."""
+"""Copies the state of a table for a checkpoint, while rows are added to the table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PIECE_BYTES = 1 << 20  # takes half a millisecond, or a few where the memory is 
 
 
 class Snapshot:
-    """The state of a table at the time this object was made. Rows are copied piece by piece.
+    """The state of a table at the moment when this object was made. Rows are copied piece by piece.
 
-    Rows are copied oldest first, the order in which the ring overwrites them; before rows are
-    overwritten, the table has them copied. Call the methods only while holding the table's lock.
+    The oldest rows are copied first, as they are overwritten first. Before the table overwrites
+    rows, it has them copied. Call the methods only while you hold the table's lock.
 
-    rest: copies of everything in the state apart from rows. rows: None for a queue, whose state has
-    no rows.
+    rest: copies of everything in the state except rows. rows: the table's rows; None for a queue,
+    whose state has no rows.
     """
 
     def __init__(self, rest: dict[str, Any], rows: Rows | None = None) -> None:
@@ -40,13 +40,13 @@ class Snapshot:
         self._piece = max(PIECE_BYTES // row_bytes, 1)  # rows
 
     def copy_piece(self) -> bool:
-        """Copies some more rows → whether any are left."""
+        """Copies the next rows, about a megabyte. Returns whether any rows are left to copy."""
         if self._next < self._end:
             self.copy_until(self._next + self._piece)
         return self._next < self._end
 
     def copy_until(self, key: int) -> None:
-        """Copies all rows older than `key`, which are about to be overwritten."""
+        """Copies all remaining rows with keys below `key`, before the table overwrites them."""
         begin, end = self._next, min(key, self._end)
         if begin >= end:
             return
@@ -57,11 +57,14 @@ class Snapshot:
         self._next = end
 
     def note_truncated(self, keys: Array) -> None:
-        """Notes rows that are about to become `last`, so that they are not `last` in the state."""
+        """Notes rows that the table is about to mark as `last`.
+
+        They stay unmarked in the snapshot.
+        """
         self._truncated += [key for key in keys.tolist() if self._next <= key < self._end]
 
     def state(self) -> dict[str, Any]:
-        """Copies all remaining rows, and returns the whole state as nested dicts, for a checkpoint."""
+        """Copies all remaining rows, and returns the whole state as nested dicts, to be saved."""
         while self.copy_piece():
             pass
         if self._truncated:

@@ -1,4 +1,4 @@
-"""The protocol of selectors in the replay, and the classes registered for specifications."""
+"""The protocol of selectors (rules by which starts of windows are sampled), and their registry."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ Implementation = TypeVar("Implementation", bound="type[StartSelector]")
 
 
 class StartSelector(Protocol):
-    """Draws starts: rows at which a consumer's windows begin. One object serves one consumer.
+    """Samples starts: rows at which windows may begin. One object serves one consumer of a table.
 
-    Rows are named by their slots in the ring. `add`, `remove` and `update` are called after the
-    flags in `starts` have changed. Draws are exact: `probability` is the probability by which
-    `draw` draws from the present starts.
+    A row is given by its slot in the ring buffer. `add`, `remove` and `update` are called after the
+    flags in `starts` have changed. `probability` must return the exact probabilities of `draw`.
     """
 
     def __init__(self, spec: Any, starts: Starts, rows: Rows, window: int) -> None:
@@ -32,23 +31,29 @@ class StartSelector(Protocol):
 
     @staticmethod
     def nbytes(spec: Any, rows: int) -> int:
-        """Returns the bytes that an object takes whose table has a capacity of `rows` rows."""
+        """Returns the memory, in bytes, of a selector in a table with a capacity of `rows` rows."""
         ...
 
     def add(self, slots: Array) -> None:
-        """Adds rows (n,) that have become starts."""
+        """Adds the rows in slots (n,), which have become starts."""
         ...
 
     def remove(self, slots: Array) -> None:
-        """Removes rows (n,) that are no longer starts."""
+        """Removes the rows in slots (n,), which have stopped being starts."""
         ...
 
     def update(self, slots: Array, priorities: Array) -> None:
-        """Replaces the priorities (n,) of starts (n,): f64, finite, not negative."""
+        """Replaces the priorities (n,) f64 of the starts in slots (n,).
+
+        All are finite and not negative.
+        """
         ...
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        """Draws n slots with replacement, (n,) i64. There is at least one start."""
+        """Draws n starts with replacement, and returns their slots (n,) i64.
+
+        At least one start exists.
+        """
         ...
 
     def probability(self, slots: Array) -> Array:
@@ -56,18 +61,18 @@ class StartSelector(Protocol):
         ...
 
     def priority_mass(self) -> float:
-        """Returns the sum of the weights of all starts, in a unit that is the same in all shards.
+        """Returns the sum of the weights of all starts. At least one start exists.
 
-        There is at least one start.
+        The unit must be the same in all shards (processes) of a replay.
         """
         ...
 
     def state(self) -> dict[str, Any]:
-        """Returns all that later draws depend on, apart from the starts themselves."""
+        """Returns everything that later draws depend on, except the starts, for a checkpoint."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues from `state`. The starts have been restored before."""
+        """Restores a saved `state`. The starts have been restored before this call."""
         ...
 
 
@@ -75,7 +80,10 @@ IMPLEMENTATIONS: dict[type[Selector], type[StartSelector]] = {}  # by specificat
 
 
 def implements(spec: type[Selector]) -> Callable[[Implementation], Implementation]:
-    """Registers the decorated class as the one that draws by specifications of class `spec`."""
+    """Returns a decorator that registers a class as the selector for specifications `spec`.
+
+    spec: a class of `core.selectors`.
+    """
 
     def register(implementation: Implementation) -> Implementation:
         IMPLEMENTATIONS[spec] = implementation

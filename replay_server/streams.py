@@ -1,4 +1,4 @@
-"""The end of every stream, which the next chunk of the stream continues."""
+"""Remembers the end of each stream (the rows of one environment), where new rows continue it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dreamfleet.core.types import Array
 
 
 class Streams:
-    """The keys of the newest `depth` rows of every stream, and whether its episode has ended.
+    """The keys of the newest `depth` rows of each stream, and whether its newest episode has ended.
 
-    Key -1 stands for no row. Streams are addressed by an index. Index 0 stands for all streams
-    without rows: their episode counts as ended, so their first row must begin an episode.
+    A stream is the rows of one environment in order. Key -1 stands for no row. The arrays of this
+    class have one entry per stream. Entry 0 stands for all streams without rows: their episode
+    counts as ended, so that their first row must begin an episode.
     """
 
     def __init__(self, depth: int) -> None:
@@ -23,13 +24,17 @@ class Streams:
         self.ended = np.ones(1, bool)  # (indices,)
 
     def indices(self, ids: Array) -> Array:
-        """Returns the indices (N,) of streams, given by their ids (N,); 0 for unknown streams."""
+        """Returns the index of each stream in this object, (N,); 0 for unknown streams.
+
+        ids: (N,).
+        """
         return np.array([self._index.get(i, 0) for i in ids.tolist()], np.int64)
 
     def store(self, ids: Array, indices: Array, newest_keys: Array, ended: Array) -> None:
-        """Stores the newest keys (N, depth) of streams (N,), and whether their episodes ended (N,).
+        """Stores the newest keys (N, depth) of N streams, and whether their episodes have ended.
 
-        indices: as `indices(ids)` returned them. Unknown streams get an index.
+        ids: (N,), of the streams. indices: (N,), the result of `indices(ids)`. Unknown streams are
+        added. ended: (N,).
         """
         if new := ids[indices == 0].tolist():
             known = len(self.ended)
@@ -41,13 +46,13 @@ class Streams:
         self.newest_keys[indices], self.ended[indices] = newest_keys, ended
 
     def state(self) -> dict[str, Any]:
-        """Returns copies of all streams' ids, newest keys and ends."""
+        """Returns copies of the ids, the newest keys and the `ended` flags of all streams."""
         ids = np.array(list(self._index), np.int64)
         at = self.indices(ids)
         return {"ids": ids, "newest_keys": self.newest_keys[at], "ended": self.ended[at]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Replaces all streams by those of a `state`."""
+        """Replaces all streams by the streams of a saved `state`."""
         self._index.clear()
         self.newest_keys, self.ended = self.newest_keys[:1], self.ended[:1]
         ids = state["ids"]

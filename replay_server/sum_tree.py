@@ -1,4 +1,4 @@
-"""A sum tree: draws slots with probability proportional to their weights."""
+"""A sum tree, which draws slots with probability proportional to their weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TOP = 256  # nodes of the top level, at most; scanning so many costs less than o
 
 
 class SumTree:
-    """The weights of all slots. Each node above them is the sum of its `FAN_OUT` children.
+    """A tree over the weights of all slots. Each inner node is the sum of its `FAN_OUT` children.
 
-    A write recomputes the sums above the changed weights from their children, so rounding errors do
-    not add up. Of several weights for one slot in a write, the last is kept.
+    `write` recomputes the changed sums from their children, so that rounding errors do not
+    accumulate. If a slot occurs several times in one call, its last weight is kept.
     """
 
     def __init__(self, size: int) -> None:
@@ -29,33 +29,37 @@ class SumTree:
 
     @staticmethod
     def nbytes(size: int) -> int:
-        """Returns the bytes that the tree of `size` slots takes."""
+        """Returns the memory, in bytes, of a tree over `size` slots."""
         return sum(level_sizes(size)) * 8
 
     def write(self, slots: Array, weights: Array | float) -> None:
-        """Sets the weights of slots (n,). Fastest for consecutive slots: they share parents."""
+        """Sets the weights of slots (n,).
+
+        It is fastest for consecutive slots, which share parents.
+        """
         if not isinstance(weights, np.ndarray):
             weights = np.full(slots.size, weights)
         self.total = fastest().write(self._nodes, self._begins, slots, weights)
 
     def replace(self, slots: Array, weights: Array) -> None:
-        """Sets the weights of slots (n,), and the weights of all other slots to 0."""
+        """Sets the weights of the slots (n,), and sets the weights of all other slots to 0."""
         self.weights[:] = 0.0
         self.weights[slots] = weights
         self.write(np.arange(self.weights.size), self.weights)
 
     def sample(self, n: int, rng: np.random.Generator) -> Array:
-        """Draws n slots by stratified sampling, in random order → (n,) i64. `total` must be > 0.
+        """Draws n slots by stratified sampling. Returns them in random order, (n,) i64.
 
-        The total weight is divided into n equal parts, and each part gives one slot.
+        The total weight is divided into n equal strata, and one slot is drawn from each stratum.
+        `total` must be more than 0.
         """
         return fastest().draw(self._nodes, self._begins, rng.random((2, n)))
 
 
 def level_sizes(size: int) -> list[int]:
-    """Returns the number of nodes on each level of a tree over `size` slots, the top level first.
+    """Returns the number of nodes on each level of a sum tree over `size` slots, top level first.
 
-    Each number is a multiple of `FAN_OUT`.
+    Each number is a multiple of `FAN_OUT`, the number of children of a node.
     """
     families = -(-size // FAN_OUT)
     above = level_sizes(families) if families * FAN_OUT > TOP else []

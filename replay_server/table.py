@@ -1,4 +1,4 @@
-"""A table: stored rows, and the windows that its consumers sample from them."""
+"""A table: a ring buffer of rows, from which consumers sample windows of consecutive rows."""
 
 from __future__ import annotations
 
@@ -72,19 +72,20 @@ class Table:
 
     @property
     def steps(self) -> int:
-        """Agent steps ever added: rows that were not `last`."""
+        """The number of agent steps ever added: rows that are not `last`."""
         return self._limiter.steps
 
     @property
     def capacity(self) -> int:
-        """Number of rows that the table can store."""
+        """The number of rows that the table can store."""
         return self._ring.capacity
 
     @property
     def room(self) -> float:
-        """Agent steps that may be added until a consumer is behind, or until the last step.
+        """The number of agent steps that may be added before adding must wait or the run ends.
 
-        Negative while `add` returns False.
+        Adding must wait if a consumer has sampled too little. The number is negative while `add`
+        returns False.
         """
         if self.steps >= self.last_step:
             return -1.0
@@ -121,7 +122,11 @@ class Table:
         return True
 
     def _store(self, rows: Batch, streams: Array, indices: Array) -> None:
-        """Stores valid rows (N, T, …), and adds the starts whose windows they complete."""
+        """Stores valid rows (N, T, …) of N streams, and adds the starts of complete windows.
+
+        A start is a row at which a window may begin. streams: (N,), ids. indices: (N,), in
+        `Streams`.
+        """
         first, last = rows["first"], rows["last"]
         newest_keys = self._streams.newest_keys[indices]  # (N, depth)
         truncated = first[:, 0] & ~self._streams.ended[indices]
@@ -137,7 +142,10 @@ class Table:
             self._recent_returns.add(rows[self._spec.episode_return][last])
 
     def _stream_indices(self, rows: Batch, streams: Array) -> Array:
-        """Returns the streams' indices (N,) in `Streams`. Raises EnvironmentFault for bad rows."""
+        """Returns the indices (N,) of N streams in `Streams`.
+
+        Raises EnvironmentFault for invalid rows.
+        """
         fault = find_fault(rows, streams, self._spec.columns)
         if not fault:
             indices = self._streams.indices(streams)
@@ -149,7 +157,10 @@ class Table:
         raise EnvironmentFault(f"table {self._name!r} refused a chunk: {message}")
 
     def _truncate(self, keys: Array) -> None:
-        """Makes rows `last`: the newest rows of open episodes that a reset has ended."""
+        """Marks the newest rows of open episodes as `last`: a reset has ended these episodes.
+
+        keys: of these rows. Rows that are not stored any more are left out.
+        """
         self._counters["truncated"] += keys.size
         keys = keys[self._ring.contains(keys)]
         for snapshot in self._snapshots:
@@ -160,7 +171,10 @@ class Table:
             view.remove(slots)
 
     def _evict(self, end: int) -> None:
-        """Removes all rows with keys below `end`, and all starts that need one of these rows."""
+        """Evicts all rows with keys below `end`, and removes all starts that need one of them.
+
+        A start (row at which a window may begin) needs the rows of its window and of its context.
+        """
         oldest = self._ring.oldest
         if end <= oldest:
             return
@@ -174,9 +188,10 @@ class Table:
                     view.remove(slots)
 
     def _add_starts(self, keys: Array, new: int) -> None:
-        """Adds the starts whose windows are completed by the last `new` keys of each stream.
+        """Adds the starts whose windows became complete by the last `new` rows of each stream.
 
-        keys: (N, depth + new), the newest keys of each stream, -1 where there is no row.
+        A start is a row at which a window may begin. keys: (N, depth + new), the newest keys of
+        each of N streams; -1 where there is no row.
         """
         slots = self._ring.slots(keys)
         usable = self._ring.contains(keys) & ~self._rows.columns["last"][slots]
@@ -189,20 +204,26 @@ class Table:
     # ----------------------------------------------------------------------------- sampling
 
     def sample(self, consumer: str, count: int | None = None) -> Sample | None:
-        """Returns windows (B, context + T, …) as copies; None when it is too early.
+        """Returns a sample of B windows, with copies of their rows; None if the consumer must wait.
 
-        It is too early while the consumer has no start, or has taken all samples it may take now.
-        count: the number of windows, where it is not the consumer's batch size.
+        A consumer must wait while no window is complete, and while it has taken as many samples as
+        the agent steps so far allow. The sample's columns have shape (B, context + T, …): T rows
+        per window, after `context` earlier rows. count: the number of windows B; None for the
+        consumer's batch size.
 
-        A caller with threads calls `draw`, `gather` and `intact` itself, so that no thread waits
-        while rows are copied. It holds the table's lock for `draw` and for `intact`, but not for
-        `gather` in between, and draws again where the draw is no longer intact.
+        A caller with several threads calls `draw`, `gather` and `intact` instead, so that no thread
+        waits while rows are copied. It holds the table's lock during `draw` and `intact`, but not
+        during `gather`. If `intact` returns False, it draws again.
         """
         draw = self.draw(consumer, count)
         return None if draw is None else replace(draw.sample, data=self.gather(draw))
 
     def draw(self, consumer: str, count: int | None = None) -> Draw | None:
-        """Draws windows, and counts a sample; None when it is too early. See `sample`."""
+        """Draws windows without copying their rows, and counts a sample.
+
+        Returns None if the consumer must wait. `sample` describes how to use the result. count: the
+        number of windows; None for the consumer's batch size.
+        """
         if consumer not in self._views:
             known = ", ".join(sorted(self._views))
             raise KeyError(f"table {self._name!r} has no consumer {consumer!r}; it has: {known}")
@@ -224,14 +245,17 @@ class Table:
         return Draw(consumer, slots, self._ring.inserted, self._counters["truncated"], sample)
 
     def gather(self, draw: Draw) -> Batch:
-        """Copies the rows of a draw. Needs no lock; call `intact` afterwards."""
+        """Copies the rows of drawn windows. The table's lock is not needed.
+
+        Call `intact` afterwards.
+        """
         return self._views[draw.consumer].gather(draw.slots)
 
     def intact(self, draw: Draw) -> bool:
-        """Returns whether since the draw no drawn row was overwritten, and no episode truncated.
+        """Returns whether no drawn row was overwritten, and no episode truncated, since the draw.
 
-        If not, the sample is no longer counted, and what was gathered must not be used. Call this
-        once per draw.
+        If not, the copied rows must not be used, and the sample is no longer counted. Call this
+        method once per draw.
         """
         ring_then = replace(self._ring, inserted=draw.inserted)
         oldest = ring_then.keys_at(draw.slots[:, 0]).min(initial=draw.inserted)
@@ -241,10 +265,10 @@ class Table:
         return intact
 
     def update(self, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities of starts, for all consumers. keys, priorities: (B,).
+        """Replaces the priorities (B,) of the starts with these keys (B,), for all consumers.
 
-        Priorities for overwritten rows are ignored and counted as `stale_priorities`; those that
-        are negative or not finite, as `invalid_priorities`.
+        A priority for an overwritten row is ignored, and counted as `stale_priorities`. A priority
+        that is negative or not finite is ignored, and counted as `invalid_priorities`.
         """
         keys, priorities = np.array(keys, np.int64), np.array(priorities, np.float64)
         if keys.shape != priorities.shape or keys.ndim != 1:
@@ -260,10 +284,11 @@ class Table:
             view.selector.update(slots[starts], priorities[starts])
 
     def stats(self) -> dict[str, float]:
-        """Returns counts of rows (`inserted` = `stored` + `evicted`) and `COUNTERS`.
+        """Returns the counters of the table by name.
 
-        For each consumer: `samples_<consumer>`, `ratio_<consumer>` (samples per agent step), and
-        `starts_<consumer>` (the number of starts now).
+        `inserted` rows are either `stored` or `evicted`. `COUNTERS` describes more counters. Each
+        consumer has `samples_<consumer>`, `ratio_<consumer>` (samples per agent step) and
+        `starts_<consumer>` (rows at which its windows may begin).
         """
         ring, limiter = self._ring, self._limiter
         stats: dict[str, float] = {"inserted": ring.inserted, "stored": ring.stored}
@@ -278,7 +303,7 @@ class Table:
     # ------------------------------------------------------------------------------- saving
 
     def snapshot(self) -> Snapshot:
-        """Returns the table's state at this time; its rows are copied piece by piece later."""
+        """Returns a snapshot of the table's present state, whose rows are copied piece by piece."""
         consumers = {
             name: {
                 "starts": self._ring.oldest_first(view.starts.flags),
@@ -301,7 +326,10 @@ class Table:
         return snapshot
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues from `state` bit for bit. Raises UserError when the layouts differ."""
+        """Restores a saved `state`, so that the table continues bit for bit.
+
+        Raises UserError unless the saved table has the same columns, capacity and consumers.
+        """
         ours, theirs = self._layout(), state["layout"]
         for part in sorted(ours.keys() | theirs.keys()):
             if ours.get(part) != theirs.get(part):
@@ -327,7 +355,7 @@ class Table:
         self._rng.bit_generator.state = state["rng"]
 
     def _layout(self) -> dict[str, str]:
-        """Returns the properties that a table and the state it restores must have in common."""
+        """Returns the properties of this table that a state must share to be restored here."""
         layout = {"capacity": f"{self._ring.capacity} rows"}
         for name, space in self._spec.columns.items():
             layout[f"column {name}"] = f"{space.dtype} {space.shape}"
@@ -339,9 +367,10 @@ class Table:
 
 
 def _first_steps(rows: Batch, steps: float) -> Iterator[tuple[Batch, int]]:
-    """Yields the first `steps` agent steps of a chunk, as rows (n, T', …) of its first n streams.
+    """Yields the rows of a chunk that contain its first `steps` agent steps.
 
-    Agent steps are ordered by time, then by stream.
+    rows: columns of shape (N, T, …), T rows of each of N streams. Agent steps are ordered by time,
+    then by stream. Each result is columns of shape (n, T', …), for the first n streams, and n.
     """
     acted = ~rows["last"]
     after = acted.sum(axis=0).cumsum()  # (T,) agent steps up to each time

@@ -1,7 +1,7 @@
 """The replay's inner loops in numpy, for systems without numba.
 
-Each function returns bit for bit what the function of the same name in `loops` returns; the
-arguments are described there.
+Each function returns the bit-identical result of the function with the same name in `loops`, where
+the arguments are described.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The foundation of all other parts: data types, protocols, configuration, metrics, checkpoints."""
+"""The base of all other packages: data types, protocols, configuration, metrics and checkpoints."""

@@ -1,4 +1,4 @@
-"""Reads archives of arrays (`.npz`) from untrusted sources."""
+"""Reads archives of arrays (`.npz` files) that may come from an untrusted source."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _HEADERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_hea
 
 
 class Archive:
-    """An archive as `np.savez` writes it, opened for reading. Use it in a `with` statement.
+    """An archive of arrays, as `np.savez` writes it, opened for reading.
 
-    Sizes are checked before memory is allocated: the members of the zip file must be uncompressed,
-    all members together must fit into the file, and each array must have the size of its member.
-    Each array is checked against the member's checksum as it is read. Raises ValueError, or an
-    error of `zipfile`, for any other file.
+    Use it in a `with` statement. Sizes are checked before memory is allocated. The members of the
+    zip file must be uncompressed, all together must fit into the file, and each array must have the
+    size of its member. When an array is read, its checksum is checked. Raises ValueError, or an
+    error of `zipfile`, if a check fails.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +45,7 @@ class Archive:
         self._zip.close()
 
     def read(self, name: str) -> np.ndarray:
-        """Returns the array called `name`."""
+        """Returns the array called `name`. Raises ValueError if it is missing or damaged."""
         member = self._members.get(f"{name}.npy")
         if member is None:
             raise ValueError(f"array {name!r} is missing")
@@ -72,7 +72,7 @@ class Archive:
         return {member.filename: member for member in members}
 
     def _check_header(self, member: zipfile.ZipInfo) -> None:
-        """Raises ValueError unless an array's shape and dtype fit the size of its member."""
+        """Raises ValueError unless the shape and dtype of an array fit the size of its member."""
         with self._zip.open(member) as file:
             version = npy.read_magic(file)
             if version not in _HEADERS:

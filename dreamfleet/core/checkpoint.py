@@ -1,9 +1,11 @@
-"""Checkpoints: a folder of one manifest (JSON) and one archive of arrays (NumPy), never a pickle.
+"""Writes and reads checkpoints: folders with a manifest (JSON) and an archive of arrays (NumPy).
 
 A checkpoint is written to a temporary folder, flushed to the disk, and renamed when it is complete.
-The manifest has digests of the arrays and of itself, so later damage is recognised. Checkpoints are
-read as untrusted data: damage of any kind raises a UserError that names the checkpoint, and
-`read_newest` then reads the checkpoint before.
+It never contains a pickle.
+
+The manifest has digests of the arrays and of itself, so that damage is detected. Checkpoints are
+read as untrusted data. Damage of any kind raises a UserError that names the checkpoint;
+`read_newest` then reads the next older checkpoint.
 """
 
 from __future__ import annotations
@@ -46,12 +48,12 @@ Check = Callable[[dict[str, Any]], None]  # raises UserError for a state that ca
 
 
 class NotFinite(ArithmeticError):
-    """Networks or optimizers hold NaN or infinity, so no checkpoint was written."""
+    """Raised when networks or optimizers hold NaN or infinity: no checkpoint is written then."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read and is not damaged."""
+    """The path, the agent steps and the state of a checkpoint that was read and is not damaged."""
 
     path: Path
     env_steps: int
@@ -70,12 +72,15 @@ def save(
     env: str,
     kept: int = KEPT,
 ) -> Path:
-    """Writes `state` as the newest checkpoint of `folder`, and removes old ones → its path.
+    """Writes `state` as the newest checkpoint in `folder`, and removes old ones. Returns its path.
 
-    state: nested dicts (str keys) of arrays, numbers, strings, bools, None and lists of these.
-    kept: the number of checkpoints, of different agent steps, that stay. Raises TypeError for other
-    types in `state`, NotFinite where its `LEARNED` parts hold NaN or infinity, and OSError where
-    the disk is full; no checkpoint is removed then.
+    env_steps: agent steps of the run so far. state: nested dicts (str keys) of arrays, numbers,
+    strings, bools, None and lists of these. agent, env: names for the manifest. kept: how many
+    checkpoints, of different agent steps, stay in the folder.
+
+    Raises TypeError if `state` has values of other types. Raises NotFinite if its `LEARNED` parts
+    hold NaN or infinity. Raises OSError if the disk is full. After an error, no old checkpoint is
+    removed.
     """
     if problem := not_finite(state):
         raise NotFinite(problem)
@@ -98,9 +103,10 @@ def save(
 
 
 def not_finite(state: Mapping[str, Any]) -> str:
-    """Returns which number in the `LEARNED` parts of `state` is NaN or infinite; "" if none is.
+    """Describes the first number that is NaN or infinite in the `LEARNED` parts of `state`.
 
-    An array of nothing but one infinity is allowed: a minimum or maximum before any data.
+    Returns "" if all are finite. An array filled with one infinity is allowed, as a minimum or
+    maximum has this value before any data.
     """
     for part in LEARNED:
         for where, leaf in _leaves(state.get(part), part):
@@ -120,7 +126,7 @@ def _no_data(array: np.ndarray) -> bool:
 
 
 def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Yields the values of a nested state, each with its dotted name."""
+    """Yields the values of a nested state, each with its dotted name, which begins with `where`."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _leaves(value, f"{where}.{key}")
@@ -170,12 +176,12 @@ def load(
     parts: Collection[str] | None = None,
     check: Check | None = None,
 ) -> dict[str, Any]:
-    """Returns the state of the checkpoint at `path`. Tuples are returned as lists.
+    """Returns the state of the checkpoint at `path`. Tuples come back as lists.
 
-    agent, env: their names, which the checkpoint must have if given. parts: keys of the state to be
-    read; each array is then checked by its own checksum, and the rest of the archive is not read.
-    check: called with the state; it raises UserError where the caller cannot use the state. Raises
-    UserError for a damaged or unsuitable checkpoint.
+    agent, env: names that the checkpoint must have; None allows any name. parts: the keys of the
+    state to read; None for all. With `parts`, only the arrays that are read are checked, each by
+    its own checksum. check: called with the state; it raises UserError if the caller cannot use the
+    state. Raises UserError if the checkpoint is damaged or unsuitable.
     """
     return read(path, agent=agent, env=env, parts=parts, check=check).state
 
@@ -188,7 +194,10 @@ def read(
     parts: Collection[str] | None = None,
     check: Check | None = None,
 ) -> Saved:
-    """Returns the checkpoint at `path`: its state as `load` returns it, path and agent steps."""
+    """Returns the path, the agent steps and the state of the checkpoint at `path`.
+
+    The arguments and errors are those of `load`.
+    """
     about = manifest(path)
     for kind, wanted in (("agent", agent), ("env", env)):
         if wanted is not None and about[kind] != wanted:
@@ -213,9 +222,9 @@ def read(
 
 
 def manifest(path: Path) -> dict[str, Any]:
-    """Returns a checkpoint's manifest: format, version, agent, env, env_steps, sha256, state.
+    """Returns the manifest of a checkpoint: format, version, agent, env, env_steps, sha256, state.
 
-    Raises UserError when `path` holds no checkpoint of this format, or a damaged manifest.
+    Raises UserError if `path` holds no checkpoint of this format, or if the manifest is damaged.
     """
     file = path / _MANIFEST
     with _reading(path, _MANIFEST):
@@ -244,7 +253,10 @@ def manifest(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path, *, agent: str | None = None, env: str | None = None) -> Path | None:
-    """Returns the path of the newest undamaged checkpoint of `folder`; None where there is none."""
+    """Returns the path of the newest undamaged checkpoint in `folder`; None if there is none.
+
+    agent, env: names that the checkpoint must have; None allows any name.
+    """
     saved = read_newest(folder, agent=agent, env=env)
     return saved.path if saved else None
 
@@ -257,10 +269,11 @@ def read_newest(
     parts: Collection[str] | None = None,
     check: Check | None = None,
 ) -> Saved | None:
-    """Returns the newest checkpoint of `folder` that is not damaged; None without any checkpoint.
+    """Returns the newest undamaged checkpoint in `folder`; None if there is no checkpoint.
 
-    A damaged one is skipped with a warning. Raises UserError where all are damaged. The arguments
-    are those of `load`. A run may save and remove checkpoints in the folder at the same time.
+    Each damaged checkpoint is skipped with a warning. Raises UserError if all are damaged.
+    Meanwhile a run may save and remove checkpoints in the folder. The arguments are those of
+    `load`.
     """
     paths = _all(folder)
     while paths:
@@ -281,7 +294,7 @@ def read_newest(
 
 
 def _check_fields(about: Mapping[str, Any]) -> None:
-    """Raises ValueError unless a manifest has all fields, the right types and its own digest."""
+    """Raises ValueError unless a manifest has all fields, right types and a right digest."""
     expected = {"agent", "env", "env_steps", "sha256", "state", "manifest_sha256"}
     if missing := expected - about.keys():
         raise ValueError(f"lacks {sorted(missing)}")
@@ -328,7 +341,10 @@ def _check_digest(archive: Path, expected: str) -> None:
 
 
 def _encode(node: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
-    """Returns `node` as JSON values. Its arrays are moved to `arrays` and replaced by names."""
+    """Returns `node` as JSON values. Each array moves to `arrays`, and its name stays in its place.
+
+    where: the dotted name of `node`, for error messages.
+    """
     if isinstance(node, np.generic):
         node = node.item()
     if node is None or isinstance(node, (bool, int, float, str)):
@@ -366,7 +382,10 @@ def _decode(node: Any, arrays: Archive) -> Any:
 
 
 def _all(folder: Path) -> list[Path]:
-    """Returns the checkpoints of `folder`, oldest first. Raises UserError if it is unreadable."""
+    """Returns the paths of all checkpoints in `folder`, oldest first.
+
+    Raises UserError if the folder cannot be read.
+    """
     try:
         names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
     except OSError as error:
@@ -381,16 +400,19 @@ def _steps(path: Path) -> int:
 
 
 def _free_name(folder: Path, env_steps: int) -> Path:
-    """Returns the path ckpt-<agent steps>.<n>, n the number of saves before at these steps."""
+    """Returns the path ckpt-<env_steps>.<n> for a new checkpoint.
+
+    n is larger than the number of every checkpoint with equal agent steps; the first one has n = 0.
+    """
     taken = [int(path.suffix[1:]) for path in _all(folder) if _steps(path) == env_steps]
     return folder / f"ckpt-{env_steps:012d}.{max(taken, default=-1) + 1:03d}"
 
 
 def _prune(folder: Path, path: Path, kept: int) -> None:
-    """Removes all checkpoints but `path` and the newest at each of `kept` - 1 earlier agent steps.
+    """Removes old checkpoints: keeps `path` and the newest one at each of `kept` - 1 earlier steps.
 
-    Checkpoints without a readable manifest do not count. Those of later steps are removed too: the
-    run went back to an earlier checkpoint and continued from there.
+    Checkpoints without a readable manifest are not counted as kept. Checkpoints of later agent
+    steps are removed too, because the run has gone back to an earlier checkpoint.
     """
     keep, steps = {path}, {_steps(path)}
     for other in reversed(_all(folder)):
@@ -411,7 +433,7 @@ def _has_manifest(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Removes a checkpoint's folder, unless it is a link or has other files in it."""
+    """Removes the folder of a checkpoint, unless it is a link or contains other files."""
     if path.is_symlink() or not path.is_dir():
         return
     files = list(path.iterdir())
@@ -422,7 +444,10 @@ def _remove(path: Path) -> None:
 
 
 def _manifest_digest(about: Mapping[str, Any]) -> str:
-    """Returns the sha256 of a manifest without its own digest, independent of the order of keys."""
+    """Returns the sha256 of a manifest without its own digest.
+
+    The order of keys does not matter.
+    """
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
 """The configuration of a run, and type-checked changes to any configuration dataclass.
 
-Values come from the defaults below, then from a preset, then from flags, then from `--set a.b=v`; a
-later source overrides an earlier one. `apply` checks every value, whether it comes from a file or
-from the command line.
+A setting has the default below, unless a preset, a flag or `--set a.b=v` changes it; each of these
+overrides the ones before it. `apply` checks every value, whether it comes from a file or from the
+command line.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ LARGEST_SEED: Final = 2**31 - 1  # environments take seeds that fit a signed 32-
 
 
 def within(default: T, low: float, high: float = float("inf")) -> T:
-    """Returns a dataclass field whose value must be in [low, high]; `check_ranges` checks that.
+    """Returns a dataclass field with a default, whose value must lie in [low, high].
 
-    In a tuple, each number must be in the range.
+    `check_ranges` checks the value. If it is a tuple, each of its numbers must lie in the range.
     """
     declared: T = field(default=default, metadata={"range": (low, high)})
     return declared
@@ -33,7 +33,7 @@ def within(default: T, low: float, high: float = float("inf")) -> T:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings `train.…`: how often the parts of a run exchange data, evaluate and save."""
+    """The settings `train.…`: how often the parts of a run exchange data, evaluate and save."""
 
     chunk: int = within(8, 1, 4096)  # vector steps that an actor sends to the replay at a time
     pull_every: int = within(16, 1)  # vector steps between an actor's pulls of newer weights
@@ -55,7 +55,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Flags:
-    """The settings of a run that have a flag of their own, such as `--num-actors`."""
+    """The settings of a run that have a command-line flag of their own, such as `--num-actors`."""
 
     agent: str = "dreamer-lite"  # the algorithm; `launch.py list` names all of them
     env: str = "CartPole-v1"  # any Gymnasium id, or pkg.module:EnvId-v0 for your own
@@ -81,7 +81,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class RunConfig(Flags):
-    """All settings of a run, as `config.yaml` in its folder holds them."""
+    """All settings of a run, as they are saved in `config.yaml` in the folder of the run."""
 
     train: TrainConfig = field(default_factory=TrainConfig)
     agent_options: Mapping[str, Any] = field(default_factory=dict)  # changes to agent.Config
@@ -119,16 +119,16 @@ GROUPS: Final = {"agent": "agent_options", "env": "env_options", "eval_env": "ev
 
 
 def unshaped(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an environment's arguments without the arguments that shape rewards."""
+    """Returns an environment's arguments, except the arguments that shape rewards."""
     return {name: value for name, value in options.items() if name not in SHAPING}
 
 
 def configure(config: RunConfig, values: Mapping[str, Any], source: str = "") -> RunConfig:
-    """Returns `config` with new values: dotted names of its fields, of `train.…`, or of `GROUPS`.
+    """Returns `config` with new values. Raises UserError for an unknown name or an invalid value.
 
-    Options of `GROUPS` are not checked here: the agent's Config and the environment check them.
-    Raises UserError for a bad name or value. source: the file that the values come from, for the
-    message.
+    values: by dotted name, such as `seed`, `train.chunk`, `agent.lr` or `env.size`. Values that
+    begin with a prefix of `GROUPS` are not checked here; the agent's Config and the environment
+    check them. source: the file of the values, for error messages.
     """
     try:
         for key, value in values.items():
@@ -151,7 +151,10 @@ def _configured(config: RunConfig, key: str, value: Any) -> RunConfig:
 
 
 def _with_option(options: Any, path: list[str], value: Any) -> Any:
-    """Returns nested `options` with `value` at `path`; for an empty path, updated by `value`."""
+    """Returns nested `options` with `value` at `path`.
+
+    If the path is empty, `value` is merged in.
+    """
     before = options if isinstance(options, Mapping) else {}
     if not path:
         return {**before, **value}
@@ -167,9 +170,9 @@ _KEPT_NESTED = {name for pair in GROUPS.items() for name in pair} - {"agent", "a
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested mappings as one mapping with dotted keys.
+    """Turns nested mappings into one mapping with dotted keys, which begin with `prefix`.
 
-    The arguments of an environment stay nested, as their names may hold dots.
+    The arguments of an environment stay nested, as their names may contain dots.
     """
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -181,11 +184,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def apply(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
-    """Returns the dataclass `config` with fields replaced: dotted names → values.
+    """Returns the dataclass `config` with new values. values: by dotted field name.
 
-    Whole numbers are converted to float fields, and numbers such as 3e4 to int fields; nothing else
-    is converted. Raises UserError for an unknown name (with the nearest known name) or a value of
-    the wrong type. prefix: what stands before the names in messages.
+    A whole number for a float field becomes a float. A number such as 3e4 for an int field becomes
+    an int. No other value is converted. Raises UserError for an unknown name, and names the nearest
+    known name; raises UserError for a value of the wrong type. prefix: text before the names in
+    messages.
     """
     for key, value in values.items():
         config = _assign(config, key.split("."), value, prefix)
@@ -216,7 +220,7 @@ _MISFIT: Any = object()
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """Returns `value` as the type that `hint` names, or _MISFIT where it is of another type."""
+    """Returns `value` converted to the type `hint`, or _MISFIT if it is of another type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         fits = (_fit(value, option) for option in args)
@@ -243,7 +247,10 @@ def _fit(value: Any, hint: Any) -> Any:
 
 
 def _number(value: Any) -> float | int | None:
-    """Returns a finite number, or None. YAML 1.1 reads `3e-4`, without a point, as text."""
+    """Returns a finite number, also from text such as `3e-4`; None for any other value.
+
+    YAML 1.1 reads a number with an exponent but without a point as text.
+    """
     if isinstance(value, str):
         try:
             value = float(value)
@@ -271,9 +278,9 @@ def _describe(hint: Any) -> str:
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Raises UserError for a field of the dataclass `config` outside of its range (see `within`).
+    """Raises UserError if a field of the dataclass `config` is outside its range (see `within`).
 
-    prefix: what stands before a field's name in messages: `--` for flags, `train.` for settings.
+    prefix: text before a field's name in messages: `--` for flags, `train.` for settings.
     """
     for item in fields(config):
         if "range" not in item.metadata:

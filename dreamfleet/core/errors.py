@@ -7,27 +7,36 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake of the user. One line says what is wrong and what to do. Exit code 2."""
+    """Raised for a mistake of the user. One line says what is wrong and what to do. Exit code 2."""
 
 
 class EnvironmentFault(Exception):
-    """An environment returned bad data (NaN, a wrong shape). Its actor is restarted."""
+    """Raised when an environment returns bad data (NaN, a wrong shape). Its actor is restarted."""
 
 
 class WorkerFailed(Exception):
-    """A part of a run failed for good. The message begins with its traceback. Exit code 1."""
+    """Raised when a worker of a run has failed for good. Exit code 1.
+
+    The message begins with the traceback of the worker.
+    """
 
 
 class Gone(Exception):
-    """Another process of the run has died, or does not answer."""
+    """Raised when another process of the run has died or does not answer."""
 
 
 class Diverged(Exception):
-    """Learning cannot continue, as numbers became NaN or infinite. One line. Exit code 1."""
+    """Raised when learning cannot continue, as numbers are NaN or infinite. Exit code 1.
+
+    The message is one line.
+    """
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns " Nearest: X.", X the known word most similar to `word`; "" if none is similar."""
+    """Returns " Nearest: X.", with the word X of `known` that is most similar to `word`.
+
+    Returns "" if no word is similar.
+    """
     known = list(known)
     lowered = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)

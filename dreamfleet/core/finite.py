@@ -1,4 +1,4 @@
-"""Checks for NaN and infinity in updates, published weights and actions."""
+"""Checks updates, published weights and actions for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ MOST_BAD_UPDATES: Final = 100  # in a row without a finite loss and gradient
 
 
 class UpdateMonitor:
-    """Ends a run when many updates in a row had a loss or gradient that was not finite.
+    """Ends a run if the loss or a gradient norm was not finite in many consecutive updates.
 
-    part: the name of the trained part in messages. updates: taken before a resume. Agents that skip
-    bad updates report the length of the present row as metric `fault/in_a_row`. For other agents
-    this class looks at their losses and gradient norms.
+    part: the name of the trained networks in messages. updates: the number of updates before a
+    resume. If the agent skips bad updates, it reports the number of consecutive bad updates as
+    metric `fault/in_a_row`. For other agents, this class checks the metrics `loss/…` and
+    `grad_norm/…`.
     """
 
     def __init__(self, part: str, updates: int = 0) -> None:
@@ -30,7 +31,7 @@ class UpdateMonitor:
     def check(self, metrics: Mapping[str, Any], updates: int) -> None:
         """Checks the metrics of update number `updates`, if a check is due.
 
-        Raises Diverged after `MOST_BAD_UPDATES` bad updates in a row.
+        Raises Diverged after `MOST_BAD_UPDATES` consecutive bad updates.
         """
         if updates % CHECK_EVERY:
             return
@@ -52,7 +53,10 @@ class UpdateMonitor:
 
 
 def check_weights(group: str, weights: Weights) -> Weights:
-    """Returns the weights of a weight group unchanged. Raises Diverged where one of them is NaN."""
+    """Returns `weights` unchanged. Raises Diverged if one of them is NaN.
+
+    group: the name of the weight group ("world" or "policy"), for the message.
+    """
     for name, value in weights.items():
         if value.dtype.kind == "f" and np.isnan(value).any():
             raise Diverged(
@@ -66,8 +70,8 @@ def check_weights(group: str, weights: Weights) -> Weights:
 def check_actions(action: Array, extras: Batch, space: Space) -> None:
     """Raises Diverged unless an agent's actions (N, …) are finite and within the action space.
 
-    extras: the columns that the agent adds to the rows; they must be finite too. Bad actions are
-    the agent's fault, so no environment is restarted for them.
+    extras: other columns that the agent adds to the rows; they must be finite too. No environment
+    is restarted for a bad action, as it is the agent's mistake.
     """
     for name, value in {"action": action, **extras}.items():
         found = np.asarray(value)

@@ -14,7 +14,7 @@ from types import ModuleType
 
 
 def never_import_from(folder: Path) -> None:
-    """Prevents this process from importing modules inside `folder` from now on."""
+    """Prevents this process from importing any module inside `folder`."""
     _guard.folders.add(str(folder.absolute()))
     _guard.folders.add(str(folder.resolve()))
     if _guard not in sys.meta_path:
@@ -22,13 +22,16 @@ def never_import_from(folder: Path) -> None:
 
 
 def importable_path() -> list[str]:
-    """Returns `sys.path` without the guarded folders, for processes that are started."""
+    """Returns `sys.path` without the guarded folders, for new processes of the run.
+
+    No code is imported from a guarded folder, which is the folder of a run.
+    """
     entries = [entry or str(Path.cwd()) for entry in sys.path]
     return [entry for entry in entries if not _guard.covers(entry)]
 
 
 class _Guard:
-    """An import finder for modules that Python would find inside a guarded folder."""
+    """An import finder that never lets Python import a module from a guarded folder."""
 
     def __init__(self) -> None:
         self.folders: set[str] = set()
@@ -36,10 +39,9 @@ class _Guard:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Returns the module from another folder where Python would find it in a guarded folder.
+        """Handles modules that Python would import from a guarded folder; returns None for others.
 
-        Raises ImportError where there is no such other folder. Returns None for all other modules,
-        so that Python uses its own finders.
+        Returns the module of this name from another folder. Raises ImportError if there is none.
         """
         if not self._inside(PathFinder.find_spec(name, path)):
             return None
@@ -51,7 +53,7 @@ class _Guard:
         return elsewhere
 
     def covers(self, place: str) -> bool:
-        """Returns whether a path is inside a guarded folder, with or without links resolved."""
+        """Returns whether a path is inside a guarded folder, before or after links are resolved."""
         paths = {str(Path(place).absolute()), str(Path(place).resolve())}
         return any(
             path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

@@ -1,4 +1,4 @@
-"""Writes `metrics.jsonl`: the events of a run, one JSON object per line."""
+"""Writes `metrics.jsonl`, the file with the events of a run, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dreamfleet.core.types import Event
 class MetricsWriter:
     """Appends events to a file. Other processes can read an event as soon as it is written.
 
-    Every event has at least `kind` and `env_steps`. NaN and infinity are written as null, as JSON
-    has neither. An existing file is continued; an incomplete last line, left by a crash, is removed
-    first. Raises UserError where the file is a link.
+    Every event must have `kind` and `env_steps`. NaN and infinity are written as null, as JSON has
+    neither. If the file exists, it is continued; an incomplete last line, which a crash leaves, is
+    removed first. Raises UserError if the file is a link.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,7 +28,10 @@ class MetricsWriter:
         _drop_incomplete_line(self._file)
 
     def write(self, event: Event) -> None:
-        """Appends one line, or nothing where the disk is full: then raises OSError."""
+        """Appends one event as one line.
+
+        If the disk is full, appends nothing and raises OSError.
+        """
         assert "kind" in event and "env_steps" in event, event
         line = json.dumps({key: _plain(value) for key, value in event.items()}, allow_nan=False)
         append(self._file, line.encode() + b"\n")
@@ -49,7 +52,10 @@ class MetricsWriter:
 
 
 def _plain(value: Any) -> Any:
-    """Returns `value` in JSON's types. An object with `.item()` is a number of numpy or torch."""
+    """Converts `value`, which may be of numpy or torch, to types that JSON has.
+
+    NaN and infinity become None.
+    """
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray) and value.ndim:
@@ -62,7 +68,7 @@ def _plain(value: Any) -> Any:
 
 
 def _drop_incomplete_line(file: int) -> None:
-    """Truncates `file` after its last newline."""
+    """Truncates a file after its last newline. file: a descriptor."""
     end = os.fstat(file).st_size
     while end:
         begin = max(0, end - 65_536)

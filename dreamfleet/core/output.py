@@ -1,4 +1,4 @@
-"""Redirects standard output, so that it holds nothing but a command's own output."""
+"""Redirects standard output, so that a command's own output is the only text on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Redirects standard output of Python and C code to standard error during a block."""
+    """Redirects standard output of Python and C code to standard error during a `with` block."""
     with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, io.UnsupportedOperation):  # there is no such descriptor
             if sys.__stdout__ is not None:

@@ -1,4 +1,4 @@
-"""Imports code that the user wrote: the module of an environment or an agent."""
+"""Imports code that the user wrote: the module of an environment or of an agent."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dreamfleet.core.errors import UserError
 
 
 def import_module(module: str, kind: str) -> ModuleType:
-    """Imports a user's module by its name, from the current folder or from installed packages.
+    """Imports a user's module by name, from the current folder or from installed packages.
 
-    kind: `env` or `agent`, for messages. Raises UserError when the module is not found, needs a
-    package that is not installed, or fails while it is imported.
+    kind: `env` or `agent`, for messages. Raises UserError if the module is not found, if it needs a
+    package that is not installed, or if it fails while it is imported.
     """
     if any(not part or "/" in part for part in module.split(".")):
         raise UserError(
@@ -43,23 +43,23 @@ def import_module(module: str, kind: str) -> ModuleType:
 
 
 def pip_line(missing: ModuleNotFoundError) -> str:
-    """Returns the end of a message: which package is missing, and the pip command for it."""
+    """Returns the end of a message: the name of the missing package, and the pip command for it."""
     package = (missing.name or str(missing)).partition(".")[0]
     return f'"{package}", which is not installed. Run: pip install {package}'
 
 
 def in_line(error: BaseException) -> str:
-    """Returns the type and the message of an exception on one line."""
+    """Returns the type and the message of an exception as one line."""
     text, _, _ = str(error).partition(" was raised from the environment creator")  # gymnasium's
     return f"{type(error).__name__}: {' '.join(text.split())}".removesuffix(": ")
 
 
 def interrupts(error: BaseException) -> bool:
-    """Returns whether an exception comes from Ctrl-C, rather than from an environment's own code.
+    """Returns whether an exception was caused by Ctrl-C, and not raised by an environment.
 
-    An environment may raise KeyboardInterrupt or SystemExit itself. The signal handler of a run
-    raises in a frame of this package. Python's default handler raises in any frame: while it is
-    installed, every KeyboardInterrupt counts as Ctrl-C.
+    An environment may raise KeyboardInterrupt or SystemExit itself. After Ctrl-C, a run's own
+    signal handler raises the exception in code of this package. Python's default handler raises it
+    in any code; while that handler is installed, every KeyboardInterrupt counts as Ctrl-C.
     """
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if isinstance(error, KeyboardInterrupt) and default:
@@ -69,7 +69,7 @@ def interrupts(error: BaseException) -> bool:
 
 
 def raised_in(error: BaseException) -> tuple[str, str]:
-    """Returns the names of the module and the function that raised an exception."""
+    """Returns the names of the module and of the function in which an exception was raised."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

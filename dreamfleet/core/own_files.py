@@ -1,4 +1,4 @@
-"""Opens the files that a run writes. Links and special files are refused, never written to."""
+"""Opens the files that a run writes. Refuses links and special files, which are never written."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dreamfleet.core.errors import UserError
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Opens `path` for writing and creates it where it is missing → the file descriptor.
+    """Opens a file for writing, and creates it if it is missing. Returns its descriptor.
 
-    Raises UserError for a symbolic or hard link and for anything that is not a file: writing there
-    could change something outside of the run.
+    flags: of `os.open`. Raises UserError for a symbolic link, a hard link, or anything else that is
+    no plain file: writing to it could change something outside of the run's folder.
     """
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -31,7 +31,7 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def append(descriptor: int, content: bytes) -> None:
-    """Appends all of `content`, or nothing where the disk is full: then raises OSError."""
+    """Appends `content` to a file. If the disk is full, appends nothing and raises OSError."""
     begin = os.fstat(descriptor).st_size
     try:
         while content:
@@ -42,7 +42,7 @@ def append(descriptor: int, content: bytes) -> None:
 
 
 def check_own_file(path: Path) -> None:
-    """Raises UserError where `path` exists and `open_own` would refuse it."""
+    """Raises UserError if `path` exists and is a link or a special file, not a plain file."""
     if path.is_symlink() or path.exists():
         about = path.lstat()
         if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
@@ -50,7 +50,7 @@ def check_own_file(path: Path) -> None:
 
 
 def check_own_folder(path: Path) -> None:
-    """Raises UserError where `path` exists and is a link or a file, not a folder."""
+    """Raises UserError if `path` exists and is a link or a file, not a folder."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise _foreign(path)
 

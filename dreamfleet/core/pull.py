@@ -6,9 +6,10 @@ from dreamfleet.core.types import Agent, WeightStore
 
 
 def pull(agent: Agent, weights: WeightStore, versions: dict[str, int]) -> None:
-    """Loads the weight groups of which the store has newer versions into `agent`.
+    """Loads into `agent` those weight groups of which the store has a newer version.
 
-    versions: weight group → version that the agent has; updated in place.
+    A weight group is the networks that one process trains. weights: the store. versions: for each
+    group to pull, the version that the agent has; updated in place.
     """
     for group, version in versions.items():
         newer = weights.latest(group, version)

@@ -1,4 +1,4 @@
-"""Seeds for random generators."""
+"""Derives seeds, and seeds the global random generators."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ LARGEST: Final = 2**31 - 1  # of a signed 32-bit integer, which is what simulato
 
 
 def derive(seed: int | tuple[int, ...], n: int) -> list[int]:
-    """Returns n independent seeds, each from 0 to LARGEST, derived from one seed or several."""
+    """Returns n independent seeds from 0 to LARGEST, derived from one seed or from several."""
     words = np.random.SeedSequence(seed).generate_state(n)
     return [int(word) & LARGEST for word in words]
 
 
 def seed_globals(seed: int) -> None:
-    """Seeds the global generators of `random` and `np.random`.
+    """Seeds the global random generators of the modules `random` and `np.random`.
 
-    Only for environments that draw from them: our own code has generators of its own.
+    Only environments draw from the global generators. This package has generators of its own.
     """
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global generator is what is meant
@@ -29,7 +29,7 @@ def seed_globals(seed: int) -> None:
 
 @contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
-    """Seeds the global generators for the duration of a block, then restores their states."""
+    """Seeds the global random generators for a `with` block, and then restores their states."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     seed_globals(seed)
     try:

@@ -1,7 +1,8 @@
-"""Specifications of selectors. A selector is the rule by which a consumer draws its windows.
+"""Specifications of selectors. A selector is the rule by which windows of a table are sampled.
 
-A specification is plain data: agents and settings hold it, and it travels between processes. The
-class that draws by it is registered for it in the replay server (`replay_server/selectors.py`).
+A specification is plain data, so that it can be part of settings and can be sent to other
+processes. For each specification, the replay server has a class that draws windows as specified
+(`replay_server/selectors.py`).
 """
 
 from __future__ import annotations
@@ -19,42 +20,47 @@ if TYPE_CHECKING:
 
 
 class Selector:
-    """Base class of all specifications. A subclass is a frozen dataclass of the rule's parameters.
+    """Base class of the specifications of selectors: the rules by which windows are sampled.
 
-    A new selector is two classes in one module: its specification, and the class that draws by it,
-    decorated with `replay_server.start_selector.implements`. Tables, shards, the memory budget and
-    the checks of a table's specification need nothing else.
+    A specification is a frozen dataclass with the parameters of a rule. A new selector needs two
+    classes in one module: the specification, and a class that draws as specified, decorated with
+    `replay_server.start_selector.implements`. No other code has to change.
     """
 
     @property
     def uses_priorities(self) -> bool:
-        """Whether draws depend on the priorities that the agent returns after an update."""
+        """Whether draws depend on the priorities that an agent returns after an update."""
         return False
 
     def fault(self, columns: Mapping[str, Space]) -> str | None:
-        """Returns in one line why a table with these columns cannot draw so; None where it can."""
+        """Returns in one line why this selector cannot be used with these columns of a table.
+
+        Returns None if it can be used.
+        """
         return None
 
     def for_shard(self, shards: int) -> Selector:
-        """Returns the specification for each of `shards` shards of one replay.
+        """Returns the specification of this selector for one of several shards of a replay.
 
-        Each shard stores its part of the rows, so parameters that count rows are divided.
+        A shard is a process that stores a part of the rows. Parameters that count rows are divided
+        by `shards`, the number of shards.
         """
         return self
 
 
 @dataclass(frozen=True)
 class Uniform(Selector):
-    """Draws every start with the same probability."""
+    """Draws every start (row at which a window may begin) with the same probability."""
 
 
 @dataclass(frozen=True)
 class Prioritized(Selector):
-    """Draws with probability proportional to priority^exponent (Schaul et al. 2016, eq. 1).
+    """Prioritized replay: the probability of a start is proportional to priority^exponent.
 
-    New rows get the priority in column `initial`, which actors write. Without such a column they
-    get the largest priority so far (1.0 at the beginning). A sample carries the probability of each
-    draw, from which the agent computes its importance weights.
+    This is equation 1 of Schaul et al. 2016. A start is a row at which a window may begin. Its
+    first priority is read from column `initial`, which actors write. Without such a column, it is
+    the largest priority so far, and 1.0 at the beginning. A sample reports the probability of each
+    draw, from which the agent can compute importance weights.
     """
 
     exponent: float = 1.0  # 1: the agent applies an exponent of its own, which may change
@@ -72,9 +78,9 @@ class Prioritized(Selector):
 
 @dataclass(frozen=True)
 class Recency(Selector):
-    """Draws a start with probability proportional to 2^(-age / half_life).
+    """Prefers recent rows: the probability of a start is proportional to 2^(-age / half_life).
 
-    The age of a row is the number of rows inserted after it.
+    A start is a row at which a window may begin. Its age is the number of rows inserted after it.
     """
 
     half_life: float  # rows
@@ -90,10 +96,11 @@ class Recency(Selector):
 
 @dataclass(frozen=True)
 class EmphasizeRecent(Selector):
-    """Draws uniformly from the newest rows, fewer with every draw (Wang & Ross 2019, section 4).
+    """Emphasizing Recent Experience (ERE): draws uniformly from the newest rows (Wang & Ross 2019).
 
-    Draw k of a cycle of K draws takes the newest max(N * eta^(1000 k / K), floor) of N rows. `eta`
-    rises linearly to 1 over the first `anneal` draws. Draws are samples of the consumer.
+    The number of newest rows shrinks during a cycle of K samples. Sample k of a cycle draws from
+    the newest max(N * eta^(1000 k / K), floor) of N stored rows, as in section 4 of the paper.
+    `eta` rises linearly to 1 over the first `anneal` samples.
     """
 
     eta: float = 0.996
@@ -112,11 +119,12 @@ class EmphasizeRecent(Selector):
 
 @dataclass(frozen=True)
 class ReturnDeviation(Selector):
-    """Draws windows whose sum of rewards is unusual.
+    """Prefers windows with an unusual sum of rewards.
 
-    The probability is proportional to |sum - mean| / standard deviation. Mean and standard
-    deviation are of the sums so far, each weighted by 2^(-age / half_life). A window's probability
-    weight is computed once, when its last row arrives. Meant as part of a `Mixture` with `Uniform`.
+    Meant as a part of a `Mixture` with `Uniform`. The probability is proportional to |sum - mean| /
+    standard deviation. The mean and the standard deviation are over the sums of all earlier
+    windows, with weights 2^(-age / half_life). The result is computed once, when the last row of a
+    window arrives.
     """
 
     half_life: float = 10_000.0  # windows
@@ -132,7 +140,7 @@ class ReturnDeviation(Selector):
 
 @dataclass(frozen=True)
 class Mixture(Selector):
-    """Draws each window by one of `parts`, chosen at random with the part's probability."""
+    """Draws each window by one of several selectors, chosen at random with given probabilities."""
 
     parts: tuple[tuple[float, Selector], ...]  # (probability, selector); probabilities sum to 1
 
@@ -158,7 +166,7 @@ class Mixture(Selector):
 
 
 def unknown_column_fault(name: str, columns: Mapping[str, Space]) -> str | None:
-    """Returns a line that says that a column is unknown; None where it is one of `columns`."""
+    """Returns one line that says that a column is unknown, or None if `columns` has it."""
     if name in columns:
         return None
     near = difflib.get_close_matches(name, columns, 1, 0) or ["none"]
@@ -166,7 +174,7 @@ def unknown_column_fault(name: str, columns: Mapping[str, Space]) -> str | None:
 
 
 def number_column_fault(name: str, columns: Mapping[str, Space]) -> str | None:
-    """Returns why a column is not one float per row, in one line; None where it is."""
+    """Returns None if a column holds one float per row, else one line that says why it does not."""
     if fault := unknown_column_fault(name, columns):
         return fault
     space = columns[name]

@@ -1,4 +1,4 @@
-"""Reads the descriptions of settings from the comments beside the fields of configurations."""
+"""Collects descriptions of settings from the comments beside fields of configuration classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class Setting:
-    """The description of one setting."""
+    """The description of one setting: name, default, allowed values, meaning and source."""
 
     name: str  # as in `--set NAME=VALUE`, or a flag
     default: str
@@ -24,10 +24,11 @@ class Setting:
 
 
 def described(config: type, prefix: str) -> list[Setting]:
-    """Returns the descriptions of all settings of a configuration dataclass, in its order.
+    """Returns the descriptions of all settings of a configuration dataclass, in field order.
 
-    The comment of a field gives the meaning and, in brackets at the end, the source of the default.
-    Fields that are groups of settings are left out. prefix: of the names, such as `agent.`.
+    The comment beside a field gives its meaning and, in brackets at the end, the source of the
+    default. Fields that are groups of settings are left out. prefix: text before each name, such as
+    `agent.`.
     """
     meanings, hints = _comments(config), get_type_hints(config)
     return [
@@ -43,7 +44,7 @@ def described(config: type, prefix: str) -> list[Setting]:
 
 
 def _split(comment: str) -> tuple[str, str]:
-    """Splits a comment into meaning and source: `rows. [a paper]` → `Rows`, `a paper`."""
+    """Splits a comment into meaning and source: `rows. [a paper]` becomes `Rows`, `a paper`."""
     if comment.endswith("]"):
         comment, _, source = comment[:-1].rpartition(" [")
     else:
@@ -71,7 +72,10 @@ def _allowed(hint: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def _comments(config: type) -> dict[str, str]:
-    """Returns field name → the comment beside the field or, without one, on the lines above it."""
+    """Returns the comment of each field of a dataclass, by field name.
+
+    The comment stands beside the field, or else on the lines above it.
+    """
     source = textwrap.dedent(inspect.getsource(config))
     comments = {
         token.start[0]: (token.string.lstrip("# "), token.line.lstrip().startswith("#"))
