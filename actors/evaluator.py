@@ -111,9 +111,7 @@ class Evaluator:
         return events
 
     def take_best(self) -> BestEvaluation | None:
-        """Returns the best evaluation of the run with its weights, once; None if there is no new
-        one.
-        """
+        """Returns the best evaluation of the run with its weights, once; None if it is not new."""
         best, self._best = self._best, None
         return best
 

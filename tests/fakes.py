@@ -1,4 +1,7 @@
-"""Fakes of the protocols: deterministic, with numpy alone, and each records its calls."""
+"""Fake environments, agents, replays and connections for tests.
+
+They are deterministic, need numpy alone, and record their calls.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,10 @@ SPEC = EnvSpec("Fake-v0", obs=Space((2,), "float32"), action=Space((), "int64", 
 
 
 class FakeEnv:
-    """A `VectorEnv` with observation [episode, t] and reward t.
+    """A fake `VectorEnv`.
 
-    Episodes of environment i last lengths[i] steps.
+    In step t of an episode, the observation is [episode, t] and the reward t. Episodes of
+    environment i have lengths[i] steps. truncate: whether they are truncated instead of terminated.
     """
 
     def __init__(self, lengths: Sequence[int] = (3, 3), truncate: bool = False) -> None:
@@ -84,10 +88,11 @@ class FakeConfig:
 
 
 class FakeAgent:
-    """An `Agent` whose weights are counters: each update adds one to its weight group.
+    """A fake `Agent` whose weights are counters: each update adds one to its weight group.
 
-    `act` writes its "policy" counter into the column `version`, so rows in a replay show which
-    weights acted. `seen` lists the calls with their arguments.
+    A weight group is the networks that one process trains: "world" or "policy". `act` writes the
+    "policy" counter into column `version`, so that rows show with which weights an actor acted.
+    `seen` lists the calls with their arguments.
     """
 
     Config = FakeConfig
@@ -174,11 +179,11 @@ class FakeAgent:
 
 
 class FakeReplay:
-    """A `Replay` with scripted answers.
+    """A fake `Replay` whose answers the test gives in advance.
 
-    offers: (table, consumer) → the results of successive calls of `sample`. After them, "dream"
-    returns the batches that were added to it, and any other table returns None. refusals: table →
-    number of next calls of `add` that return False.
+    offers: for each (table, consumer), the results of its next calls of `sample`. After that,
+    "dream" returns the batches that were added to it, and any other table returns None. refusals:
+    for each table, how many of its next calls of `add` return False.
     """
 
     def __init__(
@@ -228,7 +233,7 @@ class FakeReplay:
 
 @dataclass
 class FakeClock:
-    """A replacement for the module `time`, whose clock advances only during waits."""
+    """Replaces the module `time`. Its clock advances only while a test waits."""
 
     now: float = 0.0
 
@@ -241,7 +246,7 @@ class FakeClock:
 
 @dataclass(eq=False)
 class FakeCall:
-    """A call of a `FakeConnection` and its answer, which arrives at the time `at`."""
+    """A call on a `FakeConnection`, and its answer, which arrives at the clock's time `at`."""
 
     method: str
     args: tuple[Any, ...]
@@ -250,9 +255,10 @@ class FakeCall:
 
 
 class FakeConnection:
-    """A `Connection` whose calls the test answers. A reply that is an exception is raised.
+    """A fake `Connection` to another process. The test answers its calls.
 
-    `wait` advances the clock to the first answer, or by all the seconds that it may wait.
+    A reply that is an exception is raised. `wait` advances the fake clock to the first answer, but
+    at most by `seconds`.
     """
 
     def __init__(self, clock: FakeClock) -> None:
@@ -275,13 +281,19 @@ class FakeConnection:
         return call.reply
 
     def answer(self, reply: Any, of: int = -1, after: float = 0.0) -> None:
-        """Answers a call, by default the last one, after this many seconds."""
+        """Answers a call with `reply`, `after` seconds from now.
+
+        of: the index of the call; -1 for the last.
+        """
         assert self.calls[of].at == math.inf, "it was answered before"
         self.calls[of].reply, self.calls[of].at = reply, self._clock.now + after
 
 
 def sample(*keys: int) -> Sample:
-    """Returns a `Sample` of one-row windows with these keys; `obs` is [key, 0]."""
+    """Returns a `Sample` of windows of one row with these keys.
+
+    The observation of a row is [key, 0].
+    """
     obs = np.array([[[key, 0]] for key in keys], np.float32)
     n = len(keys)
     return Sample({"obs": obs}, np.array(keys, np.int64), np.full(n, 1 / n), size=n)

@@ -1,8 +1,8 @@
-"""The dictionary of the system: its data, and the protocols through which its parts work together.
+"""Defines the data of the system, and the protocols through which its parts work together.
 
 Letters for shapes: B batch size, T rows of a window, N environments of one actor, H steps of a
 dream, A size of an action, O shape of an observation. Leading axes come first in this order, so
-batch before time. A row is one time step of an environment:
+that batch comes before time. A row is one time step of an environment, with these columns:
 
 | column     | dtype      | shape         | value                                                  |
 |------------|------------|---------------|--------------------------------------------------------|
@@ -14,8 +14,8 @@ batch before time. A row is one time step of an environment:
 | `terminal` | bool       | `()`          | whether the environment terminated; implies `last`     |
 
 An episode's final observation is a row too, so no column for the next observation is needed. The
-action of a `last` row is not used. Values are bootstrapped where a row is `last` but not
-`terminal`.
+action of a `last` row is not used. If a row is `last` but not `terminal`, the episode was
+truncated, and returns bootstrap from the value of that row.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Space:
 
     @property
     def image(self) -> bool:
-        """Whether the axes are rows, columns and channels of an image."""
+        """Whether a value is an image, with axes for rows, columns and channels."""
         return len(self.shape) == 3
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """The description of an environment that an agent is built for: its name and its spaces."""
+    """The name and the spaces of an environment. An agent is built for them."""
 
     env_id: str
     obs: Space
@@ -78,12 +78,14 @@ class EnvSpec:
 
 @dataclass(frozen=True)
 class Consumer:
-    """How one use of a table samples it: the windows it draws, and how often.
+    """One use of a table: which windows it samples, how many at a time, and how often.
 
-    A window is `window` consecutive rows of one stream, with the `context` rows before them. A
-    sample's columns have shape (B, context + T, …). Where an episode has fewer rows before the
-    window than `context`, its first row is repeated, with `first` set each time. A frame stack is a
-    context; an n-step return needs a window of n + 1 rows.
+    A window is `window` consecutive rows of one stream (the rows of one environment). The `context`
+    rows before it are sampled too, so that a sample's columns have shape (B, context + T, …): B
+    windows of T rows. If the episode has fewer than `context` earlier rows, its first row is
+    repeated, with `first` set in each copy.
+
+    A frame stack needs a context. An n-step return needs a window of n + 1 rows.
     """
 
     batch: int  # windows per sample, B
@@ -97,9 +99,10 @@ class Consumer:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table: a ring buffer of rows, which several consumers sample.
+    """The specification of a table: a ring buffer of rows, which several consumers sample.
 
-    An agent step is a row that is not `last`, so one on which an action was taken.
+    A consumer is one use of the table. Limits count agent steps. An agent step is a row on which an
+    action was taken: a row that is not `last`.
     """
 
     capacity: int  # rows, at most
@@ -112,14 +115,14 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class QueueSpec:
-    """A queue of batches: each batch added is returned once, in order, without copying."""
+    """The specification of a queue: it returns each added batch once, in order, without copying."""
 
     capacity: int  # batches
     updates_per_batch: int = 1  # learner updates that use each batch
 
 
 class EpisodeStats(NamedTuple):
-    """Statistics of the episodes that ended in a table, where `episode_return` is specified."""
+    """Statistics of the episodes that ended in a table, if its `episode_return` names a column."""
 
     episodes: int = 0  # ever
     mean_return: float = 0.0  # of the last hundred
@@ -127,9 +130,10 @@ class EpisodeStats(NamedTuple):
 
 @dataclass
 class Sample:
-    """The windows that a consumer drew from a table.
+    """A batch of windows that a consumer has sampled from a table.
 
-    A key identifies a row for `Replay.update`; priorities for rows overwritten since are ignored.
+    Each window has a key, which identifies its first row after the context. `Replay.update` takes
+    these keys; it ignores rows that were overwritten since.
     """
 
     data: Batch  # (B, context + T, …)
@@ -142,7 +146,7 @@ class Sample:
 
 @dataclass
 class Feedback:
-    """The results of one update: metrics, and new priorities for the windows it learned from."""
+    """The results of one update: its metrics, and new priorities for the windows of its batch."""
 
     metrics: dict[str, Any]  # scalars by `group/name`
     priorities: Array | None = None  # (B,), in the order of the sample
@@ -150,7 +154,7 @@ class Feedback:
 
 @dataclass(frozen=True)
 class BestEvaluation:
-    """The best evaluation of a run so far, with the weights that it played with."""
+    """The best evaluation of a run so far, with the weights of the policy that it evaluated."""
 
     at: int  # agent steps in the run before this evaluation
     score: float  # mean return
@@ -160,7 +164,7 @@ class BestEvaluation:
 
 @dataclass(frozen=True, order=True)
 class ChunkId:
-    """Identifies a chunk of rows, so that the replay recognises a chunk that it has stored."""
+    """The id of a chunk (rows sent in one call), by which the replay detects repeated calls."""
 
     actor: int
     restarts: int  # times the actor had been restarted
@@ -171,12 +175,12 @@ class ChunkId:
 
 
 class VectorEnv(Protocol):
-    """N environments that are stepped together. No other part of the system knows gymnasium.
+    """N environments that are stepped together. Only their implementation knows gymnasium.
 
-    `info`: extra facts per environment about the episodes that end with the newest rows, name →
-    (N,); usually empty. Integers are categories: evaluations report each category separately.
-    Floats and bools are averaged. None stands for a missing fact. Where rewards are shaped, the
-    fact `return` is the return of the unshaped rewards.
+    `info` holds extra facts about the episodes that end with the newest rows, name → (N,); it is
+    mostly empty. Integers are categories: evaluations report each category separately. Floats and
+    bools are averaged. None stands for a missing fact. If rewards are shaped, the fact `return` is
+    the sum of the unshaped rewards.
     """
 
     spec: EnvSpec
@@ -184,94 +188,102 @@ class VectorEnv(Protocol):
     info: Batch
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
-        """Begins new episodes in all environments → their rows (N, …), without actions.
+        """Begins new episodes in all environments.
 
-        seeds: one per environment; None: the environments draw on. An episode with a given seed
-        does not depend on the other environments.
+        Returns their first rows (N, …), without actions. seeds: one per environment; None continues
+        their random generators. The episode of a given seed does not depend on the other
+        environments.
         """
         ...
 
     def step(self, action: Array) -> Batch:
-        """Takes one action per environment, (N, …) → the next rows (N, …), without actions.
+        """Takes one action (N, …) per environment. Returns the next rows (N, …), without actions.
 
         An environment whose previous row was `last` ignores its action and begins a new episode.
-        Raises EnvironmentFault when an environment returns values outside of its spaces.
+        Raises EnvironmentFault if an environment returns a value outside its spaces.
         """
         ...
 
     def state(self) -> dict[str, Any]:
-        """Returns the state that outlasts episodes, such as the level of a curriculum."""
+        """Returns state that lasts longer than an episode, such as the level of a curriculum."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from a `state`."""
+        """Continues from a state that `state` returned."""
         ...
 
     def close(self) -> None:
-        """Closes all environments."""
+        """Closes all N environments."""
         ...
 
 
 class Agent(Protocol):
-    """An algorithm: networks, losses and optimizers. It knows nothing of Ray, processes or clocks.
+    """A learning algorithm: networks, losses and optimizers. It knows nothing of Ray or processes.
 
-    Built as `Agent(config, spec, seed, device)`. Its networks form two weight groups, each trained
-    by one method: "world" by `learn_world`, and "policy" by `learn_policy`.
+    An agent is built as `Agent(config, spec, seed, device)`. Its networks form two weight groups:
+    `learn_world` trains "world", and `learn_policy` trains "policy".
     """
 
     tables: dict[str, TableSpec | QueueSpec]  # the replay that this agent learns from
     act_groups: tuple[str, ...]  # the weight groups that `act` uses
 
     def initial_state(self, n: int) -> State:
-        """Returns the policy's state before the first row of n environments."""
+        """Returns the recurrent state of the policy before the first rows of n environments."""
         ...
 
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
-        """Chooses actions for rows (N, …) → actions (N, …), the next state, more columns (N, …).
+        """Chooses actions for rows (N, …) of N environments.
 
-        The columns are stored with the rows; one with the name of an existing column replaces it.
-        explore: False for evaluations.
+        Returns the actions (N, …), the next recurrent state, and more columns (N, …). These columns
+        are stored with the rows, and replace columns of the same name. explore: False in
+        evaluations.
         """
         ...
 
     def learn_world(self, real: Sample) -> Feedback:
-        """Takes one update of the world model."""
+        """Takes one update of the world model on a sample of real rows."""
         ...
 
     def dream(self, starts: Sample) -> Batch:
         """Rolls the policy out in the world model, from the last row of each window (B, T, …).
 
-        Returns dreams (B', H + 1, …).
+        Returns the dreams: batches of rows of shape (B', H + 1, …), B' rollouts of H steps.
         """
         ...
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
-        """Takes one update of policy and critic. Priorities in the feedback belong to `real`."""
+        """Takes one update of policy and critic.
+
+        Priorities in the result belong to sample `real`.
+        """
         ...
 
     def weights(self, group: str) -> Weights:
-        """Returns copies of the parameters of a weight group that other processes need."""
+        """Returns copies of those parameters of a weight group that other processes need.
+
+        A weight group is the networks that one process trains: "world" or "policy".
+        """
         ...
 
     def load(self, group: str, weights: Weights) -> None:
-        """Loads parameters, as method `weights` returned them, into a weight group."""
+        """Loads parameters that `weights` returned into a weight group ("world" or "policy")."""
         ...
 
     def state(self, group: str) -> dict[str, Any]:
-        """Returns copies of all of a weight group that learning continues from.
+        """Returns copies of everything in a weight group that learning continues from.
 
-        Networks, optimizers, random generators and counters, as nested dicts of numpy arrays,
-        numbers, strings and lists of numbers.
+        It includes networks, optimizers, random generators and counters, as nested dicts of numpy
+        arrays, numbers, strings and lists of numbers.
         """
         ...
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
-        """Continues from a `state` of a weight group."""
+        """Restores what `state` returned for a weight group ("world" or "policy")."""
         ...
 
 
 class Replay(Protocol):
-    """The replay service, or a proxy of it in another process."""
+    """The replay service, which stores rows and batches; or its proxy in another process."""
 
     def add(
         self,
@@ -280,49 +292,57 @@ class Replay(Protocol):
         streams: Array | None = None,
         chunk_id: ChunkId | None = None,
     ) -> bool:
-        """Adds rows (N, T, …) that continue N streams, given by their ids (N,).
+        """Adds T rows to each of N streams of a table, or a batch to a queue.
 
-        A queue takes a batch of any shape, without streams. Returns False when nothing was stored
-        because there is no room now: add the same rows again later. A chunk with the id of a stored
-        chunk is not stored again. Raises EnvironmentFault, in this call or a later one, for rows
-        with NaN, a wrong shape or dtype, or a missing reset.
+        rows: columns of shape (N, T, …); a batch for a queue may have any shape. streams: (N,), the
+        streams' ids; None for a queue. chunk_id: identifies these rows, which are stored only once.
+
+        Returns False, and stores nothing, if there is no room; the caller then adds the same rows
+        again. Raises EnvironmentFault for rows with NaN, a wrong shape or dtype, or a missing
+        reset. A proxy may raise it in a later call.
         """
         ...
 
     def sample(self, table: str, consumer: str) -> Sample | Batch | None:
-        """Returns a consumer's next sample, or a queue's next batch; None: not available now."""
+        """Returns a consumer's next sample, or a queue's next batch; None if none is available."""
         ...
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities (B,) of windows, given by the keys (B,) of a sample."""
+        """Replaces the priorities (B,) of the windows whose sample had these keys (B,)."""
         ...
 
     def stats(self) -> dict[str, float]:
-        """Returns counters by name: `env_steps` (agent steps), `<table>/inserted` and others."""
+        """Returns counters by name, such as `env_steps` (agent steps) and `<table>/inserted`."""
         ...
 
 
 class WeightStore(Protocol):
-    """The newest weights of each weight group. One process writes a group; all others pull it."""
+    """Holds the newest weights of each weight group: the networks that one process trains.
+
+    One process publishes a weight group, and all other processes pull it.
+    """
 
     def publish(self, group: str, weights: Weights) -> int:
-        """Stores the weights of a group → their version, which is 1 or one more than before."""
+        """Stores new weights of a weight group. Returns their version, which counts from 1."""
         ...
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
-        """Returns a group's newest version and weights; None if the version is not above `have`."""
+        """Returns the newest version and weights of a weight group, if the version is above `have`.
+
+        Returns None otherwise.
+        """
         ...
 
 
 class Worker(Protocol):
-    """An actor, learner, dreamer or evaluator."""
+    """An actor, the learner, a dreamer or the evaluator: an object that works step by step."""
 
     waiting_for: str  # `worker: reason`, why the last step returned False; "" if it did not
 
     def step(self) -> bool:
-        """Does one piece of work → whether there was anything to do."""
+        """Does one piece of work. Returns False if there was nothing to do."""
         ...
 
     def drain(self) -> list[Event]:
-        """Returns the events since the last call."""
+        """Returns the events since the last call of `drain`."""
         ...

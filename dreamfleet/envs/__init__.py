@@ -1,1 +1,1 @@
-"""Environments. Gymnasium is imported in this package only."""
+"""Environments of gymnasium and of this package. Only this package imports gymnasium."""

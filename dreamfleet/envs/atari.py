@@ -1,9 +1,11 @@
-"""Atari games with observations of one small grey frame, from ale-py's vectorised emulator.
+"""Atari games from ale-py's vectorised emulator. An observation is one small grey frame.
 
-`register` makes these the environments of the `ALE/…` ids. Frames are those of gymnasium's
-AtariPreprocessing: grey, resized to 84 × 84 by area, and the maximum of the last two screens of a
-step. Games start with no-ops. Frame skip and sticky actions are those of the id. Frames are not
-stacked and rewards are not clipped: the replay stores each frame once, and returns are the game's.
+`register` makes them the environments of the `ALE/…` ids. A frame is that of gymnasium's
+AtariPreprocessing: grey, resized to 84 × 84 by area, the maximum of the last two screens of a step.
+Games start with no-ops. The id determines frame skip and sticky actions.
+
+Frames are not stacked, so that the replay stores each frame once. Rewards are not clipped, so that
+returns are scores of the game.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ FRAMES_PER_SECOND = 60  # of the console
 
 
 def register() -> None:
-    """Registers the environments of this module under every `ALE/…` id."""
+    """Makes the classes of this module the environments of every `ALE/…` id."""
     for spec in [spec for spec in gym.registry.values() if spec.namespace == "ALE"]:
         one, many = f"{__name__}:AtariGame", f"{__name__}:AtariGames"
         gym.registry[spec.id] = replace(spec, entry_point=one, vector_entry_point=many)
@@ -32,11 +34,12 @@ class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
 
     A game that is over starts again on the next step. Games cannot be saved: a resumed run starts
     new games.
+
     game: the name of the ROM. repeat_action_probability: the probability of a sticky action.
-    frameskip: frames for which a step repeats its action. max_num_frames_per_episode: frames after
-    which a game is truncated. noop_max: a game starts with a random number of no-ops below this
-    one. episodic_life: whether the loss of a life ends the episode; the next episode continues the
-    same game.
+    frameskip: frames per step, in which the action is repeated. max_num_frames_per_episode: frames
+    after which a game is truncated. noop_max: limit of the random number of no-ops at the start,
+    which stays below it. episodic_life: whether the loss of a life ends the episode; the next
+    episode continues the same game.
     """
 
     SHAPE = (84, 84, 1)  # rows, columns and channels of a frame; Mnih et al. 2015
@@ -82,7 +85,7 @@ class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Starts all games. `seed`: a list with a seed for each game, or one number for all."""
+        """Starts all games. seed: a list with one seed per game, or one number for all games."""
         if isinstance(seed, int):
             seed = np.random.SeedSequence(seed).generate_state(self.num_envs)
         if seed is not None:
@@ -99,16 +102,16 @@ class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
 
 
 class Screens(AtariGames):
-    """The same games with the screens in colour that a person sees."""
+    """Atari games whose observations are the colour screens that a person would see."""
 
     SHAPE = (210, 160, 3)
 
 
 class AtariGame(gym.Env[Array, Any]):
-    """One game. In render mode rgb_array, `render` returns its screen in colour.
+    """One Atari game. In render mode rgb_array, `render` returns its screen in colour.
 
-    A second emulator plays the same game with the same actions for the screen. Seeds have the same
-    effect as in a batch of one game.
+    The screen comes from a second emulator, which plays the same game with the same actions. A seed
+    has the same effect as in a batch of one game.
     """
 
     metadata = {  # noqa: RUF012 - as gymnasium has it

@@ -1,4 +1,4 @@
-"""Converts observations of an environment for an agent, and actions of the agent back."""
+"""Converts observations of an environment for an agent, and the agent's actions back."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dreamfleet.envs import registry, spaces
 
 
 class Codec:
-    """Converts observations of an environment for an agent, and actions of the agent back.
+    """Converts observations of an environment for an agent, and the agent's actions back.
 
-    options: arguments of the environment. Builds one environment, to read its spaces.
+    It builds one environment with the arguments `options`, to read its spaces, and closes it.
     """
 
     def __init__(self, env_id: str, options: Mapping[str, Any]) -> None:
@@ -26,11 +26,11 @@ class Codec:
             registry.close(env)
 
     def encode(self, obs: Any) -> tuple[Array, bool]:
-        """Returns observations as (N, *O), and whether `obs` was a batch.
+        """Converts N observations to one array (N, …). Also returns whether `obs` was a batch.
 
-        obs: one observation (then N is 1), or a batch: each array has one more axis in front, also
-        in each part of a Dict or Tuple. Raises ValueError for any other shape, and for numbers that
-        are not finite.
+        obs: one observation (then N is 1), or a batch, in which each array has one more axis in
+        front. The observation may be a Dict or a Tuple of arrays. Raises ValueError for any other
+        shape, and for NaN or infinity.
         """
         try:
             n = self._number(obs)
@@ -47,11 +47,14 @@ class Codec:
         return rows, n is not None
 
     def decode(self, action: Array) -> Any:
-        """Returns actions (N, …) of an agent as actions (N, …) of the environment."""
+        """Converts actions (N, …) of an agent to actions (N, …) of the environment."""
         return self._decode(action)
 
     def _number(self, obs: Any) -> int | None:
-        """Returns the batch size of `obs`, None for a single observation. Raises Mismatch."""
+        """Returns the batch size of `obs`; None if it is a single observation.
+
+        Raises Mismatch if the parts of `obs` disagree, or if the batch is empty.
+        """
         parts = self._encode.parts
         numbers = [_leading(part, spaces.follow(part, obs)) for part in parts]
         n = numbers[0]
@@ -65,7 +68,10 @@ class Codec:
 
 
 def _leading(part: spaces.Part, seen: Any) -> int | None:
-    """Returns the batch size of a part, None for a single value. Raises Mismatch."""
+    """Returns the batch size of one part of an observation; None if it is a single value.
+
+    part: its name and space. seen: its value. Raises Mismatch if the number of axes is wrong.
+    """
     axes, name = len(part.space.shape or ()), f" {part.name}:" if part.name else ""
     try:
         shape = np.shape(seen)

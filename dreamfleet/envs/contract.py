@@ -1,4 +1,4 @@
-"""Checks the values that environments return, and explains their exceptions."""
+"""Checks the values that environments return, and explains exceptions of environments."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ OURS: Final = ("kind", "env_steps", "wall_s", "actor", "worker", "return", "leng
 
 
 def reset_result(result: Any) -> tuple[Any, Mapping[Any, Any]] | None:
-    """Returns (observation, info) as `reset` returned them; None for any other result."""
+    """Returns the (observation, info) that `reset` returned; None if it returned anything else."""
     if isinstance(result, (tuple, list)) and len(result) == 2 and isinstance(result[1], Mapping):
         return result[0], result[1]
     return None
 
 
 def step_result(result: Any) -> tuple[Any, Any, Any, Any, Mapping[Any, Any]] | None:
-    """Returns the five values that `step` returned; None for any other result."""
+    """Returns the five values that `step` returned; None if it returned anything else."""
     if isinstance(result, (tuple, list)) and len(result) == 5 and isinstance(result[4], Mapping):
         return tuple(result)
     return None
 
 
 def described(result: Any) -> str:
-    """Returns a short description of a value: `a tuple (ndarray, float)`, `a ndarray (3,)`."""
+    """Describes a value by its type and shape, such as `a tuple (ndarray, float)`."""
     kind = type(result).__name__
     if isinstance(result, (tuple, list)):
         return f"a {kind} ({', '.join(type(item).__name__ for item in result[:6])})"
@@ -48,10 +48,10 @@ def shown(value: Any) -> str:
 
 
 def misunderstanding(error: Exception) -> str:
-    """Returns the interface that an environment lacks, if an exception of gymnasium shows it.
+    """Returns the rule that an environment of the old Gym interface breaks, or "".
 
-    Gymnasium's wrappers fail in their own code when an environment has the old Gym interface.
-    Returns "" for other exceptions.
+    Gymnasium's wrappers raise an exception in their own code for such an environment. For any other
+    exception, the result is "".
     """
     text = str(error)
     if isinstance(error, TypeError) and "reset()" in text and "unexpected keyword" in text:
@@ -63,9 +63,9 @@ def misunderstanding(error: Exception) -> str:
 
 
 def number(value: Any) -> float | None:
-    """Returns a real number, also from an array of one element or a Decimal; NaN stays NaN.
+    """Converts a number, an array of one number or a Decimal to a float. NaN stays NaN.
 
-    Returns None for anything else, such as text.
+    Returns None for any other value, such as text.
     """
     if isinstance(value, (float, int)):
         return _float(value)
@@ -82,7 +82,7 @@ def number(value: Any) -> float | None:
 
 
 def flag(value: Any) -> bool | None:
-    """Returns a bool, also from 1, 0 or an array of one element; None for anything else."""
+    """Converts a bool, 1, 0 or an array of one of these to a bool. Returns None for others."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     found = number(value)
@@ -104,9 +104,8 @@ def _float(value: Any) -> float | None:
 def facts(info: Mapping[Any, Any]) -> dict[str, bool | float]:
     """Returns the numbers and bools in an environment's info, by name: facts about an episode.
 
-    A fact may be an array of one element. Whole numbers become floats, since evaluations average
-    them. Texts, larger arrays, nested mappings, objects and numbers that are not finite are left
-    out.
+    An array of one number is a number. Integers become floats, so that evaluations average them.
+    Text, larger arrays, nested mappings, objects, NaN and infinity are left out.
     """
     found: dict[str, bool | float] = {}
     for key, value in info.items():
@@ -124,10 +123,11 @@ def facts(info: Mapping[Any, Any]) -> dict[str, bool | float]:
 
 
 def batched_facts(info: Mapping[Any, Any], n: int) -> dict[str, Array]:
-    """Returns the numbers and bools (N,) in a batched environment's info, by name.
+    """Returns the arrays (N,) of numbers or bools in a batched environment's info, by name.
 
-    Whole numbers stay whole: they are categories, such as NumberGame's tier. In gymnasium, the
-    array `_name` is True where `name` holds a value; other places become None.
+    Integers stay integers, as evaluations report each integer value (such as NumberGame's tier)
+    separately. n: the number of environments. If info has a bool array `_name`, as in gymnasium,
+    values of `name` where it is False become None.
     """
     found = {}
     for key, value in info.items():
@@ -140,11 +140,11 @@ def batched_facts(info: Mapping[Any, Any], n: int) -> dict[str, Array]:
 
 
 def named(key: str) -> str:
-    """Returns the name under which a fact is logged: without a slash, and not one of `OURS`."""
+    """Returns the name under which a fact is logged. It has no slash, and is not one of `OURS`."""
     key = key.replace("/", "_")
     return f"info_{key}" if key in OURS else key
 
 
 def _column(value: Any, n: int, kinds: str) -> bool:
-    """Tells whether a value is an array (N,) with a dtype of these kinds."""
+    """Returns whether a value is an array (n,) with a dtype of these kinds."""
     return isinstance(value, np.ndarray) and value.shape == (n,) and value.dtype.kind in kinds

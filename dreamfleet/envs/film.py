@@ -1,4 +1,4 @@
-"""Films episodes of an environment as mp4 files, one whole episode per file."""
+"""Films episodes of an environment as mp4 files, one complete episode per file."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SCREENS: Final = ("DISPLAY", "WAYLAND_DISPLAY")  # variables of a machine that h
 
 
 class Film:
-    """Writes one film per episode into a folder; an episode that is not complete leaves none.
+    """Writes one film per episode into a folder.
 
-    env: built by `filmed_env`. env_id: begins the names of the films.
+    env: an environment that `filmed_env` returned. env_id: the beginning of each film's file name.
     """
 
     def __init__(self, env: Any, env_id: str, folder: Path) -> None:
@@ -40,13 +40,13 @@ class Film:
         self.files: list[Path] = []  # the finished films
 
     def begin(self, episode: int) -> None:
-        """Starts the film of an episode, numbered from 0, after the environment was reset."""
+        """Starts the film of an episode. Call it after the reset. episode: its number, from 0."""
         self.finish("cut-short")
         self._episode, self._filming = episode, True
         self.add_frame()
 
     def add_frame(self) -> None:
-        """Adds what the environment shows now to the film, if an episode is being filmed."""
+        """Adds a picture of the environment to the film, if an episode is being filmed."""
         if not self._filming:
             return
         frame = self._env.render()
@@ -57,7 +57,10 @@ class Film:
         self._writer.write_frame(frame)
 
     def finish(self, ending: str = "") -> None:
-        """Ends the film of the episode, if one is being filmed. `ending`: for the file's name."""
+        """Ends the film of the episode, if one is being filmed.
+
+        ending: the end of the file's name; "" for a complete episode.
+        """
         if self._filming:
             self._close_writer()
             parts = [self._name, f"episode-{self._episode + 1}", *([ending] if ending else [])]
@@ -67,7 +70,7 @@ class Film:
         self._filming = False
 
     def discard(self) -> None:
-        """Deletes the film of an episode that is not complete."""
+        """Deletes the film of the episode that is being filmed."""
         self._close_writer()
         (self._folder / UNFINISHED).unlink(missing_ok=True)
         self._filming = False
@@ -81,10 +84,10 @@ class Film:
 def filmed_env(
     env_id: str, env: gym.Env[Any, Any], folder: Path, options: dict[str, Any]
 ) -> gym.Env[Any, Any]:
-    """Returns an environment like `env` that can be filmed into `folder`; closes `env`.
+    """Returns a new environment like `env` that can be filmed into `folder`. Closes `env`.
 
-    Raises UserError when the environment draws no pictures, when the folder cannot be made and
-    when moviepy is missing.
+    Raises UserError if the environment draws no pictures, if the folder cannot be made, or if
+    moviepy is missing.
     """
     modes = env.metadata.get("render_modes") or ()
     if "rgb_array" not in modes:
@@ -111,7 +114,7 @@ def filmed_env(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides the warnings that libraries print while they draw."""
+    """Hides the warnings that libraries print while they draw, during a `with` block."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -16,9 +16,9 @@ ATTEMPTS: Final = 5  # an environment may fail now and then; failing always is a
 
 
 def try_first_step(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, list[str]]:
-    """Resets an environment and takes one step → its spaces, and warnings for the person.
+    """Resets an environment and takes one step. Returns its spaces, and warnings for the user.
 
-    Raises UserError when the environment cannot be built, or fails at every attempt.
+    Raises UserError if the environment cannot be built, or if all of several attempts fail.
     """
     fault: Exception | None = None
     for attempt in range(ATTEMPTS):
@@ -43,7 +43,10 @@ def try_first_step(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, li
 
 
 def _coarse(env: GymVector, before: Array, after: Array) -> list[str]:
-    """Returns a warning if an observation changed by too little for float32 to hold the change."""
+    """Returns a warning if an observation changed by too little for float32 to hold the change.
+
+    before, after: the observations before and after one step.
+    """
     with np.errstate(over="ignore"):
         old, new = before.astype(np.float32), after.astype(np.float32)
     lost = np.argwhere((before != after) & (old == new))

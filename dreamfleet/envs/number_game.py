@@ -45,7 +45,7 @@ LUCK: Final = 7  # uniform random numbers for the start of a game; a step uses t
 
 
 class Games:
-    """The state of N games, and the rules that change it.
+    """The state of N games of NumberGame, and the rules that change it.
 
     The class draws no random numbers. The caller passes them as `luck`, uniform in [0, 1).
     """
@@ -64,10 +64,11 @@ class Games:
         self._everyone = np.arange(n)
 
     def start(self, rows: Array, luck: Array, tier: int | None, difficulty: float) -> None:
-        """Starts the games `rows` (k,) against enemies of kind `tier`, or of any kind for None.
+        """Starts k games against enemies of kind `tier`, or of any kind if `tier` is None.
 
-        luck (7, k): decides the mana regained per tick, whether the enemy is BETA, its tier, and
-        its four blows.
+        rows: (k,), the indices of the games. luck: (7, k), numbers uniform in [0, 1). They decide
+        the mana regained per tick, whether the enemy is of kind BETA, its tier, and its four blows.
+        difficulty: 0 to 1, the fraction of the damage range in use.
         """
         self.hp[rows], self.old_hp[rows], self.mana[rows] = START_HP, CAP, MAX_MANA
         self.progress[rows], self.resist[rows], self.last[rows] = 0.0, 0.0, -1
@@ -84,10 +85,11 @@ class Games:
         self.kind[rows] = kind
 
     def play(self, action: Array, luck: Array) -> tuple[Array, Array]:
-        """Takes one step of every game: action (N,) → reward (N,) f64, whether it is over (N,).
+        """Takes one step of N games with actions (N,).
 
-        luck (7, N): decides blow and regeneration of the tick; then length, blow and regeneration
-        of the early tick of a delayed heal. The last two are not used.
+        Returns the rewards (N,) f64, and whether each game is over (N,). luck: (7, N), numbers
+        uniform in [0, 1). They decide blow and regeneration of the tick, and then length, blow and
+        regeneration of the early tick of a delayed heal. The last two are not used.
         """
         before = self.hp.copy()
         reward = 4 * np.minimum(before - 5, 0)
@@ -115,7 +117,7 @@ class Games:
         return np.clip(reward, -600, 400), lost | draw | won
 
     def observe(self) -> Array:
-        """Returns the observations (N, 7) f32, in the order of `bounds`."""
+        """Returns the observations (N, 7) f32 of N games. `bounds` lists the seven numbers."""
         obs = np.empty((len(self.hp), 7), np.float32)
         obs[:, 0] = self.hp / 10
         obs[:, 1] = self.mana / MAX_MANA
@@ -124,7 +126,11 @@ class Games:
         return obs
 
     def _tick(self, rows: Array, time: Any, luck: Array) -> None:
-        """Lets time pass in the games `rows` (k,): the enemy strikes, then hp and mana recover."""
+        """Lets time pass in k games: the enemy strikes, then health (hp) and mana recover.
+
+        rows: (k,), the indices of the games. time: the length of the tick. luck: (2, k), which
+        decides blow and regeneration.
+        """
         hp = self.hp[rows]
         self.progress[rows] += time
         self.old_hp[rows] = hp
@@ -138,7 +144,10 @@ class Games:
         self.mana[rows] = np.minimum(self.mana[rows] + self.arcane[rows] * time, MAX_MANA)
 
     def _light(self, on: Array) -> Array:
-        """Applies a light heal where `on`; without enough mana it costs hp instead → reward."""
+        """Applies a light heal in the games where `on` is True. Returns the rewards (N,).
+
+        In a game without enough mana, the heal costs health (hp) instead.
+        """
         paid = on & (self.mana > LIGHT_COST)
         broke = on ^ paid
         self.hp = np.where(paid, np.minimum(self.hp + LIGHT_HEAL, CAP), self.hp - broke)
@@ -146,7 +155,10 @@ class Games:
         return -60.0 * broke
 
     def _heal(self, action: Array) -> Array:
-        """Applies the heavy or delayed heal of every action except a draw → reward."""
+        """Applies the heavy or delayed heal of every action except a draw.
+
+        Returns the rewards (N,).
+        """
         full = self.hp >= CAP
         healed = np.where(full, OVERFULL, np.minimum(self.hp + HEAVY_HEAL, CAP))
         self.hp = np.where(action == DRAW, self.hp, healed)
@@ -161,12 +173,14 @@ def _draw_cost(share: Array) -> Array:
 
 
 class NumberGameVector(VectorEnv[Array, Array, Array]):
-    """N games as one batched environment. A game that is over starts again on its next step.
+    """N games of NumberGame as one batched environment.
 
-    That next step ignores the action. With one seed for all games, game i depends on the seed, on N
-    and on its own actions. With a seed for each game, a game depends on its seed and its own
-    actions, and equals the game that `NumberGame` plays. Options of a reset hold until the next
-    reset. infos: "tier" (N,), the kind of enemy; "won" (N,), whether the last step won.
+    A game that is over starts again on its next step, which ignores the action. With one seed for
+    all games, game i depends on the seed, on N and on its own actions. With a seed for each game, a
+    game depends on its seed and its own actions, and equals the game that `NumberGame` plays.
+
+    The options of a reset hold until the next reset. infos: "tier" (N,), the kind of enemy; "won"
+    (N,), whether the last step won the game.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own
@@ -195,10 +209,10 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
         seed: int | Sequence[int] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> tuple[Array, dict[str, Any]]:
-        """Starts all games. options: "tier", 0, 1, 2 or "beta"; "difficulty", from 0 to 1.
+        """Starts all games. seed: one for all games, or a list with one per game.
 
-        seed: one for all games, or a list with one for each; None continues the generators. Raises
-        UserError for any other option.
+        If `seed` is None, the random generators continue. options: "tier" (0, 1, 2 or "beta") and
+        "difficulty" (from 0 to 1). Raises UserError for any other option.
         """
         if isinstance(seed, Sequence):
             assert len(seed) == self.num_envs, f"{len(seed)} seeds for {self.num_envs} games"
@@ -222,7 +236,7 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
         return self._games.observe(), reward, over, np.zeros_like(over), self._info()
 
     def render(self) -> tuple[Any, ...] | None:
-        """Returns a line for each game in render mode "ansi", else None."""
+        """Returns one line of text about each game in render mode "ansi", else None."""
         if self.render_mode is None:
             return None
         return tuple(_line(self._games, i) for i in range(self.num_envs))
@@ -242,7 +256,7 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
 
 
 class NumberGame(gym.Env[Array, int]):
-    """One game: a batch of one without the batch axis. The arguments are those of `batched`."""
+    """One game of NumberGame. The arguments are those of `batched`."""
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own
         "render_modes": ["ansi"],
@@ -275,7 +289,7 @@ class NumberGame(gym.Env[Array, int]):
         return obs[0], float(reward[0]), self._over, False, _alone(info)
 
     def render(self) -> Any:
-        """Returns one line about the game in render mode "ansi", else None."""
+        """Returns one line of text about the game in render mode "ansi", else None."""
         lines: tuple[str, ...] | None = self._batch.render()
         return lines[0] if lines else None
 
@@ -283,16 +297,20 @@ class NumberGame(gym.Env[Array, int]):
 def batched(
     num_envs: int = 1, render_mode: str | None = None, progressive: bool = False
 ) -> VectorEnv[Any, Any, Any]:
-    """Returns N games. progressive: the range of the enemies' damage widens with the score."""
+    """Returns N games of NumberGame as one batched environment.
+
+    progressive: whether enemies become stronger as the mean return rises.
+    """
     games = NumberGameVector(num_envs, render_mode)
     return Progressive(games, THRESHOLDS) if progressive else games
 
 
 def bounds() -> gym.spaces.Box:
-    """Returns the observation space: hp / 10, mana / 220, last action, change of hp / 10.
+    """Returns the observation space of NumberGame, with the bounds of each of its seven numbers.
 
-    hp is lowest after two light heals without mana, a heavy heal and the strongest blow. The change
-    of hp in a tick is above zero only at the start of a game.
+    The numbers are hp / 10, mana / 220, the last action (one-hot) and the change of hp / 10. hp is
+    lowest after two light heals without mana, a heavy heal and the strongest blow. hp rises in a
+    tick only at the start of a game.
     """
     weakest = -2 + HEAVY_HEAL
     change = -DAMAGE[1] * (1 + 0.025 * (5 - weakest)) + 0.06
@@ -306,7 +324,10 @@ def _alone(info: Mapping[str, Array]) -> dict[str, int | bool]:
 
 
 def _chosen(options: Mapping[str, Any]) -> tuple[int | None, float]:
-    """Returns the kind of enemy, None for any kind, and the difficulty. Raises UserError."""
+    """Returns the kind of enemy (None for any kind) and the difficulty that `options` choose.
+
+    Raises UserError for an unknown option or a wrong value.
+    """
     for key in options:
         if key not in ("tier", "difficulty"):
             hint = nearest(str(key), ("tier", "difficulty"))

@@ -1,10 +1,8 @@
 """Tiny environments with known values for tests, and environments that are broken on purpose.
 
-Their ids are `dreamfleet.envs.probe:Delayed-v0` and so on.
-
-Each one-step environment needs one more ability of an agent than the one before. The first one that
-an agent does not solve shows what is broken (after Andy Jones, "Debugging RL, Without the Agonizing
-Pain", 2021).
+Their ids are `dreamfleet.envs.probe:Delayed-v0` and so on. Each one-step environment needs one more
+ability of an agent than the one before. The first one that an agent does not solve shows what is
+broken (after Andy Jones, "Debugging RL, Without the Agonizing Pain", 2021).
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ Step = tuple[Any, float, bool, bool, dict[str, Any]]
 
 
 class _Probe(gym.Env[Array, Any]):
-    """One observation of one number, then the end."""
+    """Base class of test environments: one observation of one number, one action, then the end."""
 
     observation_space = Box(-1.0, 1.0, (1,), np.float32)
     action_space: gym.Space[Any] = Discrete(2)
@@ -46,13 +44,16 @@ class _Probe(gym.Env[Array, Any]):
 
 
 class Constant(_Probe):
-    """Always pays 1, so that the value is 1: can the agent learn a constant?"""
+    """A one-step environment with reward 1. The value is 1: can the critic learn a constant?"""
 
     action_space = Discrete(1)
 
 
 class ObsReward(_Probe):
-    """Pays its observation, -1 or 1: does the value depend on the observation?"""
+    """A one-step environment whose reward is its observation, -1 or 1.
+
+    It tests whether the learned value depends on the observation.
+    """
 
     action_space = Discrete(1)
 
@@ -64,7 +65,10 @@ class ObsReward(_Probe):
 
 
 class Delayed(_Probe):
-    """Shows 0, then 1, then pays 1: value(1) is 1, and value(0) is the discount factor."""
+    """Observes 0, then 1, and pays a reward of 1 at the end.
+
+    The value of observation 1 is 1, and the value of observation 0 is the discount factor.
+    """
 
     action_space = Discrete(1)
 
@@ -75,14 +79,21 @@ class Delayed(_Probe):
 
 
 class ActionReward(_Probe):
-    """Pays 1 for action 1 and -1 for action 0: does the policy follow the reward?"""
+    """A one-step environment with reward 1 for action 1, and reward -1 for action 0.
+
+    It tests whether the policy follows the reward.
+    """
 
     def reward(self, action: Any) -> float:
         return 2.0 * float(action) - 1.0
 
 
 class ObsActionReward(_Probe):
-    """Pays 1 for action 1 after observation 1, and for action 0 after observation -1; else -1."""
+    """A one-step environment in which the right action depends on the observation.
+
+    Action 1 is right after observation 1, and action 0 after observation -1. The reward is 1 for
+    the right action, else -1.
+    """
 
     def start(self) -> float:
         return self.sign()
@@ -92,7 +103,10 @@ class ObsActionReward(_Probe):
 
 
 class Continuous(_Probe):
-    """Pays -(action - 2 - obs)^2 for an action in [0, 4]: the best is 2 + obs, of value 0."""
+    """A one-step environment with actions in [0, 4] and reward -(action - 2 - observation)^2.
+
+    The best action is 2 + observation, and its value is 0.
+    """
 
     action_space = Box(0.0, 4.0, (1,), np.float32)
 
@@ -104,7 +118,11 @@ class Continuous(_Probe):
 
 
 class Count(gym.Env[Array, Any]):
-    """Observes [episode, t], pays t, and ends after `length` steps, so that lost rows are seen."""
+    """Observes [episode, t] and pays t. An episode has `length` steps.
+
+    The numbers show whether rows are lost. truncate: whether episodes are truncated instead of
+    terminated.
+    """
 
     observation_space = Box(0.0, np.inf, (2,), np.float32)
     action_space = Discrete(2)
@@ -128,7 +146,7 @@ class Count(gym.Env[Array, Any]):
 
 
 class FaultyNaN(Count):
-    """Observes NaN after `healthy` steps of an episode."""
+    """An environment whose observations are NaN after `healthy` steps of each episode."""
 
     def __init__(self, healthy: int = 3) -> None:
         super().__init__()
@@ -142,7 +160,7 @@ class FaultyNaN(Count):
 
 
 class FaultyShape(Count):
-    """Observes one number too many after the first step."""
+    """An environment whose observations, except an episode's first, have one number too many."""
 
     def step(self, action: Any) -> Step:
         obs, reward, terminated, truncated, info = super().step(action)
@@ -150,7 +168,7 @@ class FaultyShape(Count):
 
 
 class FaultyStep(Count):
-    """Raises on a step with a probability."""
+    """An environment whose steps raise RuntimeError with a given probability."""
 
     def __init__(self, probability: float = 0.05) -> None:
         super().__init__()
@@ -163,7 +181,7 @@ class FaultyStep(Count):
 
 
 class FaultyReset(Count):
-    """Never starts."""
+    """An environment whose reset always raises RuntimeError."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         raise RuntimeError("the probe never starts")

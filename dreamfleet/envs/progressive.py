@@ -1,4 +1,4 @@
-"""Makes a batched environment harder as its score improves: a curriculum."""
+"""A curriculum: makes a batched environment harder as its mean return rises."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from dreamfleet.core.errors import UserError
 
 
 class Progressive(VectorWrapper):
-    """Makes a batched environment harder, level by level, and never easier again.
+    """A curriculum: makes a batched environment harder, level by level, and never easier again.
 
-    thresholds: level l ends once the mean return of the last `window` episodes that began at level
-    l reaches thresholds[l]. Level l of L has difficulty (l + 1) / L, so that the last level is the
-    full game. env: must reset an environment on the step after the end of its episode, accept the
-    reset option "difficulty", and start episodes with the difficulty in its attribute
-    `difficulty`. infos["level"]: (N,), the levels of the episodes being played.
+    thresholds: level l ends when the mean return of the last `window` episodes that began at level
+    l reaches thresholds[l]. Of L levels, level l has difficulty (l + 1) / L, so that the last level
+    has difficulty 1. infos["level"]: (N,), the level at which each environment's episode began.
+
+    env: must reset an environment on the step after the end of its episode. It must accept the
+    reset option "difficulty", and start each episode with the difficulty in its attribute
+    `difficulty`.
     """
 
     def __init__(self, env: VectorEnv, thresholds: Sequence[float], window: int = 100) -> None:
@@ -33,7 +35,7 @@ class Progressive(VectorWrapper):
 
     @property
     def level(self) -> int:
-        """The level of the episodes that start from now on."""
+        """The level of the episodes that start next."""
         return self._level
 
     @property
@@ -43,7 +45,7 @@ class Progressive(VectorWrapper):
     def reset(
         self, *, seed: Any = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Starts all episodes at the current level. A reset does not change the level."""
+        """Starts all episodes at the current level of the curriculum. A reset keeps the level."""
         if options and "difficulty" in options:
             raise UserError('option "difficulty" follows the score here: leave it out')
         options = {**(options or {}), "difficulty": self.difficulty}
@@ -63,11 +65,14 @@ class Progressive(VectorWrapper):
         return obs, reward, terminated, truncated, {**info, "level": self._begun_at.copy()}
 
     def state(self) -> dict[str, Any]:
-        """Returns the level, and the returns that count towards the next level."""
+        """Returns the level, and the returns of episodes that count towards the next level."""
         return {"level": self._level, "scores": list(self._scores)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from `state`. Episodes that are being played keep their level."""
+        """Restores the level and the returns of a saved `state`.
+
+        Running episodes keep their level.
+        """
         self._climb_to(int(state["level"]))
         self._scores.extend(state["scores"])
 

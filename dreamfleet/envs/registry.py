@@ -21,7 +21,10 @@ from dreamfleet.envs.shaping import RewardFloor
 
 
 def describe(env_id: str, /, **kwargs: Any) -> EnvSpec:
-    """Returns the spaces of `env_id`. Builds one environment and closes it."""
+    """Returns the spaces of environment `env_id`. Builds one environment and closes it.
+
+    kwargs: arguments of the environment.
+    """
     env = make(env_id, **kwargs)
     try:
         return spec_of(env_id, env)
@@ -30,7 +33,7 @@ def describe(env_id: str, /, **kwargs: Any) -> EnvSpec:
 
 
 def close(env: Any) -> None:
-    """Closes an environment. Exceptions of the environment are ignored."""
+    """Closes an environment. Exceptions that its `close` raises are ignored."""
     try:
         env.close()
     except BaseException as error:
@@ -57,9 +60,9 @@ def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
 def make(env_id: str, /, *, reward_floor: float | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
     """Builds one environment from a Gymnasium id, `ALE/…` or `pkg.module:EnvId-v0`.
 
-    reward_floor: lower rewards are raised to it; see `RewardFloor`. kwargs: arguments of the
-    environment. Raises UserError for an unknown id, a module that cannot be imported, a missing
-    package, and any exception of the environment's constructor.
+    reward_floor: raise every lower reward to this number. kwargs: arguments of the environment.
+    Raises UserError for an unknown id, a module that cannot be imported, a missing package, and any
+    exception of the environment's constructor.
     """
     find(env_id)
     # `GymVector` checks every step; gymnasium's checker would check the first step only.
@@ -80,7 +83,11 @@ def make(env_id: str, /, *, reward_floor: float | None = None, **kwargs: Any) ->
 
 
 def guarded(env_id: str, options: Mapping[str, Any], build: Callable[[], Any]) -> Any:
-    """Returns the result of `build`. Raises UserError, with one line, for any of its exceptions."""
+    """Calls `build` and returns its result. Turns any exception of it into a UserError of one line.
+
+    env_id, options: the environment and its arguments, for the message. KeyboardInterrupt after
+    Ctrl-C passes through.
+    """
     try:
         with np.errstate():  # a constructor's np.seterr ends here
             return build()
@@ -101,7 +108,10 @@ def guarded(env_id: str, options: Mapping[str, Any], build: Callable[[], Any]) -
 
 
 def _advice(error: BaseException) -> str:
-    """Returns advice on arguments that are missing or unknown, for the end of a message; or ""."""
+    """Returns advice for the end of a message if an argument is missing or unknown; else "".
+
+    error: an exception of an environment's constructor.
+    """
     if not isinstance(error, TypeError):
         return ""
     if "required" in str(error) and "argument" in str(error):
@@ -112,7 +122,10 @@ def _advice(error: BaseException) -> str:
 
 
 def find(env_id: str) -> None:
-    """Imports the module of `env_id`, so that gymnasium knows the id. Raises UserError if not."""
+    """Imports the module of `env_id`, so that gymnasium knows the id.
+
+    Raises UserError if it fails.
+    """
     module, _, name = env_id.rpartition(":")
     if module:
         import_module(module, "env")
@@ -126,21 +139,21 @@ def find(env_id: str) -> None:
 
 
 def registered(env_id: str) -> Any:
-    """Returns gymnasium's registration of `env_id`, for processes in which the id is unknown.
+    """Returns gymnasium's registration of `env_id`, to be sent to processes that lack it.
 
-    Returns None when `env_id` names a module: importing the module registers the id.
+    Returns None if `env_id` names a module, as an import of the module registers the id.
     """
     return None if ":" in env_id else gym.registry.get(env_id)
 
 
 def register_missing(entry: Any) -> None:
-    """Adds a registration from another process (see `registered`), unless the id is known here."""
+    """Registers an environment here, unless its id is known. entry: the result of `registered`."""
     if entry is not None:
         gym.registry.setdefault(entry.id, entry)
 
 
 def known() -> list[str]:
-    """Returns the ids of the newest version of every environment of gymnasium, sorted."""
+    """Returns the sorted ids of all registered environments, only the newest version of each."""
     _register_atari(required=False)
     newest: dict[tuple[str | None, str], gym.envs.registration.EnvSpec] = {}
     for spec in gym.registry.values():

@@ -1,4 +1,4 @@
-"""Changes the rewards that agents learn from; the reported returns stay the environment's own."""
+"""Changes the rewards that agents learn from. Reported returns keep the original rewards."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from dreamfleet.envs import contract
 class RewardFloor(gym.Wrapper[Any, Any, Any, Any]):
     """Raises every reward below `floor` to `floor`.
 
-    `unshaped_return` is the sum of the original rewards of the episode so far. A rare penalty that
-    is much larger than all other rewards, such as the -100 for a fall in BipedalWalker, teaches an
-    agent to stand still before it has learned to walk. Results of a wrong type pass through
-    unchanged; `GymVector` reports them.
+    A rare penalty may be much larger than all other rewards, such as the -100 for a fall in
+    BipedalWalker. It teaches an agent to stand still before it has learned to walk.
+
+    `unshaped_return` is the sum of the original rewards of the episode so far. If `step` returns
+    values of wrong types, they are not changed; `GymVector` reports them.
     """
 
     def __init__(self, env: gym.Env[Any, Any], floor: float) -> None:

@@ -1,10 +1,11 @@
 """Encodes observations of gymnasium spaces for an agent, and decodes the agent's actions.
 
-An agent sees a picture of uint8, rows × columns × channels, or one vector of float32. A picture
-with channels in front has its axes moved. A grey picture without channels gets one channel. All
-other observations become a vector: a Box is flattened, a Discrete and each entry of a MultiDiscrete
-become one-hot, a MultiBinary stays as it is, and the parts of a Dict or a Tuple are concatenated in
-the order of the space (a Dict sorts its keys).
+An agent sees either an image of uint8 with axes (height, width, channels), or one vector of
+float32. If an image has its channels in front, its axes are moved. A 2-D image gets one channel.
+
+All other observations become a vector. A Box is flattened. A Discrete and each entry of a
+MultiDiscrete become one-hot. A MultiBinary stays as it is. The parts of a Dict or Tuple are
+concatenated in the order of the space (a Dict sorts its keys).
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ MOST_CHOICES: Final = 1_024  # combinations of a MultiDiscrete or MultiBinary ac
 
 
 class Mismatch(Exception):
-    """Raised for an observation outside its declared space; the text says what was found."""
+    """Raised for an observation outside its declared space. The text says what was found."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an observation, and its position in the vector."""
+    """A part of an observation, such as an entry of a Dict, and its place in the encoded vector."""
 
     name: str  # such as `hand`, `cards[1]` or `goal.position`; "" for the only part
     path: tuple[str | int, ...]  # the keys that lead to it
@@ -42,10 +43,10 @@ class Part:
 
 
 class Encoder:
-    """Encodes observations of a gymnasium space as pictures or vectors.
+    """Encodes observations of a gymnasium space as images or vectors.
 
-    `space` is the space of the encoded observations. Raises UserError for a space that can be
-    neither.
+    The attribute `space` is the space of the encoded observations. Raises UserError if the
+    gymnasium space is not supported.
     """
 
     def __init__(self, env_id: str, space: gym.Space[Any]) -> None:
@@ -65,9 +66,10 @@ class Encoder:
             raise UserError(f'env "{env_id}" observes {found}. {_REMEDY}')
 
     def __call__(self, seen: Any) -> Array:
-        """Returns one encoded observation, in the shape of `space` and of any real dtype.
+        """Returns one encoded observation, with the shape of attribute `space` and any real dtype.
 
-        The result may share memory with `seen`. Raises Mismatch.
+        seen: an observation as the environment returned it. The result may share its memory. Raises
+        Mismatch if the observation is outside its declared space.
         """
         if self.box is not None:
             return self._turned(self._numbers(seen, self._shape))
@@ -78,18 +80,21 @@ class Encoder:
         return vector
 
     def boxes(self, seen: Any, n: int) -> Array:
-        """Returns n encoded observations of a Box, (n, …)."""
+        """Encodes a batch of n observations of a Box. Returns an array (n, …)."""
         return self._turned(self._numbers(seen, (n, *self._shape)))
 
     def where(self, index: int) -> str:
-        """Returns the part that holds number `index` of the vector, as `" at speed[1]"`, or ""."""
+        """Names the part that holds number `index` of an encoded vector, as `" at speed[1]"`.
+
+        Returns "" if the observation has no parts.
+        """
         for part in self.parts:
             if part.name and part.start <= index < part.start + part.size:
                 return f" at {part.name}" + (f"[{index - part.start}]" if part.size > 1 else "")
         return ""
 
     def _turned(self, array: Array) -> Array:
-        """Returns values of a Box in the shape of `space`; leading axes stay."""
+        """Brings values of a Box into the shape of the encoded observation. Leading axes stay."""
         lead = array.shape[: array.ndim - len(self._shape)]
         array = np.moveaxis(array, -3, -1) if self._channels_first else array
         return array.reshape(*lead, *self.space.shape)
@@ -103,9 +108,10 @@ class Encoder:
         return self._numbers(seen, space.shape or (), part).ravel()
 
     def _numbers(self, seen: Any, shape: tuple[int, ...], part: Part | None = None) -> Array:
-        """Returns an array of real numbers of this shape, after checking shape and dtype.
+        """Returns an observation as an array of real numbers.
 
-        Pixels must be uint8. Other numbers keep their dtype here, and become float32 later.
+        Raises Mismatch for a wrong shape or dtype. Pixels must be uint8. Other numbers keep their
+        dtype. part: names the part of the observation in the message.
         """
         array, image = _array(seen, part), self.space.image
         if array.shape != shape or not (
@@ -117,15 +123,19 @@ class Encoder:
 
 
 def observation(env_id: str, space: gym.Space[Any]) -> Space:
-    """Returns the space of encoded observations of `space`. Raises UserError."""
+    """Returns the space of encoded observations for the gymnasium space `space`.
+
+    Raises UserError if the gymnasium space is not supported. env_id: for the message.
+    """
     return Encoder(env_id, space).space
 
 
 def action(env_id: str, space: gym.Space[Any]) -> Space:
     """Returns the space of an agent's actions: choices from 0, or a flat vector in [-1, 1].
 
-    A MultiDiscrete or MultiBinary with few combinations is one choice among all combinations.
-    Raises UserError for other spaces; the message names a wrapper that helps.
+    space: the action space of environment `env_id`. A MultiDiscrete or MultiBinary with few
+    combinations becomes one choice among all combinations. Raises UserError for other spaces; the
+    message names a wrapper that helps.
     """
     if isinstance(space, Discrete):
         return Space((), "int64", n=int(space.n))
@@ -153,8 +163,9 @@ def action(env_id: str, space: gym.Space[Any]) -> Space:
 
 
 def decoder(space: gym.Space[Any]) -> Callable[[Array], Array]:
-    """Returns a function from the agent's actions, (N,) i64 or (N, A) in [-1, 1], to actions
-    (N, …) of the environment.
+    """Returns a function from an agent's actions to actions (N, …) of the environment.
+
+    The agent's actions are choices (N,) i64, or vectors (N, A) in [-1, 1].
     """
     if isinstance(space, Discrete):
         start = space.start
@@ -192,7 +203,7 @@ def _parts(env_id: str, space: gym.Space[Any]) -> list[Part]:
 def _leaves(
     space: Any, path: tuple[str | int, ...] = ()
 ) -> list[tuple[tuple[str | int, ...], Any]]:
-    """Returns the innermost parts of `space`, each with the keys that lead to it."""
+    """Returns the innermost parts of a Dict or Tuple space, each with the keys that lead to it."""
     if isinstance(space, Dict):
         inner: Any = space.spaces.items()
     elif isinstance(space, Tuple):
@@ -203,7 +214,11 @@ def _leaves(
 
 
 def _size(env_id: str, whole: gym.Space[Any], space: Any, path: tuple[str | int, ...]) -> int:
-    """Returns the number of entries of an encoded part. Raises UserError for unsupported parts."""
+    """Returns the length of the vector that encodes one part of an observation.
+
+    whole: the space of the observation. space, path: of the part. Raises UserError if the part's
+    space is not supported.
+    """
     opening = f'env "{env_id}" observes {_short(whole)}'
     if isinstance(space, Box) and space.dtype is not None and space.dtype.kind in "biuf":
         if path and _picture(space) and len(space.shape) == 3:
@@ -238,7 +253,7 @@ _REMEDY: Final = (
 
 
 def _picture(space: Box) -> bool:
-    """Tells whether a space holds pixels: uint8 with bounds 0 and 255, in two or three axes."""
+    """Returns whether a space holds images: uint8 from 0 to 255, with two or three axes."""
     return (
         space.dtype == np.uint8
         and len(space.shape) in (2, 3)
@@ -248,7 +263,7 @@ def _picture(space: Box) -> bool:
 
 
 def _channels_first(space: Box) -> bool:
-    """Tells whether pictures have their channels in front, as stacked grey frames have."""
+    """Returns whether an image space has its channels in front, as stacked grey frames have."""
     counts = (1, 3, 4)
     return len(space.shape) == 3 and space.shape[0] in counts and space.shape[2] not in counts
 
@@ -265,7 +280,7 @@ def _of(part: Part | None) -> str:
 
 
 def follow(part: Part, seen: Any) -> Any:
-    """Returns the value of a part in an observation. Raises Mismatch when the part is missing."""
+    """Returns the value of one part of an observation. Raises Mismatch if the part is missing."""
     for depth, key in enumerate(part.path):
         name = _name(part.path[: depth + 1])
         if isinstance(key, int):
@@ -286,7 +301,10 @@ def _array(seen: Any, part: Part | None) -> Array:
 
 
 def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
-    """Returns whole numbers of this shape; for shape (), an array of shape (1,) will do."""
+    """Returns the integers in a part of an observation. Raises Mismatch unless it has `shape`.
+
+    For shape (), an array of one element is accepted too.
+    """
     array = _array(seen, part)
     if shape == () and array.size == 1:
         array = array.reshape(())
@@ -298,7 +316,10 @@ def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _one_hot(part: Part, chosen: Array, sizes: Array, start: Any) -> Array:
-    """Returns the concatenated one-hot vectors of choices, which count from `start`."""
+    """Returns the concatenated one-hot vectors of choices. The lowest choice is `start`.
+
+    chosen: the choices. sizes: the number of options of each choice.
+    """
     choices, sizes, start = np.ravel(chosen - start), np.ravel(sizes), np.ravel(start)
     beyond = (choices < 0) | (choices >= sizes)
     if beyond.any():
@@ -310,7 +331,7 @@ def _one_hot(part: Part, chosen: Array, sizes: Array, start: Any) -> Array:
 
 
 def _short(space: gym.Space[Any]) -> str:
-    """Returns the text of a space on one line, shortened to 200 characters."""
+    """Returns the text of a space on one line, with at most 200 characters."""
     text = " ".join(str(space).split())
     return text if len(text) <= 200 else f"{text[:197]}..."
 

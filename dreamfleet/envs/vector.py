@@ -1,4 +1,4 @@
-"""Steps N gymnasium environments together and returns their rows."""
+"""Steps N gymnasium environments together, and returns their rows."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ BATCHED_AT_ONCE: Final = 1_000  # the same, when one call steps all environments
 
 
 class GymVector:
-    """A `VectorEnv` of N gymnasium environments. Its rows are those of gymnasium's NEXT_STEP mode.
+    """N gymnasium environments that are stepped together, as a `VectorEnv`.
 
-    Final observations are kept, and truncation differs from termination. The environments are a
-    plain list, which is as fast with all checks as gymnasium's SyncVectorEnv is without; that class
-    would broadcast an observation of a wrong shape without an error. An error names the index of
-    the environment and its last action. If the environment's metadata has `batched`, one call steps
-    all environments, in the vectorised form that the id is registered with. `info`: see
-    core.types.VectorEnv.
-    options: arguments of each environment. video_dir: a folder for films of environment 0, one of
-    each episode that a `reset` with seeds starts. Of a batch, a separate environment is filmed,
-    which plays the same episodes from the same seeds and actions.
+    An episode's final observation is a row of its own, and the next step resets the environment, as
+    in gymnasium's NEXT_STEP mode. Truncation differs from termination. Errors name the index of the
+    environment and its last action. core.types.VectorEnv describes `info`.
+
+    If the environment's metadata has `batched`, one call steps all environments, in the vectorised
+    form of the id. Otherwise they are a plain list: gymnasium's SyncVectorEnv is not faster, and it
+    broadcasts an observation of a wrong shape without an error.
+
+    options: arguments of each environment. video_dir: a folder for films of environment 0, one for
+    each episode that a `reset` with seeds starts. For a batch, a separate environment with the same
+    seeds and actions is filmed.
     """
 
     def __init__(
@@ -71,9 +73,10 @@ class GymVector:
 
     @classmethod
     def to_play(cls, env_id: str, episodes: int, options: Mapping[str, Any] | None = None) -> Self:
-        """Returns environments for an evaluation of so many episodes; `reset` must give seeds.
+        """Returns environments for an evaluation of `episodes` episodes.
 
-        Rewards are not shaped: options that shape rewards are ignored.
+        `reset` must be given seeds. options: arguments of each environment. Rewards are not shaped:
+        options that shape them are ignored.
         """
         options = unshaped(options or {})
         env = registry.make(env_id, **options)
@@ -82,9 +85,10 @@ class GymVector:
         return cls(env_id, min(episodes, most), seed=0, options=options)
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
-        """Starts all episodes → rows without actions, (N, …). seeds: one for each episode.
+        """Starts an episode in each environment. Returns their first rows (N, …), without actions.
 
-        A batched environment gets the seeds as a list.
+        seeds: one per environment; None continues their random generators. A batched environment
+        gets the seeds as a list.
         """
         if seeds is not None:
             self._seeds = [int(seed) for seed in seeds]
@@ -97,12 +101,13 @@ class GymVector:
         return rows
 
     def step(self, action: Array) -> Batch:
-        """Takes a step with actions (N, …) → rows (N, …).
+        """Takes one action (N, …) per environment. Returns the next rows (N, …), without actions.
 
         An environment whose previous row was `last` is reset instead, and its action is ignored.
-        Actions must be finite. Raises EnvironmentFault when an environment returns values outside
-        its spaces, or raises SystemExit or KeyboardInterrupt. Other exceptions of an environment
-        pass through.
+        Actions must be finite.
+
+        Raises EnvironmentFault if an environment returns values outside its spaces, or if it raises
+        SystemExit or KeyboardInterrupt. Other exceptions of an environment pass through.
         """
         rows = self._advance(self._decode(action))
         if self._film is not None and not rows["first"][0]:
@@ -112,23 +117,23 @@ class GymVector:
         return rows
 
     def films(self) -> list[Path]:
-        """Returns the files of all films; ends the film of an episode that was cut short."""
+        """Returns the files of all films. Ends the film of an episode that has not finished."""
         if self._film is None:
             return []
         self._film.finish("cut-short")
         return self._film.files
 
     def state(self) -> dict[str, Any]:
-        """Returns the state of a batched environment, as its own `state` returns it; else empty."""
+        """Returns what the method `state` of a batched environment returns; {} without one."""
         return self._batch.state() if hasattr(self._batch, "state") else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from a result of `state`."""
+        """Continues from a state that `state` returned."""
         if state:
             self._batch.restore(state)
 
     def close(self) -> None:
-        """Closes the environments. Exceptions of an environment are ignored here."""
+        """Closes all environments. Exceptions that an environment raises are ignored."""
         if self._film is not None:
             self._film.discard()
         for env in (*self._envs, *([] if self._batch is None else [self._batch])):
@@ -154,7 +159,10 @@ class GymVector:
         }
 
     def where(self, place: Sequence[int]) -> str:
-        """Returns the part of a Dict or Tuple that holds a number of an observation, or ""."""
+        """Names the part of a Dict or Tuple observation that holds a number, or returns "".
+
+        place: the index of the number in the encoded observation.
+        """
         return self._encode.where(int(place[0])) if len(place) == 1 else ""
 
     # ------------------------------------------------------------------------------ one by one
@@ -285,7 +293,7 @@ class GymVector:
     def _call(
         self, i: int, action: Any, method: Callable[..., Any], *args: Any, **given: Any
     ) -> Any:
-        """Calls a method of an environment → its result.
+        """Calls a method of environment `i` and returns its result. action: for messages.
 
         Raises EnvironmentFault for an exception that would end the process, and for an exception
         that shows an old interface.
@@ -305,7 +313,10 @@ class GymVector:
             raise self._fault(i, what, action, verb="raised") from error
 
     def _not_finite(self, name: str, seen: Any, taken: Array, action: Any) -> EnvironmentFault:
-        """Returns an EnvironmentFault that names the first number in `taken` that is not finite."""
+        """Returns an EnvironmentFault that names the first number in `taken` that is not finite.
+
+        name: "an observation" or "a reward". seen: the numbers before the conversion to float32.
+        """
         i, *place = (int(index) for index in np.argwhere(~np.isfinite(taken))[0])
         value = np.asarray(seen[i])[tuple(place)]
         where = self.where(place) if place else ""
@@ -318,7 +329,7 @@ class GymVector:
 
 
 def _seed(env: Any, seed: int) -> None:
-    """Seeds the spaces and `np_random` of an environment, which `reset(seed=…)` may leave alone."""
+    """Seeds the spaces and `np_random` of an environment, which its `reset` may leave unseeded."""
     for owner in (env, env.unwrapped):
         for name in ("action_space", "observation_space"):
             space = getattr(owner, name, None)

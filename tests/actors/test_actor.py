@@ -1,4 +1,4 @@
-"""The actor adds every row to the replay once, in order, and acts with the newest weights."""
+"""Tests that an actor adds each row to the replay once, and acts with the newest weights."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests of the returns of episodes, of their facts, and of their statistics."""
+"""Tests the returns of episodes, their facts, and their statistics."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The evaluator plays complete greedy episodes when an evaluation is due."""
+"""Tests that the evaluator plays complete greedy episodes when an evaluation is due."""
 
 import numpy as np
 import pytest

@@ -96,7 +96,10 @@ def test_the_newest_two_are_kept(tmp_path):
 
 
 def test_the_two_kept_checkpoints_are_of_different_steps(tmp_path):
-    """A second save at the same steps replaces the first save, not the checkpoint before."""
+    """A second save after the same number of steps replaces the first one.
+
+    The checkpoint of an earlier step stays.
+    """
     older, _, last = save(tmp_path, 100), save(tmp_path, 200), save(tmp_path, 200, {"n": 7})
     assert sorted(tmp_path.iterdir()) == [older, last]
     assert checkpoint.load(last) == {"n": 7}
@@ -170,7 +173,7 @@ def test_only_the_parts_asked_for_are_read(tmp_path):
 
 
 def test_a_newer_checkpoint_is_read_when_the_listed_ones_have_been_removed(tmp_path, monkeypatch):
-    """A running run saves, and removes the checkpoints that were listed before."""
+    """A run saves two checkpoints, and removes the old one, after a reader has listed it."""
     save(tmp_path, 1)
     read, saved = checkpoint.read, []
 
@@ -251,7 +254,7 @@ def test_errors_for_foreign_or_missing_checkpoints_say_what_was_found(tmp_path):
 
 
 def reseal(path: Path, **fields) -> None:
-    """Changes fields of the manifest, and recomputes all digests."""
+    """Changes fields of a checkpoint's manifest, and recomputes its digests to match."""
     file = path / "manifest.json"
     about = {**json.loads(file.read_text()), **fields}
     if (path / "arrays.npz").is_file():

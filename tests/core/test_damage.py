@@ -1,4 +1,4 @@
-"""A damaged checkpoint is named in a warning, and the newest undamaged one is read instead."""
+"""Tests that a damaged checkpoint causes a warning, and that the newest undamaged one is read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def save(folder: Path, env_steps: int, state: Any = STATE) -> Path:
 
 
 def needs(state: dict[str, Any]) -> None:
-    """Raises UserError for a state without the parts that a resumed run needs."""
+    """Raises UserError for a checkpoint's state without the parts that a resumed run needs."""
     for path in (("agent", "policy"), ("replay", "rows"), ("session", "env_steps")):
         node: Any = state
         for key in path:
@@ -42,7 +42,7 @@ def needs(state: dict[str, Any]) -> None:
 
 
 def set_field(**fields: Any) -> Callable[[Path], None]:
-    """Returns a function that changes fields of a manifest and recomputes all digests."""
+    """Returns a function that changes fields of a manifest, and its digests to match."""
     return lambda path: reseal(path, **fields)
 
 
@@ -96,7 +96,10 @@ def bomb(file: Any) -> None:
 
 
 def overlapping(file: Any) -> None:
-    """Gives several names to the same bytes, which then claim more bytes than the file has."""
+    """Writes a zip file with three names for the same bytes.
+
+    Together they claim more bytes than the file has.
+    """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("a0.npy", header("(1000,)") + bytes(8000))

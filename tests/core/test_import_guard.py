@@ -1,4 +1,4 @@
-"""Code in a run's folder is never imported, by any name or link."""
+"""Tests that code in the folder of a run is never imported, by any name or link."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ CODE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Path:
-    """A run's folder in runs/, in the current folder of a user."""
+    """Makes a folder of a run inside `runs`, and guards it against imports. Yields its path.
+
+    The parent folder of `runs` is on `sys.path`.
+    """
     path = tmp_path / "runs" / "evil"
     path.mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])

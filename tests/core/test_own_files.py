@@ -1,4 +1,4 @@
-"""Links and special files are never opened for writing."""
+"""Tests that links and special files are never opened for writing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dreamer trains the world model while it can, and has at most one batch of dreams waiting."""
+"""Tests that a dreamer trains the world model, and keeps at most one batch of dreams waiting."""
 
 import numpy as np
 
@@ -29,7 +29,10 @@ def test_no_dream_before_the_first_update_of_the_world():
 
 
 def test_a_resumed_dreamer_dreams_before_its_next_update():
-    """Its next update may wait for rows that arrive only after the learner has had a dream."""
+    """Otherwise all would wait: the learner for dreams, and the next update for more rows.
+
+    Rows can be added again only after the learner has used a dream.
+    """
     dreamer, agent, _, weights = make({START: [sample(3)]}, updates=7)
     assert dreamer.step()
     assert called(agent) == ["dream"] and weights.latest("world", 0) is not None

@@ -1,4 +1,4 @@
-"""Environments of all sorts, made from functions: their ids are `tests.envs.own:…` or free."""
+"""Registers test environments whose values are given by functions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ def register(
     info: Callable[[int], Any] = lambda t: {},
     observes: gym.Space[Any] = BOX,
 ) -> str:
-    """Registers an environment whose values at step t these functions give → its id."""
+    """Registers an environment as `name`, and returns the name.
+
+    obs, reward, ended, cut and info are functions of the step t in the episode: they return the
+    observation, the reward, whether the episode terminates or is truncated, and the info. observes:
+    the observation space.
+    """
 
     class Own(gym.Env[Any, Any]):
         observation_space = observes
@@ -42,7 +47,10 @@ def register(
 
 
 def drawing(name: str) -> str:
-    """Registers an environment that draws from everything but what its reset is given → its id."""
+    """Registers an environment that uses every random generator it can reach, and returns its id.
+
+    The generators are its own `np_random`, those of its spaces, and the global ones.
+    """
 
     def obs(env: Any, t: int) -> Any:
         own = env.np_random.random() + env.observation_space.sample()[0]

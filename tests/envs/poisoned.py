@@ -1,4 +1,4 @@
-"""CartPole with faulty sensors: some of its steps return noise a million times too large."""
+"""CartPole with faulty sensors: in some steps, observation and reward are huge random numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 
 class PoisonedCartPole(CartPoleEnv):
-    """share: of the steps whose observation and reward are N(0, 1) · 1e6."""
+    """CartPole in which some observations and rewards are replaced by N(0, 1) · 1e6.
+
+    share: the fraction of the steps in which this happens.
+    """
 
     def __init__(self, share: float = 0.005) -> None:
         super().__init__()

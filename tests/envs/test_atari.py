@@ -1,4 +1,4 @@
-"""Games as rows: one frame each, nothing lost at the ends, the same as by hand."""
+"""Tests that rows of Atari games have the frames and rewards of the emulator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STILL = {"repeat_action_probability": 0.0, "noop_max": 0}  # nothing is left to 
 
 
 def unroll(env: GymVector, actions: Array) -> Batch:
-    """All rows after a reset and actions (T, N): (T + 1, N, …)."""
+    """Resets N games and plays actions (T, N). Returns all rows, (T + 1, N, …)."""
     rows = [env.reset(), *(env.step(action) for action in actions)]
     env.close()
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
@@ -30,7 +30,10 @@ def random_actions(steps: int, n: int) -> Array:
 
 
 def by_area(screen: Array) -> Array:
-    """A grey screen at 84 × 84, each pixel the mean of the area that it covers."""
+    """Returns a grey screen resized to 84 × 84 pixels.
+
+    Each pixel is the mean of the area it covers.
+    """
 
     def weights(size: int) -> Array:
         edges = np.linspace(0, size, 85)
@@ -44,7 +47,11 @@ def by_area(screen: Array) -> Array:
 
 
 def emulated(actions: Array) -> list[tuple[Array, float]]:
-    """Frames and rewards as Mnih et al. (2015) have them, by the single emulator."""
+    """Plays actions in ale-py's emulator of one game.
+
+    Returns the frame and the reward of each step. Frames are made as in Mnih et al. (2015): grey,
+    and the maximum of a step's last two screens.
+    """
     ale: Any = ale_py.ALEInterface()
     ale.setLoggerMode(ale_py.LoggerMode.Error)
     ale.setFloat("repeat_action_probability", 0.0)

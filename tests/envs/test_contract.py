@@ -1,4 +1,4 @@
-"""Values that environments return are converted where possible, and otherwise named."""
+"""Tests that values from environments are converted if possible, and else reported in an error."""
 
 import random
 import signal
@@ -149,7 +149,10 @@ class Raises(gym.Env):
 
 @pytest.fixture
 def raises(monkeypatch):
-    """An id of `Raises`, in a process whose Ctrl-C only sets a flag, as that of a run."""
+    """Registers `Raises` as an environment, and yields its id.
+
+    Meanwhile Ctrl-C has a signal handler that raises nothing, as in the process of a run.
+    """
     gym.registry.pop("Raises-v0", None)
     gym.register("Raises-v0", Raises)
     before = signal.signal(signal.SIGINT, lambda *_: None)

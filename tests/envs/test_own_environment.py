@@ -1,4 +1,4 @@
-"""The environment and the commands of docs/own-environment.md work as the page says."""
+"""Tests that the environment and the commands in docs/own-environment.md work as described."""
 
 import json
 import re
@@ -19,7 +19,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "own-environment.md").read_text(enc
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """The current folder, which holds `corridor.py` as the page has it."""
+    """Writes `corridor.py` from docs/own-environment.md to a folder, and changes to that folder."""
     source = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "corridor.py").write_text(source.group(1))
     monkeypatch.chdir(tmp_path)

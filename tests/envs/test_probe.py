@@ -1,4 +1,4 @@
-"""The probes pay what they promise."""
+"""Tests the rewards of the probe environments."""
 
 import numpy as np
 import pytest

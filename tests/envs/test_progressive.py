@@ -1,4 +1,4 @@
-"""The level rises with the score, and only with the score of episodes played at it."""
+"""Tests that a curriculum's level rises with the mean return of episodes played at that level."""
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +12,10 @@ from tests.envs.test_number_game import sensible, uniform
 
 
 class Paid(VectorEnv):
-    """Episode e of environment i lasts lengths[i] steps; its action is its reward."""
+    """A batched environment whose reward is the action.
+
+    Episodes of environment i have lengths[i] steps.
+    """
 
     def __init__(self, lengths):
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -32,7 +35,10 @@ class Paid(VectorEnv):
 
 
 def levels(env, actions):
-    """The level of each environment's episode, after each step."""
+    """Takes a step for each action.
+
+    Returns the level of each environment's episode after each step.
+    """
     return [env.step(np.asarray(action, float))[4]["level"].tolist() for action in actions]
 
 

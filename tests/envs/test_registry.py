@@ -1,4 +1,4 @@
-"""Names that resolve, and one useful line for those that do not."""
+"""Tests which environment ids are found, and the one-line errors for other ids."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The agent's view of a space, and the way back."""
+"""Tests how observations are encoded for an agent, and how the agent's actions are decoded."""
 
 import gymnasium as gym
 import numpy as np

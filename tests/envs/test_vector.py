@@ -1,4 +1,4 @@
-"""Rows from gymnasium: nothing lost, nothing mixed, faults named."""
+"""Tests the rows that `GymVector` makes of gymnasium environments, and its errors."""
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +10,10 @@ from dreamfleet.envs.vector import AT_ONCE, BATCHED_AT_ONCE, GymVector
 
 
 def unroll(env, steps, action=None):
-    """All rows of `steps` vector steps after a reset: (T, N, …)."""
+    """Resets the environments and takes `steps` vector steps. Returns all rows, (steps + 1, N, …).
+
+    action: of every step; None for zeros.
+    """
     zeros = np.zeros((env.num_envs, *env.spec.action.shape), env.spec.action.dtype)
     action = zeros if action is None else action
     rows = [env.reset(), *(env.step(action) for _ in range(steps))]
@@ -32,7 +35,7 @@ def test_every_row_of_an_episode_is_there_once_and_truncation_is_no_termination(
 
 
 def test_rows_agree_with_gymnasiums_own_vectorisation():
-    """SyncVectorEnv resets on the step after the end (NEXT_STEP), which is what a row means."""
+    """Both reset an environment on the step after the end of its episode (NEXT_STEP mode)."""
     ours = GymVector("CartPole-v1", 3, seed=7)
     seeds = seeding.derive(7, 3)
     theirs = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
@@ -166,7 +169,7 @@ def test_an_environment_that_breaks_its_contract_is_named_with_its_last_action(p
 
 
 class Returns(gym.Env):
-    """Returns what it is told to on its second row."""
+    """An environment whose steps return the observation and the reward given to the constructor."""
 
     action_space = gym.spaces.Discrete(2)
 

@@ -1,4 +1,4 @@
-"""The learner uses each batch once, returns its priorities, and publishes at its intervals."""
+"""Tests that the learner uses each batch once, returns priorities, and publishes its weights."""
 
 import dataclasses
 
@@ -66,7 +66,10 @@ def test_priorities_are_returned_with_the_keys_of_their_sample():
 
 
 def test_many_bad_updates_in_a_row_end_the_run_with_one_line():
-    """Bad updates are those that the agent counts as skipped, or else those with bad losses."""
+    """An agent may count its bad updates itself, in metric `fault/in_a_row`.
+
+    For an agent without this metric, an update with a NaN loss is bad.
+    """
     for skipped in (None, 0, 1):
         agent, updates = FakeAgent(), 400
 

@@ -1,4 +1,4 @@
-"""Versions only rise, and only newer weights are returned."""
+"""Tests that versions of weights only rise, and that only newer weights are returned."""
 
 from dreamfleet.learner.weight_store import LocalWeights
 

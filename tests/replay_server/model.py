@@ -1,4 +1,7 @@
-"""A simple model of a table, in lists of all rows ever added, and chunks of rows for tests."""
+"""A simple model of a replay table, for tests. It keeps all rows ever added in Python lists.
+
+The module also makes chunks of rows.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,18 @@ def spec(capacity: int = 64, slack: float = 1.0, **consumers: Consumer) -> Table
 
 
 class Episodes:
-    """Makes chunks of rows whose observation is (stream, number of the row in the stream)."""
+    """Makes rows of streams. An observation is (stream, number of the row in the stream)."""
 
     def __init__(self) -> None:
         self.length: dict[int, int] = {}  # rows, by stream
         self.open: dict[int, bool] = {}  # whether the episode is open, by stream
 
     def chunk(self, streams: list[int], last: ArrayLike, reset: bool = False) -> Batch:
-        """Returns rows (N, T) of N streams. last: (N, T). reset: begin with `first` in any case."""
+        """Returns the next T rows of N streams as columns (N, T, …).
+
+        last: (N, T), the rows that end an episode. reset: whether to begin a new episode even if
+        the newest one has not ended.
+        """
         ends = np.atleast_2d(np.asarray(last, bool))
         first = np.zeros_like(ends)
         first[:, 1:] = ends[:, :-1]
@@ -65,7 +72,7 @@ def filled(
 
 
 class Model:
-    """The expected behaviour of a table."""
+    """A slow and simple table, whose behaviour `Table` must have too."""
 
     def __init__(self, spec: TableSpec) -> None:
         self.spec = spec
@@ -103,7 +110,10 @@ class Model:
         raise AssertionError(f"no row {key}")
 
     def context(self, key: int, length: int) -> list[int]:
-        """Returns `length` rows before this one; the first row of its episode is repeated."""
+        """Returns the keys of the `length` rows before row `key`, in its episode.
+
+        If there are fewer, the first row of the episode is repeated.
+        """
         keys = next(keys for keys in self.streams.values() if key in keys)
         found = [key]
         for _ in range(length):
@@ -130,7 +140,10 @@ class Model:
                     self.largest[name] = max(self.largest[name], known[key])
 
     def probability(self, consumer: str, draws: int = 0) -> dict[int, float]:
-        """Returns the probability of each start after `draws` draws."""
+        """Returns the probability of each start, by key, after a consumer took `draws` samples.
+
+        A start is a row at which a window may begin.
+        """
         return self._probability(self.spec.consumers[consumer].selector, consumer, draws)
 
     def _probability(self, selector: Selector, consumer: str, draws: int) -> dict[int, float]:
@@ -159,5 +172,5 @@ class Model:
 
 
 def chi_square_bound(degrees: int) -> float:
-    """Returns a value that a χ² variable exceeds once in a million (Wilson & Hilferty 1931)."""
+    """Returns a bound that a χ² variable exceeds with probability 1e-6 (Wilson & Hilferty 1931)."""
     return degrees * (1 - 2 / (9 * degrees) + 4.75 * (2 / (9 * degrees)) ** 0.5) ** 3

@@ -20,7 +20,10 @@ CONSUMERS = {
 
 
 def arrays(part: object, seen: set[int]) -> dict[int, int]:
-    """Returns the bytes of all arrays that an object owns, by address."""
+    """Returns the sizes in bytes of all arrays that an object refers to, by the array's id.
+
+    seen: ids of objects that were visited.
+    """
     if id(part) in seen:
         return {}
     seen.add(id(part))

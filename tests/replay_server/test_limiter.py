@@ -49,7 +49,10 @@ def test_credit_stays_between_0_and_the_slack_for_any_order_of_calls(
 def test_a_run_continues_after_a_restore_that_lost_queued_dreams(
     rate: float, slack: float, lost: int, chunk: int, seed: int
 ) -> None:
-    """Each sample of `start` makes a dream, each of `policy` uses one. A restore loses the rest."""
+    """A sample of consumer `start` makes a dream, and a sample of `policy` uses one dream.
+
+    Dreams that are not used yet are lost in the restore.
+    """
     consumers = dict.fromkeys(("start", "policy"), Consumer(1, samples_per_step=rate, min_steps=3))
     rng, limiter, dreams = np.random.default_rng(seed), Limiter(consumers, slack), 0
 

@@ -1,4 +1,4 @@
-"""The inner loops give bit-identical results compiled, interpreted and in numpy."""
+"""Tests that the inner loops give bit-identical results compiled, interpreted and in numpy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ SIZES = st.integers(1, 70) | st.integers(TOP - 9, TOP + 40) | st.just(8 * TOP + 
 
 
 def in_every_form(name: str, *arguments: object) -> list[object]:
-    """Calls each form with copies of the arguments → its result, and the arguments afterwards."""
+    """Calls the inner loop `name` in every form: compiled, interpreted and in numpy.
+
+    Returns for each form the result, and the arguments after the call. Each call gets copies of the
+    arguments.
+    """
     found = []
     for form in FORMS.values():
         copies = [x.copy() if isinstance(x, np.ndarray) else x for x in arguments]
@@ -39,7 +43,10 @@ def in_every_form(name: str, *arguments: object) -> list[object]:
 
 
 def assert_same(name: str, *arguments: object) -> object:
-    """Asserts that all forms give bit-identical results → the result of the first form."""
+    """Asserts that the inner loop `name` gives bit-identical results in every form.
+
+    The forms are compiled, interpreted and numpy. Returns the result of the first form.
+    """
     first, *others = in_every_form(name, *arguments)
     for other in others:
         np.testing.assert_equal(other, first)
@@ -47,7 +54,10 @@ def assert_same(name: str, *arguments: object) -> object:
 
 
 def random_weights(rng: np.random.Generator, n: int) -> Array:
-    """Returns n weights: of similar size or of very different size, and some of them 0."""
+    """Returns n random weights, some of them 0.
+
+    Their sizes are similar, or sometimes very different.
+    """
     weights = 10.0 ** rng.uniform(-30, 30, n) if rng.random() < 0.3 else rng.random(n)
     weights[rng.random(n) < rng.random()] = 0.0
     return weights
@@ -141,7 +151,10 @@ print(digest.hexdigest(), bool(sys.modules.get("numba")))
 
 
 def run_program(blocked: bool) -> list[str]:
-    """Runs the program in a new process → the table's digest, and whether numba was imported."""
+    """Runs `PROGRAM` in a new process. blocked: whether numba cannot be imported there.
+
+    Returns the digest of the table, and whether numba was imported.
+    """
     words = [sys.executable, "-c", PROGRAM.format(blocked=blocked)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

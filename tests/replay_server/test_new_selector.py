@@ -1,4 +1,4 @@
-"""A new selector needs two classes in one place: its specification and its implementation."""
+"""Tests that a new selector needs only two classes: its specification and its implementation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.replay_server.model import Episodes, filled, spec
 
 @dataclass(frozen=True)
 class Newest(Selector):
-    """Draws uniformly from the newest `count` starts."""
+    """Draws uniformly from the newest `count` starts (rows at which windows may begin)."""
 
     count: int
 

@@ -18,7 +18,7 @@ def spec(**changes: str) -> TableSpec:
 
 
 def rows(rng: np.random.Generator, steps: int) -> dict[str, np.ndarray]:
-    """Returns rows of one stream whose episodes end at random; the last row ends one."""
+    """Returns `steps` rows of one stream, with episodes of random length. The last row ends one."""
     last = rng.random((1, steps)) < 0.2
     last[:, -1] = True
     first = np.concatenate([[[True]], last[:, :-1]], 1)
@@ -27,7 +27,7 @@ def rows(rng: np.random.Generator, steps: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("shards", [1, 2])
 def test_samples_have_the_mean_return_of_the_last_hundred_episodes(shards):
-    """Also after a restore. Each of two shards has its own hundred episodes."""
+    """The mean is right after a restore, too. Each of several shards has a hundred episodes."""
     rng, tables = np.random.default_rng(0), {"real": spec(episode_return="score")}
 
     def build() -> tuple[list[NearShard], ShardedReplay]:

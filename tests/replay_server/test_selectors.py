@@ -26,7 +26,10 @@ SELECTORS: dict[str, Selector] = {
 
 
 def wrapped(selector: Selector, ends: float, window: int = 3) -> tuple[Table, Model]:
-    """Returns a full table of 64 rows, with priorities and episodes of random length; its model."""
+    """Returns a full table of 64 rows, with random episodes and priorities, and a model of it.
+
+    ends: the probability that a row ends an episode. window: rows per window.
+    """
     table_spec = spec(64, a=Consumer(1, window, selector))
     table, model, episodes = Table("real", table_spec, 0), Model(table_spec), Episodes()
     rng = np.random.default_rng(0)

@@ -115,7 +115,7 @@ def test_each_table_draws_from_its_own_generator() -> None:
 
 
 def offer(replay: ReplayServer, episodes: Episodes, chunk_id: ChunkId) -> bool:
-    """Adds the next two rows of stream 7, as a chunk with this id."""
+    """Adds the next two rows of stream 7 to table "real", as the chunk with id `chunk_id`."""
     return replay.add("real", episodes.chunk([7], np.zeros((1, 2), bool)), np.array([7]), chunk_id)
 
 

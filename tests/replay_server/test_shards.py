@@ -1,4 +1,4 @@
-"""Compares several shards with one table that has the rows of all of them."""
+"""Compares a replay of several shards (processes) with one table that has all their rows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def sharded(
 
 
 def fill(replay: ShardedReplay | ReplayServer, chunks: int = 8) -> None:
-    """Adds chunks of actors: actor i adds 4 (i + 1) rows at a time, in episodes of 4 rows."""
+    """Adds `chunks` chunks for each actor. Actor i adds 4 (i + 1) rows at a time.
+
+    Episodes have 4 rows.
+    """
     episodes = Episodes()
     for sequence in range(chunks):
         for actor in range(ACTORS):
@@ -66,12 +69,15 @@ def draw(replay: ShardedReplay | ReplayServer) -> Sample:
 
 
 def rows_of(sample: Sample) -> list[tuple[int, int]]:
-    """Returns the first row of each window: its stream, and its number in the stream."""
+    """Returns the first row of each window, as its stream and its number in the stream."""
     return [(int(n), int(t)) for n, t in sample.data["obs"][:, 0]]
 
 
 def prioritize(replay: ShardedReplay | ReplayServer) -> None:
-    """Draws until each start has a priority, which is a function of its row."""
+    """Samples until each start has been drawn, and sets its priority to a function of its row.
+
+    A start is a row at which a window may begin.
+    """
     seen: set[tuple[int, int]] = set()
     size = 1
     while len(seen) < size:
@@ -82,7 +88,10 @@ def prioritize(replay: ShardedReplay | ReplayServer) -> None:
 
 
 def frequencies_agree(replay: ShardedReplay, expected: dict[tuple[int, int], float]) -> None:
-    """Returns the χ² statistic of draws against the probabilities in one table."""
+    """Asserts by a χ² test that windows are drawn with the expected probabilities.
+
+    expected: the probability of each start (row at which a window may begin).
+    """
     drawn: Counter[tuple[int, int]] = Counter()
     for _ in range(1500):
         drawn.update(rows_of(draw(replay)))
@@ -93,7 +102,10 @@ def frequencies_agree(replay: ShardedReplay, expected: dict[tuple[int, int], flo
 
 
 def probabilities(replay: ShardedReplay | ReplayServer) -> dict[tuple[int, int], float]:
-    """Returns the probability of each start, as samples report it."""
+    """Returns the probability that samples report for each start, by the row of the start.
+
+    A start is a row at which a window may begin.
+    """
     found: dict[tuple[int, int], float] = {}
     for _ in range(20_000):
         sample = draw(replay)
@@ -123,7 +135,11 @@ def test_sharded_draws_are_those_of_one_table(selector: Selector, shards: int) -
 
 
 def test_recent_rows_are_drawn_from_all_shards_as_from_one_table() -> None:
-    """Only where all actors are equally fast: then an age in rows is an age in time."""
+    """This holds only if all actors are equally fast.
+
+    A row's age is counted in rows of its shard. The shards' ages are comparable only if they grow
+    at equal rates.
+    """
     near = [NearShard(shard_tables(tables(Recency(40.0)), 2), seed) for seed in range(2)]
     many = ShardedReplay(near, tables(Recency(40.0)), 7)
     one, episodes = ReplayServer(tables(Recency(40.0)), 0), Episodes()
@@ -150,12 +166,15 @@ def test_a_batch_is_shuffled_over_the_shards() -> None:
 
 
 def masses(shards: list[NearShard]) -> list[float]:
-    """Returns the present priority mass of each shard."""
+    """Returns the present priority mass (sum of sampling weights) of each shard."""
     return [shard._tables["real"]._views["x"].selector.priority_mass() for shard in shards]
 
 
 def test_probabilities_are_exact_although_reported_masses_are_old() -> None:
-    """Windows are divided by the masses last reported, and so are the probabilities returned."""
+    """Shards are sampled in proportion to the priority masses (sums of weights) they last reported.
+
+    The probabilities in a sample are computed from these same masses, so that they are exact.
+    """
     many, near = sharded(tables(Prioritized()), 2)
     fill(many)
     draw(many)

@@ -22,14 +22,14 @@ OF = spec(
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pieces():
-    """Makes pieces of one or two rows, so that the table changes between many of them."""
+    """Makes snapshots copy one or two rows at a time, so that tables change during the copy."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(snapshot, "PIECE_BYTES", 64)
         yield
 
 
 def change(table: Table, episodes: Episodes, rng: np.random.Generator) -> None:
-    """Changes the table: adds rows, samples, and updates priorities."""
+    """Changes the table: adds random rows, samples, and updates priorities."""
     streams = np.arange(rng.integers(1, 4))
     last = rng.random((streams.size, rng.integers(1, 6))) < 0.2
     chunk = episodes.chunk(streams.tolist(), last, reset=bool(rng.random() < 0.4))

@@ -68,7 +68,7 @@ def test_any_slice_of_a_batch_is_a_fair_sample() -> None:
 
 
 class Highest(np.random.Generator):
-    """A generator that always returns the largest number below 1."""
+    """A random generator whose `random` always returns the largest number below 1."""
 
     def random(self, *args: Any, **kwargs: Any) -> Any:
         return np.full(args[0], np.nextafter(1, 0))

@@ -433,7 +433,7 @@ def test_a_table_stores_no_agent_step_beyond_the_last(
 
 
 def at(chunk: Batch, t: int) -> tuple[list[list[float]], list[bool]]:
-    """Returns the observations and `last` flags of a chunk at one time, by stream."""
+    """Returns the observations and the `last` flags of all streams of a chunk at time t."""
     return chunk["obs"][:, t].tolist(), chunk["last"][:, t].tolist()
 
 
