@@ -13,10 +13,7 @@ from dreamfleet.core.types import Batch
 
 @dataclass(frozen=True)
 class Episode:
-    """The return, the length and the facts of one episode.
-
-    Facts come from the environment's info.
-    """
+    """One episode: its return, its length, and its facts, which the environment reported."""
 
     environment: int  # its index
     total: float  # undiscounted return of the unshaped rewards

@@ -57,9 +57,9 @@ class BatchQueue:
         }
 
     def snapshot(self) -> Snapshot:
-        """Returns a snapshot of the queue's counters.
+        """Returns a snapshot of the counters.
 
-        It has no batches, which can be made again.
+        Queued batches are not saved, as they can be made again.
         """
         return Snapshot({"inserted": self.inserted, "samples": self._sampled})
 

@@ -58,10 +58,7 @@ class Limiter:
         return min(room, -1e-9) if self.behind(consumer) else max(room, 0.0)
 
     def ratio(self, consumer: str) -> float:
-        """Returns a consumer's samples per agent step.
-
-        Its first `min_steps` agent steps don't count.
-        """
+        """Returns a consumer's samples per agent step, not counting the first `min_steps` steps."""
         steps = self.steps - self._consumers[consumer].min_steps
         return self.samples[consumer] / steps if steps > 0 else 0.0
 

@@ -59,7 +59,7 @@ class ReceivedChunks:
         return {"newest": np.array(newest, np.int64).reshape(-1, 3), **self.stats()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores the counts and the ids that `state` returned."""
+        """Restores the counts and the ids of chunks that `state` returned."""
         newest = [ChunkId(*row) for row in state["newest"].tolist()]
         self._newest = {chunk_id.actor: chunk_id for chunk_id in newest}
         self.duplicates, self.outdated = int(state["duplicates"]), int(state["outdated"])

@@ -58,7 +58,7 @@ class ReplayServer:
         return added
 
     def sample(self, table: str, consumer: str, count: int | None = None) -> Sample | Batch | None:
-        """Returns a consumer's next sample, or a queue's next batch; None if it must wait.
+        """Returns a consumer's next sample, or a queue's next batch; None if none is available yet.
 
         count: number of windows; None for the consumer's batch size.
         """
@@ -68,8 +68,8 @@ class ReplayServer:
     def draw(self, table: str, consumer: str, count: int | None = None) -> Draw | Batch | None:
         """Draws windows without copying their rows, or takes the next batch of a queue.
 
-        Returns None if the consumer or the queue must wait. `Table.sample` describes the next
-        steps. count: number of windows; None for the consumer's batch size.
+        Returns None if no sample or batch is available yet. `Table.sample` describes how to use
+        drawn windows. count: number of windows; None for the consumer's batch size.
         """
         source = self._table(table)
         return source.sample() if isinstance(source, BatchQueue) else source.draw(consumer, count)

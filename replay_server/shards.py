@@ -72,16 +72,17 @@ class _PendingSample:
 
 
 class ShardedReplay:
-    """One replay made of several shards.
+    """Combines several shards (replays that each store a part of the rows) to one replay.
 
-    Each actor writes to one shard; queues are in the first one. Each sample takes windows from all
-    shards. Their numbers are multinomial, with probabilities proportional to the shards' priority
-    masses (sums of sampling weights) as last reported. A window's probability is the probability of
-    its shard times the probability within the shard, so it is exact even if a reported mass is old.
+    Each actor writes to one shard, and all queues are in the first shard. Each sample takes windows
+    from all shards. Their numbers are multinomial, with probabilities proportional to the shards'
+    priority masses (sums of sampling weights) as last reported. The probability of a window is the
+    probability of its shard times its probability within the shard. It is exact even if a reported
+    mass is old.
 
-    All shards take part in each sample, even with 0 windows, so that all count the same number of
-    samples and report their masses. tables: of the whole replay. ahead: how many samples of a
-    consumer are requested before they are needed.
+    A sample is requested from all shards, even from those that give 0 windows. So all shards count
+    equally many samples and report their masses. tables: of the whole replay. ahead: how many
+    samples of a consumer are requested before they are needed.
     """
 
     def __init__(

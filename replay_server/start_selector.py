@@ -80,9 +80,9 @@ IMPLEMENTATIONS: dict[type[Selector], type[StartSelector]] = {}  # by specificat
 
 
 def implements(spec: type[Selector]) -> Callable[[Implementation], Implementation]:
-    """Returns a decorator that registers a class as the selector for specifications `spec`.
+    """Returns a class decorator, which registers the class as the implementation of a selector.
 
-    spec: a class of `core.selectors`.
+    spec: the class of specifications that the decorated class implements.
     """
 
     def register(implementation: Implementation) -> Implementation:

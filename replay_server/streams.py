@@ -24,9 +24,9 @@ class Streams:
         self.ended = np.ones(1, bool)  # (indices,)
 
     def indices(self, ids: Array) -> Array:
-        """Returns the index of each stream in this object, (N,); 0 for unknown streams.
+        """Returns the index of each of N streams in the arrays of this object; 0 if unknown.
 
-        ids: (N,).
+        ids: (N,), the ids of the streams. The result has shape (N,).
         """
         return np.array([self._index.get(i, 0) for i in ids.tolist()], np.int64)
 

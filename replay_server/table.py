@@ -367,7 +367,7 @@ class Table:
 
 
 def _first_steps(rows: Batch, steps: float) -> Iterator[tuple[Batch, int]]:
-    """Yields the rows of a chunk that contain its first `steps` agent steps.
+    """Yields the parts of a chunk of rows that contain its first `steps` agent steps.
 
     rows: columns of shape (N, T, …), T rows of each of N streams. Agent steps are ordered by time,
     then by stream. Each result is columns of shape (n, T', …), for the first n streams, and n.

@@ -121,10 +121,10 @@ class EmphasizeRecent(Selector):
 class ReturnDeviation(Selector):
     """Prefers windows with an unusual sum of rewards.
 
-    Meant as a part of a `Mixture` with `Uniform`. The probability is proportional to |sum - mean| /
-    standard deviation. The mean and the standard deviation are over the sums of all earlier
-    windows, with weights 2^(-age / half_life). The result is computed once, when the last row of a
-    window arrives.
+    The probability of a window is proportional to |sum - mean| / standard deviation. The mean and
+    the standard deviation are over the sums of all windows so far, with weights 2^(-age /
+    half_life). They are evaluated once for a window, when its last row arrives. This selector is
+    meant as a part of a `Mixture` with `Uniform`.
     """
 
     half_life: float = 10_000.0  # windows

@@ -101,8 +101,8 @@ class Consumer:
 class TableSpec:
     """The specification of a table: a ring buffer of rows, which several consumers sample.
 
-    A consumer is one use of the table. Limits count agent steps. An agent step is a row on which an
-    action was taken: a row that is not `last`.
+    A consumer is one use of the table. Sampling rates count agent steps. An agent step is a row on
+    which an action was taken: a row that is not `last`.
     """
 
     capacity: int  # rows, at most

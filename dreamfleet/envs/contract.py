@@ -48,10 +48,10 @@ def shown(value: Any) -> str:
 
 
 def misunderstanding(error: Exception) -> str:
-    """Returns the rule that an environment of the old Gym interface breaks, or "".
+    """Returns which rule of gymnasium's interface an environment breaks, if `error` shows it.
 
-    Gymnasium's wrappers raise an exception in their own code for such an environment. For any other
-    exception, the result is "".
+    Environments with the old Gym interface cause exceptions in the code of gymnasium's wrappers.
+    Returns "" for any other exception.
     """
     text = str(error)
     if isinstance(error, TypeError) and "reset()" in text and "unexpected keyword" in text:
