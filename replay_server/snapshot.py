@@ -61,7 +61,7 @@ class Snapshot:
         self._truncated += [key for key in keys.tolist() if self._next <= key < self._end]
 
     def state(self) -> dict[str, Any]:
-        """Copies all remaining rows, and returns the whole state as nested dicts, for a checkpoint."""
+        """Copies all remaining rows; returns the whole state, nested dicts, for a checkpoint."""
         while self.copy_piece():
             pass
         if self._truncated:

@@ -79,6 +79,7 @@ def test_only_dreamfleet_is_importable(installed, tmp_path):
     assert Path(file.strip()).is_relative_to(installed)
 
 
+@pytest.mark.costly
 def test_the_command_trains_and_evaluates_from_an_empty_folder(installed, tmp_path):
     command = (sys.executable, str(installed / "bin" / "dreamfleet"))
     few = ("--steps", "300", "--num-actors", "1", "--run-dir", "run", "--no-dashboard")

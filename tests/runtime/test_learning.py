@@ -9,7 +9,7 @@ from dreamfleet.core.types import Event
 from dreamfleet.runtime.evaluate import evaluate
 from tests.runs import Run, train
 
-SMALL = {"hidden": 64, "latent": 16, "horizon": 8, "warmup": 100}
+SMALL = {"hidden": 64, "latent": 16, "dream_horizon": 8, "warmup": 100}
 
 
 @pytest.mark.slow

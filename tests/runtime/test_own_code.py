@@ -54,7 +54,9 @@ def project(tmp_path):
     ("program", "env"),
     [
         ((str(ROOT / "launch.py"),), "envs.cell:Cell-v0"),
-        (("script.py",), "Cell-v0"),  # registered by the script itself, as in a notebook
+        pytest.param(  # registered by the script itself, as in a notebook
+            ("script.py",), "Cell-v0", marks=pytest.mark.costly
+        ),
     ],
     ids=["a module", "a script"],
 )

@@ -207,7 +207,7 @@ BOMB = "x0: &x0 [1]\n" + "".join(
         ("history:\n- changed: 3", "must be settings by name"),
         ("history:\n- changed: {chunk: 3}", "unknown setting chunk"),
         ("1: 2", "expected settings by name"),
-        ("[" * 20_000, "is not YAML"),
+        ("[" * 3_000, "is not YAML"),
         ("env_options: {a: &a [1], b: *a}", r"has YAML aliases \(\*name\)"),
         (BOMB, "has YAML aliases"),
     ],

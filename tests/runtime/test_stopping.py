@@ -194,10 +194,15 @@ def test_a_local_run_is_saved_and_ends_when_its_environment_hangs(launched):
     ("process", "named"),
     [
         ("ray::ReplayHost", "replay broke: its process died"),
-        ("ray::LocalWeights", "the weight store broke: its process died"),
-        ("ray::WorkerHost", "(learner|dreamer-0) broke: its process died"),
         ("raylet/raylet", "Ray broke: its process raylet died"),
-        ("gcs/gcs_server", "Ray broke: its process gcs_server died"),
+        *(
+            pytest.param(process, named, marks=pytest.mark.costly)
+            for process, named in (
+                ("ray::LocalWeights", "the weight store broke: its process died"),
+                ("ray::WorkerHost", "(learner|dreamer-0) broke: its process died"),
+                ("gcs/gcs_server", "Ray broke: its process gcs_server died"),
+            )
+        ),
     ],
 )
 def test_the_last_line_names_the_dead_process_and_how_to_go_on(launched, process, named):
@@ -214,6 +219,7 @@ def test_the_last_line_names_the_dead_process_and_how_to_go_on(launched, process
 
 
 @pytest.mark.ray
+@pytest.mark.costly
 def test_ctrl_c_ends_the_run_while_the_replay_does_not_answer(launched):
     run = launched(*CLUSTER, "--steps", "1000000")
     run.until("learning since")
