@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import textwrap
 import threading
 import time
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from dreamfleet.runtime import metric_reference
 from dreamfleet.runtime.advice import advice, in_words
+from dreamfleet.runtime.interrupts import SIGNALS
 from dreamfleet.runtime.terminal import without_echo_of_control_keys
 
 LIVE_EVERY_S: Final = 0.25
@@ -174,6 +176,9 @@ class Display:
 
     def _tick(self) -> None:
         """Explains long pauses while the thread of the run is busy. Runs in a thread of its own."""
+        # While Ray starts, `Interrupts` ignores Ctrl-C but blocks it in the main thread, where it
+        # stays pending. In a thread that did not block Ctrl-C, it would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         while not self._stopping.wait(LIVE_EVERY_S):
             what, now = self._waits_for, time.monotonic()
             if not what:
