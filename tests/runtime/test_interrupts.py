@@ -50,6 +50,7 @@ with Display():  # has a thread of its own, as during the start of Ray
     script = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "True\\n"
     os.kill(os.getpid(), number)
+    time.sleep(0.2)  # another thread that took the signal would have thrown it away by now
     began = time.monotonic()
     assert interrupts.wait(5.0)
     assert time.monotonic() - began < 1.0
