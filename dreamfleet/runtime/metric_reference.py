@@ -31,7 +31,7 @@ TensorBoard shows a counter of the replay or of faults once it changes.
 
 @dataclass(frozen=True)
 class Metric:
-    """The description of one metric, or of all metrics whose names differ in a varying part."""
+    """The description of one metric, or of several metrics whose names follow one pattern."""
 
     name: str  # as in TensorBoard; words in capitals stand for varying parts
     unit: str  # "" is a number without a unit
@@ -40,11 +40,11 @@ class Metric:
     panel: str = ""  # words before the value in the panel; "" is a metric that it does not show
 
     def describes(self, name: str) -> bool:
-        """Tells whether `name` is the name of this metric, or fits its varying parts."""
+        """Tells whether `name` fits the pattern of this description."""
         return _pattern(self.name).fullmatch(name) is not None
 
     def shown(self, value: float) -> str:
-        """Returns a value in words: a fraction in percent, other values with their unit."""
+        """Returns a value as text: fractions as a percentage, other values with their unit."""
         if self.unit == "fraction":
             return f"{value:.0%}"
         number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -53,20 +53,24 @@ class Metric:
 
 @cache
 def groups() -> dict[str, list[Metric]]:
-    """Returns the descriptions of all metrics by the title of their group."""
+    """Returns the descriptions of all metrics: title of the group → descriptions."""
     loaded = yaml.safe_load(PATH.read_text(encoding="utf-8"))
     return {title: [Metric(**entry) for entry in entries] for title, entries in loaded.items()}
 
 
 @cache
 def find(name: str) -> Metric | None:
-    """Returns the description of a metric: an exact name before one with varying parts, or None."""
+    """Returns the description of the metric `name`, or None if the reference has none.
+
+    If several patterns fit, the pattern with the fewest varying parts is used. An exact name has
+    none.
+    """
     fitting = [it for metrics in groups().values() for it in metrics if it.describes(name)]
     return min(fitting, key=lambda it: _varying(it.name), default=None)
 
 
 def page() -> str:
-    """Returns the text of `docs/metrics.md`."""
+    """Returns the text of `docs/metrics.md`, the reference of all metrics."""
     parts = [HEAD]
     for title, metrics in groups().items():
         rows = [
@@ -88,7 +92,11 @@ def _varying(name: str) -> int:
 
 @cache
 def _pattern(name: str) -> re.Pattern[str]:
-    """Returns the names that fit `name`: N is a whole number, other words in capitals any text."""
+    """Returns a regular expression for the names of metrics that a description covers.
+
+    name: the name in the reference. In `model/error_N` the N stands for any whole number. Any other
+    word in capitals stands for any text without a slash.
+    """
     words = (
         r"\d+" if word == "N" else "[^/]+" if word.isupper() else re.escape(word)
         for word in re.split(r"([A-Z]+)", name)
