@@ -64,7 +64,10 @@ class Interrupts:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def block(self) -> None:
-        """Keeps Ctrl-C pending for `wait`. A process that starts meanwhile ignores it for good."""
+        """Holds Ctrl-C back until `wait` or `listen` is called.
+
+        Processes that are started meanwhile ignore Ctrl-C for good.
+        """
         if self._previous:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             signal.signal(signal.SIGINT, signal.SIG_IGN)

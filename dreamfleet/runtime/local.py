@@ -32,10 +32,10 @@ INTERRUPT_S: Final = 0.7  # how long an environment call may go on after an inte
 def train(
     config: RunConfig, folder: RunFolder, resumed: dict[str, Any] | None, display: Display
 ) -> int:
-    """Trains until the steps are done or somebody interrupts. Returns the exit code.
+    """Trains in this thread until all steps are taken or a signal interrupts. Returns an exit code.
 
-    resumed: the state of the checkpoint to continue from; None for a new run. Raises WorkerFailed
-    when a worker breaks and a restart cannot help.
+    resumed: the state of the checkpoint from which the run continues; None for a new run. Raises
+    WorkerFailed when a worker breaks and a restart cannot help.
     """
     session = Session(config, folder, display, resumed)
     blueprint = Blueprint.of(config)

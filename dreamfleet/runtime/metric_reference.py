@@ -1,4 +1,7 @@
-"""The reference of metrics: reads `metrics.yaml`, for the panel and for `docs/metrics.md`."""
+"""Reads the descriptions of all metrics from `metrics.yaml`.
+
+The display, `launch.py list metrics` and `docs/metrics.md` show these descriptions.
+"""
 
 from __future__ import annotations
 

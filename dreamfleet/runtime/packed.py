@@ -57,7 +57,7 @@ class Packed(NamedTuple):
 
 
 class PackedSample(NamedTuple):
-    """A `Sample` on its way to another process, with its data packed."""
+    """A `Sample` (windows with their keys and probabilities), its data packed into one buffer."""
 
     data: Packed
     sample: Sample  # complete but for its data

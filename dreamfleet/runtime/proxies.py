@@ -25,7 +25,7 @@ PULL_EVERY_S: Final = 0.2  # between two requests for newer weights of a group
 
 
 class Unreachable(Gone):
-    """The other process did not answer. Whether it executed the call is unknown."""
+    """Another process did not answer a call. It may or may not have executed the call."""
 
 
 class Connection(Protocol):
@@ -39,9 +39,9 @@ class Connection(Protocol):
         ...
 
     def wait(self, calls: Collection[Any], seconds: float) -> bool:
-        """Waits until one of the calls is answered or time is up. Returns whether one is answered.
+        """Waits until one of the calls is answered, at most `seconds`. Returns whether one is.
 
-        The calls may belong to several connections.
+        calls: references that `call` returned, also of other connections.
         """
         ...
 
@@ -211,7 +211,7 @@ class ShardProxy:
         return cast(dict[str, float], self._connection.get(self._connection.call("stats")))
 
     def flush(self) -> bool:
-        """Sends chunks that had to wait. Returns whether all chunks have arrived."""
+        """Sends the chunks of rows that had to wait. Returns whether all chunks have arrived."""
         for table, queue in list(self._send_queues.items()):
             self._advance(table, queue)
             if queue.call is not None:
@@ -297,7 +297,7 @@ class ReplayProxy(ShardedReplay):
         super().__init__(self._proxies, tables, seed, PREFETCH)
 
     def flush(self) -> bool:
-        """Sends chunks that had to wait. Returns whether all chunks have arrived."""
+        """Sends the chunks of rows that had to wait. Returns whether all chunks have arrived."""
         arrived = [proxy.flush() for proxy in self._proxies]
         return all(arrived)
 
