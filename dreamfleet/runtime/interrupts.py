@@ -22,7 +22,7 @@ _SET_CHILD_SUBREAPER: Final = 36  # sys/prctl.h
 
 
 class Interrupts:
-    """Receives Ctrl-C (SIGINT) and SIGTERM in the main thread; does nothing in other threads."""
+    """Receives Ctrl-C (SIGINT) and SIGTERM. It works in the main thread only."""
 
     def __init__(self) -> None:
         self.number: int | None = None  # of the first signal

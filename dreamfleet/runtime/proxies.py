@@ -236,9 +236,10 @@ class ShardProxy:
         )
 
     def _advance(self, table: str, queue: _SendQueue) -> None:
-        """Processes the answer to the chunk in flight, then sends the next chunk or a retry.
+        """Processes the answer to the chunk in flight. Then sends the next or the refused chunk.
 
-        Raises an error of the replay, and drops the chunk in flight and all waiting chunks.
+        If the replay has raised an error, raises the same error and drops all chunks for this
+        table.
         """
         chunk = queue.in_flight
         if chunk is None:

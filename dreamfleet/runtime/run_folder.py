@@ -420,7 +420,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _with_lists(node: Any) -> Any:
-    """Returns a tree of dicts and sequences with lists for tuples, which YAML does not have."""
+    """Returns nested dicts and sequences with lists in place of tuples, which YAML cannot hold."""
     if isinstance(node, dict):
         return {key: _with_lists(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

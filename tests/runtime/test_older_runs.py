@@ -1,4 +1,4 @@
-"""A run that dreamfleet 0.2.0 or an older version made is refused with one line."""
+"""Tests that a run of dreamfleet 0.2.0 or older is refused with a message of one line."""
 
 from __future__ import annotations
 
