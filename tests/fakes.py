@@ -244,7 +244,7 @@ class FakeClock:
 
 @dataclass(eq=False)
 class FakeCall:
-    """A call of a `FakeConnection` and its answer, which arrives at the time `at`."""
+    """A call through a `FakeConnection`, with its answer and the answer's time of arrival."""
 
     method: str
     args: tuple[Any, ...]

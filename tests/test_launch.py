@@ -212,7 +212,10 @@ gym.register("Walk-v0", Walk)
 
 @pytest.fixture
 def walk(started, tmp_path, monkeypatch):
-    """Arguments for an environment of one's own, in the working folder."""
+    """Returns arguments of `launch.py` that select an environment in a module of the user.
+
+    The module `walk` lies in the working folder.
+    """
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "walk", raising=False)
     (tmp_path / "walk.py").write_text(WALK)

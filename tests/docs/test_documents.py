@@ -44,7 +44,7 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
 
 
 def visible(line: str) -> str:
-    """Returns a line without the targets of its links and without URLs."""
+    """Returns a line of Markdown without link targets and URLs, which do not count as width."""
     return re.sub(r"https?://\S+", "", re.sub(r"\]\([^)]*\)", "]", line))
 
 

@@ -1,4 +1,4 @@
-"""The reference of settings is computed from the code, and docs/settings.md is current."""
+"""Tests that the reference of settings follows the code, and that docs/settings.md is current."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains on a cluster that also runs another program, and prints the state of the cluster.
+"""Trains on a Ray cluster that another program also uses, and prints what is left on the cluster.
 
 Usage: `python -m tests.runtime.joining NEW_FOLDER`.
 """

@@ -34,7 +34,11 @@ INTERVALS = TrainConfig(
 
 
 def config(path: Path, train: TrainConfig = INTERVALS, **flags: Any) -> RunConfig:
-    """Returns the configuration of 300 steps of the fake agent in the counting environment."""
+    """Returns the configuration of a test run of 300 steps, with the fake agent.
+
+    The environment's observations count its episodes and steps. path: the run's folder. train: the
+    settings `train.…`. flags: other settings of the run.
+    """
     given = {"env": "dreamfleet.envs.probe:Count-v0", "steps": 300, "num_actors": 1, **flags}
     return RunConfig(
         agent="fake",
@@ -48,7 +52,7 @@ def config(path: Path, train: TrainConfig = INTERVALS, **flags: Any) -> RunConfi
 
 @dataclass
 class Outcome:
-    """The outcome of a run: exit code, newest checkpoint, lines of metrics, and output."""
+    """The result of a run: exit code, newest checkpoint, lines of metrics, and screen output."""
 
     code: int
     state: dict[str, Any]
