@@ -372,7 +372,7 @@ def test_evaluations_of_endless_episodes_end_after_eval_steps(tmp_path, placemen
     )
     assert run.code == 0
     assert {event["reached_step_limit"] for event in run.of("eval")} == {2}
-    assert "2 cut short at 30 steps" in run.output.splitlines()[-1]
+    assert "2 truncated at 30 steps" in run.output.splitlines()[-1]
 
 
 def test_the_config_records_every_option_of_the_agent(tmp_path):
