@@ -248,7 +248,7 @@ def check(args: Sequence[str]) -> int:
 
 
 def measure(args: Sequence[str]) -> int:
-    """Measures the replay and the replays of other libraries."""
+    """Runs the command `bench`: compares the speed of this replay with that of other libraries."""
 
     def command(
         what: Positional[Literal["replay"]],

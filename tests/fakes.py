@@ -34,9 +34,9 @@ SPEC = EnvSpec("Fake-v0", obs=Space((2,), "float32"), action=Space((), "int64", 
 
 
 class FakeEnv:
-    """A `VectorEnv` with observation [episode, t] and reward t.
+    """A `VectorEnv` with the observation [episode number, step number] and the step as reward.
 
-    Episodes of environment i last lengths[i] steps.
+    lengths: for each environment, the number of steps of its episodes.
     """
 
     def __init__(self, lengths: Sequence[int] = (3, 3), truncate: bool = False) -> None:

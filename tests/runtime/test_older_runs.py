@@ -25,7 +25,7 @@ LINE = (
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """The folder of a run as version 0.2.0 left it, with a setting that has another name now."""
+    """The folder of a run as dreamfleet 0.2.0 wrote it. It has a setting that 0.3.0 renamed."""
     config = {
         "agent": "gated-rainbow",
         "env": "CartPole-v1",

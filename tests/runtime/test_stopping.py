@@ -43,7 +43,10 @@ class Launched:
         return self.log.read_text()
 
     def until(self, text: str, seconds: float = 60.0) -> None:
-        """Waits until the output contains `text`."""
+        """Waits until the run has printed `text`. Fails if the run ends first or takes too long.
+
+        seconds: the longest wait.
+        """
         deadline = time.monotonic() + seconds
         while text not in self.output:
             assert self.process.poll() is None, self.output
