@@ -17,18 +17,22 @@ PATH: Final = Path(__file__).parent.parent / "metrics.yaml"
 
 HEAD: Final = """# Metrics
 
-`python docs/generate.py` writes this page from `dreamfleet/metrics.yaml`.
-`launch.py list metrics` prints the same.
+This page describes every metric of a run. `python docs/generate.py` writes this page from
+`dreamfleet/metrics.yaml`. `launch.py list metrics` prints the same descriptions.
 
-A run writes its metrics to `metrics.jsonl`, one JSON object per line, and to TensorBoard. The names
-below are those of TensorBoard. In `metrics.jsonl` every line has a `kind`, and a name that begins
-with that kind is shortened: `episode/return` is the key `return` of the lines of kind `episode`.
-Kinds are `episode`, `eval`, `learn` (the learner), `world` (the dreamer), `run` (every ten
-seconds), `fault`, `milestone` and `resume`. Every line also has `env_steps`, the environment steps
-of the run, and `wall_s`, its seconds. Lines of kind `episode` have `actor`, the actor's number.
+A run writes its metrics to `metrics.jsonl`, one JSON object (event) per line, and to TensorBoard.
+Every event has the keys `kind`, `env_steps` (environment steps of the run) and `wall_s` (seconds of
+the run). Kinds are `episode`, `eval`, `learn` (by the learner), `world` (by the dreamer), `run`
+(every ten seconds), `fault`, `milestone` and `resume`. Events of kind `episode` also have `actor`,
+the number of the actor.
 
-Words in capitals stand for a part that varies. A unit of "–" is a number without a unit.
-TensorBoard shows a counter of the replay or of faults once it changes.
+The tables below list metrics by their names in TensorBoard. If a name begins with the kind of an
+event, `metrics.jsonl` leaves the kind out: `episode/return` is the key `return` of events of kind
+`episode`.
+
+In the names below, a word in capitals stands for a part that varies, and N for a number. The unit
+"–" means a number without a unit. TensorBoard shows a counter of the replay or of faults only after
+the counter has changed.
 """
 
 

@@ -14,11 +14,12 @@ from dreamfleet.core.settings import Setting, described
 
 HEAD = """# Settings
 
-`python docs/generate.py` writes this page from the comments in the code.
-`launch.py list settings [AGENT]` prints the same.
-A flag is given as `--num-actors 4`, every other setting as `--set NAME=VALUE`.
-Your value replaces the preset's (`launch.py list presets`), and the preset's replaces the default.
-`env.NAME` and `eval_env.NAME` are arguments of the environment, see
+This page lists every flag and setting of a training run. `python docs/generate.py` writes it from
+the comments in the code. `launch.py list settings [AGENT]` prints the same list.
+
+A flag is given as `--num-actors 4`, every other setting as `--set NAME=VALUE`. A value that you give
+replaces the value of the preset (`launch.py list presets`). The value of the preset replaces the
+default. The settings `env.NAME` and `eval_env.NAME` are arguments of the environment, see
 [own-environment.md](own-environment.md).
 """
 
