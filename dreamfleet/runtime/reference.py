@@ -17,9 +17,9 @@ HEAD = """# Settings
 This page lists every flag and setting of a training run. `python docs/generate.py` writes it from
 the comments in the code. `launch.py list settings [AGENT]` prints the same list.
 
-A flag is given as `--num-actors 4`, every other setting as `--set NAME=VALUE`. A value that you give
-replaces the value of the preset (`launch.py list presets`). The value of the preset replaces the
-default. The settings `env.NAME` and `eval_env.NAME` are arguments of the environment, see
+A flag is given as `--num-actors 4`, every other setting as `--set NAME=VALUE`. A value that you
+give replaces the value of the preset (`launch.py list presets`). The value of the preset replaces
+the default. The settings `env.NAME` and `eval_env.NAME` are arguments of the environment, see
 [own-environment.md](own-environment.md).
 """
 
