@@ -106,7 +106,7 @@ def evaluate(args: Sequence[str]) -> int:
             episodes: number of episodes
             seed: seed of the environments; the same seed plays the same episodes
             checkpoint: latest, best (highest mean return of an evaluation), or a checkpoint's path
-            max_steps: steps after which an episode is cut short; default: train.eval_steps
+            max_steps: steps after which an episode is truncated; default: train.eval_steps
             device: device of the networks: auto, cpu or cuda
             video: folder for films, one of every tenth episode
             json: prints one JSON object on standard output, and nothing else
@@ -166,10 +166,10 @@ def show(args: Sequence[str]) -> int:
         ] = "all",
         agent: Annotated[Positional[str | None], arg(metavar="AGENT")] = None,
     ) -> tuple[str, str | None]:
-        """Lists agents, environments and presets; or all settings; or all metrics.
+        """Lists agents, environments and presets, or all settings, or all metrics.
 
         Args:
-            agent: with `list settings`: an agent, whose settings alone are listed
+            agent: lists only the settings of this agent; for `list settings` alone
         """
         return what, agent
 
@@ -258,13 +258,13 @@ def measure(args: Sequence[str]) -> int:
         reverb_python: Path | None = None,
         json: Path | None = None,
     ) -> dict[str, Any]:
-        """Measures the replay next to those of other libraries and prints a table of ratios.
+        """Measures the speed of this replay and of other libraries' replays; prints a table.
 
         Args:
             what: the part to measure
-            rows: rows of the table, by name; default: all
+            rows: names of the rows of the table to measure; default: all
             rounds: how often each library is measured
-            quick: tiny sizes, to see that it runs, not how fast; leaves out rows that start Ray
+            quick: tests with tiny sizes that the benchmark runs; leaves out rows that start Ray
             reverb_python: a Python interpreter that has dm-reverb and TensorFlow
             json: file for the measurements
         """

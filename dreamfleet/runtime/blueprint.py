@@ -63,13 +63,13 @@ class Dependencies:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A run's configuration and the spaces of its environment, from which all parts are built.
+    """The configuration of a run and the spaces of its environment. Builds all parts of the run.
 
     A blueprint is small and is sent to every process. A process imports only the libraries of the
     parts that it builds: torch for an agent, gymnasium for an environment.
 
-    agent_path: `module:Class`. registry_entry: the environment's entry in Gymnasium's registry,
-    for processes in which nobody registered the environment.
+    agent_path: `module:Class` of the agent. registry_entry: the environment's entry in Gymnasium's
+    registry, for processes in which the environment is not registered yet.
     """
 
     config: RunConfig
@@ -79,7 +79,10 @@ class Blueprint:
 
     @classmethod
     def of(cls, config: RunConfig) -> Blueprint:
-        """Returns the blueprint of a run. Raises UserError for an unknown agent or environment."""
+        """Returns the blueprint of the run with this configuration.
+
+        Raises UserError for an unknown agent or environment.
+        """
         from dreamfleet.envs import registry
 
         path, entry = agents.find(config.agent).path, registry.registered(config.env)
@@ -97,8 +100,8 @@ class Blueprint:
     def agent_options(self, agent: Agent) -> dict[str, Any]:
         """Returns every option of an agent with its value.
 
-        An agent may resolve options that the configuration left open. The agent's `config`
-        attribute then holds the resolved options.
+        An agent may replace options of the configuration, such as a size of 0, by values that it
+        computes. The result contains the computed values, from the agent's attribute `config`.
         """
         agent_class, options = self._agent_class()
         resolved = getattr(agent, "config", None)
@@ -166,7 +169,7 @@ class Blueprint:
         return seeding.derive((self.config.seed, zlib.crc32(part.encode()), starts), 1)[0]
 
     def shard_seeds(self) -> list[int]:
-        """Returns the seed of each replay shard."""
+        """Returns a list with the seed of each replay shard (one of several replay processes)."""
         names = ["replay", *(f"replay-{i}" for i in range(1, self.config.train.replay_shards))]
         return [self.seed(name) for name in names]
 

@@ -46,7 +46,7 @@ class Gauges:
         self._spent.clear()
 
     def add_return(self, episode_return: float) -> None:
-        """Adds the return of a training episode."""
+        """Adds the return of a finished training episode to the mean of the last 100 returns."""
         self._returns.append(episode_return)
 
     @property

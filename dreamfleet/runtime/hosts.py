@@ -224,7 +224,7 @@ class ReplayHost:
             self._server.update(table, keys, priorities)
 
     def stats(self) -> dict[str, float]:
-        """Returns the counters of all tables, taken at one moment."""
+        """Returns the counters of all tables, such as rows stored, taken at one moment."""
         with ExitStack() as locks:
             for access in self._access.values():
                 locks.enter_context(access.lock)

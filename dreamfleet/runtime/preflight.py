@@ -1,4 +1,4 @@
-"""Checks a run's address, device, environment and agent before the run starts."""
+"""Checks the cluster address, device, environment and agent of a run before the run starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes the settings of the terminal while a live view is shown."""
+"""Changes the settings of the terminal while the display redraws its live panel."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ CHECK_EVERY_S: Final = 0.1  # between two checks of the watchdog
 
 
 class EnvCall(NamedTuple):
-    """An environment call that has not returned yet."""
+    """A call to environments (such as `step`) that has not returned yet."""
 
     worker: str  # the worker that makes the call
     seconds: float  # since the call began

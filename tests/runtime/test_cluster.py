@@ -86,7 +86,7 @@ def proxy(ray_here):
 def retry(attempt, seconds: float = 20.0):
     """Calls `attempt` until its result is neither None nor False. Returns this result.
 
-    Raises TimeoutError after `seconds`.
+    Raises TimeoutError if that takes longer than `seconds`.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
