@@ -1,4 +1,7 @@
-"""Fakes of the protocols: deterministic, with numpy alone, and each records its calls."""
+"""Fake environments, agents, replays and connections for tests. They record their calls.
+
+All are deterministic, and need numpy alone.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,9 @@ SPEC = EnvSpec("Fake-v0", obs=Space((2,), "float32"), action=Space((), "int64", 
 
 
 class FakeEnv:
-    """A `VectorEnv` with observation [episode, t] and reward t.
+    """A `VectorEnv` with the observation [episode number, step number] and the step as reward.
 
-    Episodes of environment i last lengths[i] steps.
+    lengths: for each environment, the number of steps of its episodes.
     """
 
     def __init__(self, lengths: Sequence[int] = (3, 3), truncate: bool = False) -> None:
@@ -84,10 +87,10 @@ class FakeConfig:
 
 
 class FakeAgent:
-    """An `Agent` whose weights are counters: each update adds one to its weight group.
+    """An `Agent` whose weights are counters. Each update of a weight group adds one to its counter.
 
-    `act` writes its "policy" counter into the column `version`, so rows in a replay show which
-    weights acted. `seen` lists the calls with their arguments.
+    `act` writes the counter of the group "policy" into the column `version`, so that rows in a
+    replay show which weights acted. The attribute `seen` lists all calls with their arguments.
     """
 
     Config = FakeConfig
@@ -174,11 +177,11 @@ class FakeAgent:
 
 
 class FakeReplay:
-    """A `Replay` with scripted answers.
+    """A `Replay` whose answers the test decides.
 
-    offers: (table, consumer) → the results of successive calls of `sample`. After them, "dream"
-    returns the batches that were added to it, and any other table returns None. refusals: table →
-    number of next calls of `add` that return False.
+    offers: (table, consumer) → the results of the next calls of `sample`. When they are used up,
+    the table "dream" returns the batches that were added to it, and other tables return None.
+    refusals: table → how many of the next calls of `add` return False.
     """
 
     def __init__(
@@ -228,7 +231,7 @@ class FakeReplay:
 
 @dataclass
 class FakeClock:
-    """A replacement for the module `time`, whose clock advances only during waits."""
+    """Replaces the module `time`. Its clock moves only while code waits."""
 
     now: float = 0.0
 
@@ -241,7 +244,7 @@ class FakeClock:
 
 @dataclass(eq=False)
 class FakeCall:
-    """A call of a `FakeConnection` and its answer, which arrives at the time `at`."""
+    """A call through a `FakeConnection`, with its answer and the answer's time of arrival."""
 
     method: str
     args: tuple[Any, ...]
@@ -250,9 +253,9 @@ class FakeCall:
 
 
 class FakeConnection:
-    """A `Connection` whose calls the test answers. A reply that is an exception is raised.
+    """A `Connection` to another process whose calls the test answers. An exception is raised.
 
-    `wait` advances the clock to the first answer, or by all the seconds that it may wait.
+    `wait` moves the clock to the first answer, or by the whole waiting time if no answer comes.
     """
 
     def __init__(self, clock: FakeClock) -> None:
@@ -275,13 +278,17 @@ class FakeConnection:
         return call.reply
 
     def answer(self, reply: Any, of: int = -1, after: float = 0.0) -> None:
-        """Answers a call, by default the last one, after this many seconds."""
+        """Answers a call. The answer arrives after `after` seconds of the fake clock.
+
+        reply: the answer; an exception is raised by `get`. of: the number of the call; by default
+        the newest.
+        """
         assert self.calls[of].at == math.inf, "it was answered before"
         self.calls[of].reply, self.calls[of].at = reply, self._clock.now + after
 
 
 def sample(*keys: int) -> Sample:
-    """Returns a `Sample` of one-row windows with these keys; `obs` is [key, 0]."""
+    """Returns a `Sample` of windows of one row. The observation of the row with key k is [k, 0]."""
     obs = np.array([[[key, 0]] for key in keys], np.float32)
     n = len(keys)
     return Sample({"obs": obs}, np.array(keys, np.int64), np.full(n, 1 / n), size=n)

@@ -1,4 +1,4 @@
-"""Signals end a run in order, and killing reaches all descendants."""
+"""Tests that signals end a run in order, and that killing reaches all descendant processes."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_ctrl_c_works_although_the_environment_replaced_the_handler(tmp_path, mo
 
 
 def test_orphaned_grandchildren_are_found_and_killed():
-    """Such as the children of Ray's raylet after its death."""
+    """Ray's workers become orphans in this way when Ray's process `raylet` dies."""
     code = (
         "import subprocess, sys, time\n"
         "sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"

@@ -1,4 +1,4 @@
-"""A run's folder is created, locked, recorded and removed."""
+"""Tests how a run's folder is created, locked, written and removed."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_a_link_in_the_folder_is_refused_and_not_changed(tmp_path, name):
 
 
 def fill(folder: RunFolder) -> None:
-    """Creates the files that a run has before its first checkpoint."""
+    """Creates the files and folders that a run writes before its first checkpoint."""
     folder.metrics.touch()
     folder.log.touch()
     for name in FOLDERS:
