@@ -1,4 +1,4 @@
-"""Runs the command line in a checkout, as the installed command `dreamfleet` does."""
+"""Runs dreamfleet's command line from a checkout, like the installed command `dreamfleet`."""
 
 from __future__ import annotations
 

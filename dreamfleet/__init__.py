@@ -1,10 +1,10 @@
-"""World-model reinforcement learning: actors, dreamers and a learner around one replay.
+"""World-model reinforcement learning: actors, dreamers and a learner that share one replay.
 
     policy = dreamfleet.load("runs/NAME")
     action, state = policy.act(obs, state)
     run = dreamfleet.train(agent="dreamwalker", env="BipedalWalker-v3", steps=100_000, local=True)
 
-Nothing heavy is imported before one of these names is used.
+`import dreamfleet` is fast: heavy packages are imported when one of these names is first used.
 """
 
 from __future__ import annotations

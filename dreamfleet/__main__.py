@@ -1,4 +1,4 @@
-"""Runs the command `dreamfleet` for `python -m dreamfleet`."""
+"""Makes `python -m dreamfleet` run the same command line as the command `dreamfleet`."""
 
 import sys
 from pathlib import Path

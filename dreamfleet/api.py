@@ -1,4 +1,4 @@
-"""The library: trains runs, reads their metrics, and acts with their policies."""
+"""The Python interface: trains runs, reads their metrics, and acts with trained policies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load(
     checkpoint: str | os.PathLike[str] = "latest",
     device: str = "auto",
 ) -> Policy:
-    """Returns the policy of a run.
+    """Returns the trained policy of a run.
 
     run: the run's folder, or `latest`. checkpoint: `latest`, `best` (the highest mean return of an
     evaluation), or the path of a checkpoint. device: auto, cpu or cuda. Raises UserError when the
@@ -45,14 +45,15 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     **flags: Any,
 ) -> Run:
-    """Trains an agent until the run has taken all its steps → the run.
+    """Trains an agent until the run has taken all its steps, and returns the run.
 
-    agent, env: as `--agent` and `--env`, with the same defaults. settings: as `--set`, by dotted
-    name: `{"agent.dream_horizon": 10}`. resume: a run to continue, its folder, or `latest`; agent
-    and env are then those of the run. flags: all other flags of the command line, such as
-    `steps=5_000`, `seed=1` or `local=True`. Raises UserError for wrong arguments, WorkerFailed when
-    a part of the run breaks for good, and KeyboardInterrupt after Ctrl-C, once a checkpoint is
-    saved.
+    agent, env: an agent and an environment, with the defaults of `--agent` and `--env`. settings:
+    dotted name → value, as `--set` takes them, such as `{"agent.dream_horizon": 10}`. resume: the
+    folder of a run to continue, or `latest`; agent and env are then those of the run. flags: other
+    flags of the command line, such as `steps=5_000`, `seed=1` or `local=True`.
+
+    Raises UserError for wrong arguments, and WorkerFailed when a part of the run breaks for good.
+    Raises KeyboardInterrupt after Ctrl-C, once a checkpoint is saved.
     """
     named = {"agent": agent, "env": env}
     given = {name: value for name, value in named.items() if value is not None} | flags
@@ -81,9 +82,9 @@ def train(
 
 
 def plain(name: str, value: Any) -> Any:
-    """Returns a setting as plain numbers, texts, lists and mappings, which YAML can hold.
+    """Converts the value of a setting to plain numbers, texts, lists and dicts, as YAML needs them.
 
-    Raises UserError for any other value.
+    name: the setting, for the message. Raises UserError for a value that cannot be converted.
     """
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -103,7 +104,10 @@ def plain(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, with its configuration, its metrics and its policies. `path` is the run's folder."""
+    """A finished or running training run, with its configuration, metrics and policies.
+
+    path: the run's folder.
+    """
 
     path: Path
 
@@ -115,14 +119,14 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """All settings of the run."""
+        """All settings of the run after its last start."""
         return read_config(self.path)
 
     def metrics(self, kind: str | None = None) -> list[Event]:
-        """Returns the events of `metrics.jsonl`, oldest first, of all kinds or of one.
+        """Returns the events (lines) of the run's `metrics.jsonl` as dicts, oldest first.
 
-        docs/metrics.md describes the metrics. Raises UserError for a kind that is not in `KINDS`,
-        and when there is no run.
+        kind: one of `KINDS`, such as "eval"; None: all kinds. docs/metrics.md describes the
+        metrics. Raises UserError for an unknown kind, and when there is no run in the folder.
         """
         if kind not in (None, *KINDS):
             raise UserError(f"no events of kind {kind!r}.{nearest(str(kind), KINDS)}")
@@ -140,9 +144,11 @@ class Run:
         device: str = "auto",
         video: str | Path | None = None,
     ) -> dict[str, Any]:
-        """Plays greedy episodes → their statistics, as `launch.py eval --json` prints them.
+        """Plays greedy episodes with the policy of a checkpoint. Returns their statistics.
 
-        video: a folder for films of every tenth episode; their paths are then `films`.
+        The result is the dict that `launch.py eval --json` prints. checkpoint: `latest`, `best` or
+        the path of a checkpoint. video: a folder for films of every tenth episode; the key `films`
+        of the result then holds their paths.
         """
         from dreamfleet.runtime.evaluate import evaluate
 
@@ -156,7 +162,11 @@ class Run:
         )
 
     def policy(self, checkpoint: str | os.PathLike[str] = "latest", device: str = "auto") -> Policy:
-        """Returns the policy of a checkpoint: `latest`, `best` or the path of a checkpoint."""
+        """Returns the policy of a checkpoint.
+
+        checkpoint: `latest`, `best` (the highest mean return of an evaluation), or the path of a
+        checkpoint. device: auto, cpu or cuda.
+        """
         from dreamfleet.runtime.evaluate import player
 
         played = player(self.path, os.fspath(checkpoint), device)
@@ -169,7 +179,7 @@ class Run:
 
 @dataclass(frozen=True)
 class PolicyState:
-    """The memory of a policy for the current episodes of n environments; pass it to `act`."""
+    """A policy's memory of the present episodes of n environments, for the next call of `act`."""
 
     n: int
     memory: State = field(repr=False)
@@ -177,9 +187,10 @@ class PolicyState:
 
 
 class Policy:
-    """The policy of a checkpoint, which acts greedily.
+    """A trained policy, loaded from a checkpoint. It acts greedily, without exploration.
 
-    env_steps: steps of the run when the checkpoint was saved. checkpoint: the checkpoint's path.
+    env_steps: env steps of the run when the checkpoint was saved. checkpoint: the checkpoint's
+    path.
     """
 
     def __init__(
@@ -191,13 +202,15 @@ class Policy:
     def act(
         self, obs: Any, state: PolicyState | None = None, first: Array | None = None
     ) -> tuple[Any, PolicyState]:
-        """Chooses actions for one observation, or for a batch of N → (action, the next state).
+        """Chooses an action for one observation, or N actions for a batch of N observations.
 
-        obs: as the environment returns it. state: the state that the last call returned, or None
-        when all episodes start with this observation. first: (N,) bool; marks episodes of a batch
-        that start with this observation while others continue from `state`. Actions are in the
-        environment's own units. Raises ValueError for observations outside the observation space,
-        and for a state or `first` of another policy or another number of environments.
+        Returns the action, in the environment's own units, and the state for the next call. obs: an
+        observation as the environment returns it. state: the state from the last call, or None if
+        all episodes begin with this observation. first: bools of shape (N,), one for each
+        observation: True if an episode begins with it, while the other episodes go on.
+
+        Raises ValueError for an observation outside the observation space. Raises ValueError for a
+        state or `first` that belongs to another policy or to another number of environments.
         """
         rows, batched = self._codec.encode(obs)
         n = len(rows)

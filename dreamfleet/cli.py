@@ -1,6 +1,6 @@
-"""The command line: parses the arguments of train (the default), eval, list, check and bench.
+"""The command line. Commands are train (the default), eval, list, check and bench.
 
-Packages that take long to import are imported after the arguments were checked.
+Packages that take long to import are imported only after the arguments were checked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ commands: train (the default) · eval RUN · check AGENT · bench replay
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command → exit code: 0 done, 1 a bug, 2 the person's mistake, 130 or 143 stopped."""
+    """Runs a command and returns the exit code.
+
+    Exit codes: 0 success, 1 a failure of the run or a bug, 2 a mistake of the user, 130 stopped by
+    Ctrl-C, 143 stopped by SIGTERM.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks are slower with more threads
     args = list(sys.argv[1:] if argv is None else argv)
     commands = {
@@ -74,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: Sequence[str]) -> int:
-    """Trains an agent in a new run, or resumes a run."""
+    """Runs the command `train`: trains an agent in a new run, or resumes a run."""
     planned = configured(args)
 
     from dreamfleet.runtime.start import start
@@ -83,7 +87,7 @@ def train(args: Sequence[str]) -> int:
 
 
 def evaluate(args: Sequence[str]) -> int:
-    """Plays greedy episodes of a run's policy and prints their statistics."""
+    """Runs the command `eval`: plays greedy episodes of a run's policy and prints statistics."""
 
     def command(
         run: Annotated[Positional[str], arg(metavar="RUN")],
@@ -102,7 +106,7 @@ def evaluate(args: Sequence[str]) -> int:
             episodes: number of episodes
             seed: seed of the environments; the same seed plays the same episodes
             checkpoint: latest, best (highest mean return of an evaluation), or a checkpoint's path
-            max_steps: steps after which an episode is cut short; default: train.eval_steps
+            max_steps: steps after which an episode is truncated; default: train.eval_steps
             device: device of the networks: auto, cpu or cuda
             video: folder for films, one of every tenth episode
             json: prints one JSON object on standard output, and nothing else
@@ -136,7 +140,10 @@ def evaluate(args: Sequence[str]) -> int:
 
 
 def in_words(figures: Mapping[str, Any]) -> str:
-    """Returns the statistics of an evaluation, or of one category of its episodes, in words."""
+    """Returns the statistics of an evaluation as one line of text.
+
+    figures: statistics over all episodes, or over the episodes of one category.
+    """
     facts = [key for key in figures if key.endswith("_mean") and "/" not in key]
     others = [key for key in facts if key not in ("return_mean", "length_mean")]
     return ", ".join(
@@ -151,7 +158,7 @@ def in_words(figures: Mapping[str, Any]) -> str:
 
 
 def show(args: Sequence[str]) -> int:
-    """Prints the agents, environments, presets, settings or metrics."""
+    """Runs the command `list`: prints agents, environments, presets, settings or metrics."""
 
     def command(
         what: Positional[
@@ -159,10 +166,10 @@ def show(args: Sequence[str]) -> int:
         ] = "all",
         agent: Annotated[Positional[str | None], arg(metavar="AGENT")] = None,
     ) -> tuple[str, str | None]:
-        """Lists agents, environments and presets; or all settings; or all metrics.
+        """Lists agents, environments and presets, or all settings, or all metrics.
 
         Args:
-            agent: with `list settings`: an agent, whose settings alone are listed
+            agent: lists only the settings of this agent; for `list settings` alone
         """
         return what, agent
 
@@ -210,7 +217,7 @@ def show(args: Sequence[str]) -> int:
 
 
 def check(args: Sequence[str]) -> int:
-    """Runs the contract tests on an agent."""
+    """Runs the command `check`: tests whether an agent obeys the rules for agents."""
 
     def command(
         agent: Annotated[Positional[str], arg(metavar="AGENT")],
@@ -241,7 +248,7 @@ def check(args: Sequence[str]) -> int:
 
 
 def measure(args: Sequence[str]) -> int:
-    """Measures the replay and the replays of other libraries."""
+    """Runs the command `bench`: compares the speed of this replay with that of other libraries."""
 
     def command(
         what: Positional[Literal["replay"]],
@@ -251,13 +258,13 @@ def measure(args: Sequence[str]) -> int:
         reverb_python: Path | None = None,
         json: Path | None = None,
     ) -> dict[str, Any]:
-        """Measures the replay next to those of other libraries and prints a table of ratios.
+        """Measures the speed of this replay and of other libraries' replays; prints a table.
 
         Args:
             what: the part to measure
-            rows: rows of the table, by name; default: all
+            rows: names of the rows of the table to measure; default: all
             rounds: how often each library is measured
-            quick: tiny sizes, to see that it runs, not how fast; leaves out rows that start Ray
+            quick: tests with tiny sizes that the benchmark runs; leaves out rows that start Ray
             reverb_python: a Python interpreter that has dm-reverb and TensorFlow
             json: file for the measurements
         """
@@ -280,7 +287,7 @@ def measure(args: Sequence[str]) -> int:
 
 
 def configured(args: Sequence[str]) -> Plan:
-    """Returns the plan of the run that the arguments of `train` describe."""
+    """Parses the arguments of `train` and returns the description of the run to start."""
     from dreamfleet.runtime import start
 
     _, resume, overrides = train_flags(args, Flags())
@@ -288,7 +295,11 @@ def configured(args: Sequence[str]) -> Plan:
 
 
 def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tuple[str, ...]]:
-    """Returns the flags, --resume and every --set; flags that are not given are those of `base`."""
+    """Parses the arguments of `train`.
+
+    Returns the flags, the value of --resume, and all values of --set. Flags that are not given have
+    the values of `base`.
+    """
 
     def command(
         run: OmitArgPrefixes[Flags] = base,
@@ -309,7 +320,10 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
 
 
 def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
-    """Returns settings by name from texts such as `env.size=[3, 4]`; values are parsed as YAML."""
+    """Parses the values of --set, such as `env.size=[3, 4]`. Returns setting → value.
+
+    The part after the equals sign is parsed as YAML.
+    """
     import yaml
 
     values = {}
@@ -325,7 +339,10 @@ def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
 
 
 def exponents(value: Any) -> Any:
-    """Returns `value` with texts such as `3e-4` as numbers: YAML 1.1 parses these as texts."""
+    """Returns `value` with texts such as `3e-4` converted to numbers, also inside lists and dicts.
+
+    YAML 1.1 parses such a number as text.
+    """
     if isinstance(value, list):
         return [exponents(item) for item in value]
     if isinstance(value, dict):
@@ -335,10 +352,11 @@ def exponents(value: Any) -> Any:
 
 
 def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str = "") -> Any:
-    """Parses `args` for `command` and calls it → its result.
+    """Parses `args` with the signature of `command`, calls `command`, and returns its result.
 
-    Raises UserError, with one line, for a wrong flag or value. tyro prints errors as boxes of many
-    lines; the first sentence in the box says what was wrong.
+    name: the name of the command, for messages. more: text to show before the help. Raises
+    UserError with a message of one line for a wrong flag or value. The message is the first
+    sentence of the error that tyro prints.
     """
     description = f"{more}\n{(command.__doc__ or '').partition('Args:')[0].strip()}".strip()
     printed = io.StringIO()
@@ -365,7 +383,7 @@ def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str
 
 
 def flag_names(command: Callable[..., Any]) -> list[str]:
-    """Returns all flags of a command, as a person types them."""
+    """Returns all flags of a command as they are typed, such as `--num-actors`."""
     names: list[str] = []
     for name, parameter in inspect.signature(command).parameters.items():
         inner = parameter.default
@@ -375,7 +393,10 @@ def flag_names(command: Callable[..., Any]) -> list[str]:
 
 
 def first_sentence(box: str) -> str:
-    """Returns the text below the title of a box that tyro prints, up to the next rule."""
+    """Returns the first sentence of an error message of tyro.
+
+    box: the printed message, a title and text inside a box of several lines.
+    """
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]
     below = itertools.dropwhile(_is_rule, lines)
     text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), below))

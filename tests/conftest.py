@@ -14,9 +14,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Puts the tests that start Ray first, and all of them into one of pytest-xdist's workers.
+    """Puts the tests that start Ray first, and assigns them all to one worker of pytest-xdist.
 
-    Two Rays on two cores would disturb each other. As the longest group they must begin first.
+    Two Rays on two cores would disturb each other. These tests take longest, so they start first.
     """
     for item in items:
         if item.get_closest_marker("ray"):
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_here():
-    """One Ray for all tests that can share it; `runtime.cluster` uses it as it is."""
+    """Starts one Ray that all tests share. `runtime.cluster` joins this Ray without stopping it."""
     import ray
 
     ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -246,7 +246,7 @@ class FakeClock:
 
 @dataclass(eq=False)
 class FakeCall:
-    """A call on a `FakeConnection`, and its answer, which arrives at the clock's time `at`."""
+    """A call through a `FakeConnection`, with its answer and the answer's time of arrival."""
 
     method: str
     args: tuple[Any, ...]
@@ -281,9 +281,10 @@ class FakeConnection:
         return call.reply
 
     def answer(self, reply: Any, of: int = -1, after: float = 0.0) -> None:
-        """Answers a call with `reply`, `after` seconds from now.
+        """Answers a call. The answer arrives after `after` seconds of the fake clock.
 
-        of: the index of the call; -1 for the last.
+        reply: the answer; `get` raises it if it is an exception. of: the index of the call, by
+        default the newest.
         """
         assert self.calls[of].at == math.inf, "it was answered before"
         self.calls[of].reply, self.calls[of].at = reply, self._clock.now + after

@@ -1,4 +1,4 @@
-"""A run in one thread, as `launch.py --local` makes it, for tests that look at what it learned."""
+"""Trains an agent in one thread, for tests that examine the trained agent or its metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dreamfleet.runtime.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run."""
+    """A finished run: its configuration and its folder."""
 
     config: RunConfig
     path: Path
@@ -32,7 +32,7 @@ class Run:
             return [json.loads(line) for line in file]
 
     def agent(self) -> Any:
-        """The agent as the newest checkpoint keeps it."""
+        """Returns the agent, restored from the newest checkpoint of the run."""
         newest = checkpoint.newest(
             self.path / "checkpoints", agent=self.config.agent, env=self.config.env
         )
@@ -45,7 +45,10 @@ class Run:
 
 
 def train(path: Path, env: str, steps: int, *, options: dict[str, Any], **settings: Any) -> Run:
-    """One actor and no evaluations, unless the `settings` of the run say so; `options`: agent's."""
+    """Trains in one thread and returns the run. By default with one actor and no evaluations.
+
+    options: options of the agent. settings: fields of `RunConfig` that replace the defaults.
+    """
     config = RunConfig(
         env=env,
         steps=steps,

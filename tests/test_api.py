@@ -1,4 +1,4 @@
-"""What a person imports."""
+"""Tests the Python interface of the package `dreamfleet`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUICK = {"train.eval_every": 100, "train.eval_episodes": 2, "train.checkpoint_ev
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory) -> dreamfleet.Run:
-    """A short run, trained in a thread that is not the main one."""
+    """A short CartPole run. It is trained in a thread that is not the main thread."""
     found = []
     path = tmp_path_factory.mktemp("runs") / "cartpole"
 

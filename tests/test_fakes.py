@@ -1,4 +1,4 @@
-"""The fakes implement the protocols."""
+"""Tests that the fakes have the methods that the protocols require."""
 
 import pickle
 

@@ -1,4 +1,7 @@
-"""What the tree promises: imports point down, heavy packages have one home, nothing unpickles."""
+"""Tests the rules for imports: lower layers import no higher ones, and nothing uses pickle.
+
+A heavy package such as torch or Ray may be imported in a few files alone.
+"""
 
 from __future__ import annotations
 
@@ -58,14 +61,17 @@ SOURCES = sorted(
 
 
 def module_of(path: Path) -> str:
-    """The name by which the file at `path` is imported."""
+    """Returns the name under which the file at `path` is imported."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = ("dreamfleet", *parts) if parts[0] in SERVICES else parts
     return ".".join(parts).removesuffix(".__init__")
 
 
 def part_of(module: str) -> str:
-    """What floor a module of ours is on: `core`, `agents`, …, `cli`; `__init__` of dreamfleet."""
+    """Returns the part of the repository to which a module belongs, such as `core` or `agents`.
+
+    The part of the package `dreamfleet` itself is `__init__`.
+    """
     parts = module.split(".")
     if parts[0] != "dreamfleet":
         return parts[0]
@@ -73,7 +79,10 @@ def part_of(module: str) -> str:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Every module of ours that `tree` imports; `from dreamfleet import x` is `dreamfleet.x`."""
+    """Yields the modules of this repository that a parsed file imports.
+
+    `from dreamfleet import x` yields `dreamfleet.x`.
+    """
     for module in imports(tree):
         if module.partition(".")[0] in ("dreamfleet", *OURS) and module != "dreamfleet":
             yield module
@@ -83,7 +92,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Every module that `tree` imports, wherever in it."""
+    """Yields the names of all modules that a parsed file imports, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -93,7 +102,10 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def dangers(tree: ast.AST) -> Iterator[str]:
-    """Ways to run what a file or a string holds."""
+    """Yields calls and imports in a parsed file that could execute code from a file or a text.
+
+    Examples are `pickle`, `eval` and `yaml.load`.
+    """
     banned = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
     yield from (name for name in imports(tree) if name.partition(".")[0] in banned)
     for node in ast.walk(tree):

@@ -26,7 +26,10 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def started(monkeypatch, tmp_path):
-    """The runs that reached a wiring, in a folder of our own; the wiring itself does nothing."""
+    """Returns a list of the runs that were started, in a temporary working folder.
+
+    Training itself is replaced by a function that only records its arguments.
+    """
     runs = []
 
     def wiring(place):
@@ -44,7 +47,7 @@ def started(monkeypatch, tmp_path):
 
 @pytest.fixture
 def run(started, tmp_path):
-    """A run of CartPole that stopped at step 500."""
+    """The folder of a CartPole run that stopped at step 500."""
     pytest.importorskip("torch")  # takes its time, once
     assert cli.main(["--run-dir", "first", "--seed", "5", "--set", "train.chunk=8"]) == 0
     started.clear()
@@ -209,7 +212,10 @@ gym.register("Walk-v0", Walk)
 
 @pytest.fixture
 def walk(started, tmp_path, monkeypatch):
-    """Arguments for an environment of one's own, in the working folder."""
+    """Returns arguments of `launch.py` that select an environment in a module of the user.
+
+    The module `walk` lies in the working folder.
+    """
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "walk", raising=False)
     (tmp_path / "walk.py").write_text(WALK)
@@ -302,7 +308,7 @@ def test_a_resumed_run_keeps_the_spaces_of_its_environment(started, walk, tmp_pa
 
 
 def test_the_memory_of_all_shards_is_checked_together(started, monkeypatch, capsys):
-    """Where each of them alone would fit."""
+    """Each of the four shards alone would fit into the available memory."""
     monkeypatch.setattr(budget, "available_memory", lambda: 3e6)
     given = ["--num-actors", "4", "--set", "train.replay_shards=4", "--set"]
     assert "200,000 rows of 'real' take" in refused([*given, "agent.capacity=2e5"], capsys)

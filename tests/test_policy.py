@@ -1,4 +1,4 @@
-"""A policy that is driven by hand, in every kind of space."""
+"""Tests loaded policies that the caller steps with `act`, in every kind of space."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ SPACES = {  # name → observations, actions
 
 
 class Sampled(gymnasium.Env):
-    """Shows samples of a space for nine steps, and pays the sum of each action."""
+    """An environment whose observations are random samples of a space, in episodes of nine steps.
+
+    The reward is the number of the step times the sum of the action.
+    """
 
     def __init__(self, kind: str) -> None:
         self.observation_space, self.action_space = copy.deepcopy(SPACES[kind])
@@ -51,7 +54,7 @@ class Sampled(gymnasium.Env):
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory) -> Iterator[dict[str, dreamfleet.Run]]:
-    """Short runs, made when they are asked for first."""
+    """A dict of short runs: kind of space → run. A run is trained when it is first used."""
     folder = tmp_path_factory.mktemp("runs")
     ids = [f"Sampled{kind}-v0" for kind in SPACES]
     for kind, env in zip(SPACES, ids, strict=True):
@@ -80,7 +83,7 @@ class Runs(dict):
 
 @pytest.mark.parametrize("kind", SPACES)
 def test_episodes_played_with_act_have_the_returns_of_an_evaluation(policies, kind):
-    """gated-rainbow sees what came before: a policy that forgot it would act otherwise."""
+    """Gated Rainbow depends on earlier observations, so a policy without memory would fail."""
     run = policies[kind]
     found = run.evaluate(episodes=3, seed=4)
     policy, returns = run.policy(), []

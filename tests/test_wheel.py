@@ -1,4 +1,4 @@
-"""What is built from this checkout works without it."""
+"""Tests that the wheel built from this checkout works without the checkout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel, built with the packages that are here."""
+    """The path of a wheel, built from this checkout with the installed build tools."""
     folder, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
@@ -41,7 +41,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """A folder that holds the installed wheel, and no file of the checkout."""
+    """A folder in which the wheel is installed. It contains no file of the checkout."""
     folder = tmp_path_factory.mktemp("installed")
     pip(["install", "--no-deps", "--no-index", "--quiet", "--target", str(folder), str(wheel)])
     return folder
@@ -52,7 +52,10 @@ def pip(args: list[str]) -> None:
 
 
 def in_empty_folder(installed: Path, folder: Path, *command: str) -> str:
-    """Runs a command that finds the installed package and nothing of the checkout → its output."""
+    """Runs a command that can import the installed wheel, but nothing of the checkout.
+
+    folder: an empty working folder. Returns the output. Fails unless the exit code is 0.
+    """
     env = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
@@ -79,6 +82,7 @@ def test_only_dreamfleet_is_importable(installed, tmp_path):
     assert Path(file.strip()).is_relative_to(installed)
 
 
+@pytest.mark.costly
 def test_the_command_trains_and_evaluates_from_an_empty_folder(installed, tmp_path):
     command = (sys.executable, str(installed / "bin" / "dreamfleet"))
     few = ("--steps", "300", "--num-actors", "1", "--run-dir", "run", "--no-dashboard")

@@ -1,1 +1,1 @@
-"""Runs the parts of a run, in one thread or as processes on Ray."""
+"""Starts and supervises training runs, in one thread or with processes on Ray."""

@@ -1,4 +1,4 @@
-"""Finds the part of a run that limits its speed, from the time that each part waits."""
+"""Finds which part of a run limits its speed, from the time that each part spends waiting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Pair = tuple[str, str]  # the role that waits, and the role or replay that it wa
 
 @dataclass(frozen=True)
 class Rule:
-    """A piece of advice, and the waits that it follows from."""
+    """A piece of advice on speed, with the waiting times under which the advice is given."""
 
     long: tuple[Pair, ...]  # pairs that wait at least `LONG`
     short: tuple[Pair, ...]  # pairs that wait less
@@ -50,9 +50,11 @@ RULES: Final = (
 
 
 def advice(waits: Mapping[str, float]) -> str:
-    """Returns what would make a run faster, in one or two sentences; "" when no part waits long.
+    """Returns advice, one or two sentences, that would make a run faster; "" if no rule fits.
 
-    waits: `role → partner`, or `role → partner + partner`, to the fraction of the role's time.
+    waits: the key `learner → replay` has as value the fraction of the learner's time in which the
+    learner waited for the replay. In the key `learner → replay + dreamer` the learner waited for
+    both.
     """
     for rule in RULES:
         if all(waited(waits, pair) >= LONG for pair in rule.long) and all(
@@ -63,7 +65,12 @@ def advice(waits: Mapping[str, float]) -> str:
 
 
 def waited(waits: Mapping[str, float], pair: Pair) -> float:
-    """Returns the fraction of its time that a role waited for a partner, alone or among others."""
+    """Returns the fraction of a role's time in which it waited for a partner.
+
+    pair: the role and the partner, such as ("learner", "replay"). waits: `role → partner` or `role
+    → partner + partner` to a fraction of the role's time. All keys that contain the partner are
+    added up.
+    """
     role, partner = pair
     return sum(
         share
@@ -84,7 +91,7 @@ WAITED_FOR: Final = {
 
 
 def in_words(pair: str) -> str:
-    """Returns a pair of `waits` in words: `learner → replay` is `learner waits for rows`."""
+    """Returns a key of waiting times in words: `learner → replay` is `learner waits for rows`."""
     role, _, partners = pair.partition(" → ")
     things = [WAITED_FOR.get((role, partner), partner) for partner in partners.split(" + ")]
     name = NAMES.get(role, role)

@@ -1,4 +1,4 @@
-"""Builds every part of a run from its configuration, in whatever process the part lives."""
+"""Builds every part of a run (agent, tables, workers) from the run's configuration."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ from dreamfleet.runtime.watchdog import EnvCalls, WatchedEnv
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a run when a worker is started, be it at first, after a resume or a restart."""
+    """The counters and saved state of a run from which a worker starts.
+
+    A worker starts at the beginning of a run, after a resume of the run, or after a fault of the
+    worker.
+    """
 
     env_steps: int = 0
     updates: Mapping[str, int] = field(default_factory=dict)  # role → gradient steps taken
@@ -46,7 +50,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Dependencies:
-    """The objects of a process that a worker is built with."""
+    """The objects of a process that a worker is built with, such as agent, replay and weights."""
 
     agent: Agent
     replay: Replay
@@ -59,13 +63,13 @@ class Dependencies:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A run's configuration and the spaces of its environment, from which all parts are built.
+    """The configuration of a run and the spaces of its environment. Builds all parts of the run.
 
     A blueprint is small and is sent to every process. A process imports only the libraries of the
     parts that it builds: torch for an agent, gymnasium for an environment.
 
-    agent_path: `module:Class`. registry_entry: the environment's entry in Gymnasium's registry,
-    for processes in which nobody registered the environment.
+    agent_path: `module:Class` of the agent. registry_entry: the environment's entry in Gymnasium's
+    registry, for processes in which the environment is not registered yet.
     """
 
     config: RunConfig
@@ -75,38 +79,45 @@ class Blueprint:
 
     @classmethod
     def of(cls, config: RunConfig) -> Blueprint:
-        """Returns the blueprint of a run. Raises UserError for an unknown agent or environment."""
+        """Returns the blueprint of the run with this configuration.
+
+        Raises UserError for an unknown agent or environment.
+        """
         from dreamfleet.envs import registry
 
         path, entry = agents.find(config.agent).path, registry.registered(config.env)
         return cls(config, env_spec(config), path, entry)
 
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
-        """Builds the agent of one process, with its own random generators. Imports torch."""
+        """Builds the agent of one process, with random generators of its own. Imports torch.
+
+        part: the name of the process, from which the seed follows. device: cpu, cuda or auto.
+        starts: how many times this process was started before.
+        """
         agent_class, options = self._agent_class()
         return cast(Agent, agent_class(options, self.spec, self.seed(part, starts), device))
 
     def agent_options(self, agent: Agent) -> dict[str, Any]:
         """Returns every option of an agent with its value.
 
-        An agent may resolve options that the configuration left open. The agent's `config`
-        attribute then holds the resolved options.
+        An agent may replace options of the configuration, such as a size of 0, by values that it
+        computes. The result contains the computed values, from the agent's attribute `config`.
         """
         agent_class, options = self._agent_class()
         resolved = getattr(agent, "config", None)
         return asdict(resolved if isinstance(resolved, agent_class.Config) else options)
 
     def _agent_class(self) -> tuple[Any, Any]:
-        """Returns the agent's class and the options to build the agent with."""
+        """Returns the agent's class, and the options with which to build the agent."""
         agent_class = agents.class_at(self.agent_path)
         return agent_class, apply(agent_class.Config(), self.config.agent_options, prefix="agent.")
 
     def tables(self, agent: Agent) -> dict[str, TableSpec | QueueSpec]:
-        """Returns the agent's tables, limited to the memory that `train.replay_gb` allows.
+        """Returns the agent's replay tables, limited to the memory that `train.replay_gb` allows.
 
         Raises UserError for tables that the replay cannot serve, and for tables that do not fit
-        into this machine's memory. Memory is not checked for a run on a joined cluster: the machine
-        of the replay is not known yet.
+        into the memory of this machine. Memory is not checked if the run joins a cluster, because
+        the machine of the replay is not known yet.
         """
         allowed, shards = self.config.train.replay_gb, self.config.train.replay_shards
         tables = agent.tables if allowed is None else budget.limited(agent.tables, allowed * 1e9)
@@ -122,7 +133,8 @@ class Blueprint:
     def worker_names(self, groups: tuple[str, ...]) -> list[str]:
         """Returns the names of all workers: actors, dreamers, the learner, the evaluator.
 
-        groups: the agent's weight groups. There are dreamers only with the group "world".
+        groups: the agent's weight groups (`world`, `policy`). An agent without the group `world`
+        has no dreamers.
         """
         config = self.config
         actors = [f"actor-{index}" for index in range(config.num_actors)]
@@ -131,7 +143,11 @@ class Blueprint:
         return actors + (dreamers if "world" in groups else []) + ["learner"] + evaluators
 
     def worker(self, name: str, deps: Dependencies) -> Worker:
-        """Builds the worker named `actor-3`, `dreamer-0`, `learner` or `evaluator`."""
+        """Builds one worker of a run.
+
+        name: `actor-3`, `dreamer-0`, `learner` or `evaluator`. deps: the objects of the process,
+        such as agent and replay, that the worker uses.
+        """
         role, _, index = name.partition("-")
         if role in ("actor", "evaluator"):
             from dreamfleet.envs import registry
@@ -144,20 +160,24 @@ class Blueprint:
         return self._learner(deps) if role == "learner" else self._evaluator(deps)
 
     def seed(self, part: str, starts: int = 0) -> int:
-        """Returns the seed of a part of the run, the same in every process.
+        """Returns the seed of a part of the run; every process computes the same seed.
 
-        The seed follows from the run's seed, the part's name and the number of earlier starts, so
-        that a restarted actor does not repeat its episodes.
+        part: any name, such as `replay`. starts: how many times the part was started before. The
+        seed depends on the run's seed, `part` and `starts`, so that a restarted actor does not
+        repeat its episodes.
         """
         return seeding.derive((self.config.seed, zlib.crc32(part.encode()), starts), 1)[0]
 
     def shard_seeds(self) -> list[int]:
-        """Returns the seed of each replay shard."""
+        """Returns a list with the seed of each replay shard (one of several replay processes)."""
         names = ["replay", *(f"replay-{i}" for i in range(1, self.config.train.replay_shards))]
         return [self.seed(name) for name in names]
 
     def evaluation_env(self, episodes: int) -> VectorEnv:
-        """Builds the environments for an evaluation of this many episodes."""
+        """Builds the environments of an evaluation.
+
+        episodes: the number of episodes that the evaluation will play.
+        """
         from dreamfleet.envs.vector import GymVector
 
         env = GymVector.to_play(self.config.env, episodes, self.config.evaluated_options)
@@ -165,7 +185,7 @@ class Blueprint:
         return env
 
     def _check_spaces(self, env: VectorEnv) -> None:
-        """Raises EnvironmentFault unless the environment has the spaces of the agent."""
+        """Raises EnvironmentFault unless an environment has the spaces that the agent expects."""
         if env.spec != self.spec:
             raise EnvironmentFault(
                 f"{self.config.env} has {env.spec} here, but the agent has {self.spec}"
@@ -248,14 +268,17 @@ class Blueprint:
 
 
 def env_spec(config: RunConfig) -> EnvSpec:
-    """Builds a run's environment once and returns its spaces. Raises UserError if that fails."""
+    """Builds a run's environment once and returns its spaces. Raises UserError if this fails."""
     from dreamfleet.envs import registry
 
     return registry.describe(config.env, **config.env_options)
 
 
 def weight_groups(agent: Agent) -> tuple[str, ...]:
-    """Returns the weight groups of an agent; a model-free agent has no group "world"."""
+    """Returns the weight groups of an agent: ("world", "policy"), or ("policy",) if model-free.
+
+    A weight group is the set of networks that one process trains.
+    """
     real = agent.tables["real"]
     assert isinstance(real, TableSpec)
     return ("world", "policy") if "world" in real.consumers else ("policy",)

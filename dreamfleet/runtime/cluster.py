@@ -1,6 +1,7 @@
-"""Trains with each part in a process of its own, on Ray.
+"""Trains on Ray, with each part of a run in a process of its own.
 
-This module connects `runtime/fleet.py`, which supervises the processes, with Ray.
+`runtime/fleet.py` supervises the processes and knows nothing of Ray. This module implements, with
+Ray, the interface that the fleet uses.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ BUILD_S: Final = 120.0  # how long a machine of a joined cluster may take to bui
 def train(
     config: RunConfig, folder: RunFolder, resumed: dict[str, Any] | None, display: Display
 ) -> int:
-    """Trains until the steps are done or somebody interrupts. Returns the exit code.
+    """Trains on Ray until all steps are taken or a signal interrupts. Returns the exit code.
 
-    resumed: the state of the checkpoint to continue from; None for a new run. Raises WorkerFailed
-    when a process breaks and a restart cannot help.
+    resumed: the state of the checkpoint from which the run continues; None for a new run. Raises
+    WorkerFailed when a process breaks and a restart cannot help.
     """
     blueprint = Blueprint.of(config)
     build = partial(blueprint.agent, "driver", "cpu")  # imports torch, while Ray starts
@@ -68,10 +69,12 @@ def train(
 
 @contextmanager
 def started_ray(session: Session, agent_path: str, meanwhile: Callable[[], T]) -> Iterator[T]:
-    """Starts or joins Ray, calls `meanwhile` during that time, and yields the result of the call.
+    """Starts or joins Ray, calls `meanwhile` in parallel, and yields the result of `meanwhile`.
 
-    An interrupt during the start ends this process and kills Ray's processes. Ray itself must not
-    receive the signal: it would stop half started and leave processes behind.
+    An interrupt during the start ends this process and kills Ray's processes. The signal must not
+    reach Ray: Ray would stop half started and leave processes behind.
+
+    agent_path: `module:Class` of the agent.
     """
     session.interrupts.block()
     result = in_thread(meanwhile)
@@ -92,7 +95,8 @@ def started_ray(session: Session, agent_path: str, meanwhile: Callable[[], T]) -
 def check_environment(session: Session, blueprint: Blueprint) -> None:
     """Raises UserError unless a machine of the joined cluster can build environment and agent.
 
-    Gives up without an error after an interrupt or `BUILD_S`; the run will then show the problem.
+    Returns without an error after an interrupt, and after `BUILD_S` seconds without an answer. A
+    problem then shows itself when the processes start.
     """
     config = blueprint.config
     call = ray.remote(num_cpus=0, max_retries=0)(build_problem).remote(blueprint)
@@ -112,9 +116,9 @@ def check_environment(session: Session, blueprint: Blueprint) -> None:
 
 @dataclass(frozen=True)
 class RayHandle:
-    """A `ProcessHandle` for the object in a Ray actor.
+    """A `ProcessHandle` (a connection to a process) whose process is a Ray actor.
 
-    groups: method → the thread group of the process that executes it.
+    groups: name of a method → the thread group of the process that executes the method.
     """
 
     actor: ActorHandle
@@ -145,7 +149,10 @@ class RayHandle:
 
 
 class RayCluster:
-    """A `Cluster` on the Ray that this process has started or joined."""
+    """A `Cluster` (starts processes and collects their answers) that uses Ray.
+
+    This process must have started or joined Ray before.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -160,7 +167,10 @@ class RayCluster:
         groups: Mapping[str, str] | None = None,
         **options: str,
     ) -> RayHandle:
-        """Starts a process as `Cluster.start` does. options: Ray's `name` and `namespace`."""
+        """Starts a Ray actor that holds the object `kind(*args)`, as `Cluster.start` describes.
+
+        options: `name` and `namespace`, as Ray uses them.
+        """
         remote = ray.remote(concurrency_groups=dict(threads)) if threads else ray.remote
         process = remote(kind).options(num_cpus=cpus, num_gpus=gpus, **options)
         return RayHandle(process.remote(*args), groups or {})
@@ -191,11 +201,14 @@ class RayCluster:
         return dead_services()
 
     def resources(self) -> Mapping[str, float]:
-        """Returns resource → amount: of a joined cluster, the amount that other programs leave."""
+        """Returns the amount of each resource ("CPU", "GPU") that this run may use.
+
+        On a joined cluster these are the resources that other programs leave free.
+        """
         joined = bool(self._config.address)
         return dict(ray.available_resources() if joined else ray.cluster_resources())
 
 
 def _message(error: RayError) -> str:
-    """Returns the text of an error of Ray without colour codes."""
+    """Returns the text of a Ray error, without the codes that colour a terminal."""
     return re.sub(r"\x1b\[\d*m", "", str(error)).strip() or type(error).__name__

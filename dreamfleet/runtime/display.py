@@ -1,7 +1,8 @@
-"""Shows a run on the screen: a live panel on a terminal, plain lines elsewhere."""
+"""Shows a run on the screen: as a live panel on a terminal, otherwise as plain lines."""
 
 from __future__ import annotations
 
+import signal
 import textwrap
 import threading
 import time
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from dreamfleet.runtime import metric_reference
 from dreamfleet.runtime.advice import advice, in_words
+from dreamfleet.runtime.interrupts import SIGNALS
 from dreamfleet.runtime.terminal import without_echo_of_control_keys
 
 LIVE_EVERY_S: Final = 0.25
@@ -34,7 +36,10 @@ SPACE: Final = "\u00a0"  # a space at which no line is broken
 
 @dataclass(frozen=True)
 class Status:
-    """The counters of a run at one moment. The display computes speeds and the time left."""
+    """The counters and metrics of a run at one moment, for the display.
+
+    The display itself computes speeds and the time left.
+    """
 
     env_steps: int
     steps: int  # env steps at which the run ends
@@ -54,10 +59,10 @@ class Status:
 
 
 class Display:
-    """Shows a run on stderr. Use it as a context; the last status stays on the screen.
+    """Shows a run on stderr. Use it as a context manager; the last status stays on the screen.
 
-    `title` names the run. `clock`: a function that returns seconds; it decides how often the
-    screen is refreshed.
+    title: the name of the run, in the first line of the panel. clock: a function that returns
+    seconds; the display refreshes the screen by this clock.
     """
 
     def __init__(
@@ -85,11 +90,14 @@ class Display:
         self._restore_echo: Callable[[], None] = lambda: None
 
     def due(self) -> bool:
-        """Tells whether `update` would show a status now. Computing a status takes longer."""
+        """Tells whether `update` would show a status now.
+
+        A caller asks first, because computing a status takes longer than asking.
+        """
         return self._clock() >= self._next
 
     def update(self, status: Status) -> None:
-        """Shows `status`, unless another one was shown a moment ago."""
+        """Shows `status`, unless the display has shown another status a moment ago."""
         if not self.due():
             return
         self._next = self._clock() + (LIVE_EVERY_S if self._live else PLAIN_EVERY_S)
@@ -97,19 +105,19 @@ class Display:
         self._show(status)
 
     def finish(self, status: Status) -> None:
-        """Shows `status` at the end of the run, at whatever time the last one was shown."""
+        """Shows `status` as the last status of the run, even if another was shown a moment ago."""
         if status != self._shown:
             self._show(status)
 
     def note(self, line: str) -> None:
-        """Prints one line that stays: an address, a saved checkpoint, a fault."""
+        """Prints one line that stays on the screen, such as an address or a saved checkpoint."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def wait_for(self, what: str, plain: bool = True) -> None:
-        """Says what the run waits for or does, such as `starting Ray`; "" ends the pause.
+        """Shows what the run waits for, such as `starting Ray`; "" ends the pause.
 
-        A terminal shows it at once. The plain output gets a line once the pause is longer than
-        `SAY_AFTER_S`; with `plain=False` it gets none.
+        A terminal shows the text `what` at once. Plain output gets a line only when the pause has
+        lasted `SAY_AFTER_S` seconds, and none with `plain=False`.
         """
         self._waits_since = self._said_at = time.monotonic()
         self._waits_for = what if plain or self._live else ""
@@ -131,7 +139,7 @@ class Display:
         self.stop()
 
     def stop(self) -> None:
-        """Stops refreshing. The last status stays on the screen."""
+        """Stops refreshing the screen. The last status stays visible."""
         self._stopping.set()
         self._waits_for = ""
         if self._live:
@@ -159,7 +167,7 @@ class Display:
                 self.note(f"advice: {found}")
 
     def _refresh(self) -> None:
-        """Draws the live view: the last status, and what the run waits for."""
+        """Draws the live panel: the last status, and the thing that the run waits for."""
         if not self._live:
             return
         parts: list[RenderableType] = []
@@ -173,7 +181,10 @@ class Display:
         self._live.update(Group(*parts), refresh=True)
 
     def _tick(self) -> None:
-        """Explains long pauses while the thread of the run is busy. Runs in a thread of its own."""
+        """Keeps the text about a pause up to date while the run is busy. Runs in its own thread."""
+        # While Ray starts, `Interrupts` ignores Ctrl-C but blocks it in the main thread, where it
+        # stays pending. In a thread that did not block Ctrl-C, it would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         while not self._stopping.wait(LIVE_EVERY_S):
             what, now = self._waits_for, time.monotonic()
             if not what:
@@ -194,9 +205,10 @@ class Display:
 def panel(
     title: str, status: Status, env_speed: float | None, update_speed: float | None
 ) -> RenderableType:
-    """Returns the live view of a status. Speeds are per second; None is an unknown speed.
+    """Returns the live panel that shows a status on a terminal.
 
-    A line is broken between values only, so that a name and its value stay together.
+    A line is broken only between values, so that a name and its value stay together. env_speed: env
+    steps per second. update_speed: policy updates per second. None: unknown.
     """
     return _View(title, status, env_speed, update_speed)
 
@@ -223,7 +235,11 @@ class _View:
 
 
 def wrapped(label: str, items: Sequence[str], width: int) -> list[str]:
-    """Returns the lines of a row: a label and values, broken between values where possible."""
+    """Returns a row of the panel as lines of at most `width` columns.
+
+    label: the word at the beginning of the row. items: the values of the row, as text. Lines are
+    broken between items where possible.
+    """
     room = max(width - LABEL, 10)
     text = "   ".join(_unbroken(item, room) for item in items)
     lines = textwrap.wrap(text, room, break_on_hyphens=False) or [""]
@@ -235,7 +251,11 @@ def wrapped(label: str, items: Sequence[str], width: int) -> list[str]:
 
 
 def _unbroken(item: str, room: int) -> str:
-    """Returns a name and its value without places to break; sentences may be broken anywhere."""
+    """Returns `item` with non-breaking spaces, so that no line is broken inside it.
+
+    item: a name with its value, or a sentence. A sentence, which ends with a full stop, is returned
+    unchanged. If `item` is longer than `room` columns, only its name and value are held together.
+    """
     if item.endswith("."):
         return item
     if len(item) <= room:
@@ -247,7 +267,10 @@ def _unbroken(item: str, room: int) -> str:
 def _rows(
     status: Status, env_speed: float | None, update_speed: float | None
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yields the label and the values of each row of the panel."""
+    """Yields the rows of the panel, each as a label and a list of values.
+
+    env_speed, update_speed: env steps and policy updates per second; None: unknown.
+    """
     share = _progress(status)
     done = round(BAR * share)
     yield (
@@ -292,7 +315,10 @@ def _rows(
 
 
 def plain(status: Status, env_speed: float | None, update_speed: float | None) -> str:
-    """Returns a status as one line. Speeds are per second; None is an unknown speed."""
+    """Returns a status as one line of plain text.
+
+    env_speed, update_speed: env steps and policy updates per second; None: unknown.
+    """
     words = [
         f"{status.env_steps:,}/{status.steps:,} steps {_progress(status):.0%}",
         *([status.phase] if status.phase else []),
@@ -311,10 +337,10 @@ def plain(status: Status, env_speed: float | None, update_speed: float | None) -
 
 
 def telling(metrics: Mapping[str, float]) -> list[str]:
-    """Returns the most telling metrics in words, at most `MOST_METRICS`.
+    """Returns the most informative metrics in words, at most `MOST_METRICS` of them.
 
-    These are metrics with words for the panel in the metrics reference. Metrics that the reference
-    does not describe, those of a person's own agent, follow under their own names.
+    Metrics to which the metrics reference gives words for the panel come first. Metrics that the
+    reference does not contain, such as those of a person's own agent, follow under their own names.
     """
     known, own = [], []
     for name, value in metrics.items():
@@ -327,7 +353,7 @@ def telling(metrics: Mapping[str, float]) -> list[str]:
 
 
 def clock_time(seconds: float) -> str:
-    """Returns a duration as a clock shows it: `75` → `1:15`, `3675` → `1:01:15`."""
+    """Returns a duration as a clock shows it: 75 seconds as `1:15`, 3675 seconds as `1:01:15`."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
@@ -338,7 +364,10 @@ def _progress(status: Status) -> float:
 
 
 def _advice(status: Status) -> str:
-    """Returns advice on speed, once the run learns: before, the learner waits in any case."""
+    """Returns advice on speed, or "" before the first policy update.
+
+    Before the first update the learner always waits for rows, so its waiting time says nothing.
+    """
     return advice(status.waits) if status.updates else ""
 
 
@@ -352,7 +381,10 @@ def _faults(status: Status) -> list[str]:
 
 
 def _speeds(before: Status, now: Status) -> tuple[float | None, float | None]:
-    """Returns env steps and updates per second; None at the first status of this start."""
+    """Returns env steps and policy updates per second between two statuses.
+
+    Returns (None, None) if no time has passed between `before` and `now`.
+    """
     span = now.elapsed_s - before.elapsed_s
     if span <= 0:
         return None, None

@@ -26,7 +26,7 @@ FILMED: Final = 10  # environments that play together when a film is made; the f
 
 @dataclass(frozen=True)
 class Player:
-    """An agent with the policy of a checkpoint."""
+    """The agent of a run, with the policy loaded from a checkpoint."""
 
     blueprint: Blueprint
     agent: Agent
@@ -40,12 +40,14 @@ def player(
     device: str = "auto",
     say: Callable[[str], object] = lambda line: None,
 ) -> Player:
-    """Returns the agent of `run` with the policy of a checkpoint, without reading the replay.
+    """Returns the agent of a run with the policy of one checkpoint. Does not read the saved replay.
 
-    checkpoint: `latest`, `best` (the highest mean return of an evaluation; of equal ones the
-    newer), or the path of a checkpoint. `latest` and `best` skip damaged checkpoints. device: auto,
-    cpu or cuda. `say` is called with a line that says what happens, after the quick checks. Raises
-    UserError when the run, the checkpoint or the device does not exist.
+    run: the run's folder. checkpoint: `latest`, `best` (the policy with the highest mean return of
+    an evaluation; the newest of equal ones), or the path of a checkpoint. `latest` and `best` skip
+    damaged checkpoints. device: auto, cpu or cuda. say: a function that is called with a line for
+    the user before the slow part begins.
+
+    Raises UserError when the run, the checkpoint or the device does not exist.
     """
     Flags(device=device)
     preflight.check_device(device)
@@ -84,13 +86,16 @@ def evaluate(
     max_steps: int | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Plays greedy episodes of a checkpoint of `run` → their statistics, ready for JSON.
+    """Plays greedy episodes with the policy of a checkpoint. Returns statistics, ready for JSON.
 
-    Returns are undiscounted and unshaped. `video`: a folder for films of every tenth episode; the
-    result then has their paths as `films`. `checkpoint`: as for `player`. `max_steps`: steps after
-    which an episode is cut short; None is the setting of the run. `say` is called with lines that
-    say what happens. Raises UserError for a number out of its range and in the cases of `player`,
-    and WorkerFailed when an environment breaks its contract.
+    The returns are undiscounted, with the environment's own rewards. run: the run's folder. video:
+    a folder for films of every tenth episode; the key `films` of the result then holds their paths.
+    checkpoint: `latest`, `best` or the path of a checkpoint. max_steps: steps after which an
+    episode is truncated; None: the run's own setting. say: a function that is called with lines for
+    the user.
+
+    Raises UserError for a number out of range, and when the run, the checkpoint or the device does
+    not exist. Raises WorkerFailed when the environment raises an error or returns invalid values.
     """
     for name, value, low, high in (
         ("episodes", episodes, 1, MOST_EPISODES),
@@ -137,10 +142,10 @@ def evaluate(
 
 
 def load_policy(agent: Agent, state: Mapping[str, Any]) -> None:
-    """Loads the policy of a checkpoint's state into `agent`. Raises UserError if it does not fit.
+    """Loads the policy of a checkpoint into `agent`. Raises UserError if the policy does not fit.
 
-    A checkpoint of a run holds the whole state of the agent. The best checkpoint holds only the
-    weights that acting needs.
+    state: the parsed checkpoint. A periodic checkpoint of a run holds the whole state of the agent.
+    The checkpoint of the best evaluation holds only the weights that are needed to act.
     """
     from dreamfleet.runtime.resume import load_groups, restore_groups
 

@@ -1,9 +1,11 @@
-"""Starts and supervises all processes of a run, through a `Cluster`; imports no Ray.
+"""Starts and supervises all processes of a run on a cluster. Imports no Ray.
 
-The driver gives each process of workers turns of one second. In a turn the workers step on their
-own; its result is a report of each worker. A dead or hanging process is noticed because its turn
-does not end. The run stops when the driver gives no more turns. Rows, samples and weights never
-pass through the driver.
+The driver (the process that the user started) lets each worker process work for one second at a
+time. Such a second is called a turn. In a turn a process steps its workers on its own, and at the
+end it returns a report of each worker.
+
+A dead or hanging process is noticed because its turn does not end. The run stops when the driver
+gives no more turns. Rows, samples and weights never pass through the driver.
 """
 
 from __future__ import annotations
@@ -60,10 +62,11 @@ MAX_STARTING: Final = 2  # processes that may be starting at once after that
 
 
 class Fleet:
-    """Starts all processes of a run, gives them turns, and replaces processes that break.
+    """Starts all processes of a run, lets them work, and replaces processes that break.
 
-    agent: an agent like the agents of the processes; it gives the tables and reads a checkpoint.
-    resumed: the state of the checkpoint to continue from; empty for a new run.
+    agent: an agent of the same class and options as the agents in the processes. The fleet reads
+    its tables, and restores a checkpoint into it. resumed: the state of the checkpoint from which
+    the run continues; empty for a new run.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class Fleet:
         self._others_start_at = time.monotonic() + FIRST_START_S
 
     def run(self) -> None:
-        """Gives turns until the session is over, then finishes, saves and evaluates."""
+        """Runs all processes until the run is over, then saves and evaluates the policy."""
         session = self._session
         try:
             while not session.over:
@@ -141,9 +144,9 @@ class Fleet:
         return all(self._processes[names].started for names in self._trained_by.values())
 
     def save(self) -> tuple[Path | None, dict[str, Any]]:
-        """Saves a checkpoint. Returns its path, or None if that failed, and the agent's state.
+        """Saves a checkpoint. Returns the checkpoint's path and the state of the agent.
 
-        The agent's state is by weight group.
+        The path is None if saving failed. The agent's state is a dict: weight group → saved state.
         """
         trainers = {group: self._processes[self._trained_by[group]] for group in self._groups}
         calls = {group: process.handle.call("state", group) for group, process in trainers.items()}
@@ -155,7 +158,7 @@ class Fleet:
         return self._session.save(agent, join_states(self._replay_answers(states))), agent
 
     def close(self) -> None:
-        """Stops every process of this run. Other processes of the cluster go on."""
+        """Stops every process of this run. Other programs on the cluster go on."""
         workers = [process.handle for process in self._processes.values()]
         for handle in (*workers, *self._replays, self._weights):
             handle.stop()
@@ -163,7 +166,11 @@ class Fleet:
     # ------------------------------------------------------------------------------- turns
 
     def _ended_turns(self, seconds: float) -> list[Process]:
-        """Waits until a turn ends or time is up. Returns the processes with ended or late turns."""
+        """Waits until a process ends its turn, at most `seconds`.
+
+        Returns the processes whose turn has ended, and the processes whose turn is late. A turn is
+        one second of work.
+        """
         by_turn = {process.turn: process for process in self._processes.values()}
         done, now = self._cluster.wait(list(by_turn), seconds), time.monotonic()
         overdue = []
@@ -179,10 +186,10 @@ class Fleet:
         return [by_turn[turn] for turn in (*done, *overdue)]
 
     def _handle_turns(self, processes: Sequence[Process], next_s: float | None) -> None:
-        """Passes on the reports of turns, restarts broken workers and gives the next turns.
+        """Records the reports of ended turns, restarts broken workers, and starts the next turns.
 
-        A process whose turn is late or failed is replaced. next_s: the length of the next turns;
-        None at the end of the run, when there are no more turns.
+        A turn is a second of work of a process. A process whose turn is late or failed is replaced.
+        next_s: the length of the next turns in seconds; None at the end of the run: no next turn.
         """
         if not processes:
             return
@@ -210,7 +217,10 @@ class Fleet:
                 process.deadline = time.monotonic() + next_s + delay_s + time_limit
 
     def _replace(self, process: Process, fault: Fault) -> None:
-        """Stops a dead or hanging process and schedules the start of another in its place."""
+        """Stops a dead or hanging process and schedules the start of a new process in its place.
+
+        fault: the reason, as metrics and messages name it.
+        """
         if process.role in ("learner", "dreamer"):
             self._check_irreplaceable()
         else:
@@ -223,7 +233,10 @@ class Fleet:
         self._restart_at[process.names] = time.monotonic() + delay_s
 
     def _has_added_rows(self, name: str) -> bool:
-        """Tells whether the replay accepted rows of an actor since the actor's last start."""
+        """Tells whether the replay has accepted rows from an actor since the actor's last start.
+
+        name: a worker's name. The result is False for a worker that is no actor.
+        """
         role, _, index = name.partition("-")
         if role != "actor":
             return False
@@ -235,15 +248,16 @@ class Fleet:
         return newest is not None and newest.restarts == starts
 
     def _stats(self) -> dict[str, float]:
-        """Returns the counters of the whole replay."""
+        """Returns the counters of the whole replay, over all its shards."""
         return merged_stats(
             self._replay_answers([replay.call("stats") for replay in self._replays])
         )
 
     def _finish_turns(self) -> None:
-        """Waits for the turns in progress: of learner and dreamers to their end, of actors briefly.
+        """Waits at the end of the run until the processes finish their present work.
 
-        After an interrupt, an update may take another `INTERRUPTED_UPDATE_S`.
+        Learner and dreamers may finish their update. Actors get `LAST_ROWS_S` seconds. After an
+        interrupt, an update may take `INTERRUPTED_UPDATE_S` seconds at most.
         """
         started = [process for process in self._processes.values() if process.started]
         trainers = [process for process in started if process.role in ("learner", "dreamer")]
@@ -260,15 +274,15 @@ class Fleet:
             self._handle_turns([turns[turn] for turn in done], None)
 
     def _finish_evaluation(self) -> None:
-        """Waits for the evaluation in progress, unless somebody interrupts."""
+        """Waits for the evaluation that is in progress, unless a signal interrupts the run."""
         evaluator = self._processes.get(("evaluator",))
         if evaluator and self._turn_ends(evaluator):
             self._handle_turns([evaluator], None)
 
     def _evaluate_saved(self, states: Mapping[str, Any]) -> None:
-        """Has the evaluator evaluate the saved policy, unless somebody interrupts.
+        """Lets the evaluator evaluate the policy that was just saved, unless a signal interrupts.
 
-        states: weight group → the saved state.
+        states: weight group → the saved state of the agent's networks.
         """
         if ("evaluator",) in (*self._to_start, *self._restart_at):
             self._start(("evaluator",))
@@ -288,7 +302,10 @@ class Fleet:
             session.take_last_evaluation(report)
 
     def _turn_ends(self, process: Process) -> bool:
-        """Waits for a turn to end. Returns False if it is late or somebody interrupts."""
+        """Waits until a process ends its turn (a second of work).
+
+        Returns False if the turn is late or a signal interrupts the run.
+        """
         while not self._cluster.wait([process.turn], POLL_S):
             self._session.refresh()
             if self._session.interrupted or time.monotonic() > process.deadline:
@@ -298,12 +315,19 @@ class Fleet:
     # ------------------------------------------------------------------------------- faults
 
     def _replay_answers(self, calls: Sequence[Any]) -> list[Any]:
-        """Returns the answers to a call of each replay shard. Raises WorkerFailed."""
+        """Waits for the answers of all replay shards and returns them. Raises WorkerFailed.
+
+        calls: one call for each shard, in the order of the shards. WorkerFailed is raised if a
+        shard is dead or does not answer in time.
+        """
         shards = zip(calls, self._replays, self._replay_names, strict=True)
         return [self._answer(call, handle, name) for call, handle, name in shards]
 
     def _answer(self, call: Any, handle: ProcessHandle, name: str) -> Any:
-        """Waits for the answer to a call. Raises WorkerFailed if the process is dead or silent."""
+        """Waits for the answer to a call. Raises WorkerFailed if the process is dead or silent.
+
+        name: the name of the process, for messages.
+        """
         session, since, noted = self._session, time.monotonic(), False
         limit = ANSWER_S
         while not self._cluster.wait([call], POLL_S):
@@ -327,11 +351,14 @@ class Fleet:
             raise WorkerFailed(f"{name} broke: {failure.reason}") from failure
 
     def _time_limit(self, role: str) -> float:
-        """Returns the seconds that a turn may take beyond its length."""
+        """Returns how many seconds a process may be late with the end of its turn.
+
+        role: actor, learner, dreamer or evaluator.
+        """
         return {"actor": self._train.env_timeout_s, "evaluator": EVALUATION_S}.get(role, ANSWER_S)
 
     def _overdue_fault(self, process: Process) -> Fault:
-        """Returns the fault of a process whose turn is late."""
+        """Returns the fault (the reason of a failure as text) of a process whose turn is late."""
         role = process.role
         what = {"actor": "a step of its environment took"}.get(role, "its turn took")
         limit = f"{self._time_limit(role):g} s" + " (train.env_timeout_s)" * (role == "actor")
@@ -339,11 +366,11 @@ class Fleet:
         return Fault(why, why)
 
     def _process_fault(self, failure: NoAnswer) -> Fault:
-        """Returns the fault of a process whose turn failed."""
+        """Returns the fault (the reason of a failure as text) of a process whose turn failed."""
         return Fault(failure.reason, failure.reason if failure.died else str(failure))
 
     def _check_services(self) -> None:
-        """Raises WorkerFailed, once, if a process of the cluster itself is dead."""
+        """Raises WorkerFailed if a process of Ray itself is dead. Raises it once only."""
         dead = self._cluster.dead_services()
         if not dead or self._dead_services:
             return
@@ -351,9 +378,10 @@ class Fleet:
         raise WorkerFailed(f"Ray broke: its process {dead[0]} died")
 
     def _check_irreplaceable(self) -> None:
-        """Raises WorkerFailed with the name of a dead process that cannot be replaced.
+        """Raises WorkerFailed, with the name of the process, if a dead process cannot be replaced.
 
-        These are the replay, the weight store, the learner, the dreamers and Ray's own processes.
+        The replay, the weight store, the learner, the dreamers and Ray's own processes cannot be
+        replaced.
         """
         self._check_services()
         handles = dict(zip(self._replay_names, self._replays, strict=True))
@@ -373,7 +401,11 @@ class Fleet:
     # ------------------------------------------------------------------------------ starting
 
     def _start_more(self) -> None:
-        """Starts processes that are due: replacements, then others once learning has begun."""
+        """Starts the processes that are due.
+
+        Replacements of broken processes come first. The processes that wait for learning to begin
+        follow, a few at a time.
+        """
         now = time.monotonic()
         for names, due in list(self._restart_at.items()):
             if now >= due:
@@ -386,7 +418,10 @@ class Fleet:
             self._start(self._to_start.popleft())
 
     def _start_replays(self, state: Mapping[str, Any] | None) -> list[ProcessHandle]:
-        """Starts a process for each replay shard, from the replay's saved state if there is one."""
+        """Starts a process for each replay shard and returns the handles of the processes.
+
+        state: the saved state of the whole replay; None: a new, empty replay.
+        """
         config, seeds = self._blueprint.config, self._blueprint.shard_seeds()
         tables = shard_tables(self._tables, len(seeds))
         states = split_state(state, len(seeds)) if state else [None] * len(seeds)
@@ -399,7 +434,10 @@ class Fleet:
         ]
 
     def _start(self, names: tuple[str, ...]) -> None:
-        """Starts the process of the workers of these names, with a turn of no time."""
+        """Starts one process with the workers of these names.
+
+        Its first turn takes no time: the end of this turn shows that the process has started.
+        """
         progress = {name: self._session.progress(name) for name in names}
         starts = progress[names[-1]].starts
         role = names[-1].partition("-")[0]

@@ -1,4 +1,4 @@
-"""Measures a run while it goes on: waits, age of weights, speeds and returns."""
+"""Measures a run while it trains: waiting times, age of weights, speeds and returns."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dreamfleet.runtime.worker_runner import Report
 
 
 class Gauges:
-    """The measurements of a run since it was started.
+    """Measurements of a run since the run was started or resumed.
 
-    env_steps, updates: those of the run so far; updates are of the policy.
+    env_steps, updates: the env steps and the policy updates that the run had made by then.
     """
 
     def __init__(self, env_steps: int, updates: int) -> None:
@@ -26,7 +26,7 @@ class Gauges:
         self._before = (env_steps, updates, time.monotonic())  # at the end of the last period
 
     def take(self, report: Report) -> None:
-        """Adds what a worker reports."""
+        """Adds the times and versions of a worker's report to the measurements."""
         role = report.worker.partition("-")[0]
         if report.published:
             self._published["policy" if role == "learner" else "world"] = report.published
@@ -38,34 +38,46 @@ class Gauges:
                 self._spent[role][partner] += seconds
 
     def forget_waits(self) -> None:
-        """Forgets the waits so far: before learning starts, every learner waits for rows."""
+        """Forgets all waiting times so far. Called when learning begins.
+
+        Before learning begins every learner waits for rows, which says nothing about speed.
+        """
         self.waits = {}
         self._spent.clear()
 
     def add_return(self, episode_return: float) -> None:
-        """Adds the return of a training episode."""
+        """Adds the return of a finished training episode to the mean of the last 100 returns."""
         self._returns.append(episode_return)
 
     @property
     def episodes(self) -> int:
-        """The number of episodes in `return_mean`."""
+        """The number of episodes over which `return_mean` is the mean; at most 100."""
         return len(self._returns)
 
     @property
     def return_mean(self) -> float | None:
-        """The mean return of the last 100 training episodes; None before the first one ends."""
+        """Mean return of the last 100 training episodes; None before the first episode ends."""
         return float(np.mean(self._returns)) if self._returns else None
 
     @property
     def lag(self) -> dict[str, tuple[float, float]]:
-        """The age of the actors' weights in versions, by group: median and 95th percentile."""
+        """Weight group → median and 95th percentile of the age of the actors' weights.
+
+        The age is the number of versions by which an actor's weights are older than the newest
+        ones. A weight group is the set of networks that one process trains (`world` or `policy`).
+        """
         return {
             group: (float(np.percentile(lag, 50)), float(np.percentile(lag, 95)))
             for group, lag in self._lags.items()
         }
 
     def close_period(self, env_steps: int, updates: int) -> dict[str, float]:
-        """Ends a period → its waits, ages and speeds as metrics. Computes `waits` anew."""
+        """Ends a measuring period. Returns its waiting times, weight ages and speeds as metrics.
+
+        Also sets `waits` to the waiting times of the period.
+
+        env_steps, updates: the env steps and the policy updates of the run so far.
+        """
         self.waits = {
             f"{role} → {partner}": seconds / total
             for role, spent in self._spent.items()

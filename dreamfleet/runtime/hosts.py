@@ -1,6 +1,6 @@
 """The objects that live in the processes of a cluster: one replay shard, or some workers.
 
-Nothing here imports Ray. Another process calls the methods of these objects.
+The driver and other processes call the methods of these objects. This module does not import Ray.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ RETRY_S: Final = (0.005, 0.5)  # bounds on the retry delay of a refused add
 
 
 class AwaitableReplay(Replay, Protocol):
-    """A replay in another process. A worker can sleep until the replay has answered a call."""
+    """A replay in another process, with a method that sleeps until the replay answers a call."""
 
     def wait(self, seconds: float) -> None:
-        """Returns once an answer comes that was missing at an earlier call, or time is up."""
+        """Sleeps until an answer arrives that an earlier call lacked, at most `seconds`."""
         ...
 
     def flush(self) -> bool:
-        """Sends chunks that had to wait. Returns whether all chunks have arrived."""
+        """Sends the chunks of rows that had to wait. Returns whether all chunks have arrived."""
         ...
 
 
 class AddReply(NamedTuple):
-    """The replay's answer to a chunk of rows, or to a batch for a queue."""
+    """The replay's answer to an added chunk of rows, or to a batch added to a queue."""
 
     accepted: bool
     credit: int  # agent steps, or batches, that this caller may send before the next answer
@@ -64,7 +64,7 @@ class AddReply(NamedTuple):
 
 
 class SampleRequest(NamedTuple):
-    """One sample request of a client. The replay serves a client's requests by number."""
+    """A client's request for one sample. Requests are numbered and answered in this order."""
 
     client: str  # identifies the process that samples
     number: int  # requests of this client for this consumer before this one
@@ -72,7 +72,7 @@ class SampleRequest(NamedTuple):
 
 
 class _TableAccess:
-    """The lock of one table, the callers that wait for the table, and the samples in transit."""
+    """The lock of one table, with records of waiting callers and of samples on their way."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -84,29 +84,40 @@ class _TableAccess:
         self.received: Counter[tuple[str, str]] = Counter()  # consumer, client → samples
 
     def change(self, consumer: str) -> threading.Condition:
-        """Returns the condition on which sample requests of a consumer wait."""
+        """Returns the condition variable on which requests for samples of a consumer wait.
+
+        A consumer is one use of a table, such as `policy`.
+        """
         return self.changes.setdefault(consumer, threading.Condition(self.lock))
 
     def count_sent(self, consumer: str, to: tuple[str, str]) -> None:
-        """Counts a sample as sent and wakes waiting requests: the next one may be served now."""
+        """Counts a sample as sent to a client, and wakes the requests that wait.
+
+        to: the consumer and the client. The next request of this client may be served after the
+        call.
+        """
         self.sent[to] += 1
         self.change(consumer).notify_all()
 
     def in_transit(self, consumer: str) -> int:
-        """Returns the number of samples that were drawn and have not reached their client."""
+        """Returns the number of samples that were drawn but have not reached their client yet.
+
+        consumer: the use of the table, such as `policy`, whose samples are counted.
+        """
         clients = [key for key in self.received if key[0] == consumer]
         sent = sum(self.sent[key] - self.received[key] for key in clients)
         return self.copying[consumer] + sent
 
 
 class ReplayHost:
-    """One replay shard that serves many callers at once, with a lock per table.
+    """One replay shard that serves many callers at once, with one lock for each table.
 
-    `add` never blocks: a refused caller is told when to try again. `sample` blocks a thread until
-    there are enough rows, so that a batch is sent as soon as its last row arrives. Samples are
-    copied while the lock is free.
+    `add` never blocks: its answer to a refused caller contains the time of the next try. `sample`
+    blocks its thread until there are enough rows, so that a batch is sent as soon as its last row
+    arrives. Samples are copied while the lock is free.
 
-    state: a saved state to continue from. end_at: agent steps after which `add` stores nothing.
+    state: the saved state from which to continue. end_at: the number of agent steps after which
+    `add` stores nothing.
     """
 
     def __init__(
@@ -130,9 +141,10 @@ class ReplayHost:
         streams: Array | None = None,
         chunk_id: ChunkId | None = None,
     ) -> AddReply:
-        """Adds rows or a queue's batch, as `Replay.add` does, and answers at once.
+        """Adds a chunk of rows to a table, or a batch to a queue, and answers at once.
 
-        A queue keeps its batch packed.
+        The arguments are those of `Replay.add`, with the rows packed. The answer says whether the
+        rows were accepted, and how many more the caller may send. A queue keeps its batch packed.
         """
         access, actor, queue = (
             self._access_to(table),
@@ -167,10 +179,11 @@ class ReplayHost:
         count: int | None = None,
         request: SampleRequest | None = None,
     ) -> PackedSample | Packed | None:
-        """Samples as `Replay.sample` does, but blocks for up to `wait_s` seconds.
+        """Samples from a table, or takes a batch from a queue; blocks for up to `wait_s` seconds.
 
-        Returns a packed sample of a table, a packed batch of a queue, or None when time is up.
-        count: a number of windows other than the consumer's batch size.
+        Returns a packed sample of a table, a packed batch of a queue, or None when the time is up.
+        count: the number of windows; None: the batch size of the consumer. request: the number of
+        the request, so that a client's requests are answered in order.
         """
         access, server = self._access_to(table), self._server
         deadline = time.monotonic() + wait_s
@@ -203,26 +216,30 @@ class ReplayHost:
                     return PackedSample(packed, draw.sample)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Sets the priorities of rows."""
+        """Sets new priorities of rows in a table.
+
+        keys: the numbers of the rows, (N,). priorities: the new priorities, (N,).
+        """
         with self._access_to(table).lock:
             self._server.update(table, keys, priorities)
 
     def stats(self) -> dict[str, float]:
-        """Returns the counters of all tables, taken at one moment."""
+        """Returns the counters of all tables, such as rows stored, taken at one moment."""
         with ExitStack() as locks:
             for access in self._access.values():
                 locks.enter_context(access.lock)
             return self._server.stats()
 
     def newest(self, table: str, actor: int) -> ChunkId | None:
-        """Returns the id of the newest chunk of an actor, or None before the first chunk."""
+        """Returns the id of an actor's newest chunk, or None before the actor's first chunk."""
         with self._access_to(table).lock:
             return self._server.newest(table, actor)
 
     def state(self) -> dict[str, Any]:
-        """Returns the state of the replay, copied in pieces so that other calls can go on.
+        """Returns the state of the shard, copied in pieces so that other calls are served between.
 
-        Samples in transit are not counted as taken: a resumed run has lost them.
+        Samples on their way to a client are not counted as sampled, because a run that is resumed
+        from the state has lost them.
         """
         state = {}
         for table, access in self._access.items():
@@ -250,9 +267,10 @@ class ReplayHost:
 def _retry_on_change(
     change: threading.Condition, deadline: float, attempt: Callable[[], Any]
 ) -> Any:
-    """Returns the first result of `attempt` that is not None, or None when time is up.
+    """Returns the first result of `attempt` that is not None, or None at the deadline.
 
-    Calls `attempt` at once and after each notification of `change`, whose lock the caller holds.
+    Calls `attempt` at once, and again after each notification of `change`. The caller holds the
+    lock of `change`. deadline: a time of the monotonic clock.
     """
     while True:
         result = attempt()
@@ -263,10 +281,10 @@ def _retry_on_change(
 
 
 class WorkerHost:
-    """One process with one agent and the workers that share this agent.
+    """One process of workers, which share one agent.
 
-    names: the workers, in the order of their steps. progress: by worker. state: weight group →
-    the saved state to restore.
+    names: the workers, in the order of their steps. progress: worker → the counters from which the
+    worker starts. state: weight group → the saved state to restore.
     """
 
     def __init__(
@@ -300,15 +318,16 @@ class WorkerHost:
         }
 
     def __repr__(self) -> str:
-        """Returns the name that Ray's dashboard and log lines give this process."""
+        """Returns the name of this process in Ray's dashboard and logs."""
         return "+".join(self._names)
 
     def turn(
         self, seconds: float, restarts: Mapping[str, Progress], delay_s: float = 0.0
     ) -> list[Report]:
-        """Steps the workers for about `seconds`, or until one breaks; returns a report of each.
+        """Steps the workers for about `seconds`, or until one breaks. Returns a report of each.
 
-        restarts: broken worker → the progress to restart it from, after a delay of `delay_s`.
+        restarts: broken worker → the progress from which to restart the worker. delay_s: seconds to
+        sleep before the restarts.
         """
         time.sleep(delay_s)
         for name, progress in restarts.items():
@@ -327,7 +346,7 @@ class WorkerHost:
         return [runner.report() for runner in runners]
 
     def evaluate_saved(self, at: int, states: Mapping[str, Any]) -> list[Report]:
-        """Evaluates a saved policy and returns the evaluator's report.
+        """Evaluates a saved policy. Returns a list with the evaluator's report.
 
         at: env steps of the run when the policy was saved. states: weight group → saved state.
         """
@@ -336,12 +355,16 @@ class WorkerHost:
         return [runner.report()]
 
     def state(self, group: str) -> dict[str, Any]:
-        """Returns the whole learning state of a weight group."""
+        """Returns the whole learning state of a weight group: networks, optimizers and the rest."""
         return self._agent.state(group)
 
 
 def groups_to_pull(agent: Agent, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the weight groups that workers of these names use and do not train themselves."""
+    """Returns the weight groups that these workers use but do not train.
+
+    A weight group is the set of networks that one process trains (`world` or `policy`). The workers
+    must pull these weights from the weight store. names: the workers of one process.
+    """
     trains = {"learner": "policy", "dreamer-0": "world"}
     trained = {trains[name] for name in names if name in trains}
     roles = {name.partition("-")[0] for name in names}
@@ -350,7 +373,7 @@ def groups_to_pull(agent: Agent, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def build_problem(blueprint: Blueprint) -> str:
-    """Builds a run's environment and agent. Returns the problem in one line, or "" without one."""
+    """Tries to build a run's environment and agent. Returns the problem as one line, or ""."""
     from dreamfleet.envs import registry
 
     try:

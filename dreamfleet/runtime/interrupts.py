@@ -1,6 +1,6 @@
-"""Handles the signals that end a run.
+"""Handles the signals that end a run, and kills processes that a run leaves behind.
 
-After the first signal the run saves and ends in order; after the second it ends at once.
+After the first Ctrl-C or SIGTERM the run saves and ends in order. After the second it ends at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SET_CHILD_SUBREAPER: Final = 36  # sys/prctl.h
 
 
 class Interrupts:
-    """Receives Ctrl-C (SIGINT) and SIGTERM in the main thread; does nothing in other threads."""
+    """Receives Ctrl-C (SIGINT) and SIGTERM. It works in the main thread only."""
 
     def __init__(self) -> None:
         self.number: int | None = None  # of the first signal
@@ -32,42 +32,51 @@ class Interrupts:
 
     @property
     def name(self) -> str:
-        """Returns the name of the first signal, such as SIGINT, or "" before it."""
+        """The name of the first signal that arrived, such as SIGINT; "" if none has arrived."""
         return signal.Signals(self.number).name if self.number is not None else ""
 
     @property
     def exit_code(self) -> int:
-        """Returns the exit code of a program that the first signal ended."""
+        """The exit code of this program: 128 plus the number of the first signal."""
         return 128 + (self.number or 0)
 
     def open(self) -> None:
-        """Installs the signal handlers and remembers the previous handlers."""
+        """Installs handlers for Ctrl-C and SIGTERM, and remembers the previous handlers."""
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.getsignal(number) for number in SIGNALS}
         self.listen()
 
     def close(self) -> None:
-        """Restores the handlers from before `open`."""
+        """Restores the signal handlers that were installed before `open`."""
         if self._previous:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Installs the signal handlers again, which other code may have replaced; ends `block`."""
+        """Installs the signal handlers again, and ends the effect of `block`.
+
+        Other code, such as an environment, may have replaced the handlers.
+        """
         for number in self._previous:
             signal.signal(number, self._handle)
         if self._previous:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def block(self) -> None:
-        """Keeps Ctrl-C pending for `wait`. A process that starts meanwhile ignores it for good."""
+        """Holds Ctrl-C back until `wait` or `listen` is called.
+
+        Processes that are started meanwhile ignore Ctrl-C for good.
+        """
         if self._previous:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait(self, seconds: float) -> bool:
-        """Waits for a signal, after `block`. Returns whether a signal came, now or earlier."""
+        """Waits up to `seconds` for a signal that `block` holds back.
+
+        Returns whether any signal has arrived since `open`.
+        """
         if not self._previous:
             time.sleep(seconds)
         elif self.number is None and signal.sigtimedwait([signal.SIGINT], seconds):
@@ -88,19 +97,20 @@ class Interrupts:
 
 
 def adopt_orphans(wanted: bool) -> None:
-    """Makes this process the new parent of descendants that lose their parent, or ends this.
+    """Decides whether orphaned descendants of this process become its children. Linux only.
 
-    Without it, the children of a dead `raylet` of Ray would go on for a minute, and `descendants`
-    would not find them. Linux only.
+    wanted: True to adopt orphans, False to stop adopting. If Ray's process `raylet` dies, its
+    children go on for a minute. `descendants` finds them only if this process has adopted them.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 def kill_descendants(spare: Collection[int]) -> None:
-    """Kills all descendants of this process, except those with ids in `spare`.
+    """Kills all descendants of this process (children, grandchildren, …) except those in `spare`.
 
-    All descendants are stopped first, so that none of them can start another process.
+    spare: ids of processes to leave alone. All descendants are first stopped with SIGSTOP, so that
+    none of them starts another process meanwhile.
     """
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in descendants():
@@ -110,7 +120,7 @@ def kill_descendants(spare: Collection[int]) -> None:
 
 
 def descendants() -> list[int]:
-    """Returns the ids of all descendants of this process, parents before children."""
+    """Returns the ids of all descendants of this process. A parent stands before its children."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

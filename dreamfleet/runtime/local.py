@@ -1,4 +1,4 @@
-"""Trains in one thread: all workers share one agent; deterministic and without Ray."""
+"""Trains in one thread, in which all workers share one agent. Deterministic, without Ray."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ INTERRUPT_S: Final = 0.7  # how long an environment call may go on after an inte
 def train(
     config: RunConfig, folder: RunFolder, resumed: dict[str, Any] | None, display: Display
 ) -> int:
-    """Trains until the steps are done or somebody interrupts. Returns the exit code.
+    """Trains in this thread until all steps are taken or a signal interrupts. Returns an exit code.
 
-    resumed: the state of the checkpoint to continue from; None for a new run. Raises WorkerFailed
-    when a worker breaks and a restart cannot help.
+    resumed: the state of the checkpoint from which the run continues; None for a new run. Raises
+    WorkerFailed when a worker breaks and a restart cannot help.
     """
     session = Session(config, folder, display, resumed)
     blueprint = Blueprint.of(config)
@@ -110,17 +110,18 @@ def train(
 
 
 def _delay(session: Session, seconds: float) -> None:
-    """Sleeps until the time is up or the session is over."""
+    """Sleeps for `seconds`, or until the run is over or interrupted."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and not session.over:
         time.sleep(CHECK_EVERY_S)
 
 
 def _check_env_call(session: Session, save: Callable[[], object], call: EnvCall | None) -> None:
-    """Saves and ends the process if an environment call hangs or ignores an interrupt.
+    """Saves the run and ends the process if an environment call hangs or ignores an interrupt.
 
-    Runs in the watchdog's thread, while the training thread is inside the call. Nothing else
-    changes meanwhile, so that the run can be saved.
+    Runs in the watchdog's thread, while the training thread is inside the environment call. No
+    other code changes the run meanwhile, so that the run can be saved. call: the environment call
+    in progress, or None.
     """
     config, interrupts = session.config, session.interrupts
     waited = time.monotonic() - interrupts.first_at if session.interrupted else 0.0
@@ -148,7 +149,7 @@ def _check_env_call(session: Session, save: Callable[[], object], call: EnvCall 
 
 
 def _save_and_advise(session: Session, save: Callable[[], object]) -> str:
-    """Tries to save the run. Returns how a person can go on."""
+    """Tries to save the run. Returns a sentence on how the user can continue the run."""
     try:
         save()
     except Exception as error:  # of any kind: the process must still end with a message

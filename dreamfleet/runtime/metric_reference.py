@@ -1,4 +1,7 @@
-"""The reference of metrics: reads `metrics.yaml`, for the panel and for `docs/metrics.md`."""
+"""Reads the descriptions of all metrics from `metrics.yaml`.
+
+The display, `launch.py list metrics` and `docs/metrics.md` show these descriptions.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,28 @@ PATH: Final = Path(__file__).parent.parent / "metrics.yaml"
 
 HEAD: Final = """# Metrics
 
-`python docs/generate.py` writes this page from `dreamfleet/metrics.yaml`.
-`launch.py list metrics` prints the same.
+This page describes every metric of a run. `python docs/generate.py` writes this page from
+`dreamfleet/metrics.yaml`. `launch.py list metrics` prints the same descriptions.
 
-A run writes its metrics to `metrics.jsonl`, one JSON object per line, and to TensorBoard. The names
-below are those of TensorBoard. In `metrics.jsonl` every line has a `kind`, and a name that begins
-with that kind is shortened: `episode/return` is the key `return` of the lines of kind `episode`.
-Kinds are `episode`, `eval`, `learn` (the learner), `world` (the dreamer), `run` (every ten
-seconds), `fault`, `milestone` and `resume`. Every line also has `env_steps`, the environment steps
-of the run, and `wall_s`, its seconds. Lines of kind `episode` have `actor`, the actor's number.
+A run writes its metrics to `metrics.jsonl`, one JSON object (event) per line, and to TensorBoard.
+Every event has the keys `kind`, `env_steps` (environment steps of the run) and `wall_s` (seconds of
+the run). Kinds are `episode`, `eval`, `learn` (by the learner), `world` (by the dreamer), `run`
+(every ten seconds), `fault`, `milestone` and `resume`. Events of kind `episode` also have `actor`,
+the number of the actor.
 
-Words in capitals stand for a part that varies. A unit of "–" is a number without a unit.
-TensorBoard shows a counter of the replay or of faults once it changes.
+The tables below list metrics by their names in TensorBoard. If a name begins with the kind of an
+event, `metrics.jsonl` leaves the kind out: `episode/return` is the key `return` of events of kind
+`episode`.
+
+In the names below, a word in capitals stands for a part that varies, and N for a number. The unit
+"–" means a number without a unit. TensorBoard shows a counter of the replay or of faults only after
+the counter has changed.
 """
 
 
 @dataclass(frozen=True)
 class Metric:
-    """The description of one metric, or of all metrics whose names differ in a varying part."""
+    """The description of one metric, or of several metrics whose names follow one pattern."""
 
     name: str  # as in TensorBoard; words in capitals stand for varying parts
     unit: str  # "" is a number without a unit
@@ -40,11 +47,11 @@ class Metric:
     panel: str = ""  # words before the value in the panel; "" is a metric that it does not show
 
     def describes(self, name: str) -> bool:
-        """Tells whether `name` is the name of this metric, or fits its varying parts."""
+        """Tells whether `name` fits the pattern of this description."""
         return _pattern(self.name).fullmatch(name) is not None
 
     def shown(self, value: float) -> str:
-        """Returns a value in words: a fraction in percent, other values with their unit."""
+        """Returns a value as text: fractions as a percentage, other values with their unit."""
         if self.unit == "fraction":
             return f"{value:.0%}"
         number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -53,20 +60,24 @@ class Metric:
 
 @cache
 def groups() -> dict[str, list[Metric]]:
-    """Returns the descriptions of all metrics by the title of their group."""
+    """Returns the descriptions of all metrics: title of the group → descriptions."""
     loaded = yaml.safe_load(PATH.read_text(encoding="utf-8"))
     return {title: [Metric(**entry) for entry in entries] for title, entries in loaded.items()}
 
 
 @cache
 def find(name: str) -> Metric | None:
-    """Returns the description of a metric: an exact name before one with varying parts, or None."""
+    """Returns the description of the metric `name`, or None if the reference has none.
+
+    If several patterns fit, the pattern with the fewest varying parts is used. An exact name has
+    none.
+    """
     fitting = [it for metrics in groups().values() for it in metrics if it.describes(name)]
     return min(fitting, key=lambda it: _varying(it.name), default=None)
 
 
 def page() -> str:
-    """Returns the text of `docs/metrics.md`."""
+    """Returns the text of `docs/metrics.md`, the reference of all metrics."""
     parts = [HEAD]
     for title, metrics in groups().items():
         rows = [
@@ -88,7 +99,11 @@ def _varying(name: str) -> int:
 
 @cache
 def _pattern(name: str) -> re.Pattern[str]:
-    """Returns the names that fit `name`: N is a whole number, other words in capitals any text."""
+    """Returns a regular expression for the names of metrics that a description covers.
+
+    name: the name in the reference. In `model/error_N` the N stands for any whole number. Any other
+    word in capitals stands for any text without a slash.
+    """
     words = (
         r"\d+" if word == "N" else "[^/]+" if word.isupper() else re.escape(word)
         for word in re.split(r"([A-Z]+)", name)

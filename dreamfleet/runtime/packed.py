@@ -1,4 +1,4 @@
-"""Packs a batch into one block of memory, so that it travels to another process as one buffer."""
+"""Packs a batch of arrays into one buffer, so that another process receives a single buffer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ALIGNMENT = 64  # bytes of a cache line; each column begins at a multiple of thi
 
 
 class Packed(NamedTuple):
-    """A batch whose columns all lie in one block of memory."""
+    """A batch whose columns (named arrays) all lie in one buffer."""
 
     columns: tuple[tuple[str, str, tuple[int, ...], int], ...]  # name, dtype, shape, first byte
     memory: Array  # u8, the bytes of all columns
 
     @classmethod
     def of(cls, batch: Batch) -> Packed:
-        """Returns the batch, packed. Columns that already fill one block are not copied."""
+        """Packs a batch into one buffer. Copies nothing if the columns already fill one buffer."""
         arrays = {name: np.ascontiguousarray(_on_host(value)) for name, value in batch.items()}
         # np.ascontiguousarray turned shape () into (1,), hence the shapes of the originals.
         shapes = {name: np.shape(value) for name, value in batch.items()}
@@ -41,39 +41,43 @@ class Packed(NamedTuple):
         return cls(columns, memory)
 
     def views(self) -> Batch:
-        """Returns the batch; its columns are views of the packed memory."""
+        """Returns the batch without copying. Its columns are views of the buffer."""
         return {
             name: np.ndarray(shape, dtype, self.memory, offset)
             for name, dtype, shape, offset in self.columns
         }
 
     def unpack(self) -> Batch:
-        """Returns the batch in new memory.
+        """Returns the batch as a copy of the buffer.
 
-        Memory that Ray hands out is read-only, and a view would keep it in Ray's object store.
+        Buffers that Ray hands out are read-only, and a view would keep the buffer in Ray's object
+        store.
         """
         return self._replace(memory=self.memory.copy()).views()
 
 
 class PackedSample(NamedTuple):
-    """A `Sample` on its way to another process, with its data packed."""
+    """A `Sample` (windows with their keys and probabilities), its data packed into one buffer."""
 
     data: Packed
     sample: Sample  # complete but for its data
 
     def unpack(self) -> Sample:
-        """Returns the sample in new memory."""
+        """Returns the sample, with all its arrays copied."""
         keys, prob = self.sample.keys.copy(), self.sample.prob.copy()
         return replace(self.sample, data=self.data.unpack(), keys=keys, prob=prob)
 
 
 def _on_host(value: Any) -> Array:
-    """Returns a tensor or an array as an array in host memory."""
+    """Returns a tensor or an array as a numpy array in the memory of the CPU."""
     return value.cpu().numpy() if hasattr(value, "cpu") else np.asarray(value)
 
 
 def _fill(memory: Array, arrays: dict[str, Array], bases: list[Any]) -> bool:
-    """Tells whether the arrays are views of `memory` and fill it, up to alignment."""
+    """Tells whether the arrays are views of `memory` that fill it, apart from alignment gaps.
+
+    bases: the `base` of each array, which is the array that owns its memory.
+    """
     if memory.dtype != np.uint8 or memory.ndim != 1 or any(base is not memory for base in bases):
         return False
     padding = ALIGNMENT * (len(arrays) + 1)

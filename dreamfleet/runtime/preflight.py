@@ -1,4 +1,4 @@
-"""Checks a run's address, device, environment and agent before the run starts."""
+"""Checks the cluster address, device, environment and agent of a run before the run starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CURRENT_CLUSTER: Final = Path(
 
 
 def check_address(address: str) -> None:
-    """Raises UserError unless a process accepts connections at `address`.
+    """Raises UserError unless a process accepts connections at the address of a Ray cluster.
 
     address: HOST:PORT, or `auto` for a cluster that runs on this machine.
     """
@@ -39,7 +39,10 @@ def check_address(address: str) -> None:
 
 
 def resolve_address(address: str) -> str:
-    """Returns HOST:PORT of the cluster to join. Raises UserError if `auto` finds no cluster."""
+    """Returns HOST:PORT of the Ray cluster to join. Raises UserError if `auto` finds no cluster.
+
+    address: HOST:PORT, which is returned unchanged, or `auto` for a cluster on this machine.
+    """
     if address != "auto":
         return address
     target = os.environ.get("RAY_ADDRESS", "")
@@ -56,7 +59,8 @@ def resolve_address(address: str) -> str:
 def token_source() -> str:
     """Returns the place from which Ray will read its token, or "" if there is no token.
 
-    The place is the name of an environment variable or the path of a file, in Ray's own order.
+    The place is the name of an environment variable or the path of a file. Places are tried in
+    Ray's own order.
     """
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
@@ -68,7 +72,10 @@ def token_source() -> str:
 
 
 def check_device(device: str) -> None:
-    """Raises UserError for `cuda` if torch cannot use a GPU. Asks the CUDA driver, not torch."""
+    """Raises UserError if the device is `cuda` and no GPU can be used.
+
+    Asks the CUDA driver instead of torch, because importing torch takes long.
+    """
     if device != "cuda":
         return
     if metadata.version("torch").endswith("+cpu"):
@@ -80,10 +87,10 @@ def check_device(device: str) -> None:
 
 
 def check_environment(config: RunConfig) -> tuple[EnvSpec, list[str]]:
-    """Builds a run's environment and plays one step. Returns its spaces and warnings to show.
+    """Builds a run's environment and takes one step in it. Returns its spaces and warnings.
 
-    Raises UserError if the environment cannot be built or breaks, and if the environment of the
-    evaluations has other spaces than the environment of the training.
+    Raises UserError if the environment cannot be built or breaks. Also raises UserError if the
+    environment of evaluations has other spaces than the environment of training.
     """
     from dreamfleet.envs.first_step import try_first_step
 
@@ -101,7 +108,8 @@ def check_environment(config: RunConfig) -> tuple[EnvSpec, list[str]]:
 def check_same_spaces(spec: EnvSpec, saved: RunConfig) -> None:
     """Raises UserError if new `env.…` settings change the spaces of a resumed run's environment.
 
-    spec: the spaces with the new settings. saved: the configuration of the run.
+    spec: the spaces with the new settings. saved: the saved configuration of the run, which gives
+    the spaces to compare with.
     """
     from dreamfleet.envs import registry
 
@@ -114,9 +122,10 @@ def check_same_spaces(spec: EnvSpec, saved: RunConfig) -> None:
 
 
 def check_agent(config: RunConfig, spec: EnvSpec) -> None:
-    """Builds the agent. Raises UserError for wrong options, spaces or tables of the agent.
+    """Builds the agent. Raises UserError for wrong options, spaces or replay tables.
 
-    A person's own agent must also act, learn and dream once. Imports torch.
+    An agent that is not part of dreamfleet must also act, learn and dream once on synthetic rows.
+    Imports torch.
     """
     from dreamfleet.runtime.blueprint import Blueprint
 
@@ -130,7 +139,7 @@ def check_agent(config: RunConfig, spec: EnvSpec) -> None:
 
 
 def _driver_problem() -> str:
-    """Returns the reason why the CUDA driver offers no device, or "" if it offers one."""
+    """Returns the reason why the CUDA driver offers no GPU, or "" if it offers one."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

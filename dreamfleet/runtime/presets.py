@@ -1,4 +1,4 @@
-"""Reads the presets, settings that are known to work, from `agents/presets.yaml`."""
+"""Reads presets (settings of an agent that work in an environment) from `agents/presets.yaml`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ PATH = Path(__file__).parent.parent / "agents" / "presets.yaml"
 
 
 def every() -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns all presets: agent → env → settings."""
+    """Returns all presets as nested dicts: agent → environment → settings."""
     loaded: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(PATH.read_text())
     return loaded
 
 
 def find(agent: str, env: str, name: str | None = None) -> dict[str, Any]:
-    """Returns the settings of a preset by dotted name; none when the agent has no such preset.
+    """Returns the settings of a preset by dotted name, such as `agent.lr_policy`.
 
-    The preset is `name`, or without a name the one for `env`. Raises UserError for an unknown name.
+    name: the preset; None: the preset of the environment, or no settings if there is none. Raises
+    UserError if the agent has no preset `name`.
     """
     known = every().get(agent, {})
     if name is not None and name not in known:

@@ -1,6 +1,7 @@
-"""The interface through which the driver starts and calls processes, without importing Ray.
+"""The interface through which the driver starts and calls processes. Does not import Ray.
 
-Also computes the CPUs and GPUs that each process asks for.
+The driver is the process that the user started. This module also computes how many CPUs and GPUs
+each process asks for.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ THREAD_GROUPS: Final = {  # method of the replay → group of threads, so that n
 
 
 class NoAnswer(Exception):
-    """A call failed: its process is dead, its answer did not come, or the call raised an error."""
+    """A call to another process failed. The process died, did not answer, or raised an error."""
 
     def __init__(self, text: str, died: bool) -> None:
         super().__init__(text)
@@ -31,7 +32,7 @@ class NoAnswer(Exception):
 
     @property
     def reason(self) -> str:
-        """Returns the reason in one line."""
+        """The reason of the failure in one line."""
         if self.died:
             return "its process died: killed, out of memory, or ended by its own code"
         lines = str(self).strip().splitlines()
@@ -39,20 +40,23 @@ class NoAnswer(Exception):
 
 
 class ProcessHandle(Connection, Protocol):
-    """A connection to a process of this run, which can also stop the process."""
+    """A connection to a process of this run. It can call methods, and stop the process."""
 
     def stop(self) -> None:
         """Kills the process."""
         ...
 
     def alive(self) -> Any:
-        """Sends a call that every living process answers once it is free. Returns the call."""
+        """Sends a call that a living process answers as soon as it is free. Returns the call.
+
+        The answer shows that the process is alive.
+        """
         ...
 
 
 @dataclass
 class Process:
-    """A process of workers and the turn that it is working on."""
+    """A process of workers, with the call that it is working on and the deadline of this call."""
 
     names: tuple[str, ...]
     handle: ProcessHandle
@@ -71,7 +75,7 @@ class Process:
 
 
 class Cluster(Protocol):
-    """Starts processes and returns the answers to calls."""
+    """An interface that starts processes and collects the answers to calls."""
 
     def start(
         self,
@@ -86,8 +90,10 @@ class Cluster(Protocol):
     ) -> ProcessHandle:
         """Starts a process that holds the object `kind(*args)`. Returns a handle to the process.
 
-        The process must be able to import `kind`. threads: thread group → number of threads.
-        groups: method → the thread group that executes it.
+        The process must be able to import the class `kind`. cpus, gpus: the amounts that the
+        process asks for; fractions are allowed. threads: name of a thread group → number of its
+        threads. groups: method → the thread group that executes the method. name, namespace: names
+        of the process in the cluster.
         """
         ...
 
@@ -96,9 +102,9 @@ class Cluster(Protocol):
         ...
 
     def wait(self, calls: Collection[Any], seconds: float, every: bool = False) -> list[Any]:
-        """Waits until one call is answered, or `every` call, or time is up.
+        """Waits until one of the calls is answered, at most `seconds`. Returns the answered calls.
 
-        Returns the answered calls.
+        every: waits until all calls are answered instead of one.
         """
         ...
 
@@ -107,11 +113,11 @@ class Cluster(Protocol):
         ...
 
     def dead_services(self) -> list[str]:
-        """Returns the names of the cluster's own processes that died, as far as they are known."""
+        """Returns the names of the cluster's own processes that are known to be dead."""
         ...
 
     def resources(self) -> Mapping[str, float]:
-        """Returns resource → the amount that is available to this run."""
+        """Returns the amount of each resource ("CPU", "GPU") that this run may use."""
         ...
 
 
@@ -124,11 +130,12 @@ def start_replay(
     end_at: int | None = None,
     **options: Any,
 ) -> ProcessHandle:
-    """Starts the process of a replay shard and returns its handle.
+    """Starts the process of one replay shard and returns a handle to the process.
 
-    samplers: the number of processes that sample the tables. state: the saved state to continue
-    from. end_at: the agent steps after which the shard stores nothing. options: `cpus`, `name`
-    and `namespace` of `Cluster.start`.
+    tables: the tables of the shard. samplers: the number of processes that sample from the shard.
+    state: the saved state from which the shard continues; None: empty tables. end_at: agent steps
+    after which the shard stores no rows; None: no limit. options: `cpus`, `name` and `namespace`,
+    as in `Cluster.start`.
     """
     threads = {"insert": 2, "sample": SAMPLE_THREADS * samplers, "control": 2}
     return cluster.start(
@@ -137,12 +144,14 @@ def start_replay(
 
 
 def resource_shares(config: RunConfig, available: Mapping[str, float]) -> dict[str, Any]:
-    """Returns role → CPUs that a process asks for, "gpu" → GPUs, and "device" → cpu or cuda.
+    """Returns the CPUs and GPUs that each process of a run asks for.
 
-    A process asks for one CPU if there are enough. Otherwise the CPUs are divided in proportion, so
-    that 16 actors start on 2 cores. Raises UserError for `--device cuda` without a GPU.
+    The result maps each role (such as "actor") to CPUs, "gpu" to the GPUs of a process that trains,
+    and "device" to cpu or cuda. An actor, a learner or a dreamer asks for one CPU if there are
+    enough, a replay shard or evaluator for half of one. Otherwise all amounts are reduced by one
+    factor, so that 16 actors can start on 2 cores.
 
-    available: resource → amount, with Ray's names "CPU" and "GPU".
+    available: resource ("CPU", "GPU") → amount. Raises UserError for `--device cuda` without a GPU.
     """
     trainers = 1 + config.num_dreamers
     wanted = {"actor": 1.0, "learner": 1.0, "dreamer": 1.0, "replay": 0.5, "evaluator": 0.5}

@@ -1,4 +1,4 @@
-"""Proxies through which a worker uses the replay and the weight store of other processes."""
+"""Proxies for the replay and the weight store, through which workers call other processes."""
 
 from __future__ import annotations
 
@@ -25,25 +25,31 @@ PULL_EVERY_S: Final = 0.2  # between two requests for newer weights of a group
 
 
 class Unreachable(Gone):
-    """The other process did not answer. Whether it executed the call is unknown."""
+    """Another process did not answer a call. It may or may not have executed the call."""
 
 
 class Connection(Protocol):
-    """Calls the methods of an object in another process. A connection can be pickled."""
+    """Calls the methods of an object in another process. A connection itself can be pickled."""
 
     def call(self, method: str, *args: Any) -> Any:
-        """Sends a call without waiting. Returns a hashable reference to the answer."""
+        """Sends a call without waiting for the answer. Returns a hashable reference to the answer.
+
+        method: the name of the method. args: its arguments.
+        """
         ...
 
     def wait(self, calls: Collection[Any], seconds: float) -> bool:
-        """Waits until one of the calls is answered or time is up. Returns whether one is answered.
+        """Waits until one of the calls is answered, at most `seconds`. Returns whether one is.
 
-        The calls may belong to several connections.
+        calls: references that `call` returned, also of other connections.
         """
         ...
 
     def get(self, call: Any) -> Any:
-        """Waits for an answer and returns it. Raises the call's exception, or Unreachable."""
+        """Waits for the answer to a call and returns it.
+
+        Raises the exception that the called method raised, or Unreachable if no answer comes.
+        """
         ...
 
 
@@ -52,7 +58,7 @@ class Connection(Protocol):
 
 @dataclass
 class _Chunk:
-    """A chunk of rows, or a batch for a queue, on its way to the replay."""
+    """A chunk of rows for a table, or a batch for a queue, on its way to the replay."""
 
     rows: Batch
     streams: Array | None
@@ -61,7 +67,7 @@ class _Chunk:
 
     @classmethod
     def merge(cls, chunks: Sequence[_Chunk]) -> _Chunk:
-        """Returns consecutive chunks of one actor as one chunk."""
+        """Joins consecutive chunks of one actor along the time axis. Returns one chunk."""
         first, last = chunks[0], chunks[-1]
         if len(chunks) == 1:
             return first
@@ -74,7 +80,10 @@ class _Chunk:
 
 @dataclass
 class _SendQueue:
-    """The chunks for one table, in order: one in flight, and those that wait for its answer."""
+    """The chunks that a worker sends to one table, in order.
+
+    One chunk is in flight (sent and not answered). The others wait until it is answered.
+    """
 
     in_flight: _Chunk | None = None
     call: Any = None  # the call that sent `in_flight`; None: the replay refused the chunk
@@ -91,7 +100,7 @@ class _SendQueue:
 
 @dataclass
 class _Request:
-    """A sample that was requested and has not been used."""
+    """A request for a sample. The sample has not been used yet."""
 
     table: str
     consumer: str
@@ -101,11 +110,12 @@ class _Request:
 
 
 class ShardProxy:
-    """A replay shard in another process. Adding and sampling never wait for an answer.
+    """A proxy for a replay shard in another process. Adding and sampling never wait for an answer.
 
-    Each table has at most one chunk in flight, so that chunks arrive in order. While the steps in
-    flight stay within the credit of the last answer, `add` returns True at once; later chunks wait
-    and are sent as one. Beyond the credit, `add` returns False until the answer has come.
+    Each table has at most one chunk in flight (sent and not answered), so that chunks arrive in
+    order. Every answer grants a credit: the number of agent steps that may be sent ahead. Within
+    the credit `add` returns True at once; chunks that come while one is in flight are sent together
+    afterwards. Beyond the credit `add` returns False until the answer has come.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -119,7 +129,10 @@ class ShardProxy:
     def add(
         self, table: str, rows: Batch, streams: Array | None = None, chunk_id: ChunkId | None = None
     ) -> bool:
-        """Adds a chunk, as `Replay.add` does. False: offer the same chunk again."""
+        """Adds a chunk of rows, or a queue's batch, with the arguments of `Replay.add`.
+
+        Returns False if the caller must offer the same chunk again later.
+        """
         queue = self._send_queues[table]
         self._advance(table, queue)
         accepted = self._enqueue(table, queue, rows, streams, chunk_id)
@@ -135,7 +148,11 @@ class ShardProxy:
         streams: Array | None,
         chunk_id: ChunkId | None,
     ) -> bool:
-        """Sends or queues a chunk. Returns whether the caller can go on to the next chunk."""
+        """Sends a chunk, or puts it behind the chunk in flight.
+
+        Returns True if the caller can go on to the next chunk, False if it must offer this chunk
+        again.
+        """
         if queue.offered_again:
             queue.offered_again = queue.in_flight is not None
             return not queue.offered_again
@@ -154,14 +171,21 @@ class ShardProxy:
         return True
 
     def ask(self, table: str, consumer: str, count: int | None) -> _Request:
-        """Requests a sample of `count` windows, or a queue's next batch."""
+        """Requests a sample from a table, or the next batch of a queue. Does not wait.
+
+        count: the number of windows; None: the consumer's batch size. Returns the request, for
+        `answer`.
+        """
         request = _Request(table, consumer, count, self._requested[table, consumer])
         self._requested[table, consumer] += 1
         self._request(request)
         return request
 
     def answer(self, asked: _Request) -> Sample | Batch | None:
-        """Returns the requested sample or batch, or None while it has not arrived."""
+        """Returns the sample or batch of an earlier request, or None if it has not arrived yet.
+
+        asked: a request that `ask` returned.
+        """
         if not self._arrived(asked.call):
             return None
         answer = self._connection.get(asked.call)
@@ -173,17 +197,21 @@ class ShardProxy:
         return cast(Sample | Batch, answer.unpack())
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Sends new priorities without waiting. The next call raises an error of this one."""
+        """Sends new priorities of rows to the replay, without waiting for the answer.
+
+        If the replay raises an error for these priorities, the next call of `update` raises the
+        error.
+        """
         if self._update is not None:
             self._connection.get(self._update)
         self._update = self._connection.call("update", table, keys, priorities)
 
     def stats(self) -> dict[str, float]:
-        """Waits for the counters of the shard and returns them."""
+        """Requests the counters of the shard, waits for them and returns them."""
         return cast(dict[str, float], self._connection.get(self._connection.call("stats")))
 
     def flush(self) -> bool:
-        """Sends chunks that had to wait. Returns whether all chunks have arrived."""
+        """Sends the chunks of rows that had to wait. Returns whether all chunks have arrived."""
         for table, queue in list(self._send_queues.items()):
             self._advance(table, queue)
             if queue.call is not None:
@@ -191,7 +219,11 @@ class ShardProxy:
         return all(queue.in_flight is None for queue in self._send_queues.values())
 
     def retry_at(self) -> float:
-        """Returns the time of the next retry of a refused chunk, or infinity without one."""
+        """Returns the time at which a refused chunk will be sent again, or infinity without one.
+
+        The time is of the monotonic clock; of several refused chunks, the earliest time is
+        returned.
+        """
         queues = self._send_queues.values()
         refused = (queue.retry_at for queue in queues if queue.in_flight and queue.call is None)
         return min(refused, default=math.inf)
@@ -204,9 +236,10 @@ class ShardProxy:
         )
 
     def _advance(self, table: str, queue: _SendQueue) -> None:
-        """Processes the answer to the chunk in flight, then sends the next chunk or a retry.
+        """Processes the answer to the chunk in flight. Then sends the next or the refused chunk.
 
-        Raises an error of the replay, and drops the chunk in flight and all waiting chunks.
+        If the replay has raised an error, raises the same error and drops all chunks for this
+        table.
         """
         chunk = queue.in_flight
         if chunk is None:
@@ -241,16 +274,17 @@ class ShardProxy:
         queue.call = self._connection.call("add", table, rows, chunk.streams, chunk.chunk_id)
 
     def _arrived(self, call: Any) -> bool:
-        """Tells whether a call is answered, and notes an unanswered call for the next wait."""
+        """Tells whether a call is answered. Remembers unanswered calls for the next `wait`."""
         arrived = self._connection.wait([call], 0.0)
         (self.unanswered.discard if arrived else self.unanswered.add)(call)
         return arrived
 
 
 class ReplayProxy(ShardedReplay):
-    """The replay of other processes. A worker can sleep until the replay has answered a call.
+    """A proxy for the replay in other processes, with a method that sleeps until an answer arrives.
 
-    connections: to each shard. tables: of the whole replay. seed: of the draws between shards.
+    connections: one to the process of each shard. tables: the tables of the whole replay. seed:
+    seed of the random choice between shards.
     """
 
     def __init__(
@@ -264,14 +298,14 @@ class ReplayProxy(ShardedReplay):
         super().__init__(self._proxies, tables, seed, PREFETCH)
 
     def flush(self) -> bool:
-        """Sends chunks that had to wait. Returns whether all chunks have arrived."""
+        """Sends the chunks of rows that had to wait. Returns whether all chunks have arrived."""
         arrived = [proxy.flush() for proxy in self._proxies]
         return all(arrived)
 
     def wait(self, seconds: float) -> None:
-        """Waits until a missing answer comes, a retry is due or time is up.
+        """Sleeps until a missing answer arrives or a refused chunk is due, at most `seconds`.
 
-        An answer is missing if a call since the previous wait looked for it in vain.
+        An answer is missing if a method of this proxy has found it missing since the last `wait`.
         """
         unanswered = [call for proxy in self._proxies for call in proxy.unanswered]
         for proxy in self._proxies:
@@ -285,7 +319,7 @@ class ReplayProxy(ShardedReplay):
 
 
 def _same_start(chunk: _Chunk, previous: _Chunk) -> bool:
-    """Tells whether two chunks come from the same start of the same actor."""
+    """Tells whether two chunks come from one actor, with no restart of the actor between them."""
     a, b = chunk.chunk_id, previous.chunk_id
     return bool(a and b and (a.actor, a.restarts) == (b.actor, b.restarts))
 
@@ -295,19 +329,24 @@ def _same_start(chunk: _Chunk, previous: _Chunk) -> bool:
 
 @dataclass
 class WeightsProxy:
-    """The weight store of another process. Pulls each group a few times a second at most."""
+    """A proxy for the weight store in another process. Limits how often weights are pulled."""
 
     connection: Connection
     _pull_at: dict[str, float] = field(default_factory=dict)  # group → earliest next request
 
     def publish(self, group: str, weights: Weights) -> int:
-        """Publishes weights and returns their version."""
+        """Publishes the weights of a weight group, and returns the number of their version.
+
+        A weight group is the set of networks that one process trains (`world` or `policy`).
+        """
         return cast(int, self.connection.get(self.connection.call("publish", group, weights)))
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
-        """Returns (version, weights) if there is a version newer than `have`, else None.
+        """Returns a pair (version, weights) if the store has a version newer than `have`.
 
-        Also returns None, without a request, within `PULL_EVERY_S` of the previous request.
+        Returns None if there is no newer version. Also returns None, without asking the store, if
+        less than `PULL_EVERY_S` seconds have passed since the last request for the weight group
+        `group`.
         """
         if time.monotonic() < self._pull_at.get(group, 0.0):
             return None

@@ -1,4 +1,4 @@
-"""Starts Ray on this machine or joins a running cluster, and leaves it in the end.
+"""Starts Ray on this machine or joins a running cluster, and leaves Ray at the end of a run.
 
 Only this module and `runtime/cluster.py` import Ray.
 """
@@ -39,24 +39,25 @@ ESSENTIAL: Final = ("gcs_server", "raylet")  # processes of Ray without which no
 
 @dataclass
 class RayStartup:
-    """Ray while it is being started or joined."""
+    """Ray while it is being started or joined: the future result and the files of the start."""
 
     dashboard: Future[str]  # the dashboard's address, or ""; done once Ray is ready
     importable: Path  # the folder from which Ray's processes import dreamfleet
     spared: list[int]  # ids of descendants of this process from before Ray was started
 
     def abandon(self) -> None:
-        """Kills all processes of Ray that have been started, without waiting for anything."""
+        """Kills all processes of Ray that were started so far. Waits for nothing."""
         kill_descendants(self.spared)
         shutil.rmtree(self.importable, ignore_errors=True)
 
 
 @contextmanager
 def running_ray(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> Iterator[RayStartup]:
-    """Starts or joins Ray in a thread, yields its `RayStartup`, and leaves Ray in the end.
+    """A context manager that starts or joins Ray in a thread, and leaves Ray at the end.
 
-    If this process has joined Ray before, that Ray is used, and not left. agent_path and run: as of
-    `shipping.runtime_env`.
+    Yields the `RayStartup`, with which the caller can wait for Ray. If this process had joined a
+    Ray before, that Ray is used and is not left. agent_path: `module:Class` of the agent. run: the
+    run's folder; its files are not sent to a cluster.
     """
     joined_before, leave, importable = ray.is_initialized(), threading.Event(), only_dreamfleet()
 
@@ -84,14 +85,17 @@ def running_ray(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> It
 
 
 def dead_services() -> list[str]:
-    """Returns the names of Ray's essential processes that this process started and that died."""
+    """Returns the names of Ray's essential processes that have died.
+
+    Only processes that this process has started are known.
+    """
     node = ray._private.worker._global_node
     dead = node.dead_processes() if node is not None else []
     return [name for name, _ in dead if name in ESSENTIAL]
 
 
 def in_thread(call: Callable[[], T], until: threading.Event | None = None) -> Future[T]:
-    """Runs a call in a new thread and returns its future result.
+    """Runs a call in a new thread. Returns a future with the result of the call.
 
     until: the thread stays alive after the call until this event is set.
     """
@@ -110,10 +114,10 @@ def in_thread(call: Callable[[], T], until: threading.Event | None = None) -> Fu
 
 
 def only_dreamfleet() -> Path:
-    """Makes and returns a folder from which `dreamfleet` can be imported, and nothing else.
+    """Makes a folder that contains the package `dreamfleet` alone, for the import path. Returns it.
 
-    A checkout's own folder would also offer our `actors` and `tests`, which must not hide packages
-    of the same name in a person's project.
+    The folder of a checkout would not do: it also contains `actors` and `tests`, which could hide
+    packages with these names in the user's project.
     """
     folder = Path(mkdtemp(prefix="dreamfleet-"))
     (folder / "dreamfleet").symlink_to(PACKAGE)
@@ -121,9 +125,11 @@ def only_dreamfleet() -> Path:
 
 
 def start_or_join(config: RunConfig, importable: Path, agent_path: str, run: Path) -> str:
-    """Starts Ray, or joins it at `--address`. Returns the dashboard's address, or "" without one.
+    """Starts Ray, or joins the cluster at `--address`. Returns the dashboard's address, or "".
 
-    Raises UserError if Ray at `--address` cannot be joined, and WorkerFailed if Ray does not start.
+    importable: the folder from which Ray's processes import dreamfleet. agent_path: `module:Class`
+    of the agent. run: the run's folder, which is not sent to the cluster. Raises UserError if the
+    cluster cannot be joined, and WorkerFailed if Ray does not start.
     """
     if not config.address:
         path = [str(importable), *importable_path()]  # Ray's processes import as this one does
@@ -159,10 +165,10 @@ def _init(**options: Any) -> Any:
 
 @contextmanager
 def _bound_to_loopback() -> Iterator[None]:
-    """Binds every port of a Ray that is started inside to the loopback address.
+    """Makes a Ray that is started inside this context listen on the loopback address only.
 
-    Some of Ray's ports answer without a token. Ray binds to the loopback address when its switch
-    for clusters of several machines is off.
+    Some of Ray's ports answer without a token, so other machines must not reach them. Ray listens
+    on the loopback address if its switch for clusters of several machines is off.
     """
     constants = ray._private.ray_constants
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
@@ -173,11 +179,11 @@ def _bound_to_loopback() -> Iterator[None]:
 
 
 def required_auth_mode(address: str, target: str) -> str:
-    """Returns the mode in which a cluster must be joined: `token` or `disabled`.
+    """Asks a cluster whether it requires a token. Returns the mode `token` or `disabled`.
 
-    Raises UserError if no healthy Ray cluster answers, since joining would then wait for ever, and
-    if the cluster requires a token that is not on this machine. address: as a person gave it, for
-    messages. target: HOST:PORT.
+    Raises UserError if no healthy Ray cluster answers, because joining would then wait for ever.
+    Raises UserError if the cluster requires a token that this machine does not have. address: the
+    value of `--address`, for messages. target: HOST:PORT.
     """
     problems = _health(target, "disabled")
     source = preflight.token_source()
@@ -197,7 +203,10 @@ def required_auth_mode(address: str, target: str) -> str:
 
 
 def _health(target: str, mode: str) -> list[str]:
-    """Returns the lines in which Ray reports a problem of a cluster; none for a healthy cluster."""
+    """Runs Ray's health check on a cluster. Returns the lines of problems, none if it is healthy.
+
+    target: HOST:PORT. mode: `token` or `disabled`.
+    """
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", target]
     env = {**os.environ, AUTH_MODE: mode}
     try:
@@ -209,7 +218,10 @@ def _health(target: str, mode: str) -> list[str]:
 
 
 def _authenticate(mode: str | None) -> None:
-    """Sets whether Ray in this process sends its token. None: Ray's own default."""
+    """Decides whether Ray in this process sends its token to a cluster.
+
+    mode: `token`, `disabled`, or None for Ray's own default.
+    """
     os.environ.pop(AUTH_MODE, None)
     if mode is not None:
         os.environ[AUTH_MODE] = mode

@@ -1,4 +1,7 @@
-"""Makes the reference of settings from the code, for `launch.py list` and `docs/settings.md`."""
+"""Writes the reference of all settings from the code.
+
+`launch.py list settings` and `docs/settings.md` show the result.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ from dreamfleet.core.settings import Setting, described
 
 HEAD = """# Settings
 
-`python docs/generate.py` writes this page from the comments in the code.
-`launch.py list settings [AGENT]` prints the same.
-A flag is given as `--num-actors 4`, every other setting as `--set NAME=VALUE`.
-Your value replaces the preset's (`launch.py list presets`), and the preset's replaces the default.
-`env.NAME` and `eval_env.NAME` are arguments of the environment, see
+This page lists every flag and setting of a training run. `python docs/generate.py` writes it from
+the comments in the code. `launch.py list settings [AGENT]` prints the same list.
+
+A flag is given as `--num-actors 4`, every other setting as `--set NAME=VALUE`. A value that you
+give replaces the value of the preset (`launch.py list presets`). The value of the preset replaces
+the default. The settings `env.NAME` and `eval_env.NAME` are arguments of the environment, see
 [own-environment.md](own-environment.md).
 """
 
@@ -27,7 +31,10 @@ TITLES: Final = {
 
 
 def groups(agent: str | None = None) -> dict[str, list[Setting]]:
-    """Returns all settings by title: flags, `train.…`, and `agent.…` of one agent or of all."""
+    """Returns all settings by title: flags, `train.…` and the options `agent.…` of each agent.
+
+    agent: the agent whose options are returned; None: all agents of dreamfleet.
+    """
     flags = [
         Setting("--" + it.name.replace("_", "-"), it.default, it.allowed, it.meaning)
         for it in described(Flags, "")
@@ -39,14 +46,20 @@ def groups(agent: str | None = None) -> dict[str, list[Setting]]:
 
 
 def in_lines(setting: Setting, width: int | None) -> list[str]:
-    """Returns a setting as text: wrapped at `width` columns, or on one line for None."""
+    """Returns the description of a setting as lines of text.
+
+    width: columns at which lines are wrapped; None: everything on one line.
+    """
     allowed = f" ({setting.allowed})" if setting.allowed else ""
     source = f" [{setting.source}]" if setting.source else ""
     return hanging(f"{setting.name} = {setting.default}{allowed}", setting.meaning + source, width)
 
 
 def hanging(name: str, text: str, width: int | None) -> list[str]:
-    """Returns `name: text` on one line, or a line for `name` and below it `text`, wrapped."""
+    """Returns a name and its text as lines: the name, and below it the text, indented and wrapped.
+
+    width: columns at which the text is wrapped; None: `name: text` on one line.
+    """
     if width is None:
         return [f"  {name}: {text}".rstrip(": ")]
     wrapped = textwrap.wrap(text, max(width, 30), initial_indent=" " * 6, subsequent_indent=" " * 6)
@@ -54,7 +67,7 @@ def hanging(name: str, text: str, width: int | None) -> list[str]:
 
 
 def page() -> str:
-    """Returns the text of `docs/settings.md`."""
+    """Returns the text of `docs/settings.md`, the reference of all settings."""
     parts = [HEAD]
     for title, settings in groups().items():
         rows = [

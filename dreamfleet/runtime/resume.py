@@ -19,8 +19,9 @@ from dreamfleet.runtime.blueprint import Blueprint, weight_groups
 def load_resume_state(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
     """Returns the state of the newest checkpoint that is undamaged and fits the run.
 
-    checkpoints: the folder of the checkpoints. Raises UserError if there is no such checkpoint, and
-    if the checkpoint has taken all steps of the run. Imports torch.
+    checkpoints: the folder of the run's checkpoints. config: the run's configuration. Raises
+    UserError if no checkpoint qualifies, and if the checkpoint has already taken all steps of the
+    run. Imports torch.
     """
     if not any(checkpoints.glob("ckpt-*")):
         raise UserError(f"no checkpoint in {checkpoints}: nothing to resume. Start a new run.")
@@ -45,10 +46,10 @@ def load_resume_state(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
 def check_resumable(
     state: Mapping[str, Any], agent: Agent, empty: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Raises UserError unless a run with an agent like this one can continue from `state`.
+    """Raises UserError unless a run can continue from the state of a checkpoint.
 
-    empty: the state of each replay shard without rows, to compare with. Restores the agent from
-    `state` as a side effect.
+    state: the parsed checkpoint. agent: a new agent of the run; as a side effect it is restored
+    from `state`. empty: the states of empty replay shards, with which the saved replay is compared.
     """
     for part in ("agent", "replay", "session"):
         if not isinstance(state.get(part), Mapping):
@@ -64,9 +65,10 @@ def check_resumable(
 
 
 def restore_groups(agent: Agent, groups: tuple[str, ...], states: Any) -> None:
-    """Restores weight groups of an agent. Raises UserError if a group is missing or does not fit.
+    """Restores an agent's weight groups. Raises UserError if a group is missing or does not fit.
 
-    states: weight group → saved state, not yet validated.
+    A weight group is the set of networks that one process trains (`world` or `policy`). states:
+    weight group → saved state, not yet validated.
     """
 
     def restore(group: str, state: dict[str, Any]) -> None:
@@ -80,9 +82,11 @@ def restore_groups(agent: Agent, groups: tuple[str, ...], states: Any) -> None:
 def load_groups(
     groups: tuple[str, ...], states: Any, load: Callable[[str, dict[str, Any]], None]
 ) -> None:
-    """Calls `load` with each weight group and its state.
+    """Calls `load` with the name and the saved state of each weight group.
 
-    Raises UserError if a group is missing in `states` and if `load` raises.
+    A weight group is the set of networks that one process trains (`world` or `policy`). states:
+    weight group → saved state. Raises UserError if a group is missing in `states`, and if `load`
+    raises an error.
     """
     for group in groups:
         state = states.get(group) if isinstance(states, Mapping) else None
@@ -96,9 +100,11 @@ def load_groups(
 
 
 def _shape_mismatch(expected: Any, found: Any, where: str) -> str:
-    """Returns a message about the first float array of another shape, or "" if there is none.
+    """Returns a message about the first float array whose shape is not as expected, or "".
 
-    Integer arrays are not compared: states of random generators differ between kinds of devices.
+    expected, found: states as nested dicts of arrays. where: the name of the state, for the
+    message. Integer arrays are not compared: the states of random generators differ between CPU and
+    GPU.
     """
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         problems = (
@@ -115,7 +121,10 @@ def _shape_mismatch(expected: Any, found: Any, where: str) -> str:
 
 
 def _check_session(session: Mapping[str, Any]) -> None:
-    """Raises UserError unless the saved state of a `Session` is complete and its counts valid."""
+    """Raises UserError unless the session's saved state is complete and its counts are valid.
+
+    The session counts a run's steps, updates and starts.
+    """
     for name in ("updates", "starts", "envs"):
         if not isinstance(session.get(name), Mapping):
             raise UserError(f"session.{name} is {_shown(session.get(name))}.")
@@ -131,9 +140,10 @@ def _check_session(session: Mapping[str, Any]) -> None:
 
 
 def _mismatch(expected: Any, found: Any, where: str) -> str:
-    """Returns a message about the first wrong or missing part of a replay's state, or "".
+    """Returns a message about the first part of a saved replay that is wrong or missing, or "".
 
-    expected: the state of an empty replay. Arrays may have another number of rows.
+    expected: the state of an empty replay, which has the right structure. found: the saved state.
+    Arrays may differ in their number of rows.
     """
     if isinstance(expected, Mapping):
         if not isinstance(found, Mapping):
@@ -153,12 +163,15 @@ def _mismatch(expected: Any, found: Any, where: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Returns a value as a message shows it; of an array, the dtype and the shape."""
+    """Returns a value as short text for a message. An array is shown by its dtype and shape."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
 
 
 def _check_rows(name: str, table: Mapping[str, Any]) -> None:
-    """Raises UserError unless all arrays of a table's saved state have the same number of rows."""
+    """Raises UserError unless all arrays in a table's saved state have the same number of rows.
+
+    name: the name of the table. table: its saved state.
+    """
     rows = {"previous": table["previous"], **table["columns"]}
     for name_of_consumer, consumer in table["consumers"].items():
         rows[f"{name_of_consumer}.starts"] = consumer["starts"]

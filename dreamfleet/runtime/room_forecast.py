@@ -1,4 +1,4 @@
-"""Predicts when a full table will have room for more agent steps."""
+"""Predicts when a replay table that accepts no more rows will accept rows again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ MEASURED_S: Final = 0.25  # shortest time over which the rate is measured, in se
 
 
 class RoomForecast:
-    """Estimates how long a refused caller must wait until a table has room.
+    """Estimates how long an actor must wait until a replay table accepts more agent steps.
 
-    The estimate follows the table's limit: the agent steps added so far plus the room for more.
-    The limit grows as consumers take samples. Times are seconds of any monotonic clock.
+    A table's limit is the number of agent steps added so far plus the number that it still accepts.
+    The limit grows as consumers take samples. The forecast measures how fast the limit grows. All
+    times are seconds of one monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,10 @@ class RoomForecast:
         self._steps_per_s = 0.0
 
     def record(self, limit: float, now: float) -> None:
-        """Records the table's limit at time `now`, and updates the measured rate."""
+        """Records the table's limit at the time `now`, and measures how fast the limit grows.
+
+        limit: the agent steps added so far plus the agent steps that the table still accepts.
+        """
         if limit != self._limit:
             self._changed_at = now
         if math.isinf(limit) or math.isinf(self._measured_limit):
@@ -34,10 +38,10 @@ class RoomForecast:
         self._limit = limit
 
     def seconds_until(self, steps: float, now: float) -> float:
-        """Returns the expected seconds until there is room for `steps` more agent steps.
+        """Returns the expected seconds until the table accepts `steps` more agent steps.
 
-        The result is at least the time since the limit last changed: a limit that has not moved
-        for a while is expected not to move for as long again.
+        The result is at least the time since the limit last changed: a limit that has not moved for
+        ten seconds is expected to stay for another ten seconds.
         """
         at_rate = steps / self._steps_per_s if self._steps_per_s > 0 else 0.0
         return max(at_rate, now - self._changed_at)

@@ -1,4 +1,4 @@
-"""Creates, opens and locks a run's folder, and records each start of the run in `config.yaml`."""
+"""Creates, opens and locks the folder of a run. Records each start of the run in `config.yaml`."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ _PACKAGES = ("torch", "ray", "gymnasium", "numpy", "numba", "ale-py", "redis")
 
 
 class RunFolder:
-    """The folder of a run that is in progress. It is locked until it is closed.
+    """The folder of a run that is in progress. The folder is locked until it is closed.
 
-    Made by `create` or `reopen`, which raise UserError if the folder cannot be used. As a context
-    manager it closes the folder. A new folder is removed if a UserError ends the run before its
-    first checkpoint.
+    `create` makes a new folder, and `reopen` opens the folder of an earlier run. Both raise
+    UserError if the folder cannot be used. Used as a context manager, a RunFolder closes itself. A
+    new folder is removed if a UserError ends the run before its first checkpoint.
     """
 
     def __init__(
         self, path: Path, config: RunConfig, command: str, created: Sequence[Path]
     ) -> None:
-        """Locks the folder.
+        """Locks the folder at `path`.
 
-        command: the command line, for the history. created: the folders that were created for this
-        run; none for a resumed run.
+        command: the command line that started the run, for the history in config.yaml. created: the
+        folders that were created for this run; empty for a resumed run.
         """
         self.path = path
         self.config = config
@@ -81,19 +81,20 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The folder of the checkpoint that holds the weights of the best evaluation."""
+        """The folder that holds the checkpoint of the policy with the best evaluation so far."""
         return self.path / BEST
 
     @property
     def log(self) -> Path:
-        """The file for the output of Ray."""
+        """The file into which Ray's warnings are written."""
         return self.path / "ray.log"
 
     @classmethod
     def create(cls, config: RunConfig, runs: Path = RUNS, command: str = "") -> Self:
-        """Makes a new folder at `config.run_dir`, or a folder with a dated name in `runs`.
+        """Creates the folder of a new run at `config.run_dir`, or in `runs` under a dated name.
 
-        command: the command line, for config.yaml. Raises UserError if that is not possible.
+        command: the command line that started the run, for config.yaml. Raises UserError if the
+        folder cannot be created or used.
         """
         path = Path(config.run_dir) if config.run_dir else _free_path(config, runs)
         check_new(path)
@@ -111,9 +112,10 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, config: RunConfig, command: str = "") -> Self:
-        """Opens and locks the folder of an earlier run, to continue with `config`.
+        """Opens and locks the folder of an earlier run, in order to continue the run.
 
-        Changes no file. Raises UserError if the folder cannot be written.
+        config: the configuration with which the run continues. command: the command line. Changes
+        no file. Raises UserError if the folder cannot be written.
         """
         try:
             return cls(path, replace(config, run_dir=str(path)), command, ())
@@ -141,9 +143,9 @@ class RunFolder:
     def record(self, agent_options: Mapping[str, Any] | None = None) -> None:
         """Writes the settings, the versions of packages and the command line to config.yaml.
 
-        At a resume, appends an entry to the history, with the settings that changed; the earlier
-        text stays as it is. agent_options: every option of the agent; None: only the options that
-        were given, as the agent has not been built yet.
+        If the run is resumed, appends an entry with the changed settings to the history, and leaves
+        the earlier text unchanged. agent_options: all options of the agent; None, before the agent
+        is built: only the options that the user gave.
         """
         file, given = self.path / CONFIG, self.config.agent_options
         options = given if agent_options is None else agent_options
@@ -166,7 +168,7 @@ class RunFolder:
             raise _unwritable(self.path, error) from None
 
     def _remove(self) -> None:
-        """Removes the files and folders that this run has made, and nothing else."""
+        """Removes the files and folders that this run has created. Leaves all other files."""
         for name in FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in FILES:
@@ -177,7 +179,10 @@ class RunFolder:
 
 
 def check_new(path: Path) -> None:
-    """Raises UserError unless `path` is writable and is a new or an empty folder."""
+    """Raises UserError unless a new run can use the folder `path`.
+
+    The folder must be writable, and it must be empty or not exist yet.
+    """
     if path.is_dir() and any(path.iterdir()):
         advice = f"Continue it with --resume {path}, or name" if _has_checkpoint(path) else "Name"
         raise UserError(
@@ -191,11 +196,12 @@ def check_new(path: Path) -> None:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Returns the configuration of the run in `path` after its last start.
+    """Returns the configuration of a run, as it was at the last start of the run.
 
-    From then on this process refuses to import modules from `path`. The address of a cluster is
-    left out: a run joins a cluster only if a person gives the address again. Raises UserError if
-    config.yaml is missing or not valid, or if an older version made the run.
+    path: the run's folder. From this call on, the process refuses to import modules from the
+    folder. The result has no cluster address: a resumed run joins a cluster only if the user gives
+    the address again. Raises UserError if config.yaml is missing or invalid, or if an older version
+    of dreamfleet made the run.
     """
     never_import_from(path)
     check_is_run(path)
@@ -209,7 +215,7 @@ def read_config(path: Path) -> RunConfig:
 
 
 def check_is_run(path: Path) -> None:
-    """Raises UserError unless the folder `path` has the config of a run."""
+    """Raises UserError unless the folder `path` contains the config.yaml of a run."""
     file = path / CONFIG
     if not file.is_file():
         found = (
@@ -221,7 +227,10 @@ def check_is_run(path: Path) -> None:
 
 
 def _older_version_made(path: Path) -> bool:
-    """Returns whether a version made the run that did not write its own number yet."""
+    """Returns whether a version of dreamfleet before 0.3 made the run in `path`.
+
+    Such a version did not record its own number in versions.json.
+    """
     try:
         made_with = json.loads((path / VERSIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -230,14 +239,17 @@ def _older_version_made(path: Path) -> bool:
 
 
 def last_address(path: Path) -> str | None:
-    """Returns the address of the cluster on which the run was last started, or None without one."""
+    """Returns the address of the cluster on which the run was last started.
+
+    path: the run's folder. Returns None if the run was not started on a cluster.
+    """
     settings = _latest_settings(*_parse(path / CONFIG, _read(path / CONFIG)))
     address = settings.get("address")
     return address if isinstance(address, str) else None
 
 
 def latest(runs: Path = RUNS) -> Path:
-    """Returns the folder in `runs` that was last written to, among the runs with a checkpoint.
+    """Returns the folder in `runs` with the most recent activity, among runs with a checkpoint.
 
     Raises UserError if no run has a checkpoint.
     """
@@ -266,9 +278,9 @@ def _read(file: Path) -> str:
 
 
 def _parse(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Parses config.yaml. Returns the settings of the first start, and an entry for each start.
+    """Parses config.yaml. Returns the settings of the first start, and the list of all starts.
 
-    Raises UserError for a text of another form.
+    file: the path, for messages. text: the content. Raises UserError if the content is not valid.
     """
     try:
         # A run writes no aliases. A few nested aliases can expand beyond any memory.
@@ -298,7 +310,10 @@ def _short(value: Any) -> str:
 def _latest_settings(
     settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Returns dotted name → value of all settings, after all changes in the history."""
+    """Returns all settings of a run after its last start: dotted name → value.
+
+    settings: the settings of the first start. history: one entry for each start, with its changes.
+    """
     values = flatten({key: value for key, value in settings.items() if key != HISTORY})
     for entry in history:
         values |= entry.get("changed") or {}
@@ -310,7 +325,10 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
 
 
 def _check_last_entry(file: Path, text: str, entry: Mapping[str, Any]) -> None:
-    """Raises UserError unless `entry` is the last entry of the history in `text`."""
+    """Raises UserError unless `entry` is the last entry of the history in the text of config.yaml.
+
+    A text that the user has changed may not allow to append an entry.
+    """
     try:
         added = yaml.safe_load(text)[HISTORY][-1] == entry
     except yaml.YAMLError:
@@ -320,9 +338,9 @@ def _check_last_entry(file: Path, text: str, entry: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """Returns the versions of this package, Python, the platform and packages, and the git commit.
+    """Returns the versions of dreamfleet, Python, the platform and packages, and the git commit.
 
-    Imports none of the packages.
+    The packages are not imported.
     """
     packages: dict[str, str | None] = {}
     for name in _PACKAGES:
@@ -340,7 +358,10 @@ def versions() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Returns the git commit of this code, with `+` if files differ from it; None without git."""
+    """Returns the git commit of this code, or None outside a git checkout.
+
+    A `+` at the end means that files differ from the commit.
+    """
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(
@@ -367,9 +388,10 @@ def _free_path(config: RunConfig, runs: Path) -> Path:
 
 
 def _lock(path: Path) -> int:
-    """Locks a folder and returns the descriptor of the lock file.
+    """Locks a run's folder. Returns the file descriptor of the lock file.
 
-    The lock ends with this process at the latest. Raises UserError if another process has the lock.
+    The operating system releases the lock when this process ends. Raises UserError if another
+    process holds the lock.
     """
     descriptor = open_own(path / LOCK, os.O_RDWR)
     try:
@@ -386,7 +408,7 @@ def _lock(path: Path) -> int:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes a file under another name and renames it, so that nobody reads half of it."""
+    """Replaces a file by a new text. A reader sees the old text or the new one, never a part."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         with os.fdopen(open_own(temporary, os.O_WRONLY | os.O_EXCL), "w", encoding="utf-8") as file:
@@ -398,7 +420,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _with_lists(node: Any) -> Any:
-    """Returns a tree of dicts and sequences with lists for tuples, which YAML does not have."""
+    """Returns nested dicts and sequences with lists in place of tuples, which YAML cannot hold."""
     if isinstance(node, dict):
         return {key: _with_lists(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

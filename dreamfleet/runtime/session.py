@@ -1,4 +1,4 @@
-"""Keeps the books of a run, locally and on Ray: metrics, display, checkpoints, faults, signals."""
+"""Keeps the records of a run: metrics, display, checkpoints, faults and signals."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ RESTART_DELAY_S: Final = (0.2, 10.0)  # shortest and longest delay before a fail
 
 
 class Session:
-    """Takes the reports of all workers. Use it as a context around the training loop.
+    """Records the reports of all workers, and decides when the run saves and ends.
 
-    The clock of the run starts when the session is made. `resumed`: the state of the checkpoint
-    from which the run continues, or None for a new run.
+    Used as a context manager around the training loop. The run's clock starts when the session is
+    made. resumed: the state of the checkpoint from which the run continues; None for a new run.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Session:
 
     @property
     def over(self) -> bool:
-        """Whether the run has taken all its steps, or was interrupted."""
+        """Whether the run has taken all its steps or was interrupted by a signal."""
         return self.interrupted or self.env_steps >= self.config.steps
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal asked the run to stop."""
+        """Whether a signal (Ctrl-C or SIGTERM) has asked the run to stop."""
         return self.interrupts.number is not None
 
     @property
@@ -94,15 +94,19 @@ class Session:
         return self._earlier_s + time.monotonic() - self._began
 
     def progress(self, worker: str) -> Progress:
-        """Returns the progress from which a worker that is started now continues."""
+        """Returns the counters and saved state with which a worker starts or restarts now.
+
+        worker: the name of the worker, such as `actor-3`.
+        """
         starts = self._starts[worker] + self._resumes
         env = self._envs.get(worker, {})
         return Progress(self.env_steps, dict(self.updates), starts, env, self._best_score)
 
     def take(self, report: Report, stats: Mapping[str, float]) -> None:
-        """Counts and records what a worker reports; `stats` are the replay's newest counters.
+        """Records a worker's report: its events, updates, waiting times and fault.
 
-        Raises WorkerFailed when the worker broke and a restart cannot help.
+        stats: the newest counters of the replay. Raises WorkerFailed if the worker broke and a
+        restart cannot help.
         """
         if not self._stats:
             self._introduce(stats)
@@ -127,7 +131,10 @@ class Session:
         self.refresh()
 
     def _introduce(self, stats: Mapping[str, float]) -> None:
-        """Prints the size of the replay's tables, at the first report."""
+        """Prints the size of each replay table. Called at the first report.
+
+        stats: the counters of the replay.
+        """
         for name in stats:
             table, _, what = name.rpartition("/")
             if what == "bytes":
@@ -135,9 +142,9 @@ class Session:
                 self.display.note(f"replay: table {table!r}, {rows}, {sized(stats[name])}")
 
     def record(self, event: Event) -> None:
-        """Writes a line of metrics.jsonl, and soon after of TensorBoard.
+        """Writes an event (a dict of metrics) to metrics.jsonl at once, and to TensorBoard later.
 
-        When the disk is full, the line is lost and a warning is shown.
+        If the disk is full, the event is lost and a warning is shown.
         """
         stamped = {"kind": event["kind"], "env_steps": self.env_steps, **event}
         stamped["wall_s"] = round(self.elapsed_s, 3)
@@ -157,9 +164,10 @@ class Session:
                     self._faults[name.removeprefix("fault/")] = int(value)
 
     def broke(self, worker: str, fault: Fault, useful: bool = False) -> None:
-        """Counts a worker's fault. Raises WorkerFailed unless the worker is to be restarted.
+        """Counts a worker's fault. Raises WorkerFailed if the worker must not be restarted.
 
-        useful: whether the worker did any work since its last start, although no report arrived.
+        useful: whether the worker did any work since its last start, although its report is
+        missing.
         """
         if useful:
             self._failed_starts[worker] = 0
@@ -180,16 +188,16 @@ class Session:
         self.display.note(f"{worker} restarted: {fault.error}")
 
     def rest_s(self, worker: str) -> float:
-        """Returns the delay in seconds before a worker that broke is started again.
+        """Returns the delay in seconds before a broken worker is started again.
 
-        The delay doubles with every failed start in a row, from the second one.
+        The first restart has no delay. The delay doubles with each further failure in a row.
         """
         repeated = self._failed_starts[worker] - 1
         shortest, longest = RESTART_DELAY_S
         return min(shortest * 2 ** (repeated - 1), longest) if repeated > 0 else 0.0
 
     def refresh(self) -> None:
-        """Writes a "run" line and updates the display, each when it is due."""
+        """Writes the periodic line of metrics and updates the display, each only when it is due."""
         self.announce()
         if time.monotonic() >= self._period_ends:
             self._period_ends = time.monotonic() + PERIOD_S
@@ -198,14 +206,14 @@ class Session:
             self.display.update(self.status())
 
     def announce(self) -> None:
-        """Prints, once, that the run was interrupted and will save."""
+        """Prints, once, that the run was interrupted and is going to save."""
         if self.interrupted and not self._announced:
             self._announced = True
             name = self.interrupts.name
             self.display.note(f"{name}: saving, then leaving (once more to leave at once)")
 
     def _close_period(self) -> None:
-        """Writes a "run" line, and the lines since the last one to TensorBoard."""
+        """Writes the periodic line of metrics. Writes all new lines to TensorBoard."""
         self.record({"kind": "run", **self._numbers()})
         # The first write imports TensorBoard's format, which takes a second: not before learning.
         if self.learning:
@@ -220,7 +228,7 @@ class Session:
         self._not_on_tensorboard.clear()
 
     def _warn(self, what: str) -> None:
-        """Prints that something could not be written, at most once a minute."""
+        """Prints a warning that something could not be written, at most once a minute."""
         if time.monotonic() >= self._next_warning:
             self._next_warning = time.monotonic() + WARN_EVERY_S
             self.display.note(f"warning: {what}. Training goes on.")
@@ -234,7 +242,7 @@ class Session:
         self.display.note(f"learning since {time.monotonic() - self._began:.1f} s")
 
     def status(self) -> Status:
-        """Returns the counters of the run now, for the display."""
+        """Returns the present counters and metrics of the run, for the display."""
         ratio = self._stats.get("real/ratio_policy", self._stats.get("real/ratio_start"))
         return Status(
             env_steps=self.env_steps,
@@ -254,7 +262,7 @@ class Session:
         )
 
     def _starting(self) -> str:
-        """Returns what happens before the first report, for the display."""
+        """Returns a text that says what happens before the first report, for the display."""
         config = self.config
         if config.local:
             return "building the agent and the replay"
@@ -263,7 +271,7 @@ class Session:
         return "starting Ray, and building the agent"
 
     def _phase(self) -> str:
-        """Returns what the run does or waits for, in words; "" while it learns."""
+        """Returns a text that says what the run does or waits for; "" while it learns."""
         if self.interrupted:
             return "stopping"
         if self.over and self.saved_at == self.env_steps:
@@ -281,7 +289,7 @@ class Session:
         return f"playing {train.eval_episodes} evaluation episodes" if train.eval_every else ""
 
     def _numbers(self) -> dict[str, float]:
-        """Returns the metrics of a "run" line."""
+        """Returns the metrics of the periodic "run" line: updates, speeds, waits, faults, …."""
         updates = self.updates["learner"]
         numbers: dict[str, float] = {"updates": updates}
         numbers |= self._gauges.close_period(self.env_steps, updates)
@@ -295,10 +303,11 @@ class Session:
         return self.env_steps >= self._next_save
 
     def save(self, agent: Mapping[str, Any], replay: Mapping[str, Any]) -> Path | None:
-        """Writes a checkpoint of the agent's state by weight group and the replay's → its path.
+        """Writes a checkpoint and returns its path.
 
-        Returns None, and shows a warning, when the disk is full or the agent's state holds NaN.
-        Older checkpoints stay.
+        agent: weight group → the agent's state. replay: the state of the replay. Returns None and
+        shows a warning if the disk is full or the agent's state contains NaN. Earlier checkpoints
+        then stay.
         """
         self.display.wait_for("saving a checkpoint")
         self.env_steps = max(self.env_steps, _steps_in(replay))  # newer than the last report
@@ -326,7 +335,10 @@ class Session:
         return path
 
     def _keep(self, best: BestEvaluation) -> None:
-        """Saves the policy of the best evaluation of the run; of two equal ones, the newer."""
+        """Saves an evaluated policy if no evaluation of the run had a higher score.
+
+        best: the score and the weights of an evaluation.
+        """
         if self._best_score is not None and best.score < self._best_score:
             return
         state = {"score": best.score, "episodes": best.episodes, "weights": best.weights}
@@ -334,7 +346,7 @@ class Session:
             self._best_score = best.score
 
     def _best_so_far(self) -> float | None:
-        """Returns the score of the best evaluation of the run that is resumed."""
+        """Returns the best evaluation score so far of a resumed run, or None if it has none."""
         try:
             best = checkpoint.read_newest(
                 self.folder.best, agent=self.config.agent, env=self.config.env
@@ -348,7 +360,11 @@ class Session:
     def _write(
         self, folder: Path, env_steps: int, state: Mapping[str, Any], kept: int
     ) -> Path | None:
-        """Writes a checkpoint → its path, or None and a warning when it cannot be written."""
+        """Writes a checkpoint and returns its path, or None if writing failed.
+
+        A failure shows a warning. folder: the folder of the checkpoints. env_steps: env steps of
+        the run. state: the content. kept: how many of the newest checkpoints are kept.
+        """
         about = {"agent": self.config.agent, "env": self.config.env}
         try:
             return checkpoint.save(folder, env_steps, state, kept=kept, **about)
@@ -391,13 +407,16 @@ class Session:
 
     @property
     def go_on(self) -> str:
-        """Says how to continue the run after it has ended early."""
+        """A sentence on how to continue the run after an early end."""
         if any(self.folder.checkpoints.glob("ckpt-*")):
             return f"Go on: --resume {self.folder.path}"
         return "It has no checkpoint yet: start a new run."
 
     def leave(self, line: str, code: int) -> NoReturn:
-        """Ends this process at once, in any thread, after printing one line with the reason."""
+        """Prints a line with the reason and ends this process at once, from any thread.
+
+        code: the exit code.
+        """
         self.display.note(line)
         self.display.stop()
         self._metrics.close()
@@ -405,7 +424,10 @@ class Session:
         os._exit(code)
 
     def take_last_evaluation(self, report: Report) -> None:
-        """Records the evaluation of the policy that the last checkpoint holds."""
+        """Records the evaluation of the policy in the last checkpoint.
+
+        report: the evaluator's report.
+        """
         if report.fault:
             self.broke_in_last_evaluation(report.fault)
         for event in report.events:
@@ -414,12 +436,12 @@ class Session:
             self._keep(report.best)
 
     def broke_in_last_evaluation(self, fault: Fault) -> None:
-        """Records a fault of the last evaluation. The run is complete and saved all the same."""
+        """Records a fault in the last evaluation. The run still counts as complete and saved."""
         self.record({"kind": "fault", "worker": "evaluator", "error": fault.error})
         self.display.note(f"the last evaluation broke: {fault.error}")
 
     def finish(self) -> int:
-        """Prints how the run ended → the exit code."""
+        """Prints how the run ended, and returns the exit code."""
         self._close_period()
         self.display.wait_for("")
         self.display.finish(replace(self.status(), phase=""))
@@ -453,7 +475,7 @@ class Session:
         return 0
 
     def _not_saved(self) -> str:
-        """Returns a line that says that the run's end is lost, and which checkpoint is left."""
+        """Returns a message for a run whose last save failed. It names the newest checkpoint."""
         lost = f"stopped at {self.env_steps:,} steps, not saved: {self._unsaved}."
         if self.saved_at is None:
             return f"{lost} There is no checkpoint."
@@ -464,6 +486,6 @@ class Session:
 
 
 def _steps_in(replay: Mapping[str, Any]) -> int:
-    """Returns the env steps that a state of the replay has counted, over all shards."""
+    """Returns the number of env steps in the replay's saved state, summed over all shards."""
     shards = [state for name, state in replay.items() if name.startswith("shard-")] or [replay]
     return sum(int(shard.get("real", {}).get("limiter", {}).get("steps", 0)) for shard in shards)

@@ -1,4 +1,7 @@
-"""Finds the code that a joined cluster needs from this machine: dreamfleet and a person's own."""
+"""Finds the code that a run sends from this machine to a cluster.
+
+The code is the package dreamfleet, and the folder of the user's own environment and agent.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ EXCLUDED: Final = ("runs/", ".venv/", ".git/", "__pycache__/")  # subfolders tha
 
 
 def runtime_env(env_id: str, agent_path: str, run: Path) -> dict[str, Any]:
-    """Returns Ray's `runtime_env`: the folders to send to every machine of a cluster.
+    """Returns Ray's option `runtime_env`: the folders of code to send to each machine of a cluster.
 
-    env_id, agent_path: `module:name`. run: the run's folder, which is not sent. Raises UserError if
-    the modules of the environment and the agent are in two folders.
+    env_id, agent_path: `module:name` of the environment and of the agent. run: the run's folder,
+    which is not sent. Raises UserError if these modules lie in two different folders.
     """
     sent: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
     modules = (env_id.rpartition(":")[0], agent_path.rpartition(":")[0])
@@ -37,10 +40,10 @@ def runtime_env(env_id: str, agent_path: str, run: Path) -> dict[str, Any]:
 
 
 def source_folder(module: str) -> Path | None:
-    """Returns the folder from which a person's own module is imported.
+    """Returns the folder from which the user's own module is imported.
 
-    Returns None for modules of dreamfleet, which is always sent, and for installed modules, which
-    must be installed on every machine of the cluster.
+    Returns None for modules of dreamfleet, which are always sent. Returns None for installed
+    modules too: these must be installed on every machine of the cluster.
     """
     top = module.partition(".")[0]
     if top in ("", "__main__", "dreamfleet"):

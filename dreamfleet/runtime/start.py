@@ -1,4 +1,4 @@
-"""Starts a new run or resumes one, after checking everything that a person can get wrong."""
+"""Starts a new run or resumes one, after checking all arguments of the user."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MAY_CHANGE: Final = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A run to be started or resumed, as `start` takes it."""
+    """The description of a run that `start` will start or resume."""
 
     config: RunConfig
     settings: Mapping[str, Any]  # settings of the person beside flags, by dotted name
@@ -47,11 +47,13 @@ class Plan:
 def plan(
     flags_on: Callable[[Flags], Flags], settings: Mapping[str, Any], resume: str | None
 ) -> Plan:
-    """Returns the plan of a run: defaults, then preset or resumed run, then flags, then settings.
+    """Combines defaults, preset, flags and settings into the description of a run.
 
-    Each later source wins. flags_on: a function that replaces flags by those of the person.
-    settings: by dotted name, as `--set` takes them. resume: a run's folder or `latest`; None for a
-    new run. Raises UserError for unknown or contradictory values.
+    A new run begins with the defaults and the preset, a resumed run with its saved configuration.
+    Flags replace these values, and settings replace flags. flags_on: a function that returns given
+    flags with the user's flags in their place. settings: dotted name → value, as `--set` takes
+    them. resume: a run's folder, or `latest`; None: a new run. Raises UserError for unknown or
+    contradictory values.
     """
     check_settings(settings)
     if resume is None:
@@ -71,10 +73,11 @@ def plan(
 
 
 def start(planned: Plan, command: str) -> tuple[int, Path]:
-    """Trains until the steps are taken or a signal interrupts → exit code, the run's folder.
+    """Trains until all steps are taken or a signal interrupts.
 
-    command: the person's call, which the run's folder records. Raises UserError before anything is
-    written, and WorkerFailed when a part of the run breaks for good.
+    Returns the exit code and the run's folder. command: the command line or call that started the
+    run, which the run's folder records. Raises UserError before anything is written, and
+    WorkerFailed when a part of the run breaks for good.
     """
     config, resumed = planned.config, planned.resumed
     # An environment may change the working directory as soon as one is built.
@@ -132,7 +135,7 @@ def start(planned: Plan, command: str) -> tuple[int, Path]:
 
 
 def first_line(config: RunConfig, resumed: Path | None) -> str:
-    """Returns the line that says what is being started."""
+    """Returns the first line that a run prints: agent, environment, steps, number of processes."""
     verb = f"resuming {resumed}:" if resumed else "starting"
     parts = [_count(config.num_actors, "actor")]
     parts += [_count(config.num_dreamers, "dreamer")] if config.num_dreamers else []
@@ -145,7 +148,10 @@ def _count(n: int, noun: str) -> str:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises UserError for a setting that belongs to no group of settings."""
+    """Raises UserError for a setting that is in none of the groups `train.`, `agent.`, `env.`, ….
+
+    settings: dotted name → value, as `--set` takes them.
+    """
     for key in settings:
         if not key.startswith(SETTABLE) or key.endswith("."):
             flags = {field.name: "--" + field.name.replace("_", "-") for field in fields(Flags)}
@@ -157,7 +163,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def check_same_run(
     saved: RunConfig, config: RunConfig, settings: Mapping[str, Any], path: Path
 ) -> None:
-    """Raises UserError for flags and settings that a resumed run cannot change."""
+    """Raises UserError for flags and settings that must not change when a run is resumed.
+
+    saved: the saved configuration. config: the configuration with the new flags. settings: dotted
+    name → new value. path: the run's folder.
+    """
     for field in fields(Flags):
         was, now = getattr(saved, field.name), getattr(config, field.name)
         if field.name == "run_dir" and now and Path(now).absolute() == path.absolute():
@@ -177,5 +187,5 @@ def check_same_run(
 
 
 def run_path(given: str) -> Path:
-    """Returns the folder of a run that a person names: a path, or `latest`."""
+    """Returns the folder of a run, given its path or the word `latest`."""
     return latest() if given == "latest" else Path(given)

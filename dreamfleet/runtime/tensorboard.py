@@ -1,4 +1,4 @@
-"""Writes the metrics of a run in TensorBoard's own format."""
+"""Writes the metrics of a run to a file that TensorBoard reads."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ COUNTERS: Final = ("replay/", "fault/")  # most counters stay constant for the w
 
 
 class TensorBoard:
-    """Writes the numbers of events as scalars `group/name` against env steps.
+    """Writes the numbers of events as TensorBoard scalars over env steps.
 
-    A key without a group gets the kind of its event: `return` of an episode is `episode/return`.
-    A counter is written when its value has changed since the event before, so that constant
-    counters do not appear. Each event is one record of the file, written at once. The writer of
-    tensorboardX is not used: it writes in a thread, which ends silently when the disk is full, and
-    the caller then waits for ever.
+    A metric without a group gets the kind of its event as group: `return` in an event of kind
+    `episode` becomes `episode/return`. A counter of the replay or of faults is written only when
+    its value has changed, so that constant counters do not appear. Each event is written at once as
+    one record.
+
+    The writer of tensorboardX is not used. It writes in a thread, which ends silently when the disk
+    is full, and the caller then waits for ever.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +35,10 @@ class TensorBoard:
         self._counters: dict[str, float] = {}  # name → value in the last event
 
     def write(self, event: Event) -> None:
-        """Appends one record, or nothing at all. Raises OSError when the disk is full."""
+        """Appends an event as one record, completely or not at all.
+
+        Raises OSError when the disk is full.
+        """
         from tensorboardX.proto.event_pb2 import Event as Record  # over a second: not at the start
 
         now = time.time()
@@ -48,7 +53,7 @@ class TensorBoard:
             append(self._file, framed(record))
 
     def _news(self, event: Event) -> dict[str, float]:
-        """Returns the scalars of an event without the counters that have not changed."""
+        """Returns the scalars of an event, without counters that have kept their value."""
         found = scalars(event)
         counters = {name: value for name, value in found.items() if name.startswith(COUNTERS)}
         constant = {
@@ -63,7 +68,7 @@ class TensorBoard:
 
 
 def framed(record: Any) -> bytes:
-    """Returns a record as the file holds it: its length and its content, each with a checksum."""
+    """Returns a record with TensorBoard's framing: length, checksum, content, checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
     content = record.SerializeToString()
@@ -73,7 +78,7 @@ def framed(record: Any) -> bytes:
 
 
 def scalars(event: Event) -> dict[str, float]:
-    """Returns the numbers of an event by `group/name`."""
+    """Returns the numbers in an event as scalars: `group/name` → value."""
     return {
         key if "/" in key else f"{event['kind']}/{key}": float(value)
         for key, value in event.items()

@@ -1,4 +1,4 @@
-"""Changes the settings of the terminal while a live view is shown."""
+"""Changes the settings of the terminal while the display redraws its live panel."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import IO, Any
 
 
 def without_echo_of_control_keys(file: IO[str]) -> Callable[[], None]:
-    """Stops the terminal from printing `^C` into the live view → a function that undoes this.
+    """Stops the terminal from printing `^C` when the user presses Ctrl-C.
 
-    The two characters would move the cursor, and leave a line of the old view on the screen.
+    Returns a function that restores the terminal. The two characters would move the cursor, and a
+    line of the old live panel would stay on the screen.
     """
     terminal: Any = None
     try:

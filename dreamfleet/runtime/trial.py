@@ -1,4 +1,4 @@
-"""Tries an agent out on synthetic rows: it acts, learns and dreams once before a run starts."""
+"""Tests an agent on synthetic rows before a run starts: it acts, learns and dreams once."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ CONSUMERS: Final = {  # consumer of the table "real" → the method that gets it
 
 
 class Unfit(Exception):
-    """An agent breaks a rule of the `Agent` protocol; the message states the rule."""
+    """An agent violates a rule of the `Agent` protocol. The message states the rule."""
 
 
 class Synthetic:
-    """N synthetic environments: observations and rewards are cosines of a phase.
+    """N synthetic environments whose observations and rewards are cosines of a phase.
 
-    Each action moves the phase. Each step ends the episode with probability `ends`. Half of these
-    ends are truncations, or none if `terminal`.
+    Each action moves the phase. ends: the probability that a step ends the episode. terminal: True:
+    every end is a terminal state; False: half of the ends are truncations.
     """
 
     def __init__(self, spec: EnvSpec, n: int, ends: float = 0.2, terminal: bool = False) -> None:
@@ -53,7 +53,7 @@ class Synthetic:
         self.last = np.ones(n, bool)
 
     def rows(self) -> Batch:
-        """Returns the next rows (N, …), without actions."""
+        """Returns the next rows of N environments, each of shape (N, …), without actions."""
         first = self.last
         self.phase = np.where(first, self.rng.uniform(-np.pi, np.pi, self.n), self.phase)
         self.last = ~first & (self.rng.random(self.n) < self.ends)
@@ -70,12 +70,15 @@ class Synthetic:
         }
 
     def act(self, action: Array) -> None:
-        """Applies actions (N, …)."""
+        """Applies one action to each of the N environments. action: shape (N, …)."""
         self.phase = self.phase + 0.3 + 0.1 * action.reshape(self.n, -1).sum(1)
 
 
 def rollout(agent: Any, env: Synthetic, steps: int) -> Batch:
-    """Acts for `steps` steps with exploration and returns the rows (N, steps, …)."""
+    """Acts with exploration in synthetic environments. Returns rows of shape (N, steps, …).
+
+    N is the number of environments.
+    """
     chunk, state = [], agent.initial_state(env.n)
     for _ in range(steps):
         rows = env.rows()
@@ -89,10 +92,10 @@ def rollout(agent: Any, env: Synthetic, steps: int) -> Batch:
 
 
 def try_agent(name: str, spec: EnvSpec, build: Callable[[], Agent]) -> None:
-    """Builds an agent, and has it act, learn and dream once.
+    """Builds an agent, and lets it act, learn and dream once on synthetic rows.
 
-    Raises UserError, in one line, if the agent raises an exception or breaks a rule of the `Agent`
-    protocol. name: `module:Class`, for the message.
+    name: `module:Class`, for messages. build: a function that builds the agent. Raises UserError if
+    the agent raises an error or violates a rule of the `Agent` protocol.
     """
     with _named(name, "building it"):
         agent = build()
@@ -109,7 +112,10 @@ def try_agent(name: str, spec: EnvSpec, build: Callable[[], Agent]) -> None:
 
 @contextmanager
 def _named(name: str, what: str) -> Iterator[None]:
-    """Converts an exception inside to a UserError that names agent, method and source line."""
+    """Turns an error inside this context into a UserError that names agent, method and source line.
+
+    name: `module:Class` of the agent. what: the method that is being tested.
+    """
     try:
         yield
     except UserError:
@@ -137,7 +143,7 @@ def _require(holds: bool, what: str) -> None:
 
 
 def _check_tables(agent: Any) -> None:
-    """Raises Unfit unless tables, consumers, their methods and `act_groups` agree."""
+    """Raises Unfit unless the agent's tables, consumers, methods and `act_groups` fit together."""
     tables = getattr(agent, "tables", None)
     _require(isinstance(tables, Mapping), f"`tables` must be a dict, found {tables!r:.80}")
     real, dream = agent.tables.get("real"), agent.tables.get("dream")
@@ -167,7 +173,7 @@ def _check_tables(agent: Any) -> None:
 
 
 def _check_acting(agent: Any, spec: EnvSpec) -> None:
-    """Raises Unfit unless `act` returns valid actions and the columns of the table "real"."""
+    """Raises Unfit unless `act` returns valid actions and all columns of the table "real"."""
     declared = agent.tables["real"].columns
     for explore in (True, False):
         rows = Synthetic(spec, 3).rows()
@@ -188,7 +194,10 @@ def _check_acting(agent: Any, spec: EnvSpec) -> None:
 
 
 def _filled_replay(agent: Any, spec: EnvSpec) -> ReplayServer:
-    """Returns a replay with synthetic rows, from which every consumer may sample at once."""
+    """Returns a replay with enough synthetic rows for every consumer to sample at once.
+
+    A consumer is one use of the table "real", such as updates of the policy.
+    """
     real = agent.tables["real"]
     longest = max(consumer.context + consumer.window for consumer in real.consumers.values())
     largest = max(
@@ -213,7 +222,10 @@ def _filled_replay(agent: Any, spec: EnvSpec) -> ReplayServer:
 
 
 def _check_state(agent: Any, group: str) -> None:
-    """Raises Unfit unless weights and state of a group are dicts that the agent loads again."""
+    """Raises Unfit unless an agent can export and load the weights and the state of a weight group.
+
+    group: `world` or `policy`. Weights must be a flat dict of arrays, the state must be a dict.
+    """
     weights, state = agent.weights(group), agent.state(group)
     flat = isinstance(weights, Mapping) and all(
         isinstance(value, np.ndarray) for value in weights.values()
@@ -225,7 +237,10 @@ def _check_state(agent: Any, group: str) -> None:
 
 
 def _check_learning(agent: Any, name: str, replay: ReplayServer) -> None:
-    """Takes a gradient step of each weight group and makes a dream. Raises UserError."""
+    """Takes one gradient step for each weight group and makes one dream. Raises UserError.
+
+    A weight group is the set of networks that one process trains (`world` or `policy`).
+    """
     consumers = agent.tables["real"].consumers
     samples = {consumer: replay.sample("real", consumer) for consumer in consumers}
     dreams = None
@@ -248,7 +263,11 @@ def _check_learning(agent: Any, name: str, replay: ReplayServer) -> None:
 
 
 def _check_feedback(feedback: Any, real: Sample | Any, consumer: Any) -> None:
-    """Raises Unfit unless a gradient step returned valid metrics, and priorities if needed."""
+    """Raises Unfit unless a gradient step returned valid metrics, and priorities where needed.
+
+    feedback: the result of the gradient step. real: the sample that it learned from. consumer: the
+    specification of this sample; its selector decides whether priorities are needed.
+    """
     _require(isinstance(feedback, Feedback), f"it must return a Feedback, found {feedback!r:.80}")
     for name, value in feedback.metrics.items():
         _require("/" in name, f"the name of a metric must be group/name, found {name!r}")

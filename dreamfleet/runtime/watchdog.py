@@ -1,4 +1,4 @@
-"""Watches the environment calls of one thread from another: a call that hangs blocks the run."""
+"""Watches the environment calls of one thread from another thread, as a call may never return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHECK_EVERY_S: Final = 0.1  # between two checks of the watchdog
 
 
 class EnvCall(NamedTuple):
-    """An environment call that has not returned yet."""
+    """A call to environments (such as `step`) that has not returned yet."""
 
     worker: str  # the worker that makes the call
     seconds: float  # since the call began
@@ -22,9 +22,9 @@ class EnvCall(NamedTuple):
 
 
 class EnvCalls:
-    """Records the environment calls in progress: their worker and the time when they began.
+    """Records which environment calls are in progress, by which worker and since when.
 
-    A call cannot end inside another thread's `current`: the call waits for the end of the context.
+    While another thread is inside `current`, no recorded call can end.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,10 @@ class EnvCalls:
 
     @contextmanager
     def record(self, worker: str, environments: int = 1) -> Iterator[None]:
-        """Records the block inside as a call of a worker to this many environments."""
+        """A context manager that records its block as an environment call of a worker.
+
+        environments: the number of environments that the call steps, resets or builds.
+        """
         self._calls.append((worker, time.monotonic(), environments))
         try:
             yield
@@ -44,7 +47,10 @@ class EnvCalls:
 
     @contextmanager
     def current(self) -> Iterator[EnvCall | None]:
-        """Yields the call in progress or None. The call cannot end before the context ends."""
+        """A context manager that yields the environment call in progress, or None.
+
+        The call cannot end before the context ends.
+        """
         with self._lock:
             if self._calls:
                 worker, since, environments = self._calls[-1]
@@ -54,7 +60,7 @@ class EnvCalls:
 
 
 class WatchedEnv:
-    """A `VectorEnv` that records its calls in `EnvCalls`."""
+    """A `VectorEnv` (N environments with one interface) that records its calls in `EnvCalls`."""
 
     def __init__(self, env: VectorEnv, worker: str, calls: EnvCalls) -> None:
         self._env, self._worker, self._calls = env, worker, calls
@@ -84,9 +90,10 @@ class WatchedEnv:
 
 
 class Watchdog:
-    """A thread that checks the environment call in progress, ten times a second. A context manager.
+    """A thread that checks ten times a second whether an environment call takes too long.
 
-    check: called with the call in progress or None. The call cannot end while `check` runs.
+    A context manager. check: a function that is called with the environment call in progress, or
+    with None. The call cannot end while `check` runs.
     """
 
     def __init__(self, calls: EnvCalls, check: Callable[[EnvCall | None], None]) -> None:

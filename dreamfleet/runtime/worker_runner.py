@@ -1,4 +1,4 @@
-"""Runs one worker's steps, measures their time, and reports the worker's events and faults."""
+"""Runs the steps of one worker, measures their time, and reports events and errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dreamfleet.runtime.blueprint import Progress
 
 @dataclass(frozen=True)
 class Fault:
-    """The exception that broke a worker, as text, since not every exception can be pickled."""
+    """The exception that broke a worker, as text, because some exceptions cannot be pickled."""
 
     error: str  # the last line of the traceback
     text: str  # the whole traceback
@@ -29,7 +29,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Report:
-    """The work of one worker since its previous report."""
+    """The events, times and counters of one worker since its previous report."""
 
     worker: str  # actor-3, learner, dreamer-0, evaluator
     events: list[Event]
@@ -45,12 +45,11 @@ class Report:
 
 
 class WorkerRunner:
-    """Steps one worker, measures busy and waiting time, and turns exceptions into faults.
+    """Runs one worker: measures its working and waiting time, and turns exceptions into faults.
 
-    The worker is built at its first step, so that an error of its constructor is a fault, too. A
-    SystemExit is a fault, as is a KeyboardInterrupt unless a person interrupted the run.
-
-    interrupted: tells whether a person interrupted the run.
+    A fault is an exception as text. The worker is built at its first step, so that an error of its
+    constructor becomes a fault, too. A SystemExit becomes a fault. So does a KeyboardInterrupt,
+    unless the user interrupted the run. interrupted: a function that tells whether the user did.
     """
 
     def __init__(
@@ -69,20 +68,17 @@ class WorkerRunner:
 
     @property
     def broken(self) -> bool:
-        """Tells whether the worker raised an exception since it was last started."""
+        """Whether the worker has raised an exception since it was last started."""
         return self._fault is not None
 
     @property
     def waiting_for(self) -> str:
-        """Returns the roles that the worker waits for, such as `replay + dreamer`.
-
-        The worker gives the reasons as `role: reason, role: reason`.
-        """
+        """The roles for which the worker waits, such as `replay + dreamer`; "" for none."""
         reasons = self._worker.waiting_for.split(", ") if self._worker else []
         return " + ".join(dict.fromkeys(reason.partition(":")[0] for reason in reasons))
 
     def step(self) -> bool:
-        """Takes one step of the worker. Returns False if the worker waited or broke."""
+        """Lets the worker take one step. Returns False if the worker had to wait or broke."""
         began = time.perf_counter()
         moved = self._try(lambda worker: worker.step())
         if self.broken:
@@ -95,7 +91,7 @@ class WorkerRunner:
         return moved
 
     def evaluate_saved(self, at: int, states: Mapping[str, Any]) -> None:
-        """Has the evaluator evaluate a saved policy.
+        """Lets the evaluator evaluate a saved policy.
 
         at: env steps of the run when the policy was saved. states: weight group → saved state.
         """
@@ -110,11 +106,14 @@ class WorkerRunner:
         self._try(evaluate)
 
     def add_wait(self, seconds: float) -> None:
-        """Adds to the waiting time of the worker, for the roles that it waits for now."""
+        """Adds seconds to the worker's waiting time, for the roles that it waits for now."""
         self._waits_s[self.waiting_for] += seconds
 
     def _try(self, call: Callable[[Worker], bool]) -> bool:
-        """Returns the result of `call` on the worker. An exception becomes a fault, and False."""
+        """Calls `call` with the worker and returns the result, or False if an exception is raised.
+
+        The exception is kept as the worker's fault.
+        """
         try:
             if self._worker is None:
                 self._worker = self._build(self._progress)
@@ -134,7 +133,7 @@ class WorkerRunner:
             return False
 
     def restart(self, progress: Progress) -> None:
-        """Closes the broken worker. The next step builds a new worker from `progress`."""
+        """Closes the broken worker. The next step builds a new worker with `progress`."""
         close = getattr(self._worker, "close", None)
         if close is not None:
             with contextlib.suppress(Exception):  # closing a broken environment may fail, too
@@ -142,7 +141,7 @@ class WorkerRunner:
         self._worker, self._fault, self._progress = None, None, progress
 
     def report(self) -> Report:
-        """Returns a report of the time since the previous report."""
+        """Returns a report on the worker since its previous report. Resets the measured times."""
         worker = self._worker
         report = Report(
             worker=self.name,

@@ -10,7 +10,9 @@ from dreamfleet import cli
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["gated-rainbow", "dreamer-lite"])
+@pytest.mark.parametrize(
+    "agent", ["gated-rainbow", pytest.param("dreamer-lite", marks=pytest.mark.costly)]
+)
 def test_cartpole_is_learned_with_faulty_sensors(tmp_path, agent):
     """With ruined statistics an agent holds the pole for 9 steps; a random policy for 22."""
     run = ["--run-dir", str(tmp_path / "run"), "--local", "--num-actors", "1", "--seed", "1"]

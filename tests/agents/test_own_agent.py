@@ -34,7 +34,7 @@ def launch(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 def test_the_agent_of_the_document_learns_cartpole(project):
     run = ("--local", "--num-actors", "1", "--steps", "8000", "--seed", "3", "--run-dir", "run")
     evaluations = ("--set", "train.eval_every=2000")

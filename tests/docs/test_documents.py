@@ -1,4 +1,4 @@
-"""The documents keep to their width, link to what exists, and name settings that exist."""
+"""Tests the Markdown documents: line width, links, and names of settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def read(path: str) -> str:
 
 
 def prose(text: str) -> Iterator[tuple[int, str]]:
-    """Yields the numbered lines outside code blocks, tables, HTML and generated results."""
+    """Yields the line numbers and lines of a document that are ordinary text.
+
+    Code blocks, tables, HTML and generated results are left out.
+    """
     in_code = in_results = False
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.lstrip()
@@ -41,33 +44,39 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
 
 
 def visible(line: str) -> str:
-    """Returns a line without the targets of its links and without URLs."""
+    """Returns a line of Markdown without link targets and URLs, which do not count as width."""
     return re.sub(r"https?://\S+", "", re.sub(r"\]\([^)]*\)", "]", line))
 
 
 def links(text: str) -> list[str]:
-    """Returns the targets of all links and images, except URLs."""
+    """Returns the targets of all links and images in a document, except URLs."""
     shown = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
     found = re.findall(r"\]\(([^)\s]+)\)", shown) + re.findall(r'(?:src|href)="([^"]+)"', shown)
     return [target for target in found if not re.match(r"[a-z]+:", target)]
 
 
 def anchors(text: str) -> set[str]:
-    """Returns the anchors that GitHub makes of the headings."""
+    """Returns the anchors that GitHub derives from the headings of a document."""
     headings = [line.lstrip("#").strip() for _, line in prose(text) if line.startswith("#")]
     kept = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
     return {heading.replace(" ", "-") for heading in kept}
 
 
 def settings_named_in(text: str) -> set[str]:
-    """Returns every `agent.NAME` and `train.NAME`, but not files, methods or results' commands."""
+    """Returns all names such as `agent.NAME` and `train.NAME` in a document.
+
+    Names of files and methods, and names in commands of the results, are left out.
+    """
     without_results = re.sub(r"<!-- results.*?<!-- end of results -->", "", text, flags=re.DOTALL)
     found = re.findall(r"(?<![\w./-])((?:agent|train)\.[a-z]\w*)(?![\w(])", without_results)
     return {name for name in found if not name.endswith(".py")}
 
 
 def known_settings(text: str) -> set[str]:
-    """Returns the settings of the program and those of an agent that the document itself writes."""
+    """Returns the names of all existing settings.
+
+    Includes settings that the code in the document itself defines, for an example agent.
+    """
     known = {setting.name for group in reference.groups().values() for setting in group}
     return known | {
         f"agent.{name}" for name in re.findall(r"^    (\w+): \w+ = ", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The reference of metrics is current, and describes every metric that a run writes."""
+"""Tests that docs/metrics.md is current and describes every metric that a run writes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def test_an_exact_name_is_found_before_a_pattern():
 
 
 def described(events: list[Event]) -> set[str]:
-    """Returns the names of the descriptions that events need. Fails at a metric without one."""
+    """Returns the names of the metric descriptions that events use.
+
+    Fails if an event contains a metric without a description.
+    """
     names = {name for event in events for name in scalars(event)}
     found = {name: metric_reference.find(name) for name in names}
     assert not [name for name, metric in found.items() if metric is None]
@@ -53,7 +56,7 @@ def described(events: list[Event]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> dict[str, list[Event]]:
-    """The events of a short run of every agent."""
+    """The events that short runs write, one run with each agent."""
     rhythm = TrainConfig(chunk=4, log_every=4, eval_every=60, eval_episodes=2, eval_steps=20)
     events = {}
     for agent, (env, options) in TINY.items():

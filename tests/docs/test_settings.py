@@ -1,4 +1,4 @@
-"""The reference of settings is computed from the code, and docs/settings.md is current."""
+"""Tests that the reference of settings follows the code, and that docs/settings.md is current."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @dataclass(frozen=True)
 class Example:
-    """A configuration."""
+    """An example configuration, whose fields have defaults, ranges and comments."""
 
     plain: int = within(8, 1, 64)  # rows [a paper: 4]
     # Without a comment beside the field

@@ -1,4 +1,7 @@
-"""Environments that hang or end their process, such as `tests.runtime.broken:Hanging-v0`."""
+"""Environments that hang, never end, or kill their process, for tests of fault handling.
+
+An example of an id is `tests.runtime.broken:Hanging-v0`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from dreamfleet.envs.probe import Count
 
 
 class Hanging(Count):
-    """A step never returns, with probability 1/30."""
+    """An environment in which each step hangs for an hour with probability 1/30."""
 
     def step(self, action: Any) -> Any:
         if self.np_random.random() < 1 / 30:
@@ -24,7 +27,10 @@ class Hanging(Count):
 
 
 class Killed(Count):
-    """A step kills the process with probability 1/30, as a machine out of memory would."""
+    """An environment in which each step kills its process with probability 1/30.
+
+    The signal is SIGKILL, as on a machine that has run out of memory.
+    """
 
     def step(self, action: Any) -> Any:
         if self.np_random.random() < 1 / 30:
@@ -33,7 +39,10 @@ class Killed(Count):
 
 
 class Endless(Count):
-    """No episode ends. Step 1,000 creates the file whose path is in the variable STEPPED."""
+    """An environment whose episodes never end.
+
+    Its step 1,000 creates the file that the environment variable STEPPED names, if it is set.
+    """
 
     steps = 0
 
@@ -46,7 +55,10 @@ class Endless(Count):
 
 
 class Unstoppable(Count):
-    """After 200 steps no step returns, and the exceptions of signal handlers are swallowed."""
+    """An environment that hangs at every step after the first 200, and swallows all exceptions.
+
+    It also swallows the exceptions that signal handlers raise, so a signal cannot stop the step.
+    """
 
     steps = 0  # of all environments in the process
 
@@ -59,7 +71,10 @@ class Unstoppable(Count):
 
 
 class Quits(Count):
-    """A step ends the process with probability 1/50, as a game with a closed window may."""
+    """An environment in which each step ends its process with probability 1/50.
+
+    A game does this when a person closes its window.
+    """
 
     def step(self, action: Any) -> Any:
         if self.np_random.random() < 1 / 50:

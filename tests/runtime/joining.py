@@ -1,4 +1,4 @@
-"""Trains on a cluster that also runs another program, and prints the state of the cluster.
+"""Trains on a Ray cluster that another program also uses, and prints what is left on the cluster.
 
 Usage: `python -m tests.runtime.joining NEW_FOLDER`.
 """
@@ -21,11 +21,14 @@ from tests.runtime.runs import FAKE
 
 
 class Theirs:
-    """An actor of the other program."""
+    """A Ray actor of the other program."""
 
 
 def processes() -> list[str]:
-    """Returns the titles of the processes of Ray actors in this process's session."""
+    """Returns the titles of the processes of Ray actors in this process's session (see setsid).
+
+    Ray's own helper processes are left out.
+    """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Trains the fake agent in one thread or on Ray, and reads the results of the run."""
+"""Helpers for tests: train the fake agent in one thread or on Ray, and read the results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ INTERVALS = TrainConfig(
 
 
 def config(path: Path, train: TrainConfig = INTERVALS, **flags: Any) -> RunConfig:
-    """Returns the configuration of 300 steps of the fake agent in the counting environment."""
+    """Returns the configuration of a test run of 300 steps, with the fake agent.
+
+    The environment's observations count its episodes and steps. path: the run's folder. train: the
+    settings `train.…`. flags: other settings of the run.
+    """
     given = {"env": "dreamfleet.envs.probe:Count-v0", "steps": 300, "num_actors": 1, **flags}
     return RunConfig(
         agent="fake",
@@ -48,7 +52,7 @@ def config(path: Path, train: TrainConfig = INTERVALS, **flags: Any) -> RunConfi
 
 @dataclass
 class Outcome:
-    """The outcome of a run: exit code, newest checkpoint, lines of metrics, and output."""
+    """The result of a run: exit code, newest checkpoint, lines of metrics, and screen output."""
 
     code: int
     state: dict[str, Any]
@@ -64,7 +68,10 @@ class Outcome:
 
 
 def train(placement: str, config: RunConfig, resume: bool = False) -> Outcome:
-    """Trains with `local` or `cluster`. resume: from the newest checkpoint of the run's folder."""
+    """Trains in one thread (placement `local`) or on Ray (`cluster`), and returns the outcome.
+
+    resume: whether to continue from the newest checkpoint in the run's folder.
+    """
     start = importlib.import_module(f"dreamfleet.runtime.{placement}").train
     path = Path(config.run_dir or "")
     output = io.StringIO()
@@ -81,14 +88,17 @@ def outcome(path: Path, code: int, output: str) -> Outcome:
 
 
 def state_in(path: Path) -> dict[str, Any]:
-    """Returns the newest checkpoint of the run in `path`."""
+    """Returns the state in the newest checkpoint of the run in folder `path`."""
     newest = checkpoint.newest(path / "checkpoints")
     assert newest is not None
     return checkpoint.load(newest)
 
 
 def save_start(path: Path, env_steps: int) -> dict[str, Any]:
-    """Saves a checkpoint without learning of the run in `path`, and returns its state."""
+    """Saves a checkpoint of a run that has not learned anything. Returns the checkpoint's state.
+
+    path: the run's folder. env_steps: the env steps that the checkpoint claims.
+    """
     config = read_config(path)
     blueprint = Blueprint.of(config)
     agent = blueprint.agent("local", "cpu")
@@ -103,9 +113,9 @@ def save_start(path: Path, env_steps: int) -> dict[str, Any]:
 
 
 def streams(state: dict[str, Any]) -> list[dict[str, np.ndarray]]:
-    """Returns the rows of each stream, in order, by following the links between rows.
+    """Returns the rows of each stream (the rows of one environment, in order) in a checkpoint.
 
-    No row may have been evicted.
+    state: the checkpoint's state. Follows the saved links between rows. No row may be evicted yet.
     """
     table = state["replay"]["real"]
     before = table["previous"].tolist()
@@ -122,9 +132,9 @@ def streams(state: dict[str, Any]) -> list[dict[str, np.ndarray]]:
 
 
 def assert_counted(rows: dict[str, np.ndarray], length: int = 5) -> None:
-    """Asserts that these are the first rows of the fake agent in `dreamfleet.envs.probe:Count`.
+    """Asserts that the rows are the first rows of one `dreamfleet.envs.probe:Count` environment.
 
-    length: steps of an episode.
+    The fake agent must have acted. length: steps of an episode.
     """
     n = len(rows["reward"])
     episode, t = np.divmod(np.arange(n), length + 1)

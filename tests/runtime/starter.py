@@ -1,4 +1,4 @@
-"""`launch.py`, with the fake agent in the registry: `python -m tests.runtime.starter ARGS`."""
+"""Runs `launch.py` with the fake agent in the registry: `python -m tests.runtime.starter ARGS`."""
 
 from __future__ import annotations
 

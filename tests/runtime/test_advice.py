@@ -1,4 +1,4 @@
-"""Advice on speed names the part that limits the run."""
+"""Tests that the advice on speed names the part that limits the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A blueprint builds the same parts, with the same seeds, in every process."""
+"""Tests that a blueprint builds the same parts of a run, with the same seeds, in every process."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_process_gets_an_environment_that_only_the_driver_registered(tmp_path)
 
 
 def test_recorded_options_are_the_resolved_options_of_the_agent(tmp_path):
-    """Gated Rainbow resolves sizes that are 0 by the kind of observation."""
+    """Gated Rainbow replaces a size of 0 in its options by a size that suits the observations."""
     given = Blueprint.of(RunConfig(agent="gated-rainbow", agent_options={"hidden": 64}))
     agent = given.agent("test", "cpu")
     options = given.agent_options(agent)

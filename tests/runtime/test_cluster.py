@@ -1,4 +1,4 @@
-"""Processes on Ray: their CPUs, the proxies between them, and joining a running cluster."""
+"""Tests runs on Ray: CPUs of processes, proxies between processes, and joining a cluster."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.runtime.test_hosts import STREAM, rows
 
 
 def total_cpus(config: RunConfig, available: dict[str, float]) -> float:
-    """Returns the CPUs that all processes of a run ask for together."""
+    """Returns the sum of the CPUs that all processes of a run ask for."""
     share = resource_shares(config, available)
     trainers = share["learner"] + config.num_dreamers * share["dreamer"]
     replays = config.train.replay_shards * share["replay"]
@@ -84,7 +84,10 @@ def proxy(ray_here):
 
 
 def retry(attempt, seconds: float = 20.0):
-    """Calls `attempt` until it returns something other than None and False, and returns that."""
+    """Calls `attempt` until its result is neither None nor False. Returns this result.
+
+    Raises TimeoutError if that takes longer than `seconds`.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if (answer := attempt()) is not None and answer is not False:
@@ -149,7 +152,7 @@ def test_waiting_chunks_are_sent_together_and_flush_waits_for_them(proxy):
 
 @pytest.mark.ray
 def test_a_prefetched_sample_does_not_end_a_wait_for_something_else(proxy):
-    """A learner that has rows and waits for a dream is not woken by further rows."""
+    """A learner that waits for a dream is not woken by the arrival of a sample of real rows."""
     retry(lambda: proxy.add("real", rows(40), STREAM))
     retry(lambda: proxy.sample("real", "policy"))  # and requests the next sample
     time.sleep(0.3)
@@ -207,7 +210,7 @@ def test_a_dead_replay_ends_the_run_with_a_message_that_names_it(tmp_path, ray_h
 
 @pytest.mark.ray
 def test_a_run_on_a_joined_cluster_leaves_the_cluster_as_it_was(tmp_path):
-    """In another process, as this process may have joined another Ray."""
+    """Runs in a new process, because this process may have joined another Ray already."""
     command = [sys.executable, "-m", "tests.runtime.joining", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -250,10 +253,10 @@ def test_the_message_about_a_missing_or_wrong_token_is_one_line(monkeypatch, tok
 
 
 def fake_cluster(monkeypatch, required: bool, token: str, right: bool) -> None:
-    """Fakes a cluster's health check and this machine's token.
+    """Replaces the health check of a cluster and the token of this machine by fakes.
 
-    required: the cluster requires a token. token: the place of the token here, or "". right: the
-    token is that of the cluster.
+    required: whether the cluster requires a token. token: the place where this machine's token is
+    found; "" for no token. right: whether this machine's token is the token of the cluster.
     """
     from dreamfleet.runtime import ray_start
 

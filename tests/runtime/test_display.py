@@ -28,7 +28,10 @@ STATUS = Status(
 
 
 def show(terminal: bool, statuses, pace: float = 60.0, **console) -> str:
-    """Returns the screen's text for statuses that come `pace` seconds apart."""
+    """Shows statuses on a fake screen and returns the text that was printed.
+
+    terminal: whether the screen is a terminal. pace: seconds between two statuses.
+    """
     out = io.StringIO()
     clock = [0.0]
     display = Display(
@@ -59,7 +62,7 @@ def test_every_part_of_a_status_is_shown(terminal):
 
 
 def lines(status: Status, width: int) -> list[str]:
-    """Returns the lines of the panel on a screen of `width` columns."""
+    """Returns the lines of the panel for a status on a screen of `width` columns."""
     out = io.StringIO()
     Console(file=out, width=width).print(panel("a run", status, 33.3, 41.0))
     return out.getvalue().splitlines()

@@ -28,7 +28,11 @@ ROOT = Path(__file__).parents[2]
 
 
 class Pusher(FakeAgent):
-    """Pushes left and right in turn with odd weights, always right with even ones."""
+    """An agent for CartPole that balances the pole only with an odd number of policy updates.
+
+    With an odd number of updates it pushes left and right in turn, with an even number always
+    right.
+    """
 
     def act(self, rows, state, explore):
         action, state, extras = super().act(rows, state, explore)
@@ -37,7 +41,7 @@ class Pusher(FakeAgent):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run of CartPole with one checkpoint, of odd weights."""
+    """The folder of a CartPole run with one checkpoint, whose policy had 41 updates."""
     entry = agents.AgentEntry(f"{Pusher.__module__}:Pusher", ("discrete",), ("vector",))
     monkeypatch.setitem(agents.REGISTRY, "pusher", entry)
     config = RunConfig(agent="pusher", run_dir=str(tmp_path / "run"))
@@ -83,7 +87,7 @@ def test_json_is_one_object_and_nothing_else(run, capsys):
 
 @pytest.fixture
 def game(tmp_path, monkeypatch):
-    """A run of NumberGame that never draws."""
+    """The folder of a NumberGame run whose policy never draws a number."""
     entry = agents.AgentEntry(f"{Pusher.__module__}:Pusher", ("discrete",), ("vector",))
     monkeypatch.setitem(agents.REGISTRY, "pusher", entry)
     config = RunConfig(agent="pusher", env="NumberGame-v1", run_dir=str(tmp_path / "game"))
@@ -162,7 +166,10 @@ def test_a_run_without_a_checkpoint_says_so(run):
 
 
 def play_in(env: str, run: RunFolder, monkeypatch) -> None:
-    """Makes the run one of another environment, with the policy that it has."""
+    """Makes a saved run pretend that it was trained in the environment `env`.
+
+    The policy stays as it is.
+    """
     config = replace(read_config(run.path), env=env)
     monkeypatch.setattr("dreamfleet.runtime.evaluate.read_config", lambda path: config)
     state = checkpoint.load(next(run.checkpoints.iterdir()))
@@ -266,7 +273,7 @@ def test_episodes_are_truncated_at_the_step_limit_and_counted(run, capsys):
 
 
 def test_a_run_folder_of_a_stranger_runs_no_code(run, monkeypatch, capsys):
-    """Its config.yaml names a module that lies in its folder."""
+    """The run's config.yaml names an environment whose module lies in the run's folder."""
     canary = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
     (run.path / "payload_of_a_stranger.py").write_text(canary)
     env = "payload_of_a_stranger:CartPole-v1"
@@ -282,7 +289,7 @@ def test_a_run_folder_of_a_stranger_runs_no_code(run, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
 def test_a_signal_stops_eval_at_once(tmp_path, number, code):
-    """In the middle of an episode that never ends."""
+    """The signal comes in the middle of an evaluation episode that never ends."""
     pytest.importorskip("torch")
     env = "tests.runtime.broken:Endless-v0"
     path = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""A replay serves many callers at once, and a worker host steps its workers in turns."""
+"""Tests the objects in a cluster's processes: a replay with many callers, and worker processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def rows(n: int = 12, first: bool = True) -> dict[str, np.ndarray]:
-    """Returns a chunk (1, n) from the middle of an episode; `first`: from its beginning."""
+    """Returns a chunk of n rows of one environment, each column of shape (1, n, …).
+
+    first: whether an episode begins at the first row.
+    """
     flags = {name: np.zeros((1, n), bool) for name in ("first", "last", "terminal")}
     flags["first"][0, 0] = first
     return {
@@ -136,7 +139,7 @@ def test_retries_become_rare_while_nobody_samples(replay):
 
 
 def test_concurrent_callers_lose_no_row_and_get_no_dream_twice():
-    """Four actors, two dreamers and a learner wait for one another."""
+    """Four actors, two dreamers and a learner call the replay at once, each in a thread."""
     replay, per_actor = ReplayHost(FakeAgent(FakeConfig(capacity=10_000)).tables, seed=0), 25
     dreams: list[int] = []
     stop = threading.Event()
@@ -249,7 +252,10 @@ def test_samples_in_transit_at_a_save_may_be_drawn_again_after_a_resume(replay):
 
 
 def test_a_sample_whose_rows_are_overwritten_during_the_copy_is_drawn_again(monkeypatch):
-    """The lock is free during the copy, so rows are added. The sample counts once."""
+    """While a sample is copied the lock is free, so new rows overwrite the sampled rows.
+
+    The sample that is drawn again counts as one sample.
+    """
     replay = ReplayHost(FakeAgent(FakeConfig(capacity=16)).tables, seed=0)
     assert add(replay, 16).accepted  # earns two samples
     gather, draws = replay._server.gather, []
@@ -273,7 +279,7 @@ def test_a_sample_whose_rows_are_overwritten_during_the_copy_is_drawn_again(monk
 
 
 class WaitingReplay(FakeReplay):
-    """A replay whose `wait` records its argument and returns soon."""
+    """A fake replay whose method `wait` records the seconds and returns after 2 ms."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -365,6 +371,6 @@ def test_a_worker_pulls_the_groups_that_others_train(names, groups):
     ["dreamfleet.runtime.hosts", "dreamfleet.learner.weight_store", "dreamfleet.runtime.cluster"],
 )
 def test_replay_and_weight_store_import_neither_torch_nor_gymnasium(module):
-    """Nor does the driver before it builds an agent."""
+    """The driver does not import torch or gymnasium either, before it builds an agent."""
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'gymnasium'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

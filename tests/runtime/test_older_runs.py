@@ -1,4 +1,4 @@
-"""A run that dreamfleet 0.2.0 or an older version made is refused with one line."""
+"""Tests that a run of dreamfleet 0.2.0 or older is refused with a message of one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINE = (
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """The folder of a run as version 0.2.0 left it, with a setting that has another name now."""
+    """The folder of a run as dreamfleet 0.2.0 wrote it. It has a setting that 0.3.0 renamed."""
     config = {
         "agent": "gated-rainbow",
         "env": "CartPole-v1",

@@ -1,4 +1,7 @@
-"""A person's own environment is imported in Ray's processes; folder names do not collide."""
+"""Tests that Ray's processes import a user's own environment.
+
+The user's project has folders with the same names as folders of dreamfleet.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,11 @@ SETTINGS = "--run-dir run --set train.eval_every=0 --set agent.batch=8"
 
 @pytest.fixture
 def project(tmp_path):
-    """A folder with packages of the same names as ours, which raise an error when imported."""
+    """The folder of a user's project, with an environment in `envs/cell.py` and in `script.py`.
+
+    It also has packages with the names of dreamfleet's own folders. They raise ImportError, so that
+    a wrong import is noticed.
+    """
     for name in ("agents", "actors", "core", "envs", "learner", "runtime", "tests"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('imported by mistake')\n")
@@ -54,7 +61,9 @@ def project(tmp_path):
     ("program", "env"),
     [
         ((str(ROOT / "launch.py"),), "envs.cell:Cell-v0"),
-        (("script.py",), "Cell-v0"),  # registered by the script itself, as in a notebook
+        pytest.param(  # registered by the script itself, as in a notebook
+            ("script.py",), "Cell-v0", marks=pytest.mark.costly
+        ),
     ],
     ids=["a module", "a script"],
 )

@@ -1,4 +1,4 @@
-"""A batch survives packing, and a packed batch is one buffer."""
+"""Tests that a batch survives packing, and that a packed batch is one buffer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray's token and the address of a running cluster are found before a run starts."""
+"""Tests how the token of Ray and the address of a running cluster are found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home folder and an environment without any trace of Ray."""
+    """An empty home folder, and an environment without Ray's variables."""
     for name in AUTH:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""The proxies, over a connection whose answers and clock the test controls."""
+"""Tests the replay and weight-store proxies, with fake connections and a fake clock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEPS = 4  # of a chunk
 
 
 class Setup:
-    """A replay's proxy and its connections, one to each shard."""
+    """A proxy of a replay, with fake connections to the replay's shards and a fake clock."""
 
     def __init__(self, shards: int = 1) -> None:
         self.clock = FakeClock()
@@ -38,19 +38,28 @@ class Setup:
         self.proxy = ReplayProxy(self.connections, FakeAgent().tables, 0)
 
     def add(self, n: int, actor: int = 0, restarts: int = 0) -> bool:
-        """Offers chunk n, whose rewards count from n * STEPS."""
+        """Offers chunk number n of an actor to the proxy. Returns whether the proxy accepted it.
+
+        The rewards of chunk n are n * STEPS, n * STEPS + 1, …, by which a chunk is recognised.
+        """
         chunk = rows(STEPS, first=n == 0)
         chunk["reward"] += n * STEPS + np.arange(STEPS)
         return self.proxy.add("real", chunk, STREAM, ChunkId(actor, restarts, n))
 
     def open(self, credit: int) -> None:
-        """Has the replay accept chunk 0 and grant credit."""
+        """Adds chunk 0; the replay accepts it and grants a credit.
+
+        credit: the agent steps that the proxy may send before the next answer.
+        """
         assert not self.add(0)
         self.connection.answer(AddReply(True, credit, 0.0))
         assert self.add(0)
 
     def sent(self, shard: int = 0) -> list[list[int]]:
-        """Returns the numbers of the chunks in each call that was sent, repeats included."""
+        """Returns the chunk numbers that each `add` call to a shard contained, in order.
+
+        Calls that repeat a chunk are included.
+        """
         adds = [call for call in self.connections[shard].calls if call.method == "add"]
         counts = [call.args[1].views()["reward"][0].astype(int).tolist() for call in adds]
         assert all(later == before + 1 for count in counts for before, later in pairwise(count))
@@ -196,12 +205,15 @@ OUTCOMES = st.sampled_from(["accepted", "refused", "call lost", "answer lost"])
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(OUTCOMES, st.integers(0, 8), st.floats(0.001, 0.3)), max_size=60))
 def test_chunks_arrive_in_order_and_once(script):
-    """Whether the replay accepts or refuses a chunk, or the call or its answer is lost."""
+    """The replay answers by a random script: accepted, refused, call lost, or answer lost."""
     setup, chunks, arrived = Setup(), 30, []
     outcomes, answered, tries = iter(script), 0, 0
 
     def reply_to_the_last() -> None:
-        """Answers as the script says, then accepts everything; stores no chunk twice."""
+        """Answers the newest call as the script says. After the script's end, accepts everything.
+
+        A chunk that arrives a second time is not stored again.
+        """
         nonlocal answered
         if len(setup.connection.calls) == answered:
             return
@@ -294,7 +306,7 @@ def test_a_wait_ends_when_a_missing_answer_comes(setup):
 
 
 def test_a_prefetched_sample_does_not_end_a_wait_for_something_else(setup):
-    """A learner that has rows and waits for a dream is not woken by further rows."""
+    """A learner that waits for a dream is not woken by the arrival of a sample of real rows."""
     assert setup.proxy.sample("real", "policy") is None
     setup.connection.answer(packed_sample(0), of=0)
     setup.connection.answer(packed_sample(1), of=1, after=0.1)

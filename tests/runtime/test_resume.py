@@ -1,4 +1,4 @@
-"""A run is resumed from the newest checkpoint that is complete and valid."""
+"""Tests that a run is resumed from the newest checkpoint that is complete and valid."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def policy(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_array(tree: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Returns the first matrix of floats in a tree, as its parent dict and its key."""
+    """Returns the first float array of two or more dimensions in nested dicts.
+
+    The result is the dict that contains the array, and the key of the array in this dict.
+    """
     for key, value in tree.items():
         if isinstance(value, dict):
             found = first_array(value)

@@ -32,7 +32,7 @@ def said() -> io.StringIO:
 
 @pytest.fixture
 def opened(tmp_path, said):
-    """Sessions in one run folder, each a fresh start of the run."""
+    """Returns a function that opens a session in one run folder. Each call starts the run again."""
 
     @contextmanager
     def open_session(resumed=None, **train):
@@ -394,7 +394,7 @@ def test_nan_is_not_saved_and_the_older_checkpoint_stays(opened, said):
 
 
 def test_a_checkpoint_counts_the_steps_that_its_replay_holds(opened):
-    """The replay's state is newer than the last report of it."""
+    """The saved replay holds 44 steps, while the last report of the replay said 40."""
     replay = {"real": {"limiter": {"steps": 44}}}
     with opened() as session:
         session.take(report("actor-0"), {"env_steps": 40})

@@ -1,4 +1,4 @@
-"""The folders of a person's code that are sent to a joined cluster."""
+"""Tests which folders with a user's own code are sent to a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dreamfleet.runtime.shipping import PACKAGE, runtime_env, source_folder
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """Two folders on the import path: one with a package and a module, one with a module."""
+    """Two folders on the import path: `here` has a package and a module, `there` has a module."""
     (tmp_path / "here" / "their_pkg" / "envs").mkdir(parents=True)
     for place in ("their_pkg/__init__.py", "their_pkg/envs/maze.py", "their_module.py"):
         (tmp_path / "here" / place).touch()

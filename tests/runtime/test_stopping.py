@@ -1,4 +1,4 @@
-"""`launch.py` in a process: a signal or a fault ends the run and leaves no process behind."""
+"""Tests that a signal or a fault ends `launch.py` and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ both = pytest.mark.parametrize("place", [LOCAL, CLUSTER], ids=["local", "cluster
 
 
 class Launched:
-    """A run in a process session of its own, so that Ctrl-C can be sent to all its processes."""
+    """A run started with `launch.py` in a process session of its own.
+
+    Signals can therefore be sent to all its processes, as a terminal does at Ctrl-C.
+    """
 
     def __init__(self, path: Path, *args: str) -> None:
         self.path, self.log = path, path.with_suffix(".log")
@@ -40,7 +43,10 @@ class Launched:
         return self.log.read_text()
 
     def until(self, text: str, seconds: float = 60.0) -> None:
-        """Waits until the output contains `text`."""
+        """Waits until the run has printed `text`. Fails if the run ends first or takes too long.
+
+        seconds: the longest wait.
+        """
         deadline = time.monotonic() + seconds
         while text not in self.output:
             assert self.process.poll() is None, self.output
@@ -48,7 +54,7 @@ class Launched:
             time.sleep(0.05)
 
     def all_processes(self) -> set[int]:
-        """Returns the ids of all processes in the session of the run."""
+        """Returns the ids of all living processes of the run."""
         found = set()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -59,14 +65,17 @@ class Launched:
         return found
 
     def processes_of(self, title: str) -> list[int]:
-        """Returns the ids of the processes whose title contains this text; arguments excluded."""
+        """Returns the ids of the run's processes whose title contains a text.
+
+        title: the text. The arguments of a process do not belong to its title.
+        """
         lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in self.all_processes()}
         found = [pid for pid, line in lines.items() if title in line.decode().split("\0")[0]]
         assert found, lines
         return found
 
     def listening(self) -> list[Any]:
-        """Returns the addresses to which the TCP ports of the run's processes are bound."""
+        """Returns the IP addresses on which processes of the run listen for TCP connections."""
         own = set()
         for pid in self.all_processes():
             for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -97,7 +106,7 @@ class Launched:
 
 @pytest.fixture
 def launched(tmp_path) -> Iterator:
-    """Yields a function that starts a run of the fake agent. Kills all processes at the end."""
+    """Yields a function that starts a run of the fake agent. Kills all its processes at the end."""
     runs: list[Launched] = []
 
     def start(
@@ -194,10 +203,15 @@ def test_a_local_run_is_saved_and_ends_when_its_environment_hangs(launched):
     ("process", "named"),
     [
         ("ray::ReplayHost", "replay broke: its process died"),
-        ("ray::LocalWeights", "the weight store broke: its process died"),
-        ("ray::WorkerHost", "(learner|dreamer-0) broke: its process died"),
         ("raylet/raylet", "Ray broke: its process raylet died"),
-        ("gcs/gcs_server", "Ray broke: its process gcs_server died"),
+        *(
+            pytest.param(process, named, marks=pytest.mark.costly)
+            for process, named in (
+                ("ray::LocalWeights", "the weight store broke: its process died"),
+                ("ray::WorkerHost", "(learner|dreamer-0) broke: its process died"),
+                ("gcs/gcs_server", "Ray broke: its process gcs_server died"),
+            )
+        ),
     ],
 )
 def test_the_last_line_names_the_dead_process_and_how_to_go_on(launched, process, named):
@@ -214,6 +228,7 @@ def test_the_last_line_names_the_dead_process_and_how_to_go_on(launched, process
 
 
 @pytest.mark.ray
+@pytest.mark.costly
 def test_ctrl_c_ends_the_run_while_the_replay_does_not_answer(launched):
     run = launched(*CLUSTER, "--steps", "1000000")
     run.until("learning since")
@@ -239,7 +254,7 @@ def test_all_ports_of_a_run_are_bound_to_the_loopback_address(launched):
 @pytest.mark.ray
 @both
 def test_the_second_signal_ends_the_run_at_once(launched, place):
-    """Even while the run waits for an update that takes a minute."""
+    """The run waits for a policy update that takes a minute when the second signal comes."""
     run = launched(*place, "--set", "agent.learn_s=60")
     run.until("learning since")  # the first world update
     time.sleep(1.0)

@@ -39,7 +39,7 @@ def test_events_reach_a_file_that_tensorboard_reads(tmp_path):
 
 
 def read(content: bytes) -> list:
-    """Returns the records of a file, parsed as TensorBoard does."""
+    """Parses the content of a TensorBoard file into records. Verifies all checksums."""
     records = []
     while content:
         length, check = struct.unpack("<QI", content[:12])

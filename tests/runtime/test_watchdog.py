@@ -1,4 +1,4 @@
-"""The watchdog sees environment calls in progress, and no call ends during a check."""
+"""Tests that the watchdog sees environment calls, and that no call ends during a check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's time is measured, and its exceptions become faults."""
+"""Tests that a worker's time is measured, and that its exceptions become faults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from dreamfleet.runtime.worker_runner import WorkerRunner
 
 
 class Scripted:
-    """A worker that follows a script. An entry: None to move, a text to wait, or an exception."""
+    """A worker whose steps follow a script, one entry for each step.
+
+    The entry None is a step with work. A text is a step in which the worker waits, with the text as
+    the reason. An exception is raised.
+    """
 
     def __init__(self, *script):
         self._script = list(script)

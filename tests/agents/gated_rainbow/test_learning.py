@@ -330,7 +330,7 @@ def test_it_learns_the_best_action_for_each_observation(tmp_path, head, share):
     assert (shares[-1] > 0) == (share > 0)
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 @pytest.mark.timeout(300)  # the compiler takes half a minute on an idle core
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_update_equals_an_eager_update():

@@ -61,6 +61,7 @@ def test_a_recorded_row_has_its_present_description_and_its_remark():
 
 
 @pytest.mark.ray
+@pytest.mark.costly
 def test_the_rows_across_processes_run_without_reverb(ray_here, tmp_path, capsys):
     found, _ = measured(tmp_path, capsys, ACROSS_PROCESSES)
     assert all(len(row["ours"]) == 2 and "Reverb" in row["skipped"] for row in found["rows"])
