@@ -182,5 +182,5 @@ class BatchRenorm(nn.Module):
         return ((x - mean) / std * scale + shift) * self.gain + self.offset
 
     def _update_average(self, average: Tensor, value: Tensor) -> None:
-        """Moves a running average towards `value`, in place; ignores entries that are not finite."""
+        """Moves a running average towards `value`, in place; ignores values that are not finite."""
         average.lerp_(torch.where(value.isfinite(), value, average), self.RATE)

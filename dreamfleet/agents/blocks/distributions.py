@@ -102,9 +102,7 @@ class TanhNormal:
 
     @cached_property
     def sampled(self) -> tuple[Tensor, Tensor]:
-        """One reparameterised sample per distribution, shape (…, A), and its log-probability
-        density.
-        """
+        """One reparameterised sample per distribution, shape (…, A), and its log-density."""
         noise = self._noise
         if noise is None:
             noise = torch.randn(self.mean.shape, generator=self._rng, device=self.mean.device)

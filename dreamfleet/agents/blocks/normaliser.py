@@ -79,9 +79,7 @@ class RewardScale(nn.Module):
         return torch.compiler.is_compiling() or count <= 100 or count % SORT_EVERY == 0
 
     def clip_outliers(self, reward: Tensor) -> Tensor:
-        """Returns rewards with each outlier clipped to ±`OUTLIER_REWARD` times the root mean
-        square.
-        """
+        """Returns rewards with each outlier clipped to `OUTLIER_REWARD` root mean square rewards."""
         clipped = reward.sign() * (OUTLIER_REWARD * self.reward_rms).float()
         return torch.where(reward.abs() > self._outlier_bound, clipped, reward)
 
@@ -194,7 +192,7 @@ class Normaliser(RewardScale):
         return x.clamp(-STANDARDISED_CLIP, STANDARDISED_CLIP).float()
 
     def replace_outliers(self, flat: Tensor) -> Tensor:
-        """Returns flattened observations in which each outlier is replaced by its component's mean."""
+        """Returns flattened observations, with each outlier replaced by its component's mean."""
         return torch.where(flat.abs() > outlier_bound(self.obs_p95), self.obs_mean.float(), flat)
 
     def inliers(self, obs: Tensor) -> Tensor:

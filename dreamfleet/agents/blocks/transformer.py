@@ -39,7 +39,7 @@ class Transformer(nn.Module):
 
 
 class Layer(nn.Module):
-    """A transformer layer: causal self-attention and a feed-forward network, both with residuals."""
+    """A transformer layer: causal self-attention, then a feed-forward network, with residuals."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()

@@ -47,9 +47,7 @@ class GroupState:
     published: str
 
     def state(self) -> dict[str, Any]:
-        """Returns copies of the group's parameters, buffers, optimizer moments and generator
-        states.
-        """
+        """Returns copies of all weights, optimizer moments and generator states of the group."""
         return {
             "nets": {name: net_state(net) for name, net in self.nets.items()},
             "optimizers": {name: optimizer.state() for name, optimizer in self.optimizers.items()},
