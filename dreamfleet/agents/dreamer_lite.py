@@ -129,7 +129,7 @@ class Config:
 
     @property
     def dreams_per_update(self) -> int:
-        """The number of dreams per policy update, rounded down to a multiple of the members."""
+        """The number of dreams per policy update, a multiple of the ensemble members."""
         return round(self.batch * self.dream_share) // self.members * self.members
 
     @property

@@ -79,7 +79,7 @@ class RewardScale(nn.Module):
         return torch.compiler.is_compiling() or count <= 100 or count % SORT_EVERY == 0
 
     def clip_outliers(self, reward: Tensor) -> Tensor:
-        """Returns rewards with each outlier clipped to `OUTLIER_REWARD` root mean square rewards."""
+        """Returns rewards with outliers clipped to `OUTLIER_REWARD` root mean square rewards."""
         clipped = reward.sign() * (OUTLIER_REWARD * self.reward_rms).float()
         return torch.where(reward.abs() > self._outlier_bound, clipped, reward)
 

@@ -84,8 +84,7 @@ class ValueNetwork(nn.Module):
 
     @torch.no_grad()
     def set_unit(self, unit: Tensor) -> None:
-        """Sets the unit of values; rescales the last layers so that predicted returns stay the
-        same.
+        """Sets the unit of values; rescales the last layers so that predicted returns stay.
 
         With the value head `c51` the last layers are not rescaled, because the atoms have fixed
         positions.
