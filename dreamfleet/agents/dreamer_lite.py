@@ -139,7 +139,7 @@ class Config:
 
 
 class DreamerLite(WeightGroups):
-    """The Dreamer-Lite agent: world model, policy and critic, with their optimizers and generators."""
+    """The Dreamer-Lite agent, for vector observations, discrete or continuous actions."""
 
     Config: TypeAlias = Config
     act_groups = ("world", "policy")
