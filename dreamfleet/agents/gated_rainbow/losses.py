@@ -45,6 +45,6 @@ def gate_regulariser(gate: Tensor) -> Tensor:
 
     gate: (B, F), the gate values of F features in a batch of B histories. Only the mean over the
     batch is penalised; seed project 000 penalises each value. So a gate that differs between
-    histories costs nothing, and a gate that is always open or always closed does.
+    histories costs nothing, and a gate that is always open or always closed is penalised.
     """
     return (gate.mean(0) - 0.5).square().mean()
