@@ -393,9 +393,9 @@ def test_a_restored_agent_continues_bit_for_bit(case: Case, tmp_path: Path) -> N
 
 
 def test_policy_learning_needs_only_the_weights_of_the_world_group(case: Case) -> None:
-    """On Ray the dreamer and the learner are two processes that exchange weights only.
+    """`learn_policy` gives the same results if only the published world weights are copied.
 
-    So a learner with the world weights of another agent must learn exactly as this agent.
+    On Ray the dreamer and the learner are two processes that exchange weights only.
     """
     dreamer, learner = case.build(), case.build()
     if "world" not in weight_groups(dreamer):

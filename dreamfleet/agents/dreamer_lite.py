@@ -509,10 +509,10 @@ def unit_variance(z: Tensor) -> Tensor:
 
 
 def continue_loss(logit: Tensor, continues: Tensor) -> Tensor:
-    """Returns the cross-entropy of the continue head's logits.
+    """Returns the cross-entropy of the continue head: one number per row.
 
-    logit: (…, 1). continues: 1 where the episode continues, else 0, shape (…). The result has shape
-    (…).
+    logit: the head's outputs, with a last axis of size 1. continues: 1 for each row at which the
+    episode continues, else 0.
     """
     return F.binary_cross_entropy_with_logits(logit.squeeze(-1), continues, reduction="none")
 

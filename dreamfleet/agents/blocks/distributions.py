@@ -54,16 +54,16 @@ class Categorical:
         return -(self.probs * self.log_probs).sum(-1)
 
     def mean_value(self, q: Tensor) -> Tensor:
-        """Returns the mean of action values over the actions of the policy.
+        """Returns the mean of action values over the actions of each distribution.
 
-        q: the values of all A actions, shape (…, A). The result has shape (…).
+        q: the values of all A actions, shape (…, A).
         """
         return (self.probs * q).sum(-1)
 
     def policy_loss(self, q: Tensor, entropy_weight: float) -> Tensor:
         """Returns a loss whose minimum maximises mean_value(q) + entropy_weight · entropy.
 
-        q: the values of all A actions, shape (…, A). The result has shape (…). The best
+        q: the values of all A actions, shape (…, A). There is one loss per distribution. The best
         distribution is softmax(q / entropy_weight), so the loss is the cross-entropy with this
         target. Its gradient with respect to the logits is about the difference between policy and
         target. The policy gradient, in contrast, vanishes where a policy is almost certain of a
@@ -115,7 +115,7 @@ class TanhNormal:
         return torch.tanh(self.mean)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Returns the log-probability densities of actions of shape (…, A), as shape (…)."""
+        """Returns the log-probability density of each action; the actions have shape (…, A)."""
         largest = math.tanh(self.MAX_RAW)
         return self._log_prob(torch.atanh(action.clamp(-largest, largest)))
 
@@ -124,17 +124,17 @@ class TanhNormal:
         return -self.sampled[1]
 
     def mean_value(self, q: Tensor) -> Tensor:
-        """Returns a one-sample estimate of the policy's mean value.
+        """Returns a one-sample estimate of the policy's mean value, one number per distribution.
 
-        q: the value of the sampled action, shape (…, 1). The result has shape (…).
+        q: the value of the sampled action, shape (…, 1).
         """
         return q.squeeze(-1)
 
     def policy_loss(self, q: Tensor, entropy_weight: float) -> Tensor:
         """Returns a loss that maximises the sampled action's value plus entropy_weight · entropy.
 
-        q: the value of the sampled action, shape (…, 1). The result has shape (…). The gradient
-        reaches the policy through the reparameterised sample.
+        q: the value of the sampled action, shape (…, 1). There is one loss per distribution. The
+        gradient reaches the policy through the reparameterised sample.
         """
         return -(q.squeeze(-1) + entropy_weight * self.entropy())
 

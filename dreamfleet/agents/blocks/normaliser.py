@@ -101,10 +101,11 @@ class RewardScale(nn.Module):
 
 
 def update_percentile(average: Tensor, size: Tensor, rate: Tensor) -> None:
-    """Moves a running 95th percentile of absolute values towards that of a new batch, in place.
+    """Moves a running 95th percentile of absolute values towards the percentile of a new batch.
 
-    average: the running percentile of each component, of any shape. size: absolute values of N
-    rows; the shape is (N, …), where … is the shape of `average`. rate: the update rate.
+    average: the running percentile of each component, of any shape; updated in place. size:
+    absolute values of N rows, with N as the first axis and then the axes of `average`. rate: the
+    update rate.
 
     Zeros are left out. A component whose values are all 0 keeps its average. The average is of
     logarithms, so that a batch with many outliers moves it little. If a batch is large, only every

@@ -95,7 +95,7 @@ def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: 
 
 
 def optimism(real_error: Tensor, dreamed_error: Tensor, weight: Tensor) -> Tensor:
-    """Returns the mean TD error of dreamed windows minus that of real windows, as a scalar.
+    """Returns the mean TD error of dreamed windows minus the mean TD error of real windows.
 
     real_error (R,), dreamed_error (D,): signed TD errors of R real and D dreamed windows. weight
     (D,): weights of the dreamed windows.

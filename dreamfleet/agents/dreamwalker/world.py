@@ -217,8 +217,9 @@ class WorldModel(nn.Module):
     def predict_outcome(self, embedding: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
         """Returns predicted rewards, in root mean square rewards, and logits of termination.
 
-        embedding: (…, E), the transformer's outputs. change: (…, O), changes of the observation in
-        standard deviations. Both results have shape (…).
+        embedding: the transformer's outputs, with E numbers along the last axis. change: changes of
+        the observation in standard deviations, with O numbers along the last axis. Both results
+        lack this axis.
         """
         inputs = torch.cat([embedding, change / self.change_rms], -1)
         reward, terminal_logit = self.outcome(inputs).unbind(-1)

@@ -366,7 +366,7 @@ class GatedRainbow(WeightGroups):
     def importance_weights(self, relative_prob: Tensor) -> Tensor:
         """Returns the importance weights of R real windows, divided by the largest.
 
-        relative_prob (R,): sampling probabilities divided by that of uniform sampling. The weights
+        relative_prob (R,): sampling probabilities divided by the uniform probability. The weights
         are relative_prob^-β. Without prioritized sampling all weights are 1.
         """
         if not self.config.prioritized:

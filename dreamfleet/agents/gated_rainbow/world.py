@@ -257,7 +257,10 @@ class WorldModel(nn.Module, ABC):
         return x.unflatten(0, (self.members, -1))
 
     def _mean_over_obs(self, x: Tensor) -> Tensor:
-        """Returns the mean over the components of each observation: (…, *X) to (…)."""
+        """Returns the mean over the components of each observation.
+
+        *X is the shape of one observation. The result has the other axes of `x`.
+        """
         return x.flatten(-len(self.shape)).mean(-1)
 
     # ------------------------------------------------------------- implemented by subclasses
@@ -287,8 +290,9 @@ class WorldModel(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Returns predicted rewards, in root mean square rewards, and logits of termination.
 
-        before, after: normalised observations before and after the step, (…, *X). action: encoded,
-        (…, A). Both results have shape (…).
+        before, after: normalised observations before and after the step, (…, *X). action: encoded
+        actions, (…, A). Here *X is the shape of one observation, A the size of an action, and … any
+        batch axes. Both results have the batch axes.
         """
 
     @abstractmethod
@@ -321,7 +325,7 @@ class WorldModel(nn.Module, ABC):
     def squared_error(self, obs: Tensor, other: Tensor) -> Tensor:
         """Returns the mean squared difference of two observations after normalisation.
 
-        obs, other: (…, *O). The result has shape (…).
+        obs, other: any batch axes, then the axes of one observation. The result has the batch axes.
         """
         return self._mean_over_obs((self.normaliser(obs) - self.normaliser(other)).square())
 

@@ -112,7 +112,7 @@ def test_densities_integrate_to_one(stats):
 @pytest.mark.parametrize("mean", [0.0, 2.0, -4.0, 30.0])
 @pytest.mark.parametrize("raw_std", [-30.0, -3.0, 0.0, 3.0])
 def test_the_log_prob_of_a_sample_equals_that_of_its_action(mean, raw_std):
-    """Importance ratios need both to be equal: the first is stored while acting."""
+    """Importance ratios divide the second by the first, which is stored while acting."""
     stats = torch.tensor([mean, mean, raw_std, raw_std]).expand(5_000, 4)
     policy = tanh_normal(stats)
     action, log_prob = policy.sampled

@@ -168,7 +168,7 @@ def test_statistics_follow_a_change_of_scale():
 
 @pytest.mark.parametrize("step", [0.0, 1.0, 1000.0])
 def test_large_time_stamps_are_centred(step):
-    """Time stamps of about 1.7e9 are normalised well, although float32 resolves only 128 there."""
+    """Time stamps of about 1.7e9 are normalised, although float32 resolves only 128 there."""
     normaliser, at = Normaliser(Space((1,), "float32")), 0
     for _ in range(3000):
         stamps = 1.7e9 + step * np.arange(at, at + 20)
@@ -194,7 +194,7 @@ def test_the_variance_of_a_rarely_set_flag_is_not_clipped(share):
 
 
 def test_an_update_is_compiled_once_and_equals_the_uncompiled_update():
-    """Tests the first 12 updates. Both versions compute percentiles in each of the first 100."""
+    """Compares the first updates, in which both versions compute percentiles in each update."""
     plain, compiled = (Normaliser(Space((3,), "float32")) for _ in range(2))
     graphs = CompileCounter()
     fast = torch.compile(compiled.update, backend=graphs, fullgraph=True, dynamic=False)

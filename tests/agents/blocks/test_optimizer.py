@@ -46,7 +46,7 @@ def test_a_step_is_adam_on_the_clipped_gradient():
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(bad):
-    """With a loss of the size 1e30 the loss is finite, but its squared gradient is not."""
+    """If the loss is multiplied by 1e30, it stays finite, but its squared gradient overflows."""
     net, optimizer = build(0)
     reference, reference_optimizer = build(0)
     for step in range(4):

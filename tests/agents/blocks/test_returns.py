@@ -32,7 +32,7 @@ def draw(seed: int, B: int = 6, T: int = 9) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_retrace_is_the_sum_of_munos_equation_4(seed):
-    """The sum is Q_t + sum_s (prod_{t<j<=s} d_j c_j) (r_{s+1} + d_{s+1} V_{s+1} - Q_s)."""
+    """Each target is Q_t + sum_s (prod_{t<j<=s} d_j c_j) (r_{s+1} + d_{s+1} V_{s+1} - Q_s)."""
     rows = draw(seed)
     B, T = rows["reward"].shape
     r, d, v, q, c = (value.numpy() for value in rows.values())
@@ -48,9 +48,9 @@ def test_retrace_is_the_sum_of_munos_equation_4(seed):
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
 def test_retrace_on_the_policys_own_data_is_the_lambda_return(lam):
-    """The λ-return is (1 - λ) sum_n λ^{n-1} G(n); the longest n-step return G gets the rest.
+    """The λ-return is the weighted mean of n-step returns G(n): (1 - λ) sum_n λ^{n-1} G(n).
 
-    Source: Sutton & Barto, section 12.3.
+    The longest n-step return gets the rest of the weight. Source: Sutton & Barto, section 12.3.
     """
     rows = draw(0)
     rows["q_taken"] = rows["value"]

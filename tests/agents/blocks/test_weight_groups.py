@@ -62,7 +62,7 @@ def test_a_restored_group_continues_bit_for_bit():
 
 @pytest.mark.parametrize("with_moments", [True, False])
 def test_restoring_a_state_of_before_the_first_step_sets_the_moments_to_zero(with_moments):
-    """In such a state the optimizer's moments are 0 or missing."""
+    """In a state from before the first step the optimizer's moments are 0 or missing."""
     fresh, _, _, _ = build(0)
     saved = fresh.state()
     if not with_moments:

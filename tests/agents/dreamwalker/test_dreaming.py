@@ -43,7 +43,7 @@ def test_dreams_begin_with_real_rows_and_stay_in_the_real_range(trained_agent):
 
 
 def test_dreams_do_not_depend_on_the_cache_of_keys_and_values(trained_agent):
-    """Compares dreams with those of a loop without a cache.
+    """Compares dreams with the results of a loop without a cache of attention keys and values.
 
     In the loop the transformer reads all tokens again at each step.
     """

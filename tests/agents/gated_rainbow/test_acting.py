@@ -53,9 +53,9 @@ def test_without_a_gate_every_gate_value_is_1():
 
 @pytest.mark.parametrize("per_row", [True, False])
 def test_noisy_layers_have_the_variance_of_the_paper(per_row):
-    """Compares the variance of outputs with the formula σ² E f² (Σ x² E f² + 1).
+    """The variance of a noisy layer's output is σ² E f² (Σ x² E f² + 1), with E f² = sqrt(2 / π).
 
-    It is the variance of Σ σ f(ε_i) f(ε_o) x + σ f(ε_o), and E f² is sqrt(2 / π).
+    It is the variance of Σ σ f(ε_i) f(ε_o) x + σ f(ε_o).
     """
     layer, rng = NoisyLinear(4, 3, sigma=0.5), make_rng(0, "cpu")
     x = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).expand(40, 4)

@@ -201,7 +201,7 @@ def test_default_batches_are_smaller_for_frames():
 
 
 def test_the_world_model_learns_movement_and_rewards_of_a_block(trained_agent):
-    """On new windows the errors are smaller than those of predicting no change."""
+    """On new windows the errors are smaller than the errors of predicting no change."""
     world, sample = trained_agent.slow_world, Slide().windows(40, 4)
     rows = to_tensors(sample.data, "cpu")
     one_hot = trained_agent.actions.encode(rows["action"][:, CONTEXT])
