@@ -8,17 +8,12 @@ the action and z the latent:
     heads        reward(z_t, a_t), continue(z_{t+1}), decoder(z_t)
     re-encoding  z_t     <- f(decoder(z_t))               after each dreamed transition
 
-Latents cannot collapse to a constant, for two reasons. Their variance is 1 by construction. The
-decoder must recover the observation, both from encoded latents and from latents predicted several
-steps ahead.
-
-Dreamed latents are decoded and encoded again (re-encoding), because policy and critic learn on
-latents of observations. Without re-encoding, dreamed latents drift away from latents of
-observations, and values sink step by step.
-
-Acting, dreams and policy updates use a slow copy of the world model (a moving average of its
-weights). Dreams of the slow copy are several times as accurate as those of the trained model, and
-its latents change slowly.
+Latents cannot collapse to a constant: their variance is 1 by construction, and the decoder must
+recover the observation, also from latents predicted several steps ahead. Dreamed latents are
+decoded and encoded again (re-encoding), because policy and critic learn on latents of observations.
+Without re-encoding, dreamed latents drift away from them, and values sink step by step. Acting,
+dreams and policy updates use a slow copy (moving average) of the world model: its dreams are
+several times as accurate, and its latents change slowly.
 
 A dream (`dream`) starts at a real row and has H steps. One ensemble member predicts all of its
 steps. A dreamed step is trusted while the disagreement of two members is not much larger than on
@@ -76,11 +71,7 @@ from dreamfleet.core.types import (
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of Dreamer-Lite.
-
-    The comment of a setting names the source of its default in brackets. A default without a source
-    was chosen for this project.
-    """
+    """The settings of Dreamer-Lite. Brackets in a comment name the source of a default."""
 
     latent: int = within(32, 4, 16_384)  # size of a latent state [seed project 003]
     hidden: int = within(128, 4, 16_384)  # units in every hidden layer [seed project 003]
@@ -202,10 +193,7 @@ class DreamerLite(WeightGroups):
         return to_array(action), state, {"log_prob": to_array(log_prob)}
 
     def policy_at(self, z: Tensor, rng: torch.Generator) -> Policy:
-        """Returns the policy's distribution over actions at latents `z`, of shape (…, L).
-
-        L is the size of a latent. `rng` draws the sample of the distribution.
-        """
+        """Returns the policy's distribution over actions at latents; `rng` draws its sample."""
         return self.actions.policy(self.policy(z), rng)
 
     # ---------------------------------------------------------------------------- world model
@@ -222,11 +210,10 @@ class DreamerLite(WeightGroups):
         return Feedback(metrics)
 
     def world_loss(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss of the world model on real windows, as a scalar, and metrics.
+        """Returns the loss of the world model on real windows (B, T, …), a scalar, and metrics.
 
-        rows: columns (B, T, …), for B windows of T rows. The windows are split evenly among the
-        ensemble members. Each member encodes the first row of its windows and predicts the other
-        rows open-loop, from its own predictions and the real actions.
+        The B windows of T rows are split evenly among the ensemble members. Each member encodes the
+        first row of its windows and predicts the other rows open-loop, from its own predictions.
         """
         world = self.world
         x = world.normaliser(rows["obs"])
@@ -279,18 +266,12 @@ class DreamerLite(WeightGroups):
         return value.unflatten(0, (self.config.members, -1))
 
     def averaging_rate(self, least: float) -> Tensor:
-        """Returns the rate of a moving average over world-model updates.
-
-        The rate is 1 / (number of updates), but at least `least`.
-        """
+        """Returns the rate of a moving average: 1 / (world-model updates), at least `least`."""
         return (1 / self.world.normaliser.updates).clamp(min=least)
 
     @torch.no_grad()
     def update_disagreement(self, rows: Batch) -> Tensor:
-        """Updates the mean disagreement of ensemble members on real rows, and returns it.
-
-        It is measured on the first step of each window of real rows.
-        """
+        """Updates the mean disagreement of the members on real rows, and returns it."""
         z = self.by_member(self.slow_world.encode(rows["obs"][:, 0]))
         action = self.by_member(self.actions.encode(rows["action"][:, 0]))
         disagreement = self.slow_world.predict_with_disagreement(z, action)[2].mean()
@@ -303,12 +284,9 @@ class DreamerLite(WeightGroups):
     def dream(self, starts: Sample) -> Batch:
         """Returns B dreams of H steps, one from the last row of each start, as columns (B, H+1, …).
 
-        The columns are
-
-        - `latent`, `action`, `log_prob` and `reward`;
-        - `cont`: the probability that the episode continues at the row;
-        - `trusted`: 1 up to the first untrusted step, then 0. A step is untrusted if two ensemble
-          members disagree too much on it.
+        The columns are `latent`, `action`, `log_prob`, `reward`, `cont` (the probability that the
+        episode continues at the row) and `trusted`. A step is untrusted if two ensemble members
+        disagree too much on it; `trusted` is 1 up to the first untrusted step, then 0.
         """
         world, rng = self.slow_world, self.dream_rng
         obs = torch.as_tensor(starts.data["obs"], device=self.device)[:, -1]
@@ -381,11 +359,11 @@ class DreamerLite(WeightGroups):
         return Feedback(metrics)
 
     def dreamed_trajectories(self, dreams: Batch) -> Batch:
-        """Returns dreams with two more columns that `learn_policy` needs, `weight` and `inside`.
+        """Returns dreams (B, H+1, …) with the columns `weight` and `inside` that `learn_policy`
+        needs.
 
-        dreams: columns (B, H+1, …), for B dreams of H steps. `weight` is the probability that the
-        episode reaches the row. But it is 0 if the next step is untrusted, because the row's return
-        begins with this step. `inside` is 1 on all rows.
+        `weight` is the probability that the episode reaches the row, or 0 if the next step is
+        untrusted, because the row's return begins with this step. `inside` is 1 on all rows.
         """
         reached = dreams["cont"].cumprod(1)
         next_trusted = F.pad(dreams["trusted"][:, 1:], (0, 1))
@@ -393,11 +371,10 @@ class DreamerLite(WeightGroups):
 
     @torch.no_grad()
     def real_trajectories(self, rows: Batch) -> Batch:
-        """Returns windows of real rows with the columns of dreams, for `learn_policy`.
+        """Returns windows of real rows (B, T, …) with the columns of dreams, for `learn_policy`.
 
-        rows: columns (B, T, …), for B windows of T rows. `inside` is 0 on `last` rows, else 1.
-        `weight` is 0 if the row is `last`, or if its observation or the next one has an outlier;
-        else it is 1.
+        `inside` is 0 on `last` rows, else 1. `weight` is 0 if the row is `last`, or if its
+        observation or the next one has an outlier; else it is 1.
         """
         inside = (~rows["last"]).float()
         inlier = self.slow_world.normaliser.inliers(rows["obs"])
@@ -415,8 +392,8 @@ class DreamerLite(WeightGroups):
     def critic_targets(self, rows: Batch, policy: Policy) -> Tensor:
         """Returns the critic's targets (B, T-1): Retrace returns in units of `value_unit`.
 
-        rows: columns (B, T, …), for B trajectories of T rows. The return of a row uses no row after
-        a `last` row and no row after an untrusted dreamed step.
+        rows: columns (B, T, …), for B trajectories of T rows. No row after a `last` row or after an
+        untrusted dreamed step is used.
         """
         q_taken, q_candidates = self.slow_critic(rows["latent"], rows["action"], policy)
         ratio = (policy.log_prob(rows["action"]) - rows["log_prob"]).exp().clamp(max=1)
@@ -431,10 +408,7 @@ class DreamerLite(WeightGroups):
 
     @property
     def value_unit(self) -> Tensor:
-        """The unit of the critic's values: the return if all rewards equal `reward_rms`.
-
-        `reward_rms` is the root mean square reward.
-        """
+        """The unit of the critic's values: the return if all rewards equal the root mean square."""
         return self.slow_world.normaliser.reward_rms / (1 - self.config.gamma)
 
 
@@ -460,17 +434,11 @@ class LatentWorldModel(nn.Module):
         self.register_buffer("real_disagreement", torch.zeros(()))
 
     def encode(self, obs: Tensor) -> Tensor:
-        """Returns the latents of observations: (…, *O) to (…, L).
-
-        *O is the shape of one observation, L the size of a latent.
-        """
+        """Returns the latents of observations, with L numbers along the last axis."""
         return self.encode_normalised(self.normaliser(obs))
 
     def encode_normalised(self, x: Tensor) -> Tensor:
-        """Returns the latents of normalised observations: (…, O) to (…, L).
-
-        O is the number of components of an observation, L the size of a latent.
-        """
+        """Returns the latents of normalised observations, with L numbers along the last axis."""
         return unit_variance(self.encoder(x))
 
     def reencode(self, z: Tensor) -> Tensor:
@@ -480,8 +448,8 @@ class LatentWorldModel(nn.Module):
     def predict(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mean and the log standard deviation of the next latents, (M, B, L) each.
 
-        M ensemble members predict B steps each. z: latents of size L, (M, B, L). action: encoded
-        actions of size A, (M, B, A).
+        z: latents of M ensemble members with B steps each, (M, B, L). action: encoded actions (M,
+        B, A).
         """
         change, log_std = self.transition(torch.cat([z, action], -1)).chunk(2, -1)
         return unit_variance(z + change), -4 + 3 * torch.tanh(log_std / 3)
@@ -489,10 +457,9 @@ class LatentWorldModel(nn.Module):
     def predict_with_disagreement(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the results of `predict`, and the disagreement of ensemble members, (M, B).
 
-        z: latents (M, B, L). action: encoded actions (M, B, A). M ensemble members predict B steps
-        each. The disagreement is half the squared distance between the means that a member and the
-        next member predict. On average over pairs of members it is the variance of the ensemble,
-        but it needs only two predictions per step.
+        It is half the squared distance between the means that a member and the next member predict.
+        On average over pairs of members it is the variance of the ensemble, for two predictions per
+        step.
         """
         # Member m also predicts for the inputs of member m - 1.
         other_z, other_action = z.roll(1, 0), action.roll(1, 0)
@@ -509,19 +476,12 @@ def unit_variance(z: Tensor) -> Tensor:
 
 
 def continue_loss(logit: Tensor, continues: Tensor) -> Tensor:
-    """Returns the cross-entropy of the continue head: one number per row.
-
-    logit: the head's outputs, with a last axis of size 1. continues: 1 for each row at which the
-    episode continues, else 0.
-    """
+    """Returns the cross-entropy of the continue head's logits with 1 (continues) or 0 (ends)."""
     return F.binary_cross_entropy_with_logits(logit.squeeze(-1), continues, reduction="none")
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the agent's tables in the replay: the real rows, and the queue of dreams.
-
-    Each consumer of the real rows (one use of the table) has a batch size, a window and a rate.
-    """
+    """Returns the replay's tables: real rows with batch size and rate of each use, and dreams."""
     kept = columns(spec, log_prob=NUMBER)  # log_prob: of the action, under the acting policy
     consumers = {
         "world": Consumer(
