@@ -359,8 +359,7 @@ class DreamerLite(WeightGroups):
         return Feedback(metrics)
 
     def dreamed_trajectories(self, dreams: Batch) -> Batch:
-        """Returns dreams (B, H+1, …) with the columns `weight` and `inside` that `learn_policy`
-        needs.
+        """Returns dreams (B, H+1, …) with the columns `weight` and `inside` for `learn_policy`.
 
         `weight` is the probability that the episode reaches the row, or 0 if the next step is
         untrusted, because the row's return begins with this step. `inside` is 1 on all rows.
@@ -446,11 +445,7 @@ class LatentWorldModel(nn.Module):
         return self.encode_normalised(self.decoder(z))
 
     def predict(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mean and the log standard deviation of the next latents, (M, B, L) each.
-
-        z: latents of M ensemble members with B steps each, (M, B, L). action: encoded actions (M,
-        B, A).
-        """
+        """Returns mean and log standard deviation of the next latents, (M, B, L), for M members."""
         change, log_std = self.transition(torch.cat([z, action], -1)).chunk(2, -1)
         return unit_variance(z + change), -4 + 3 * torch.tanh(log_std / 3)
 
