@@ -1,7 +1,7 @@
 """Contract tests: tests that every agent must pass.
 
-`launch.py check AGENT` runs them on one agent. Our own test suite runs them on every agent of the
-registry.
+`launch.py check AGENT` runs the contract tests on one agent. The project's own test suite runs them
+on all built-in agents.
 """
 
 from __future__ import annotations
@@ -38,19 +38,23 @@ AGENTS = pytest.StashKey[Iterable[str]]()  # names of the agents to test; by def
 
 @dataclass(frozen=True)
 class Case:
-    """One contract test case: an agent by name, and the environment's observations and actions."""
+    """One case of a contract test: an agent, with a kind of observations and a kind of actions."""
 
     name: str
     spec: EnvSpec
 
     def build(self, seed: int = 0) -> Any:
-        """Returns a new agent of this case, on the CPU, with its default settings."""
+        """Returns a new agent for this case, on the CPU, with the agent's default settings."""
         agent_class = agents.load(self.name)
         return agent_class(agent_class.Config(), self.spec, seed, "cpu")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrises `case` with each agent in every kind of space that the agent declares."""
+    """Parametrises the argument `case` of tests, so that each test runs once per case.
+
+    There is a case for each tested agent with each kind of observations and actions that the agent
+    declares as supported.
+    """
     if "case" not in metafunc.fixturenames:
         return
     cases = [
@@ -66,9 +70,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class Experience:
-    """A replay filled with rows of a synthetic environment, for all consumers of an agent.
+    """A replay filled with rows of a synthetic environment, from which an agent can learn.
 
-    The replay has no sampling rates, so `sample` never has to wait for more rows.
+    The replay has no sampling rates, so that `sample` never waits for more rows.
     """
 
     def __init__(
@@ -86,7 +90,10 @@ class Experience:
         assert self.replay.add("real", rows, np.arange(STREAMS))
 
     def sample(self, consumer: str) -> Sample | None:
-        """Returns a batch for a consumer, or None if the agent does not have this consumer."""
+        """Samples a batch of real rows for a consumer: "world", "start" or "policy".
+
+        Returns None if the agent does not have this consumer.
+        """
         if consumer not in self.agent.tables["real"].consumers:
             return None
         sample = self.replay.sample("real", consumer)
@@ -95,12 +102,16 @@ class Experience:
 
 
 def dream(agent: Any, starts: Sample | None) -> Batch | None:
-    """Returns dreams from these starts, or None for an agent that does not dream."""
+    """Returns the agent's dreams from the rows `starts`; returns None if there are no starts."""
     return None if starts is None else agent.dream(starts)
 
 
 def learn(agent: Any, experience: Experience, steps: int) -> Iterator[dict[str, Any]]:
-    """Trains all weight groups; yields the feedback, dreams and rows of each step, as dicts."""
+    """Trains the whole agent for some steps, from real rows and from dreams.
+
+    In each step yields four dicts in turn: the results of `learn_world` (if the agent has a world
+    model), the dreams, the results of `learn_policy`, and rows of acting.
+    """
     for _ in range(steps):
         world = experience.sample("world")
         if world is not None:
@@ -112,7 +123,7 @@ def learn(agent: Any, experience: Experience, steps: int) -> Iterator[dict[str, 
 
 
 def train(agent: Any, steps: int = 2) -> Experience:
-    """Trains an agent for some steps; returns the experience that it learned from."""
+    """Trains the whole agent for some steps; returns the experience that the agent learned from."""
     experience = Experience(agent)
     for _ in learn(agent, experience, steps):
         pass
@@ -120,7 +131,7 @@ def train(agent: Any, steps: int = 2) -> Experience:
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """Returns nested dicts as one dict: copies of all values, by their paths such as "a/b"."""
+    """Flattens nested dicts to one dict of copied values, by paths such as "a/b"."""
     if not isinstance(tree, dict):
         return {path: copy.deepcopy(tree)}
     parts = [flatten(value, f"{path}/{key}" if path else key) for key, value in tree.items()]
@@ -128,7 +139,7 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def assert_equal(found: Any, expected: Any) -> None:
-    """Fails unless two nested dicts of arrays have the same keys and are equal bit for bit."""
+    """Fails unless two nested dicts of arrays have the same keys and bit-identical arrays."""
     found, expected = flatten(found), flatten(expected)
     assert found.keys() == expected.keys()
     for path, value in found.items():
@@ -136,7 +147,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 
 def full_state(agent: Any) -> dict[str, Any]:
-    """Returns copies of the whole training state of an agent, by path."""
+    """Returns copies of the whole training state of an agent, as a flat dict by path."""
     return flatten({group: agent.state(group) for group in weight_groups(agent)})
 
 
@@ -217,9 +228,9 @@ def test_agents_of_one_seed_are_equal_and_of_two_seeds_differ(case: Case) -> Non
 
 
 def assert_valid(feedback: Feedback, real: Sample | None, prioritized: bool) -> None:
-    """Fails unless metrics are finite and there is one priority per window of `real`.
+    """Fails unless a feedback has finite metrics and valid priorities for the windows of `real`.
 
-    prioritized: whether the consumer samples by priority, so that priorities must not be missing.
+    prioritized: whether the consumer samples by priority, so that priorities are required.
     """
     for name, value in feedback.metrics.items():
         assert "/" in name
@@ -286,9 +297,10 @@ def test_each_gradient_step_changes_its_own_weight_group_only(case: Case) -> Non
 
 
 def test_the_loss_falls_on_a_fixed_batch(case: Case) -> None:
-    """Every episode has one step, so that the targets of the losses stay fixed.
+    """In 60 steps on one batch, the summed loss falls to less than half.
 
-    `loss/policy` is left out, since it depends on the critic's values, which change.
+    Every episode has one step, so that the targets of the losses stay fixed. `loss/policy` is left
+    out, because it depends on the critic's changing values.
     """
     agent = case.build()
     experience = Experience(agent, ends=1, terminal=True)
@@ -360,7 +372,10 @@ def test_two_agents_with_the_same_weights_act_alike(case: Case) -> None:
 
 
 def test_a_restored_agent_continues_bit_for_bit(case: Case, tmp_path: Path) -> None:
-    """The state goes through a checkpoint file into an agent of another seed."""
+    """An agent that is restored from a checkpoint file learns exactly as the original agent.
+
+    The restored agent was made with another seed.
+    """
     agent, other = case.build(seed=1), case.build(seed=2)
     experience = train(agent, steps=3)
     state = {group: agent.state(group) for group in weight_groups(agent)}
@@ -378,7 +393,10 @@ def test_a_restored_agent_continues_bit_for_bit(case: Case, tmp_path: Path) -> N
 
 
 def test_policy_learning_needs_only_the_weights_of_the_world_group(case: Case) -> None:
-    """On Ray the dreamer and the learner are two processes that exchange weights alone."""
+    """`learn_policy` gives the same results if only the published world weights are copied.
+
+    On Ray the dreamer and the learner are two processes that exchange weights only.
+    """
     dreamer, learner = case.build(), case.build()
     if "world" not in weight_groups(dreamer):
         pytest.skip("the agent has no weight group `world`")

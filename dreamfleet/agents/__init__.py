@@ -1,4 +1,8 @@
-"""The registry of agents: built-in ones, ones of installed packages, and own `module:Class`."""
+"""The registry of agents: finds an agent by name and checks which environments it supports.
+
+An agent is built in, comes from an installed package, or is a class of the user, named as
+`module:Class`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ OBSERVATIONS: Final = ("vector", "image")
 class AgentEntry:
     """The class of an agent, and the kinds of actions and observations that it supports.
 
-    An entry of REGISTRY is known without importing the agent.
+    The built-in agents have their entries in REGISTRY, so that listing them imports no agent.
     """
 
     path: str  # module:Class; the class attribute `Config` is the dataclass of the settings
@@ -43,11 +47,12 @@ REGISTRY: dict[str, AgentEntry] = {
 
 
 def find(name: str) -> AgentEntry:
-    """Returns the entry of an agent, by its name.
+    """Returns the registry entry of an agent, by the agent's name.
 
-    The name is one of REGISTRY, an entry point of an installed package, or `module:Class`. An agent
-    outside REGISTRY is imported, and its class declares the supported actions and observations.
-    Raises UserError for an unknown name, and for a class that is not an agent.
+    The name is a key of REGISTRY (built-in agents), an entry point of an installed package, or
+    `module:Class`. An agent that is not built in is imported; its class declares the supported
+    actions and observations. Raises UserError for an unknown name, and for a class that is not an
+    agent.
     """
     if name in REGISTRY:
         return REGISTRY[name]
@@ -64,10 +69,11 @@ def find(name: str) -> AgentEntry:
 
 
 def known() -> dict[str, str]:
-    """Returns a line of text for each agent of REGISTRY and of installed packages, by name.
+    """Returns one line of text about each known agent, by the agent's name.
 
-    The line of an agent of REGISTRY gives the supported actions and observations; that of an
-    installed agent gives its `module:Class`.
+    Known agents are the built-in ones and those of installed packages. The line of a built-in agent
+    gives the supported actions and observations. The line of an installed agent gives its
+    `module:Class`.
     """
     lines = {
         name: f"{', '.join(entry.actions)} actions, {', '.join(entry.observations)}"
@@ -78,12 +84,12 @@ def known() -> dict[str, str]:
 
 
 def load(name: str) -> Any:
-    """Imports the agent `name`, and with it torch; returns its class."""
+    """Imports the agent `name`, and with it torch; returns the class of the agent."""
     return class_at(find(name).path)
 
 
 def class_at(path: str) -> Any:
-    """Imports the module of `module:Class`; returns the class."""
+    """Returns the class at `path`, which is `module:Class`; imports the module."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -108,9 +114,10 @@ def check(name: str, spec: EnvSpec) -> None:
 
 
 def _entry_of(path: str) -> AgentEntry:
-    """Imports the agent at `module:Class`, which is outside REGISTRY; returns its entry.
+    """Imports the agent at `path`, which is `module:Class`; returns its registry entry.
 
-    Raises UserError if the class is missing, or lacks a method or declaration of an agent.
+    For agents that are not built in. Raises UserError if the class is missing, or lacks a method or
+    a declaration that every agent must have.
     """
     module, _, attribute = path.partition(":")
     found = getattr(import_module(module, "agent"), attribute, None)

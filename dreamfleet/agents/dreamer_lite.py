@@ -1,6 +1,7 @@
 """Dreamer-Lite: a latent world model, and a policy and a critic that learn in its dreams.
 
-World model (`learn_world`), trained on windows of real rows:
+The world model learns from windows of real rows (`learn_world`). At row t, o is the observation, a
+the action and z the latent:
 
     encoder      z_t      = f(o_t)                        scaled to mean 0 and variance 1
     transition   z_{t+1} ~ N(mean_m(z_t, a_t), std_m)     an ensemble, m = 1 … M
@@ -8,22 +9,21 @@ World model (`learn_world`), trained on windows of real rows:
     re-encoding  z_t     <- f(decoder(z_t))               after each dreamed transition
 
 Latents cannot collapse to a constant: their variance is 1 by construction, and the decoder must
-recover the observation from each encoded latent and from each latent predicted open-loop.
-Re-encoding turns a dreamed latent into the latent of an observation, since policy and critic learn
-on latents of observations. Without re-encoding, dreams drift away from the latents of observations,
-and values sink step by step.
-Acting, dreams and policy updates use a slow copy of the world model. The dreams of the slow copy
-are several times as accurate, and its latents change slowly.
+recover the observation, also from latents predicted several steps ahead. Dreamed latents are
+decoded and encoded again (re-encoding), because policy and critic learn on latents of observations.
+Without re-encoding, dreamed latents drift away from them, and values sink step by step. Acting,
+dreams and policy updates use a slow copy (moving average) of the world model: its dreams are
+several times as accurate, and its latents change slowly.
 
-Dreams (`dream`) are H steps long and start at real rows. One ensemble member makes the whole dream.
-A dreamed step is trusted while two members disagree on it not much more than on real rows. Nothing
-is learned from the first untrusted step nor from later steps. Returns bootstrap at the row before
-the first untrusted step.
+A dream (`dream`) starts at a real row and has H steps. One ensemble member predicts all of its
+steps. A dreamed step is trusted while the disagreement of two members is not much larger than on
+real rows. Nothing is learned from the first untrusted step and later ones; returns bootstrap at the
+row before the first untrusted step.
 
 Policy and critic (`learn_policy`) learn from dreams and from windows of real rows in one batch. The
-critic learns Retrace(lambda) returns. On dreams of the current policy they are the lambda-returns
-of Dreamer; on real rows they correct for actions of older policies. A discrete policy is fitted to
-the softmax of the critic's values. A continuous policy ascends the values by reparameterised
+critic learns Retrace(λ) returns. In dreams of the current policy these are the λ-returns of
+Dreamer. On real rows Retrace corrects for actions of older policies. A discrete policy is fitted to
+the softmax of the critic's values. A continuous policy maximises the values of reparameterised
 samples. No gradient passes through a dream, so a dream is plain data that another process can make.
 
 Sources: seed project 003; Dreamer (Hafner et al. 2020; 2023); MBPO (Janner et al. 2019); Retrace
@@ -71,7 +71,7 @@ from dreamfleet.core.types import (
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of Dreamer-Lite. A setting without a source in brackets was chosen here."""
+    """The settings of Dreamer-Lite. Brackets in a comment name the source of a default."""
 
     latent: int = within(32, 4, 16_384)  # size of a latent state [seed project 003]
     hidden: int = within(128, 4, 16_384)  # units in every hidden layer [seed project 003]
@@ -120,7 +120,7 @@ class Config:
 
     @property
     def dreams_per_update(self) -> int:
-        """The number of dreams per policy update, a multiple of the members."""
+        """The number of dreams per policy update, a multiple of the ensemble members."""
         return round(self.batch * self.dream_share) // self.members * self.members
 
     @property
@@ -130,7 +130,7 @@ class Config:
 
 
 class DreamerLite(WeightGroups):
-    """The agent that this module describes."""
+    """The Dreamer-Lite agent, for vector observations, discrete or continuous actions."""
 
     Config: TypeAlias = Config
     act_groups = ("world", "policy")
@@ -193,7 +193,7 @@ class DreamerLite(WeightGroups):
         return to_array(action), state, {"log_prob": to_array(log_prob)}
 
     def policy_at(self, z: Tensor, rng: torch.Generator) -> Policy:
-        """Returns the policy's distribution at latents (…, L); `rng` draws its sample."""
+        """Returns the policy's distribution over actions at latents; `rng` draws its sample."""
         return self.actions.policy(self.policy(z), rng)
 
     # ---------------------------------------------------------------------------- world model
@@ -210,10 +210,10 @@ class DreamerLite(WeightGroups):
         return Feedback(metrics)
 
     def world_loss(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss of the world model on windows of real rows (B, T, …), and metrics.
+        """Returns the loss of the world model on real windows (B, T, …), a scalar, and metrics.
 
-        The windows are split among the members. Each member encodes the first row of its windows
-        and predicts the other rows open-loop.
+        The B windows of T rows are split evenly among the ensemble members. Each member encodes the
+        first row of its windows and predicts the other rows open-loop, from its own predictions.
         """
         world = self.world
         x = world.normaliser(rows["obs"])
@@ -262,16 +262,16 @@ class DreamerLite(WeightGroups):
         return loss, {name: term.detach() for name, term in (terms | errors).items()}
 
     def by_member(self, value: Tensor) -> Tensor:
-        """Splits a batch evenly among the ensemble members: (B, …) → (M, B/M, …)."""
+        """Splits a batch of B entries evenly among M ensemble members: (B, …) to (M, B/M, …)."""
         return value.unflatten(0, (self.config.members, -1))
 
     def averaging_rate(self, least: float) -> Tensor:
-        """Returns the rate of a running average over world updates: 1 / updates, then `least`."""
+        """Returns the rate of a moving average: 1 / (world-model updates), at least `least`."""
         return (1 / self.world.normaliser.updates).clamp(min=least)
 
     @torch.no_grad()
     def update_disagreement(self, rows: Batch) -> Tensor:
-        """Updates the mean disagreement on the first step of real windows, and returns it."""
+        """Updates the mean disagreement of the members on real rows, and returns it."""
         z = self.by_member(self.slow_world.encode(rows["obs"][:, 0]))
         action = self.by_member(self.actions.encode(rows["action"][:, 0]))
         disagreement = self.slow_world.predict_with_disagreement(z, action)[2].mean()
@@ -282,10 +282,11 @@ class DreamerLite(WeightGroups):
 
     @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Returns one dream from the last row of each start, columns (B, H+1, …).
+        """Returns B dreams of H steps, one from the last row of each start, as columns (B, H+1, …).
 
         The columns are `latent`, `action`, `log_prob`, `reward`, `cont` (the probability that the
-        episode continues at the row) and `trusted` (1 up to the first untrusted step, then 0).
+        episode continues at the row) and `trusted`. A step is untrusted if two ensemble members
+        disagree too much on it; `trusted` is 1 up to the first untrusted step, then 0.
         """
         world, rng = self.slow_world, self.dream_rng
         obs = torch.as_tensor(starts.data["obs"], device=self.device)[:, -1]
@@ -360,8 +361,8 @@ class DreamerLite(WeightGroups):
     def dreamed_trajectories(self, dreams: Batch) -> Batch:
         """Returns dreams (B, H+1, …) with the columns `weight` and `inside` for `learn_policy`.
 
-        The weight of a row is the probability that the episode reaches the row. It is 0 if the
-        step from the row is not trusted, since the row's return consists of what follows this step.
+        `weight` is the probability that the episode reaches the row, or 0 if the next step is
+        untrusted, because the row's return begins with this step. `inside` is 1 on all rows.
         """
         reached = dreams["cont"].cumprod(1)
         next_trusted = F.pad(dreams["trusted"][:, 1:], (0, 1))
@@ -369,10 +370,10 @@ class DreamerLite(WeightGroups):
 
     @torch.no_grad()
     def real_trajectories(self, rows: Batch) -> Batch:
-        """Returns windows of real rows (B, T, …) with the same columns as dreamed trajectories.
+        """Returns windows of real rows (B, T, …) with the columns of dreams, for `learn_policy`.
 
-        `inside` is 0 on `last` rows, else 1. The weight of a row is 0 if the row is `last`, or if
-        its observation or the next observation has an outlier; else it is 1.
+        `inside` is 0 on `last` rows, else 1. `weight` is 0 if the row is `last`, or if its
+        observation or the next one has an outlier; else it is 1.
         """
         inside = (~rows["last"]).float()
         inlier = self.slow_world.normaliser.inliers(rows["obs"])
@@ -388,10 +389,10 @@ class DreamerLite(WeightGroups):
         }
 
     def critic_targets(self, rows: Batch, policy: Policy) -> Tensor:
-        """Returns the critic's targets (B, T-1), in units of `value_unit`.
+        """Returns the critic's targets (B, T-1): Retrace returns in units of `value_unit`.
 
-        rows: trajectories (B, T, …). The targets are Retrace returns. They use no row after a
-        `last` row and none after an untrusted step.
+        rows: columns (B, T, …), for B trajectories of T rows. No row after a `last` row or after an
+        untrusted dreamed step is used.
         """
         q_taken, q_candidates = self.slow_critic(rows["latent"], rows["action"], policy)
         ratio = (policy.log_prob(rows["action"]) - rows["log_prob"]).exp().clamp(max=1)
@@ -406,7 +407,7 @@ class DreamerLite(WeightGroups):
 
     @property
     def value_unit(self) -> Tensor:
-        """The unit of the critic's values: the return of a constant reward of `reward_rms`."""
+        """The unit of the critic's values: the return if all rewards equal the root mean square."""
         return self.slow_world.normaliser.reward_rms / (1 - self.config.gamma)
 
 
@@ -414,7 +415,7 @@ class DreamerLite(WeightGroups):
 
 
 class LatentWorldModel(nn.Module):
-    """Encoder, transition ensemble, reward head, continue head and decoder."""
+    """The networks of the world model: encoder, transition ensemble, reward, continue, decoder."""
 
     real_disagreement: Tensor  # running mean of the disagreement on real rows
 
@@ -432,30 +433,28 @@ class LatentWorldModel(nn.Module):
         self.register_buffer("real_disagreement", torch.zeros(()))
 
     def encode(self, obs: Tensor) -> Tensor:
-        """Returns the latents (…, L) of observations (…, *O)."""
+        """Returns the latents of observations, with L numbers along the last axis."""
         return self.encode_normalised(self.normaliser(obs))
 
     def encode_normalised(self, x: Tensor) -> Tensor:
-        """Returns the latents (…, L) of normalised observations (…, O)."""
+        """Returns the latents of normalised observations, with L numbers along the last axis."""
         return unit_variance(self.encoder(x))
 
     def reencode(self, z: Tensor) -> Tensor:
-        """Decodes latents (…, L) to observations, and returns the latents of these (…, L)."""
+        """Decodes latents to observations, and returns the latents of the decoded observations."""
         return self.encode_normalised(self.decoder(z))
 
     def predict(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and log standard deviation of the next latents (M, B, L), by member.
-
-        z: (M, B, L). action: encoded actions (M, B, A).
-        """
+        """Returns mean and log standard deviation of the next latents, (M, B, L), for M members."""
         change, log_std = self.transition(torch.cat([z, action], -1)).chunk(2, -1)
         return unit_variance(z + change), -4 + 3 * torch.tanh(log_std / 3)
 
     def predict_with_disagreement(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the results of `predict`, and the disagreement of each with the next member.
+        """Returns the results of `predict`, and the disagreement of ensemble members, (M, B).
 
-        The disagreement (M, B) is half the squared distance between the means of two members. Over
-        random pairs its mean is the variance of the ensemble, but it needs only two members.
+        It is half the squared distance between the means that a member and the next member predict.
+        On average over pairs of members it is the variance of the ensemble, for two predictions per
+        step.
         """
         # Member m also predicts for the inputs of member m - 1.
         other_z, other_action = z.roll(1, 0), action.roll(1, 0)
@@ -467,17 +466,17 @@ class LatentWorldModel(nn.Module):
 
 
 def unit_variance(z: Tensor) -> Tensor:
-    """Scales vectors (…, L) to mean 0 and variance 1."""
+    """Scales the numbers along the last axis to mean 0 and variance 1."""
     return F.layer_norm(z, z.shape[-1:])
 
 
 def continue_loss(logit: Tensor, continues: Tensor) -> Tensor:
-    """Returns the cross-entropy (…) of logits (…, 1) with whether the episode continues (…)."""
+    """Returns the cross-entropy of the continue head's logits with 1 (continues) or 0 (ends)."""
     return F.binary_cross_entropy_with_logits(logit.squeeze(-1), continues, reduction="none")
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the tables that the agent needs: the real rows, their consumers, and the dreams."""
+    """Returns the replay's tables: real rows with batch size and rate of each use, and dreams."""
     kept = columns(spec, log_prob=NUMBER)  # log_prob: of the action, under the acting policy
     consumers = {
         "world": Consumer(

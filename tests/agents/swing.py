@@ -1,4 +1,4 @@
-"""A linear system that world models learn in tests."""
+"""A linear system that the world models of agents learn in tests."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dreamfleet.core.types import Array, Batch, Sample
 
 
 class Swing:
-    """A linear system x' = A x + b u. Episodes end where |x_0| > `edge`.
+    """A linear system x' = A x + b u with state x and control u, as an environment for tests.
 
-    The reward of a step is x'_0. The control u is the continuous action in [-1, 1], or the discrete
-    action minus 1 if there are `choices`.
+    Episodes end where |x_0| > `edge`. The reward of a step is x'_0. A continuous action in [-1, 1]
+    is the control itself. If there are `choices`, actions are discrete, and the control is the
+    action minus 1.
     """
 
     A = 0.98 * np.array([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]])
@@ -22,7 +23,7 @@ class Swing:
         self.rng = np.random.default_rng(0)
 
     def windows(self, B: int, T: int) -> Sample:
-        """Returns windows of random play (B, C + T, …). The first C rows are the context."""
+        """Returns B windows of random play, each of C rows of context and T further rows."""
         x, reward, last = self.rng.uniform(-1, 1, (B, 2)), np.zeros(B), np.zeros(B, bool)
         first, held_out = np.zeros(B, bool), self.rng.random(B) < 0.2
         rows: list[Batch] = []
@@ -48,7 +49,7 @@ class Swing:
         return Sample(data, np.arange(B), np.full(B, 1 / B), B)
 
     def act(self, B: int) -> tuple[Array, Array]:
-        """Returns random actions (B, …) and their controls (B,)."""
+        """Returns B random actions, and the control (B,) of each action."""
         if self.choices:
             action = self.rng.integers(0, self.choices, B)
             return action, action - 1

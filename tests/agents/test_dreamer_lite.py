@@ -20,9 +20,9 @@ SMALL: dict[str, Any] = {"hidden": 64, "latent": 16, "world_batch": 60, "batch":
 
 
 class Swing:
-    """A linear system x' = A x + b a, with action a. Episodes end where |x_0| > `edge`.
+    """A linear system x' = A x + b a with state x and action a, as an environment for tests.
 
-    The reward of a step from x is x_0 + a / 2.
+    Episodes end where |x_0| > `edge`. The reward of a step from x is x_0 + a / 2.
     """
 
     A = 0.98 * np.array([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]])
@@ -36,7 +36,7 @@ class Swing:
         return self.rng.uniform(-1, 1, (n, 2)) * min(self.edge, 1)
 
     def windows(self, B: int, T: int) -> Sample:
-        """Returns windows of random play (B, T, …)."""
+        """Returns B windows of T rows of random play."""
         x, reward = self.starts(B), np.zeros(B)
         first = last = np.zeros(B, bool)
         rows: list[Batch] = []
@@ -68,7 +68,10 @@ def build(action: Space = ACTION, seed: int = 0, **settings: Any) -> DreamerLite
 
 @pytest.fixture(scope="module")
 def trained() -> DreamerLite:
-    """An agent whose world model was trained on endless random play. Tests must not train it."""
+    """Returns an agent whose world model was trained on random play without ends of episodes.
+
+    Tests must not train the agent, because they share it.
+    """
     agent, system = build(), Swing()
     for _ in range(300):
         agent.learn_world(system.windows(60, 5))
@@ -79,7 +82,7 @@ def trained() -> DreamerLite:
 
 
 def test_the_world_model_learns_a_linear_system():
-    """Errors are of new windows, relative to the prediction that nothing changes."""
+    """On new windows the errors are small, compared with predicting no change."""
     agent, system = build(), Swing()
     errors = []
     for _ in range(150):
@@ -164,7 +167,7 @@ def test_dreams_begin_at_the_last_row_of_each_start(trained):
 
 
 def test_reencoding_keeps_dreamed_latents_close_to_latents_of_observations(trained):
-    """Policy and critic learn on such latents only."""
+    """Policy and critic learn on latents of observations only."""
     world, dreams = trained.slow_world, trained.dream(Swing().windows(60, 1))
     members, last = trained.config.members, trained.config.dream_horizon
     z = dreams["latent"][:, 0].unflatten(0, (members, -1))
@@ -180,7 +183,7 @@ def test_reencoding_keeps_dreamed_latents_close_to_latents_of_observations(train
 
 
 def test_log_probs_of_dreams_are_those_of_the_policy(trained):
-    """So Retrace targets on dreams are lambda-returns."""
+    """If they are equal, Retrace targets on dreams are λ-returns."""
     dreams = trained.dream(Swing().windows(60, 1))
     policy = trained.policy_at(dreams["latent"], trained.policy_rng)
     found = policy.log_prob(dreams["action"])
@@ -194,7 +197,7 @@ def test_log_probs_of_dreams_are_those_of_the_policy(trained):
     ("share", "dreams", "real"), [(1.0, 40, 0), (0.75, 30, 10), (0.7, 25, 15), (0.0, 0, 40)]
 )
 def test_dream_share_splits_the_policy_batch_into_dreams_and_real_windows(share, dreams, real):
-    """The number of dreams is a multiple of the number of members."""
+    """The number of dreams is rounded down to a multiple of the ensemble members."""
     agent = build(dream_share=share, members=5)
     consumers = agent.tables["real"].consumers
     assert ("dream" in agent.tables) == ("start" in consumers) == (dreams > 0)
@@ -229,7 +232,7 @@ def test_invalid_settings_are_refused():
 
 @pytest.fixture
 def valued(trained) -> DreamerLite:
-    """An agent with random weights in its slow critic, so that values differ everywhere."""
+    """Returns an agent with random weights in its slow critic, so that values differ everywhere."""
     agent = copy.deepcopy(trained)
     with torch.no_grad():
         for parameter in agent.slow_critic.parameters():
@@ -238,7 +241,10 @@ def valued(trained) -> DreamerLite:
 
 
 def targets_and_values(agent: DreamerLite, trajectories: Batch) -> tuple[Array, Array]:
-    """Returns the critic's targets (B, T-1), and the values (B, T) for the same policy samples."""
+    """Returns the critic's targets (B, T-1) and the policy's values (B, T) for B trajectories.
+
+    Both use the same samples of the policy.
+    """
     rng_state = agent.policy_rng.get_state()
     policy = agent.policy_at(trajectories["latent"], agent.policy_rng)
     q = agent.slow_critic(trajectories["latent"], trajectories["action"], policy)[1]
@@ -284,7 +290,7 @@ def test_targets_do_not_depend_on_the_next_episode(valued):
 
 @pytest.mark.parametrize("end", [1, 4])
 def test_nothing_is_learned_from_untrusted_steps_and_later_rows(valued, end):
-    """The step to row `end` is untrusted, so rows from `end` on must not matter."""
+    """The step to row `end` is untrusted. So changes of the rows from `end` on must not matter."""
     dreams = valued.dream(Swing().windows(60, 1))
     dreams["trusted"] = torch.ones_like(dreams["trusted"])
     dreams["trusted"][:, end:] = 0
@@ -305,7 +311,7 @@ def test_nothing_is_learned_from_untrusted_steps_and_later_rows(valued, end):
 
 
 def test_the_return_range_ignores_rows_without_weight(valued):
-    """The target of a `last` row would be a return across the end of the episode."""
+    """A `last` row has no weight. Its target would be a return across the end of the episode."""
     windows = Swing().windows(40, valued.config.dream_horizon + 1)
     windows.data["last"][:, 8], windows.data["first"][:, 9] = True, True
     agents = [copy.deepcopy(valued) for _ in range(2)]
@@ -341,14 +347,14 @@ PROBE = {**SMALL, "dream_horizon": 2, "world_window": 2, "warmup": 40}
 
 
 def values(agent: DreamerLite, obs: list[float]) -> list[float]:
-    """Returns the critic's values of the greedy policy at observations (n,)."""
+    """Returns the critic's value of the greedy action at each observation."""
     z = agent.slow_world.encode(torch.tensor(obs).view(-1, 1, 1))
     policy = agent.policy_at(z, agent.policy_rng)
     return (agent.critic(z, policy.mode, policy)[1] * agent.value_unit).flatten().tolist()
 
 
 def greedy(agent: DreamerLite, obs: list[float]) -> Array:
-    """Returns the greedy actions at observations (n,)."""
+    """Returns the greedy action at each observation."""
     rows = {"obs": np.array(obs, np.float32)[:, None]}
     return agent.act(rows, agent.initial_state(len(obs)), explore=False)[0]
 
@@ -370,13 +376,13 @@ def test_the_critic_learns_the_discounted_value(tmp_path, env, obs, expected):
 
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.0])
 def test_the_policy_learns_the_rewarded_action_of_each_observation(tmp_path, share):
-    """From dreams alone, from dreams and real rows, and from real rows alone."""
+    """The policy learns from dreams alone, from dreams and real rows, and from real rows alone."""
     options = {**PROBE, "gamma": 0.5, "lr_policy": 1e-3, "dream_share": share}
     run = train(tmp_path / "run", "dreamfleet.envs.probe:ObsActionReward-v0", 240, options=options)
     assert greedy(run.agent(), [-1.0, 1.0]).tolist() == [0, 1]
 
 
 def test_the_policy_learns_continuous_actions(tmp_path):
-    """The best actions, 1 and 3 in [0, 4], are -1/2 and 1/2 in [-1, 1]."""
+    """The best actions are 1 and 3 in the range [0, 4], which is -1/2 and 1/2 in [-1, 1]."""
     run = train(tmp_path / "run", "dreamfleet.envs.probe:Continuous-v0", 400, options=PROBE)
     assert greedy(run.agent(), [-1.0, 1.0]).ravel() == pytest.approx([-0.5, 0.5], abs=0.3)

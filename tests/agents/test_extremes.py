@@ -1,4 +1,4 @@
-"""Every agent of the registry must learn from finite observations and rewards of any size."""
+"""Tests that every built-in agent learns from finite observations and rewards of any size."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ EXTREMES = {
 
 
 class Extreme(Synthetic):
-    """The synthetic environment with numbers whose squares or differences float32 cannot hold."""
+    """A synthetic environment with numbers whose squares or differences float32 cannot hold."""
 
     def __init__(self, spec: EnvSpec, n: int, kind: str) -> None:
         super().__init__(spec, n)
@@ -66,7 +66,7 @@ class Extreme(Synthetic):
 
 @pytest.mark.parametrize("kind", EXTREMES)
 def test_learning_from_finite_numbers_of_any_size_keeps_an_agent_finite(case, kind):
-    """No step is skipped, no statistic and no weight is NaN, and actions are finite."""
+    """No gradient step is skipped, the agent's state has no NaN, and actions are finite."""
     if case.spec.obs.image and not kind.startswith("rewards"):
         pytest.skip("observations are bytes")
     agent = case.build()

@@ -1,4 +1,4 @@
-"""Agents learn although half a percent of the steps is faulty."""
+"""Tests that agents learn although half a percent of the steps has faulty numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamfleet import cli
     "agent", ["gated-rainbow", pytest.param("dreamer-lite", marks=pytest.mark.costly)]
 )
 def test_cartpole_is_learned_with_faulty_sensors(tmp_path, agent):
-    """With ruined statistics an agent holds the pole for 9 steps; a random policy for 22."""
+    """The return must exceed 60. A random policy reaches 22, an agent with ruined statistics 9."""
     run = ["--run-dir", str(tmp_path / "run"), "--local", "--num-actors", "1", "--seed", "1"]
     env = ["--env", "tests.envs.poisoned:PoisonedCartPole-v0", "--preset", "CartPole-v1"]
     settings = ("train.eval_every=500", "train.eval_episodes=20", "eval_env.share=0")

@@ -1,4 +1,4 @@
-"""The agent of docs/own-agent.md, as a file outside the repository, and faulty versions of it."""
+"""Tests the agent of docs/own-agent.md as a file of its own, and faulty variants of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Returns a folder with `my_agent.py`, the code block of docs/own-agent.md."""
+    """Returns a folder with the file `my_agent.py`, the Python code block of docs/own-agent.md."""
     page = (ROOT / "docs" / "own-agent.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     (tmp_path / "my_agent.py").write_text(code)
@@ -28,7 +28,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def launch(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """Runs launch.py in the folder `project`."""
+    """Runs launch.py in the folder `project` with arguments; returns the finished process."""
     command = [sys.executable, str(ROOT / "launch.py"), *args]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)

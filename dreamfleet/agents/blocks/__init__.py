@@ -1,1 +1,1 @@
-"""Parts that several agents share: networks, distributions, returns, optimizers."""
+"""Building blocks that several agents share: networks, distributions, returns, optimizers."""

@@ -1,12 +1,14 @@
 """Discrete and continuous actions: their encoding, policy distribution and critic.
 
-A critic is a pair of networks, of which the lower value counts (Fujimoto et al. 2018). A critic is
-called with latents z (B, T, L), the actions taken, and a policy at these latents. It returns
+A critic is a pair of networks; the lower of their two values counts (clipped double Q-learning,
+Fujimoto et al. 2018). A critic is called with latents (B, T, L), the actions taken, and a policy at
+the latents. B is the number of windows, T their rows, L the size of a latent. The critic returns
 
-- `q_taken` (2, B, T): the value of each action taken, from both networks, for the critic's loss;
-- `q_candidates` (B, T, C): the lower value of each of C candidate actions of the policy. For
-  discrete actions the candidates are all actions; for continuous actions the only candidate is the
-  policy's sample. `q_candidates` carries no gradient to the critic's parameters.
+- `q_taken` (2, B, T): the values of the actions taken, from both networks, for the critic's loss;
+- `q_candidates` (B, T, C): for each of C candidate actions of the policy, the lower of the two
+  networks' values. For discrete actions the candidates are all actions. For continuous actions the
+  only candidate is the policy's sample. No gradient of `q_candidates` reaches the critic's
+  parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dreamfleet.core.types import Space
 
 
 class DiscreteActions:
-    """Actions that are one of `size` choices, i64."""
+    """Describes actions that are integers (i64) from 0 to `size` - 1."""
 
     policy = Categorical
 
@@ -29,16 +31,19 @@ class DiscreteActions:
         self.size = self.policy_outputs = space.n
 
     def encode(self, action: Tensor) -> Tensor:
-        """Returns actions i64 (…) as one-hot vectors f32 (…, A)."""
+        """Encodes each action as a one-hot vector of floats, along a new last axis."""
         return F.one_hot(action, self.size).float()
 
     def critic(self, latent: int, hidden: int) -> DiscreteCritic:
-        """Returns a new critic for latents of this size."""
+        """Returns a new critic for latents of size `latent`.
+
+        hidden: units in each hidden layer of the critic.
+        """
         return DiscreteCritic((latent, hidden, hidden, self.size))
 
 
 class ContinuousActions:
-    """Actions that are vectors in [-1, 1]^`size`, f32."""
+    """Describes actions that are vectors (f32) of `size` numbers in [-1, 1]."""
 
     policy = TanhNormal
 
@@ -47,42 +52,57 @@ class ContinuousActions:
         self.policy_outputs = 2 * self.size
 
     def encode(self, action: Tensor) -> Tensor:
-        """Returns the actions f32 (…, A) as they are."""
+        """Returns the actions unchanged: a continuous action is its own encoding."""
         return action
 
     def critic(self, latent: int, hidden: int) -> ContinuousCritic:
-        """Returns a new critic for latents of this size."""
+        """Returns a new critic for latents of size `latent`.
+
+        hidden: units in each hidden layer of the critic.
+        """
         return ContinuousCritic((latent + self.size, hidden, hidden, 1))
 
 
 def action_kind(space: Space) -> DiscreteActions | ContinuousActions:
-    """Returns the description of an action space, by its kind."""
+    """Returns a DiscreteActions or a ContinuousActions, according to the action space."""
     return DiscreteActions(space) if space.discrete else ContinuousActions(space)
 
 
 class DiscreteCritic(nn.Module):
-    """Maps latents to the values of all actions."""
+    """A pair of critic networks that map a latent to the values of all discrete actions."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()
         self.net = Ensemble(2, sizes, zero_last=True)
 
     def forward(self, z: Tensor, action: Tensor, policy: Categorical) -> tuple[Tensor, Tensor]:
-        """Returns `q_taken` (2, B, T) and `q_candidates` (B, T, A); see the module."""
+        """Returns the values of the actions taken and of all A actions.
+
+        z: latents (B, T, L), for B windows of T rows. action: the actions taken (B, T). The first
+        result, `q_taken` (2, B, T), holds the values from both networks. The second, `q_candidates`
+        (B, T, A), holds the lower of the two values of each action, without gradients to the
+        critic's parameters.
+        """
         q = evaluate_both(self.net, z)  # (2, B, T, A)
         q_taken = q.gather(-1, action.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)
         return q_taken, q.detach().min(0).values
 
 
 class ContinuousCritic(nn.Module):
-    """Maps a latent and an action to the value of the action."""
+    """A pair of critic networks that map a latent and an action to the action's value."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()
         self.net = Ensemble(2, sizes, zero_last=True)
 
     def forward(self, z: Tensor, action: Tensor, policy: TanhNormal) -> tuple[Tensor, Tensor]:
-        """Returns `q_taken` (2, B, T) and `q_candidates` (B, T, 1); see the module."""
+        """Returns the values of the actions taken and of the actions that the policy samples.
+
+        z: latents (B, T, L), for B windows of T rows. action: the actions taken (B, T, A). The
+        first result, `q_taken` (2, B, T), holds the values from both networks. The second,
+        `q_candidates` (B, T, 1), holds the lower of the two values of the policy's sample, without
+        gradients to the critic's parameters.
+        """
         q_taken = evaluate_both(self.net, torch.cat([z, action], -1)).squeeze(-1)
         frozen = {name: value.detach() for name, value in self.net.named_parameters()}
         q_sample = evaluate_both(self.net, torch.cat([z, policy.sampled[0]], -1), frozen)
@@ -90,9 +110,10 @@ class ContinuousCritic(nn.Module):
 
 
 def evaluate_both(net: Ensemble, x: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
-    """Returns the outputs (2, B, T, out) of a pair of networks at the same inputs (B, T, in).
+    """Returns the outputs (2, B, T, out) of a pair of networks at inputs (B, T, in).
 
-    parameters: used in place of the networks' own.
+    Both networks read the same inputs: B windows of T rows, with `in` numbers per row. parameters:
+    used in place of the networks' own parameters.
     """
     flat = x.flatten(0, 1).expand(2, -1, -1)
     out = net(flat) if parameters is None else torch.func.functional_call(net, parameters, flat)

@@ -10,19 +10,19 @@ from dreamfleet.core.types import Array, Batch
 
 
 def to_array(tensor: Tensor) -> Array:
-    """Returns a copy of a tensor as a numpy array in host memory."""
+    """Returns a copy of a tensor as a numpy array in main memory."""
     return np.array(tensor.detach().cpu().numpy())
 
 
 def to_tensor(array: Array, device: str | torch.device = "cpu") -> Tensor:
-    """Returns a copy of an array as a tensor on `device`."""
+    """Returns a copy of a numpy array as a tensor on `device`."""
     return torch.tensor(np.asarray(array), device=device)
 
 
 def to_tensors(batch: Batch, device: str | torch.device) -> Batch:
-    """Returns the batch with every value as a tensor on `device`.
+    """Returns the batch with every numpy array and tensor in it as a tensor on `device`.
 
-    A tensor that is on the device already is returned as it is. Arrays and tensors share memory
-    where PyTorch allows this.
+    A tensor that is already on `device` is returned unchanged. On the CPU, a tensor shares the
+    memory of its array where PyTorch allows this.
     """
     return {name: torch.as_tensor(value, device=device) for name, value in batch.items()}

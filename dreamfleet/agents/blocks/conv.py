@@ -1,4 +1,4 @@
-"""Convolutional layers for frames."""
+"""Convolutional layers for image observations (frames)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ NATURE: tuple[Layer, ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # Mnih et al. 
 
 
 class Convolutions(nn.Module):
-    """Maps stacked frames (B, frames · C, H, W) to features (B, `size`). Each layer ends in ReLU.
+    """Convolutional layers with ReLU: maps stacked frames to feature vectors.
 
-    Raises UserError if the frames of `obs` are not bytes, or are too small for the layers.
+    The input is (B, frames · C, H, W), the output (B, `size`). B is the batch size; C, H and W are
+    the channels, rows and columns of one frame. Raises UserError if the frames of the observation
+    space `obs` are not bytes, or are too small for the layers.
     """
 
     def __init__(self, obs: Space, frames: int, layers: Sequence[Layer]) -> None:

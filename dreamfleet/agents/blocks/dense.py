@@ -1,9 +1,13 @@
-"""A batched ensemble of dense networks, whose hidden layers may all read the network's input.
+"""An ensemble of dense networks in one batched computation; all layers may read the input (D2RL).
 
-Each weight is named after its input. `input_weights` multiply the network's input: one matrix per
-hidden layer. `hidden_weights` multiply the output of the previous hidden layer. `output_weight`
-multiplies the output of the last hidden layer. A column of ones is appended to the input, so the
-last row of each input weight is the bias of its hidden layer.
+Each weight is named after the values that it multiplies:
+
+- `input_weights` multiply the network's input; there is one matrix per hidden layer.
+- `hidden_weights` multiply the output of the previous hidden layer.
+- `output_weight` multiplies the output of the last hidden layer.
+
+A column of ones is appended to the input. So the last row of each input weight is the bias of its
+hidden layer.
 """
 
 from __future__ import annotations
@@ -23,14 +27,16 @@ VECTOR = 16  # numbers that a processor multiplies in one instruction
 
 
 class Dense(nn.Module):
-    """K independent networks that read the same input: (B, in) → (K, B, out), with ReLU.
+    """Maps inputs (B, in) to the outputs (K, B, out) of K independent networks with ReLU.
 
-    hidden: units of each hidden layer.
-    dense: whether every hidden layer reads the network's input beside the output of the layer
-      before it (D2RL, Sinha et al. 2020); otherwise only the first hidden layer reads the input.
-    norm: normalisation of the hidden layers. "layer" is LayerNorm before the activation, "batch" is
-      batch renormalisation after the activation.
-    dropout: probability that dropout sets a hidden unit to 0.
+    All K networks (ensemble members) read the same batch of B inputs.
+
+    - hidden: numbers of units of the hidden layers.
+    - dense: whether every hidden layer also reads the network's input (D2RL, Sinha et al. 2020). If
+      false, only the first hidden layer reads the input.
+    - norm: normalisation of the hidden layers. "layer" is LayerNorm before the activation, "batch"
+      is batch renormalisation after the activation.
+    - dropout: probability that dropout sets a hidden unit to 0.
     """
 
     def __init__(
@@ -52,9 +58,11 @@ class Dense(nn.Module):
             return torch.empty(members, rows, columns).uniform_(-bound, bound)
 
         def padding(units: int) -> int:
-            """Returns how many units fill the last vector of a processor.
+            """Returns the number of extra units that make a layer's size a multiple of `VECTOR`.
 
-            Their weights are 0 and stay 0. LayerNorm would count such units, so it gets none.
+            A processor multiplies `VECTOR` numbers in one instruction. The weights of extra units
+            are 0 and stay 0. With LayerNorm there are no extra units, because they would change its
+            mean and variance.
             """
             return 0 if norm == "layer" else -units % VECTOR
 
@@ -85,12 +93,12 @@ class Dense(nn.Module):
         mean: bool = False,
         rng: torch.Generator | None = None,
     ) -> Tensor:
-        """Returns the outputs (K, B, out) at inputs (B, in).
+        """Returns the outputs (K, B, out) of K networks at B inputs (B, in).
 
-        frozen: gradients reach the inputs but not the weights, and BatchRenorm uses its running
-          statistics and does not update them.
-        mean: return only the mean of each network's outputs, (K, B, 1).
-        rng: draws the dropout masks; without it there is no dropout.
+        - frozen: if true, gradients reach the inputs but not the weights. Batch renormalisation
+          then uses its running statistics and does not update them.
+        - mean: if true, returns only the mean of each network's outputs, (K, B, 1).
+        - rng: draws the dropout masks. If None, there is no dropout.
         """
         weights = [
             *self.input_weights,
@@ -127,13 +135,14 @@ class Dense(nn.Module):
 
 
 class BatchRenorm(nn.Module):
-    """Batch renormalisation, (K, B, F) → (K, B, F).
+    """Batch renormalisation of hidden units (K, B, F): K networks, B inputs, F units.
 
-    Normalises each unit with the statistics of the batch, then corrects the result towards that of
-    the running statistics. The corrections are bounded by `MAX_SCALE` and `MAX_SHIFT`. For the
-    first `WARMUP` batches there is no correction: this is plain batch normalisation.
+    Each unit is normalised with the mean and standard deviation of the batch. The result is then
+    corrected towards the result that the running statistics would give. `MAX_SCALE` and `MAX_SHIFT`
+    bound the correction. During the first `WARMUP` batches there is no correction, as in plain
+    batch normalisation.
 
-    Source: Ioffe 2017; constants of CrossQ (Bhatt et al. 2024).
+    Source: Ioffe 2017, with the constants of CrossQ (Bhatt et al. 2024).
     """
 
     RATE, EPSILON, WARMUP = 0.01, 1e-3, 100_000
@@ -152,10 +161,10 @@ class BatchRenorm(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, x: Tensor, frozen: bool) -> Tensor:
-        """Returns the normalised batch.
+        """Returns the normalised units, in the shape of `x`.
 
-        frozen: use the running statistics alone, do not update them, and let no gradient reach gain
-        and offset.
+        frozen: if true, normalises with the running statistics alone and does not update them. No
+        gradient then reaches the learned gain and offset.
         """
         running_std = (self.variance + self.EPSILON).sqrt()
         if frozen:
@@ -173,5 +182,5 @@ class BatchRenorm(nn.Module):
         return ((x - mean) / std * scale + shift) * self.gain + self.offset
 
     def _update_average(self, average: Tensor, value: Tensor) -> None:
-        """Moves `average` towards `value`, in place. Ignores entries that are not finite."""
+        """Moves a running average towards `value`, in place; ignores values that are not finite."""
         average.lerp_(torch.where(value.isfinite(), value, average), self.RATE)

@@ -1,4 +1,4 @@
-"""The device that an agent computes on, and the random generators on it."""
+"""Chooses the device (CPU or GPU) of an agent, and makes random generators on it."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ def resolve_device(device: str) -> str:
 
 
 def make_rng(seed: int, device: str) -> torch.Generator:
-    """Returns a new random generator on `device` with this seed."""
+    """Returns a new random generator on `device`, seeded with `seed`."""
     return torch.Generator(device).manual_seed(seed)

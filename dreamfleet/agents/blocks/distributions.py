@@ -1,7 +1,9 @@
 """Policy distributions for discrete and for continuous actions.
 
-A distribution is made from the outputs of a policy network, with any leading axes. Its `sampled` is
-one sample, drawn when it is first read; later reads return the same sample.
+A distribution is made from the outputs of a policy network. The property `sampled` is one sample,
+drawn when the property is first read; later reads return the same sample. A shape (…, A) means A
+numbers along the last axis, after any number of other axes. A is the number of discrete actions, or
+the size of a continuous action.
 """
 
 from __future__ import annotations
@@ -15,56 +17,64 @@ from torch import Tensor
 
 
 class Categorical:
-    """A categorical distribution over A discrete actions, mixed with 1 % of the uniform one.
+    """A categorical distribution over discrete actions: 99 % softmax and 1 % uniform.
 
-    The mixture keeps every log-probability finite (DreamerV3 mixes 1 % as well).
+    The uniform part keeps every log-probability finite. DreamerV3 also mixes in 1 %.
     """
 
     UNIFORM = 0.01  # share of the uniform distribution
 
     def __init__(self, logits: Tensor, rng: torch.Generator) -> None:
-        """logits: (…, A). rng: draws the sample."""
+        """Makes the distribution from unnormalised log-probabilities.
+
+        logits: shape (…, A), for A actions. rng: draws the sample.
+        """
         self.probs = (1 - self.UNIFORM) * F.softmax(logits, -1) + self.UNIFORM / logits.shape[-1]
         self.log_probs = self.probs.log()
         self._rng = rng
 
     @cached_property
     def sampled(self) -> tuple[Tensor, Tensor]:
-        """One sample, i64 (…), and its log-probability (…)."""
+        """One sampled action (i64) per distribution, and the log-probability of this action."""
         flat = torch.multinomial(self.probs.flatten(0, -2), 1, generator=self._rng)
         action = flat.view(self.probs.shape[:-1])
         return action, self.log_prob(action)
 
     @property
     def mode(self) -> Tensor:
-        """The most probable action, i64 (…)."""
+        """The most probable action (i64) of each distribution."""
         return self.probs.argmax(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Returns the log-probability (…) of actions (…)."""
+        """Returns the log-probabilities of actions, in the shape of `action`."""
         return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
-        """Returns the entropy (…) in nats."""
+        """Returns the entropy of each distribution, in nats."""
         return -(self.probs * self.log_probs).sum(-1)
 
     def mean_value(self, q: Tensor) -> Tensor:
-        """Returns the mean (…) over the policy of the values q (…, A) of all actions."""
+        """Returns the mean of action values over the actions of each distribution.
+
+        q: the values of all A actions, shape (…, A).
+        """
         return (self.probs * q).sum(-1)
 
     def policy_loss(self, q: Tensor, entropy_weight: float) -> Tensor:
-        """Returns a loss (…) whose minimum maximises mean_value(q) + entropy_weight · entropy.
+        """Returns a loss whose minimum maximises mean_value(q) + entropy_weight · entropy.
 
-        q: values (…, A) of all actions. The maximum is at softmax(q / entropy_weight), so the loss
-        is the cross-entropy with this target. Its gradient is the difference between policy and
-        target. The policy gradient, in contrast, vanishes once a policy is sure of a wrong action.
+        q: the values of all A actions, shape (…, A). There is one loss per distribution. The best
+        distribution is softmax(q / entropy_weight), so the loss is the cross-entropy with this
+        target. Its gradient with respect to the logits is about the difference between policy and
+        target. The policy gradient, in contrast, vanishes where a policy is almost certain of a
+        wrong action.
         """
         target = F.softmax(q / entropy_weight, -1)
         return -(target * self.log_probs).sum(-1)
 
 
 class TanhNormal:
-    """A Gaussian squashed by tanh: a distribution over actions in (-1, 1)^A.
+    """A Gaussian squashed by tanh: a distribution over continuous actions, each number in (-1, 1).
 
     Source: Haarnoja et al. 2018, appendix C.
     """
@@ -77,9 +87,11 @@ class TanhNormal:
     def __init__(
         self, stats: Tensor, rng: torch.Generator | None = None, *, noise: Tensor | None = None
     ) -> None:
-        """stats: raw means, then raw log standard deviations (…, 2A).
+        """Makes the distribution from the outputs of a policy network.
 
-        The sample needs either `rng` or `noise`, standard normal numbers (…, A).
+        stats: raw means, then raw log standard deviations, shape (…, 2A) for actions of A numbers.
+        The sample is drawn by `rng`, or computed from `noise`, standard normal numbers of shape (…,
+        A). One of the two is needed to sample.
         """
         mean, log_std = stats.chunk(2, -1)
         self.mean = self.MAX_MEAN * torch.tanh(mean / self.MAX_MEAN)
@@ -90,7 +102,7 @@ class TanhNormal:
 
     @cached_property
     def sampled(self) -> tuple[Tensor, Tensor]:
-        """One reparameterised sample, f32 (…, A), and its log-probability (…)."""
+        """One reparameterised sample per distribution, shape (…, A), and its log-density."""
         noise = self._noise
         if noise is None:
             noise = torch.randn(self.mean.shape, generator=self._rng, device=self.mean.device)
@@ -99,34 +111,39 @@ class TanhNormal:
 
     @property
     def mode(self) -> Tensor:
-        """The tanh of the mean (…, A), the greedy action."""
+        """The greedy action of each distribution: the tanh of the mean."""
         return torch.tanh(self.mean)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Returns the log-probability density (…) of actions (…, A)."""
+        """Returns the log-probability density of each action; the actions have shape (…, A)."""
         largest = math.tanh(self.MAX_RAW)
         return self._log_prob(torch.atanh(action.clamp(-largest, largest)))
 
     def entropy(self) -> Tensor:
-        """Returns an estimate (…) of the entropy in nats, from the one sample."""
+        """Returns an estimate of each distribution's entropy in nats, from one sample."""
         return -self.sampled[1]
 
     def mean_value(self, q: Tensor) -> Tensor:
-        """Returns an estimate (…) of the policy's mean value: the value q (…, 1) of the sample."""
+        """Returns a one-sample estimate of the policy's mean value, one number per distribution.
+
+        q: the value of the sampled action, shape (…, 1).
+        """
         return q.squeeze(-1)
 
     def policy_loss(self, q: Tensor, entropy_weight: float) -> Tensor:
-        """Returns a loss (…) that maximises the sample's value q (…, 1) + entropy_weight · entropy.
+        """Returns a loss that maximises the sampled action's value plus entropy_weight · entropy.
 
-        The gradient reaches the policy through the reparameterised sample.
+        q: the value of the sampled action, shape (…, 1). There is one loss per distribution. The
+        gradient reaches the policy through the reparameterised sample.
         """
         return -(q.squeeze(-1) + entropy_weight * self.entropy())
 
     def _log_prob(self, raw: Tensor) -> Tensor:
         """Returns the log-density of the action tanh(raw): log N(raw) - log |d tanh / d raw|.
 
-        log |d tanh / d raw| is 2 (log 2 - raw - softplus(-2 raw)). The constants of both terms are
-        added in one step.
+        raw: the Gaussian number before the tanh. The second term is computed as 2 (log 2 - raw -
+        softplus(-2 raw)), which is numerically stable. The constants of both terms are added in one
+        step.
         """
         constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
         gaussian = 0.5 * ((raw - self.mean) / self.std).square() + self.log_std

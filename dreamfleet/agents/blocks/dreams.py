@@ -1,4 +1,4 @@
-"""Sampling of windows from dreams."""
+"""Samples training windows from dreams."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from dreamfleet.core.types import Batch
 def sample_windows(
     dreams: Batch, columns: Sequence[str], size: int, context: int, n: int, rng: torch.Generator
 ) -> tuple[Batch, Tensor]:
-    """Samples windows of dreamed rows; returns their `columns` and their weights (size,).
+    """Samples windows of dreamed rows; returns their columns and their weights.
 
-    dreams: columns (B, T, …), among them `weight` (B, T), which is 1 on trusted rows and else 0. A
-    trusted row is sampled uniformly. Its window (size, context + 1 + n, …) begins `context` rows
-    before this row and ends n rows after it. Rows beyond either end of the dream repeat the dream's
-    first or last row.
+    dreams: columns (B, T, …), for B dreams of T rows. The column `weight` is 1 on trusted rows
+    (rows to learn from), else 0.
 
-    A window weighs 1, or less if there are fewer trusted rows than windows: the weights add up to
-    the number of trusted rows at most.
+    `size` trusted rows are sampled uniformly, with replacement. The window of a sampled row begins
+    `context` rows before the row and ends n rows after it. Before the beginning of a dream its
+    first row is repeated, and after the end its last row. The result has the `columns` of the
+    windows, each (size, context + 1 + n, …).
+
+    Each window has weight 1. If there are fewer trusted rows than windows, the weights are smaller,
+    so that they sum to the number of trusted rows. Shape of the weights: (size,).
     """
     weight = dreams["weight"]
     steps = weight.shape[1]

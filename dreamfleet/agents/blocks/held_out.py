@@ -1,4 +1,4 @@
-"""The error of a world model on held-out episodes, by the number of predicted steps."""
+"""The error of a world model on held-out episodes, for each number of predicted steps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ MEMORY = 500.0  # the moving average is over about this many held-out windows
 
 @torch.no_grad()
 def update_averages(seen: Tensor, mask: Tensor, *errors: tuple[Tensor, Tensor]) -> None:
-    """Updates moving averages of squared errors, in place, with held-out windows.
+    """Updates moving averages of squared prediction errors, in place, with B held-out windows.
 
-    seen: number of windows behind the averages, for each of 1 … H steps (H,); updated in place.
-    mask: whether a window counts at a step (B, H).
-    errors: pairs of an average (H,) and the squared errors of the windows (B, H).
+    There is one average for each number of steps predicted ahead, 1 to H.
+
+    - seen (H,): the number of windows in the averages, at most `MEMORY`; updated in place.
+    - mask (B, H): 1 if a window counts at a step, else 0.
+    - errors: pairs of averages (H,) and new squared errors (B, H).
     """
     count = mask.sum(0)
     seen.copy_((seen + count).clamp(max=MEMORY))
@@ -24,11 +26,12 @@ def update_averages(seen: Tensor, mask: Tensor, *errors: tuple[Tensor, Tensor]) 
 
 
 def expected_error(error: Tensor, seen: Tensor, horizon: int) -> Tensor:
-    """Returns the expected root mean squared error after 1 … `horizon` steps (horizon,).
+    """Returns the expected root mean squared error after 1, 2, … `horizon` predicted steps.
 
-    error, seen: moving averages of squared errors, and the windows behind them, (H,). Beyond H
-    steps the error is assumed to grow in proportion to the steps. It is infinite before the first
-    held-out window.
+    error (H,): moving averages of squared errors after 1 to H steps. seen (H,): the number of
+    held-out windows in each average. Beyond H steps the error is assumed to grow in proportion to
+    the number of steps. Before the first held-out window the expected error is infinite. The result
+    has shape (horizon,).
     """
     measured = torch.where(seen > 0, error.sqrt(), torch.inf)
     steps = torch.arange(1, horizon + 1, device=measured.device)

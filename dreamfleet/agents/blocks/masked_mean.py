@@ -1,4 +1,4 @@
-"""The mean over the entries that a mask selects."""
+"""The mean over the entries of a tensor that a mask selects."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
-    """Returns the mean of `value` weighted by `mask`, both of one shape, as a scalar tensor.
+    """Returns the mean of `value` weighted by `mask`, as a scalar tensor.
 
-    Returns 0 where the mask is 0 everywhere.
+    Both arguments have the same shape. If the mask is 0 everywhere, the result is 0.
     """
     return (value * mask).sum() / mask.sum().clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons, single and as an ensemble in one batched computation."""
+"""Multilayer perceptrons (MLPs): a single one, and an ensemble in one batched computation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """K independent MLPs, each with an input of its own: (K, B, in) → (K, B, out).
+    """K independent MLPs in one batched computation: maps (K, B, in) to (K, B, out).
 
-    Hidden layers are followed by LayerNorm and SiLU. `sizes` are in, hidden …, out. With
-    `zero_last`, every output is 0 at the start.
+    MLP k reads slice k of the input, a batch of B rows. Each hidden layer is followed by LayerNorm
+    and SiLU. sizes: the numbers of units, from the input through the hidden layers to the output.
+    zero_last: if true, the last layer starts at 0, so that all initial outputs are 0.
     """
 
     def __init__(self, members: int, sizes: Sequence[int], *, zero_last: bool = False) -> None:
@@ -40,10 +41,11 @@ class Ensemble(nn.Module):
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron (…, in) → (…, out).
+    """A multilayer perceptron; it maps the last axis of a tensor from size `in` to size `out`.
 
-    Hidden layers are followed by LayerNorm and SiLU. `sizes` are in, hidden …, out. With
-    `zero_last`, every output is 0 at the start.
+    Each hidden layer is followed by LayerNorm and SiLU. sizes: the numbers of units, from the input
+    through the hidden layers to the output. zero_last: if true, the last layer starts at 0, so that
+    all initial outputs are 0.
     """
 
     def __init__(self, sizes: Sequence[int], *, zero_last: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Noisy linear layers: exploration by noise in the weights, whose size is learned."""
+"""Noisy linear layers: exploration by random noise in the weights, with a learned scale."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 
 class NoisyLinear(nn.Module):
-    """A linear layer (B, in) → (B, out) with weights μ + σ · ε, where the noise ε has rank one.
+    """A linear layer with weights μ + σ · ε: learned mean μ and scale σ, and factorised noise ε.
 
-    Source: Fortunato et al. 2018, equations 10 and 11; `sigma` is their σ0.
+    Maps inputs (B, in) to outputs (B, out) of a batch of B. sigma: the initial scale, σ0 in the
+    paper.
+
+    Source: Fortunato et al. 2018, equations 10 and 11.
     """
 
     def __init__(self, fan_in: int, fan_out: int, sigma: float) -> None:
@@ -24,11 +27,11 @@ class NoisyLinear(nn.Module):
         self.bias_sigma = nn.Parameter(torch.full((fan_out,), sigma * bound))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Returns the outputs (B, out).
+        """Returns the outputs (B, out) for a batch of inputs (B, in).
 
-        noise: standard normal numbers (R, `noise_size`), drawn by the caller. R = 1 uses the same ε
-        for the whole batch, which is faster. R = B uses one ε per row, for acting in many
-        environments. None means no noise.
+        noise: standard normal numbers (R, `noise_size`) from the caller; None means no noise. R = 1
+        gives the whole batch the same noisy weights, which is faster. R = B gives each input its
+        own noisy weights, for acting in many environments.
         """
         if noise is None:
             return F.linear(x, self.weight, self.bias)
@@ -43,5 +46,5 @@ class NoisyLinear(nn.Module):
 
     @property
     def noise_size(self) -> int:
-        """The number of standard normal numbers for one ε: in + out."""
+        """The number of standard normal numbers in the noise of one weight matrix: in + out."""
         return sum(self.weight.shape)

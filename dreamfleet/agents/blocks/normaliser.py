@@ -1,12 +1,13 @@
-"""Running statistics that bring observations and rewards to unit scale, robust to faulty numbers.
+"""Running statistics that scale observations and rewards, robust to faulty numbers.
 
-Sensors and simulators now and then return numbers such as 1e20. Two rules keep faulty numbers from
-ruining the statistics:
+Sensors and simulators sometimes return faulty numbers such as 1e20. Two rules keep faulty numbers
+from ruining the statistics:
 
-- An outlier is left out. An outlier is a number whose absolute value exceeds `OUTLIER_FACTOR` times
-  the 95th percentile of the absolute values that are not 0.
-- Any other observation is clipped to `STATISTICS_CLIP` standard deviations from the mean before it
-  enters the statistics. So 1 / STATISTICS_CLIP² = 2 % of all rows may hold any numbers at all.
+- An outlier is left out of the statistics. An outlier is a number whose absolute value exceeds
+  `OUTLIER_FACTOR` times the 95th percentile of the absolute values that are not 0.
+- Any other number of an observation is clipped to `STATISTICS_CLIP` standard deviations from the
+  mean before it enters the statistics. So the statistics tolerate a fraction of 1 /
+  STATISTICS_CLIP² = 2 % of arbitrary rows.
 
 Means and variances are float64. In float32, squares of numbers beyond 1e19 overflow, and the mean
 of time stamps such as 1.7e9 cannot be updated by small steps.
@@ -31,7 +32,7 @@ SORT_EVERY = 10  # updates between two computations of the percentile, after the
 
 
 class RewardScale(nn.Module):
-    """The running root mean square of the rewards of real rows, without outliers."""
+    """Holds the running root mean square of the rewards of real rows; outliers are left out."""
 
     reward_rms: Tensor
     reward_p95: Tensor
@@ -48,12 +49,12 @@ class RewardScale(nn.Module):
 
     @property
     def rate(self) -> Tensor:
-        """The rate of the running averages: 1 / updates, and 0.001 after 1000 updates."""
+        """The update rate of the running averages: 1 / number of updates, but at least 0.001."""
         return 1 / self.updates.clamp(min=1, max=1000)
 
     @torch.no_grad()
     def update_reward(self, reward: Tensor) -> None:
-        """Updates the statistics with a batch of rewards (…)."""
+        """Updates the running statistics of rewards with a batch of rewards of any shape."""
         self.updates += 1
         rate, size = self.rate.double(), reward.flatten().double().abs()
         if not torch.compiler.is_compiling():  # a compiler would treat the count as a constant
@@ -69,20 +70,24 @@ class RewardScale(nn.Module):
 
     @property
     def percentile_due(self) -> bool:
-        """Whether this update computes the percentile, which takes longer than all else."""
+        """Whether the present update also updates the 95th percentiles.
+
+        Percentiles are the slowest part of an update. So after the first 100 updates they are
+        updated only in every `SORT_EVERY`-th update.
+        """
         count = self._update_count or 0
         return torch.compiler.is_compiling() or count <= 100 or count % SORT_EVERY == 0
 
     def clip_outliers(self, reward: Tensor) -> Tensor:
-        """Returns rewards (…) with outliers clipped to `OUTLIER_REWARD` root mean squares."""
+        """Returns rewards with outliers clipped to `OUTLIER_REWARD` root mean square rewards."""
         clipped = reward.sign() * (OUTLIER_REWARD * self.reward_rms).float()
         return torch.where(reward.abs() > self._outlier_bound, clipped, reward)
 
     def largest_return(self, returns: Tensor, reward: Tensor, gamma: float) -> Tensor:
-        """Returns the largest absolute value (), among discounted returns and clipped rewards.
+        """Returns the largest absolute value among discounted returns and rewards.
 
-        A return beyond reward_p95 / (1 - gamma), the return of constant rewards of that size, must
-        contain an outlier. Such returns are left out.
+        Outliers among the rewards are clipped. A return beyond p / (1 - gamma), where p is the 95th
+        percentile of absolute rewards, is left out: it must contain an outlying reward.
         """
         bound = self.reward_p95 / (1 - gamma) if gamma < 1 else torch.inf
         bound = torch.where(self.reward_p95 > 0, bound, torch.inf)
@@ -96,11 +101,15 @@ class RewardScale(nn.Module):
 
 
 def update_percentile(average: Tensor, size: Tensor, rate: Tensor) -> None:
-    """Moves `average` (…), in place, towards the 95th percentile of absolute values (N, …).
+    """Moves a running 95th percentile of absolute values towards the percentile of a new batch.
 
-    Zeros are left out; an entry whose values are all 0 keeps its average. The average is of
-    logarithms, so that a batch with many outliers moves it little. Of a large batch only every k-th
-    row is sorted, since sorting all rows would take longer than all other statistics.
+    average: the running percentile of each component, of any shape; updated in place. size:
+    absolute values of N rows, with N as the first axis and then the axes of `average`. rate: the
+    update rate.
+
+    Zeros are left out. A component whose values are all 0 keeps its average. The average is of
+    logarithms, so that a batch with many outliers moves it little. If a batch is large, only every
+    k-th row is sorted, to save time.
     """
     size = size[:: -(-len(size) // SORTED_ROWS)].movedim(0, -1).contiguous()
     ordered, zeros = size.sort().values, (size == 0).sum(-1, keepdim=True)
@@ -113,16 +122,20 @@ def update_percentile(average: Tensor, size: Tensor, rate: Tensor) -> None:
 
 
 def outlier_bound(percentile: Tensor) -> Tensor:
-    """Returns the absolute value beyond which a number is an outlier (…).
+    """Returns the absolute value above which a number is an outlier, per component.
 
-    percentile: the 95th percentile of absolute values (…). Where it is 0, as no number other than 0
-    was seen, the bound is infinite.
+    percentile: the 95th percentile of the absolute values of each component. The bound is infinite
+    where the percentile is 0, because no number other than 0 has been seen there.
     """
     return torch.where(percentile > 0, OUTLIER_FACTOR * percentile, torch.inf)
 
 
 class Normaliser(RewardScale):
-    """Normalises observations (…, *O) to mean 0 and variance 1, flattened and clipped: (…, O)."""
+    """Normalises observations to mean 0 and variance 1, then flattens and clips them.
+
+    Maps (…, *O), where *O is the shape of one observation, to (…, O), where O is the number of its
+    components. The axes before are any batch axes.
+    """
 
     obs_mean: Tensor
     obs_var: Tensor
@@ -138,7 +151,7 @@ class Normaliser(RewardScale):
 
     @torch.no_grad()
     def update(self, obs: Tensor, reward: Tensor) -> None:
-        """Updates the statistics with a batch of real rows: obs (…, *O), reward (…)."""
+        """Updates the running statistics with a batch of real observations and their rewards."""
         self.update_reward(reward)
         flat, rate = self.flatten(obs).flatten(0, -2), self.rate.double()
         if self.percentile_due:
@@ -157,7 +170,10 @@ class Normaliser(RewardScale):
         self.obs_var.lerp_((offset - moved).square().mean(0), rate)
 
     def _initialise(self, x: Tensor) -> None:
-        """Sets mean and variance from the central 95 % of the first batch (N, O)."""
+        """Sets mean and variance from the first batch (N rows, O components).
+
+        Only the central 95 % of each component's values are used.
+        """
         first = self.updates == 1
         quantiles = torch.tensor([0.025, 0.975], dtype=x.dtype, device=x.device)
         low, high = torch.quantile(x, quantiles, 0)
@@ -169,22 +185,28 @@ class Normaliser(RewardScale):
         return self.standardised(obs).clamp(-CLIP, CLIP)
 
     def standardised(self, obs: Tensor) -> Tensor:
-        """Returns observations (…, *O) in standard deviations from the mean (…, O)."""
+        """Returns flattened observations in standard deviations from the mean.
+
+        The values are clipped at ±`STANDARDISED_CLIP`.
+        """
         x = (self.flatten(obs).double() - self.obs_mean) / self._deviation
         return x.clamp(-STANDARDISED_CLIP, STANDARDISED_CLIP).float()
 
     def replace_outliers(self, flat: Tensor) -> Tensor:
-        """Returns flat observations (…, O) with each outlier replaced by the mean."""
+        """Returns flattened observations, with each outlier replaced by its component's mean."""
         return torch.where(flat.abs() > outlier_bound(self.obs_p95), self.obs_mean.float(), flat)
 
     def inliers(self, obs: Tensor) -> Tensor:
-        """Returns a mask (…): 1.0 for an observation without outliers, 0.0 otherwise."""
+        """Returns 1.0 for each observation without an outlier, and 0.0 for each other observation.
+
+        The result has the batch axes of `obs`.
+        """
         inlier = self.flatten(obs).abs() <= outlier_bound(self.obs_p95)
         return inlier.all(-1).float()
 
     @property
     def deviation(self) -> Tensor:
-        """Standard deviations of the observation's components (O,)."""
+        """The running standard deviation of each component of an observation, shape (O,)."""
         return self._deviation.float()
 
     @property
@@ -192,42 +214,45 @@ class Normaliser(RewardScale):
         return (self.obs_var + 1e-6).sqrt()
 
     def flatten(self, obs: Tensor) -> Tensor:
-        """Returns observations (…, *O) as f32 (…, O)."""
+        """Returns observations as float32, with all axes of one observation merged into one."""
         return obs.flatten(obs.dim() - self.axes).float()
 
 
 class FrameNormaliser(RewardScale):
-    """Scales frames of bytes (…, H, W, C) to [0, 1], channels first: (…, C, H, W).
+    """Scales image observations of bytes to [0, 1], and moves the channels before rows and columns.
 
-    The only running statistics are of rewards.
+    Maps (…, H, W, C) to (…, C, H, W), for H rows, W columns and C channels. Frames need no running
+    statistics; rewards have them.
     """
 
     MAX_BYTE = 255
 
     def update(self, obs: Tensor, reward: Tensor) -> None:
-        """Updates the statistics with a batch of real rows: reward (…)."""
+        """Updates the running statistics of rewards; frames have no statistics."""
         self.update_reward(reward)
 
     def forward(self, obs: Tensor) -> Tensor:
         return obs.movedim(-1, -3).float() / self.MAX_BYTE
 
     def inliers(self, obs: Tensor) -> Tensor:
-        """Returns a mask of 1.0 (…): no byte is an outlier."""
+        """Returns 1.0 for every frame, because no byte is an outlier."""
         return torch.ones(obs.shape[:-3], device=obs.device)
 
     def denormalise(self, x: Tensor) -> Tensor:
-        """Returns scaled frames (…, C, H, W) as byte values (…, H, W, C).
+        """Converts scaled frames (…, C, H, W) back to byte values (…, H, W, C).
 
-        The values are floats that are whole; they may lie outside 0 … 255.
+        C, H and W are channels, rows and columns. The values are floats rounded to whole numbers.
+        They may lie outside 0 to 255.
         """
         return (x * self.MAX_BYTE).round().movedim(-3, -1)
 
 
 class ReturnRange(nn.Module):
-    """A moving average of the range between the 5th and the 95th percentile of returns.
+    """A moving average of the distance between the 5th and the 95th percentile of returns.
 
-    Divided by this range, returns of every size fit the same entropy weight. Source: DreamerV3
-    (Hafner et al. 2023, section 4).
+    Values are divided by this range, so that one entropy weight fits returns of every size.
+
+    Source: DreamerV3 (Hafner et al. 2023, section 4).
     """
 
     value: Tensor
@@ -239,10 +264,10 @@ class ReturnRange(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor, weight: Tensor) -> Tensor:
-        """Updates the range with weighted returns, both of one shape; returns the range (), ≥ 1e-3.
+        """Updates the range with weighted returns; returns the new range, a scalar.
 
-        The first update sets the range. Without any weight, or with returns that are not finite,
-        the range stays the same.
+        returns, weight: tensors of one shape. The first update sets the range. If all weights are
+        0, or if the returns are not finite, the range stays the same. The result is at least 1e-3.
         """
         ordered, order = returns.flatten().sort()
         cumulative = weight.flatten()[order].cumsum(0)

@@ -1,4 +1,4 @@
-"""AdamW with gradient clipping. A step whose loss or gradient is not finite is skipped."""
+"""AdamW with gradient clipping, which skips steps whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Optimizer:
-    """Trains the parameters of one network with AdamW, after clipping the gradient norm.
+    """Trains the parameters of one network by AdamW with gradient clipping.
 
     A step whose loss or gradient is not finite is skipped: parameters and moments keep their
-    values. Skipped steps are counted on the device, so that no step waits for the device;
+    values. The skipped steps are counted on the device, so that no step waits for the device.
     `skipped_step_metrics` reports the counts.
 
-    All parameters lie in one flat tensor, and all gradients in another. So a step takes a few
+    All parameters are views of one flat tensor, and all gradients of another. So a step needs few
     operations, however many parameters there are.
     """
 
     def __init__(
         self, net: nn.Module, lr: float, max_grad_norm: float, weight_decay: float = 0.0
     ) -> None:
-        """weight_decay: per step, in units of the learning rate; 0 makes AdamW the plain Adam."""
+        """Makes an optimizer for all parameters of `net`, with learning rate `lr`.
+
+        max_grad_norm: a gradient of larger norm is scaled down to this norm. weight_decay: AdamW's
+        weight decay, as a multiple of the learning rate; 0 gives plain Adam.
+        """
         parameters = list(net.parameters())
         flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
         self._flat, self._gradient = flat, torch.zeros_like(flat)
@@ -50,10 +54,10 @@ class Optimizer:
         self.skipped_in_a_row = flat.new_zeros(())
 
     def step(self, loss: Tensor, lr: Tensor | None = None) -> Tensor:
-        """Takes one step that lowers `loss`; returns the gradient norm before clipping.
+        """Takes one gradient step on `loss`; returns the gradient norm before clipping.
 
-        A parameter on which the loss does not depend has a gradient of 0. lr: a learning rate ()
-        for this step, instead of the constructor's.
+        lr: a learning rate for this step alone, as a scalar tensor; None means the learning rate of
+        the constructor. A parameter that the loss does not depend on gets a gradient of 0.
         """
         keep_freed_memory()
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
@@ -70,7 +74,8 @@ class Optimizer:
     def _adamw(self, lr: float | Tensor, not_finite: Tensor) -> None:
         """Updates the parameters as `torch.optim.AdamW` does, unless `not_finite` is 1.
 
-        `torch.optim.AdamW` itself would import torch's compiler, which takes a second.
+        `torch.optim.AdamW` is not used because its import loads torch's compiler, which takes a
+        second.
         """
         with no_subnormals():
             adamw(
@@ -92,11 +97,14 @@ class Optimizer:
             )
 
     def state(self) -> dict[str, Any]:
-        """Returns copies of the moments and of the count of skipped steps."""
+        """Returns copies of the optimizer's moments and of its count of skipped steps."""
         return {name: to_array(value) for name, value in self._saved().items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Copies a result of `state` back; an entry that `state` lacks becomes 0."""
+        """Restores moments and counts from `state`, a result of the method `state`.
+
+        An entry that is missing from `state` becomes 0.
+        """
         for name, value in self._saved().items():
             value.copy_(to_tensor(state.get(name, 0)))
 
@@ -105,10 +113,11 @@ class Optimizer:
 
 
 def skipped_step_metrics(part: str, *optimizers: Optimizer) -> dict[str, Tensor]:
-    """Returns how many steps some optimizers skipped, as metrics of one `part` of the agent.
+    """Returns metrics that count the gradient steps that some optimizers skipped.
 
-    part: "world" or "policy". `fault/skipped_PART` is the total. `fault/in_a_row` is the largest
-    number of steps that an optimizer skipped since its last good step; `core.finite` reads it.
+    part: "world" or "policy", the part of the agent that the optimizers train. `fault/skipped_PART`
+    is the total number of skipped steps. `fault/in_a_row` is the number of steps skipped since the
+    last good step, the largest over the optimizers; `core.finite` checks it.
     """
     return {
         f"fault/skipped_{part}": torch.stack([optimizer.skipped for optimizer in optimizers]).sum(),
@@ -120,10 +129,10 @@ def skipped_step_metrics(part: str, *optimizers: Optimizer) -> dict[str, Tensor]
 
 @cache
 def keep_freed_memory() -> None:
-    """Makes the C library keep freed memory, since the next update needs as much.
+    """Makes the C library (glibc) keep freed memory for the next update.
 
-    By default glibc returns freed memory to the system, and fetches it again page by page in each
-    update. This took Dreamwalker 5 to 10 % of its time.
+    By default glibc returns freed memory to the system. Each update then has to fetch memory page
+    by page, which took 5 to 10 % of Dreamwalker's training time.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(_MMAP_THRESHOLD, 32 << 20)  # bytes; larger blocks are still returned
@@ -132,10 +141,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def no_subnormals() -> Iterator[None]:
-    """Makes this thread round numbers below 1e-38 to 0 inside a `with` block.
+    """Makes the current thread round numbers below 1e-38 to 0 inside a `with` block.
 
-    The moments of a weight whose gradient stays 0, as that of a dead unit, decay to such numbers,
-    and a processor takes up to a hundred times as long for each.
+    Adam's moments decay to such tiny (subnormal) numbers if the gradient of a weight stays 0, for
+    example in a dead ReLU unit. A processor computes up to a hundred times as long with them.
     """
     torch.set_flush_denormal(True)
     try:

@@ -1,8 +1,8 @@
-"""The quantile Huber loss of every quantile against every target, and the smallest quantiles.
+"""The pairwise quantile Huber loss, and the selection of the smallest quantiles.
 
-The pairs of quantiles and targets are many numbers. So the gradient is computed together with the
-loss, instead of being recorded by autograd. On a CPU, a loop compiled by numba computes one pair
-after the other, where PyTorch would write megabytes of intermediate results.
+The loss compares every quantile with every target, which makes many pairs. So the gradient is
+computed together with the loss, and autograd records nothing. On a CPU a loop compiled by numba
+handles one pair after the other; PyTorch would write megabytes of intermediate results.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dreamfleet.core.types import Array
 
 
 def smallest(values: Tensor, count: int) -> Tensor:
-    """Returns the `count` smallest values of each row, in any order, detached.
+    """Returns the `count` smallest numbers of each row, in any order, without gradients.
 
-    (B, N) → (B, count).
+    values: B rows of N numbers. Shape of the result: (B, count).
     """
     if values.device.type == "cpu":  # numpy sorts short rows many times faster than PyTorch
         return torch.from_numpy(np.sort(values.detach().numpy()))[:, :count]
@@ -31,9 +31,11 @@ def smallest(values: Tensor, count: int) -> Tensor:
 
 
 def quantile_huber(quantiles: Tensor, target: Tensor) -> Tensor:
-    """Returns the quantile Huber loss (…, B) with κ = 1.
+    """Returns the quantile Huber loss with κ = 1, one number per network and window.
 
-    quantiles: (…, B, Z), target: (B, Z'). The loss is a mean over targets and a sum over quantiles.
+    quantiles: (…, B, Z), predictions of Z quantiles for B windows; the axes before B are those of
+    an ensemble, if there is one. target: (B, Z'), Z' target values per window. The loss, of shape
+    (…, B), is averaged over targets and summed over quantiles.
 
     Source: Dabney et al. 2018, equation 10.
     """
@@ -47,7 +49,11 @@ def quantile_huber(quantiles: Tensor, target: Tensor) -> Tensor:
 
 
 def loss_by_torch(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the loss (…, B) and its gradient (…, B, Z), with PyTorch."""
+    """Returns the quantile Huber loss and its gradient, computed by PyTorch.
+
+    quantiles: (…, B, Z), Z quantiles for B windows. target: (B, Z'), Z' targets per window. The
+    loss has shape (…, B). The gradient with respect to the quantiles has the shape of `quantiles`.
+    """
     count = quantiles.shape[-1]
     tau = ((torch.arange(count, device=quantiles.device) + 0.5) / count).unsqueeze(-1)
     error = target.unsqueeze(-2) - quantiles.unsqueeze(-1)  # (…, B, Z, Z')
@@ -58,7 +64,11 @@ def loss_by_torch(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss_by_loop(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the loss (…, B) and its gradient (…, B, Z), with a loop compiled by numba."""
+    """Returns the quantile Huber loss and its gradient, computed by a loop that numba compiles.
+
+    quantiles: (…, B, Z), Z quantiles for B windows. target: (B, Z'), Z' targets per window. The
+    loss has shape (…, B). The gradient with respect to the quantiles has the shape of `quantiles`.
+    """
     flat = quantiles.detach().reshape(-1, *quantiles.shape[-2:]).contiguous()
     loss, gradient = torch.empty(flat.shape[:2]), torch.empty(flat.shape)
     _loop()(flat.numpy(), target.detach().contiguous().numpy(), loss.numpy(), gradient.numpy())
@@ -67,15 +77,20 @@ def loss_by_loop(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _loop() -> Callable[..., Any]:
-    """Returns the compiled loop. The first call imports numba, which acting does not need."""
+    """Returns `write_loss` compiled by numba.
+
+    numba is imported at the first call, because processes that only act do not need it.
+    """
     arguments = "(f4[:, :, ::1], f4[:, ::1], f4[:, ::1], f4[:, :, ::1])"
     return compiled(write_loss, arguments, fastmath={"reassoc", "nsz", "contract"})
 
 
 def write_loss(quantiles: Array, target: Array, loss: Array, gradient: Array) -> None:
-    """Writes `loss` (K, B) and `gradient` (K, B, Z) of quantiles (K, B, Z) for targets (B, Z').
+    """Writes the quantile Huber loss and its gradient into the arrays `loss` and `gradient`.
 
-    The innermost loop is over the batch, so that a processor sums for many rows at once.
+    quantiles: (K, B, Z), Z quantiles of K networks for B windows. target: (B, Z'). loss: (K, B).
+    gradient: (K, B, Z). The innermost loop is over the windows, so that a processor handles several
+    windows at once.
     """
     members, batch, count = quantiles.shape
     zero, half, one = np.float32(0), np.float32(0.5), np.float32(1)

@@ -1,6 +1,7 @@
-"""Returns over windows of rows: Retrace(λ), which includes the λ-return, and the n-step return.
+"""Returns over windows of rows: Retrace(λ), of which the λ-return is a case, and n-step returns.
 
-The reward of a row is the one that arrived with its observation, for the action of the row before.
+The reward of a row is the one that arrived with the row's observation. It is the reward for the
+action of the previous row.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ from torch import Tensor
 def retrace(
     reward: Tensor, discount: Tensor, value: Tensor, q_taken: Tensor, trace_coefficient: Tensor
 ) -> Tensor:
-    """Returns the Retrace targets of Q(s_t, a_t), t = 0 … T-2, of windows of T rows: (B, T-1).
+    """Returns the Retrace targets (B, T-1) of the action values of all rows but the last.
+
+    For B windows of T rows, the target of Q(s_t, a_t) is G_t, for t = 0 … T-2, with
 
         G_t = r_{t+1} + d_{t+1} · (V_{t+1} + c_{t+1} · (G_{t+1} - Q_{t+1})),  G_{T-1} = Q_{T-1}
 
-    All arguments are (B, T). `reward` is r. `discount` d is γ times the probability that the
-    episode continues at the row. `value` V is the policy's value of the row's state. `q_taken` Q is
-    the value of the action taken there.
+    All arguments are (B, T):
 
-    `trace_coefficient` c says how much of the return beyond the row is used. c = λ · min(1, π/μ)
-    gives Retrace(λ), which is the λ-return if the policy itself took the actions. c = 1, with V in
-    the place of Q, gives the n-step return. c = 0 bootstraps from V. So c = 0 on the last row of an
-    episode keeps returns inside the episode; after a truncation they bootstrap.
+    - `reward`: r.
+    - `discount`: d, which is γ times the probability that the episode continues at the row.
+    - `value`: V, the policy's value of the row's state.
+    - `q_taken`: Q, the value of the action taken at the row.
+    - `trace_coefficient`: c, which says how much of the return after the row is used.
+
+    With c = λ · min(1, π/μ) the target is Retrace(λ), or the λ-return if the policy π itself took
+    the actions (π = μ). With c = 1 and V in the place of Q it is the n-step return. With c = 0 it
+    bootstraps from V. So c = 0 on the last row of an episode keeps returns inside the episode.
 
     Source: Munos et al. 2016, equation 4.
     """
@@ -41,13 +47,14 @@ def retrace(
 def n_step(
     reward: Tensor, last: Tensor, terminal: Tensor, gamma: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the parts of the n-step return from the first row of windows of n + 1 rows.
+    """Returns the three parts of the n-step return from the first row of B windows.
 
-    All arguments are (B, n + 1). The parts are:
+    All arguments are (B, n + 1), for windows of n + 1 rows. The return ends at row n, or at the
+    first `last` row if it comes before. The parts, of shape (B,) each, are:
 
-    - the sum of discounted rewards (B,), up to row n or to the first `last` row;
-    - the index of this final row (B,), i64, from which the return bootstraps;
-    - the discount (B,) of the value there: γ^m after m steps, or 0 if the row is `terminal`.
+    - the sum of discounted rewards up to the row at which the return ends;
+    - the index (i64) of this row in its window; the return bootstraps from the value there;
+    - the discount of this value: γ^m after m steps, or 0 if the row is `terminal`.
     """
     n = reward.shape[1] - 1
     power = gamma ** torch.arange(n + 1, device=reward.device)

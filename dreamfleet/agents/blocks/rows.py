@@ -1,4 +1,4 @@
-"""The columns of a table of real rows."""
+"""The columns of the replay's table of real rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ FLAG, NUMBER = Space((), "bool"), Space((), "float32")
 
 
 def columns(spec: EnvSpec, **more: Space) -> dict[str, Space]:
-    """Returns the columns that every table of real rows has, and `more` columns of one agent."""
+    """Returns the columns of a table of real rows, as spaces by name.
+
+    The columns are those that every agent needs, and the columns `more` of one agent.
+    """
     return {
         "obs": spec.obs,
         "action": spec.action,

@@ -1,4 +1,4 @@
-"""Moving the parameters of a slow copy towards those of the trained network."""
+"""Soft updates: a slow copy (target network) follows the trained network by a moving average."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class SoftUpdate:
-    """Updates a slow copy (target network) of a network, parameter by parameter."""
+    """Moves the parameters of the network `slow` (a target network) towards those of `fast`."""
 
     def __init__(self, slow: nn.Module, fast: nn.Module) -> None:
         self._slow: list[Tensor] = list(slow.parameters())
@@ -16,7 +16,7 @@ class SoftUpdate:
 
     @torch.no_grad()
     def step(self, rate: float | Tensor) -> None:
-        """Sets each slow parameter to (1 - rate) · slow + rate · fast, and copies the buffers."""
+        """Sets each slow parameter to (1 - rate) · slow + rate · fast, and copies all buffers."""
         if isinstance(rate, Tensor):  # a rate on the device stays there
             torch._foreach_lerp_(self._slow, self._fast, [rate] * len(self._slow))
         else:

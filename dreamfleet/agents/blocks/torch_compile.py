@@ -1,4 +1,4 @@
-"""Compilation of a function of tensors by torch.compile."""
+"""Compiles a function of tensors by torch.compile."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compile_on_first_call(function: F, device: str) -> F:
-    """Returns a function like `function` of tensors that its first call compiles.
+    """Returns a version of `function` that torch.compile compiles at the first call.
 
-    All later calls must pass tensors of the same shapes. Raises UserError on a CPU without a C++
-    compiler.
+    All calls must pass tensors of the same shapes. Raises UserError if `device` is a CPU and there
+    is no C++ compiler.
     """
     if device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise UserError(

@@ -1,4 +1,4 @@
-"""A causal transformer with a cache of keys and values."""
+"""A causal transformer with a cache of attention keys and values."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (B, heads, 
 
 
 class Transformer(nn.Module):
-    """Maps tokens (B, T, E) to outputs (B, T, E). An output depends on no later token.
+    """A causal transformer: maps B sequences of T tokens (B, T, E) to outputs (B, T, E).
 
-    Each layer normalises its input (pre-norm, Xiong et al. 2020). `length` position embeddings are
-    learned, so there may be at most `length` tokens.
+    E is the size of a token. An output depends on its own and on earlier tokens only. Layers
+    normalise their input (pre-norm, Xiong et al. 2020). Positions are learned embeddings, `length`
+    of them, so a sequence has at most `length` tokens.
     """
 
     def __init__(self, size: int, layers: int, heads: int, length: int) -> None:
@@ -22,11 +23,11 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(size, heads) for _ in range(layers))
 
     def forward(self, tokens: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
-        """Returns the outputs, and the keys and values of all tokens so far.
+        """Returns the outputs for `tokens`, and the attention keys and values of all tokens so far.
 
-        Without `past`, the tokens are the first of their sequences. With the `past` of S earlier
-        tokens, `tokens` must be (B, 1, E). Its output then equals the last output of one call with
-        all S + 1 tokens.
+        past: the keys and values that an earlier call returned for the first S tokens; None if
+        `tokens` begin the sequences. With a past, `tokens` must be (B, 1, E), one token of size E
+        per sequence. The output then equals the last output of a single call with all S + 1 tokens.
         """
         begin = past[0][0].shape[2] if past else 0
         x = tokens + self.position[begin : begin + tokens.shape[1]]
@@ -38,7 +39,7 @@ class Transformer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Causal self-attention, then a feed-forward network, both with residual connections."""
+    """A transformer layer: causal self-attention, then a feed-forward network, with residuals."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Value heads: how Z network outputs per action represent the return, and the TD loss for each.
+"""Value heads: represent the return of an action by Z network outputs, and compute the TD loss.
 
-The return is represented by its mean, by its quantiles, or by its distribution over fixed atoms. A
-loss compares the outputs of the action taken with the target
-reward + discount · (return from the next state). Rewards are given in the unit of the values.
+The outputs are the mean of the return, its quantiles, or its distribution over fixed atoms. The TD
+loss compares the outputs of the action taken with the target reward + discount · (return from the
+next state). Rewards are in the unit of the values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dreamfleet.agents.blocks.quantiles import quantile_huber
 
 
 class MeanHead(nn.Module):
-    """Predicts the mean of the return: Z = 1, with Huber's loss."""
+    """Predicts the mean of the return, with the Huber loss; one output per action (Z = 1)."""
 
     in_return_units = True  # outputs scale with returns
 
@@ -24,20 +24,21 @@ class MeanHead(nn.Module):
         self.size = 1
 
     def mean(self, out: Tensor) -> Tensor:
-        """Returns the mean return (…) of outputs (…, 1)."""
+        """Returns the mean return of each action: `out` (…, 1) without its last axis."""
         return out.squeeze(-1)
 
     def loss(self, taken: Tensor, following: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
-        """Returns the loss (B,) of outputs for the action taken (B, 1).
+        """Returns the Huber loss (B,) of the predicted mean returns for B transitions.
 
-        following: outputs for the next state's action (B, 1). reward, discount: (B,).
+        taken: outputs for the actions taken (B, 1). following: outputs for the actions in the next
+        states (B, 1). The target is reward + discount · following; reward and discount are (B,).
         """
         target = reward + discount * following.squeeze(-1)
         return F.huber_loss(taken.squeeze(-1), target, reduction="none")
 
 
 class QuantileHead(nn.Module):
-    """Predicts Z quantiles of the return, at the midpoints of Z equal intervals of probability.
+    """Predicts Z quantiles of the return, at the probabilities (i + ½) / Z for i = 0 … Z - 1.
 
     Source: Dabney et al. 2018.
     """
@@ -49,19 +50,21 @@ class QuantileHead(nn.Module):
         self.size = size
 
     def mean(self, out: Tensor) -> Tensor:
-        """Returns the mean return (…) of quantiles (…, Z)."""
+        """Returns the mean return of each action: the mean over its Z quantiles (…, Z)."""
         return out.mean(-1)
 
     def loss(self, taken: Tensor, following: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
-        """Returns the quantile Huber loss (B,) of quantiles for the action taken (B, Z).
+        """Returns the quantile Huber loss (B,) for B transitions.
 
-        following: quantiles for the next state's action (B, Z). reward, discount: (B,).
+        taken: quantiles for the actions taken (B, Z). following: quantiles for the actions in the
+        next states (B, Z). The targets are reward + discount · following; reward and discount are
+        (B,).
         """
         return quantile_huber(taken, reward.unsqueeze(-1) + discount.unsqueeze(-1) * following)
 
 
 class CategoricalHead(nn.Module):
-    """Predicts the distribution of the return over Z atoms at even distances in [low, high] (C51).
+    """Predicts a distribution of the return over Z evenly spaced atoms from `low` to `high` (C51).
 
     Source: Bellemare et al. 2017.
     """
@@ -75,13 +78,15 @@ class CategoricalHead(nn.Module):
         self.register_buffer("support", torch.linspace(low, high, size), persistent=False)
 
     def mean(self, out: Tensor) -> Tensor:
-        """Returns the mean return (…) of logits (…, Z)."""
+        """Returns the mean return of each action, given the logits (…, Z) of the Z atoms."""
         return F.softmax(out, -1) @ self.support
 
     def loss(self, taken: Tensor, following: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
-        """Returns the KL divergence (B,) of the target from logits for the action taken (B, Z).
+        """Returns the KL divergence of the predicted distribution from the target, (B,).
 
-        following: logits for the next state's action (B, Z). reward, discount: (B,).
+        taken: logits for the actions of B transitions (B, Z). following: logits for the actions in
+        the next states (B, Z). The target is the distribution of reward + discount · (return from
+        the next state), projected onto the atoms; reward and discount are (B,).
         """
         target = project(F.softmax(following, -1), reward, discount, self.support)
         return (torch.xlogy(target, target) - target * F.log_softmax(taken, -1)).sum(-1)
@@ -91,11 +96,12 @@ ValueHead = MeanHead | QuantileHead | CategoricalHead
 
 
 def project(prob: Tensor, reward: Tensor, discount: Tensor, support: Tensor) -> Tensor:
-    """Returns the distribution of reward + discount · atom, projected onto the atoms: (B, Z).
+    """Projects the distribution of reward + discount · atom onto the fixed atoms.
 
-    prob: probabilities (B, Z) of the atoms. support: the atoms (Z,), at even distances. reward,
-    discount: (B,). A value between two atoms is split between them; a value outside the support
-    goes to the first or the last atom.
+    support: the Z atoms, evenly spaced. prob: the probabilities of the atoms (B, Z), for B
+    transitions. reward and discount: (B,). A value between two atoms is shared between them, in
+    proportion to its closeness. A value outside the support goes to the first or the last atom. The
+    result has shape (B, Z).
 
     Source: Bellemare et al. 2017, algorithm 1.
     """

@@ -1,4 +1,7 @@
-"""Weights and training state of an agent, by weight group, as arrays."""
+"""The weights and the training state of an agent, as arrays, by weight group.
+
+A weight group is the set of networks that one process trains: `world` or `policy`.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,15 @@ from dreamfleet.core.types import Weights
 
 
 def net_state(net: nn.Module) -> Weights:
-    """Returns copies of the parameters and buffers of a network, by name."""
+    """Returns copies of the parameters and buffers of a network, as arrays by name."""
     return {name: to_array(value) for name, value in net.state_dict().items()}
 
 
 def load_net(net: nn.Module, weights: Weights) -> None:
-    """Copies weights into the parameters and buffers of a network.
+    """Copies `weights` into the parameters and buffers of a network.
 
-    A buffer that `weights` lacks keeps its value. Raises RuntimeError for a missing parameter.
+    A buffer that is missing from `weights` keeps its value. A missing parameter raises
+    RuntimeError.
     """
     present = net.state_dict()
     buffers = {name: present[name] for name, _ in net.named_buffers() if name in present}
@@ -31,10 +35,10 @@ def load_net(net: nn.Module, weights: Weights) -> None:
 
 @dataclass(frozen=True)
 class GroupState:
-    """The networks, optimizers and generators of one weight group.
+    """The networks, optimizers and random generators of one weight group (`world` or `policy`).
 
-    Training of the group continues from their state. `published` names the network whose weights
-    the other processes pull.
+    A weight group is the set of networks that one process trains. Training of a group resumes from
+    the state of these parts. `published` names the network whose weights other processes pull.
     """
 
     nets: Mapping[str, nn.Module]
@@ -43,7 +47,7 @@ class GroupState:
     published: str
 
     def state(self) -> dict[str, Any]:
-        """Returns copies of all parameters, buffers, moments and generator states."""
+        """Returns copies of all weights, optimizer moments and generator states of the group."""
         return {
             "nets": {name: net_state(net) for name, net in self.nets.items()},
             "optimizers": {name: optimizer.state() for name, optimizer in self.optimizers.items()},
@@ -51,10 +55,10 @@ class GroupState:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Copies a result of `state` back into the networks, optimizers and generators.
+        """Restores networks, optimizers and generators from a result of the method `state`.
 
-        A generator keeps its own state if the saved state is of another kind of device: a CPU
-        cannot continue the random numbers of a GPU.
+        If the saved state of a generator is of another kind of device, the generator keeps its own
+        state: a CPU cannot continue the random numbers of a GPU.
         """
         for name, net in self.nets.items():
             load_net(net, state["nets"][name])
@@ -67,27 +71,28 @@ class GroupState:
 
 
 class WeightGroups:
-    """Base class of agents that implements `weights`, `load`, `state` and `restore`.
+    """Base class of agents: implements `weights`, `load`, `state` and `restore`.
 
-    The agent lists its weight groups in `groups`.
+    A subclass sets `groups`, the networks, optimizers and generators of each weight group (`world`
+    or `policy`, the networks that one process trains).
     """
 
     groups: Mapping[str, GroupState]
 
     def weights(self, group: str) -> Weights:
-        """Returns copies of the published weights of a group."""
+        """Returns copies of the weights of `group` that other processes pull."""
         found = self.groups[group]
         return net_state(found.nets[found.published])
 
     def load(self, group: str, weights: Weights) -> None:
-        """Copies published weights of a group into this agent."""
+        """Copies weights from the method `weights` of another agent into `group` of this agent."""
         found = self.groups[group]
         load_net(found.nets[found.published], weights)
 
     def state(self, group: str) -> dict[str, Any]:
-        """Returns a copy of the whole training state of a group."""
+        """Returns copies of all networks, optimizer moments and generator states of `group`."""
         return self.groups[group].state()
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
-        """Copies a training state of a group back into this agent."""
+        """Restores `group` from `state`, a result of the method `state`."""
         self.groups[group].restore(state)

@@ -1,1 +1,1 @@
-"""Dreamwalker. Begin with `agent.py`: its docstring describes the algorithm."""
+"""The agent Dreamwalker; the docstring of its module `agent.py` describes the algorithm."""

@@ -1,6 +1,7 @@
 """Dreamwalker: soft actor-critic with truncated quantile critics, recent rows, and dreams.
 
-The policy and the critics (`learn_policy`) learn from a batch of windows of two rows:
+The policy and the critics (`learn_policy`) learn from windows of two rows, a step from observation
+o by action a to observation o':
 
     actor     π(·|o)                     a Gaussian squashed by tanh
     critics   θ_k(o, a), k = 1 … K       Z quantiles of the return each; all layers read (o, a)
@@ -8,22 +9,25 @@ The policy and the critics (`learn_policy`) learn from a batch of windows of two
               z: the quantiles of all target critics at (o', a'), without the largest
     α         is learned, so that the entropy of the policy is -dim(a)
 
-Only `terminal` stops a return, so a truncated episode bootstraps. Real windows are sampled
-uniformly from the newest rows (ERE), by TD error (prioritized replay), half by each, or uniformly.
+Only `terminal` stops a return, so the return of a truncated episode bootstraps. Real windows are
+sampled in one of four ways: uniformly, uniformly from the newest rows (ERE, Emphasizing Recent
+Experience), by priority (TD error), or half from the newest rows and half by priority.
 
-The world model (`learn_world`) is a transformer. It reads the last rows and predicts the change of
-the observation, the reward and the termination (`world.py`). A fraction `held_out_share` of the
-episodes is held out: the world model never learns from them, and its error is measured on them.
+The world model (`learn_world`, `world.py`) is a transformer. It reads a row and the rows before it,
+and predicts the change of the observation, the reward and the termination. A fraction
+`held_out_share` of the episodes is held out: the world model never learns from held-out episodes,
+and its error is measured on them.
 
-Dreams (`dream`) start from real rows. The policy chooses the actions, the world model draws the
-rows, which have the columns of real rows. A dreamed step is trusted while the held-out error at its
-horizon is small and while the disagreement of the heads is not much larger than on real rows. A
-dream is truncated at the first untrusted step, so values bootstrap from the row before it.
+A dream (`dream`) starts from a real row. The policy chooses the actions. The world model draws the
+next rows, which have the columns of real rows. A dreamed step is trusted while two quantities are
+small: the held-out error after this number of steps, and the disagreement of the model's heads
+compared with real rows. A dream is truncated at the first untrusted step, so values bootstrap from
+the row before it.
 
 Of the `batch` windows of an update, round(dream_share · batch) start at trusted dreamed rows and
-the others are real. If there are fewer trusted dreamed rows than dreamed windows, the weights of
-the dreamed windows sum to the number of those rows. With no trusted row the update learns from real
-windows alone. The metric `dream/share` is the dreamed fraction of the windows that count.
+the others are real. If there are fewer trusted rows than dreamed windows, the weights of the
+dreamed windows sum to the number of trusted rows. If there is no trusted row, the update learns
+from real windows alone. The metric `dream/share` is the dreamed fraction of the windows that count.
 
 Sources: seed project 002; SAC (Haarnoja et al. 2018); TQC (Kuznetsov et al. 2020); D2RL (Sinha et
 al. 2020); ERE (Wang & Ross 2019); DroQ (Hiraoka et al. 2022); CrossQ (Bhatt et al. 2024); MBPO
@@ -77,7 +81,7 @@ COLUMNS = ("obs", "action", "reward", "terminal")  # of windows for `learn_polic
 
 
 class CriticUpdate(NamedTuple):
-    """The loss of the critics on B windows, with intermediate results."""
+    """The loss of the critics on a batch of B windows, with intermediate results."""
 
     loss: Tensor  # ()
     abs_error: Tensor  # (B,), absolute TD errors
@@ -133,13 +137,16 @@ class Dreamwalker(WeightGroups):
 
     @property
     def steps(self) -> Tensor:
-        """Returns the number of agent steps since the first update, ()."""
+        """Returns the number of agent steps since the first policy update, as a scalar tensor."""
         return self.normaliser.updates / self.config.policy_updates_per_step
 
     # --------------------------------------------------------------------------------- acting
 
     def initial_state(self, n: int) -> State:
-        """Returns the state of `act`: whether the episode of each environment is held out, (N,)."""
+        """Returns the first state of acting in N environments: no episode is held out, (N,) bool.
+
+        The world model never learns from held-out episodes.
+        """
         return np.zeros(n, bool)
 
     @torch.no_grad()
@@ -158,7 +165,10 @@ class Dreamwalker(WeightGroups):
         return to_array(action), held_out, {"held_out": held_out}
 
     def policy_at(self, obs: Tensor, rng: torch.Generator) -> TanhNormal:
-        """Returns the policy's distribution over actions at observations (B, *O)."""
+        """Returns the policy's distribution over actions at observations `obs`.
+
+        obs: (B, *O), for B observations of shape *O. `rng` draws the sample of the distribution.
+        """
         return TanhNormal(self.actor(self.normaliser(obs)), rng)
 
     # ---------------------------------------------------------------------------- world model
@@ -176,9 +186,11 @@ class Dreamwalker(WeightGroups):
         return Feedback(metrics)
 
     def trusted_steps(self) -> Tensor:
-        """Returns 1 for each dreamed step whose held-out error is small enough, else 0: (H,).
+        """Returns 1 for each dreamed step that the held-out error allows, else 0.
 
-        H is `dream_horizon`. All steps after the first step with a larger error are 0, too.
+        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. A step is allowed if
+        the world model's error on held-out episodes is at most `max_model_error` after this and
+        after every smaller number of steps.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
@@ -187,11 +199,14 @@ class Dreamwalker(WeightGroups):
 
     @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Returns dreams as rows (B, H + 1, …) that begin with a real row.
+        """Returns B dreams of H steps, one from each start, as columns (B, H + 1, …).
 
-        `weight` is 1 on rows whose next step is trusted, else 0; policy and critics learn at rows
-        of weight 1. `version` is the number of updates of the world model. H is the number of steps
-        that the held-out error allows, at least 1.
+        The first row of a dream is real. H is the number of steps that the held-out error allows,
+        at least 1. The columns are those of real rows, and
+
+        - `weight`: 1 on trusted rows, whose next step is trusted, else 0. Policy and critics learn
+          at trusted rows only.
+        - `version`: the number of updates of the world model that made the dream.
         """
         world, rng = self.slow_world, self.dream_rng
         allowed = self.trusted_steps() * (self.steps >= self.config.dream_after)
@@ -276,8 +291,11 @@ class Dreamwalker(WeightGroups):
     ) -> CriticUpdate:
         """Returns the loss of the critics on real and dreamed windows, with intermediate results.
 
-        real: R real windows. relative_prob (R,): their probabilities relative to uniform sampling.
-        dreamed: D dreamed windows and their weights (D,). noise: of the next actions, (R + D, A).
+        - real: R windows of real rows.
+        - relative_prob (R,): the sampling probability of each real window, divided by that of
+          uniform sampling.
+        - dreamed: D dreamed windows and their weights (D,); None if there are no dreams.
+        - noise (R + D, A): standard normal numbers that sample the next actions.
         """
         config, metrics = self.config, {}
         self.normaliser.update(real["obs"], real["reward"])
@@ -316,11 +334,18 @@ class Dreamwalker(WeightGroups):
     def quantiles_and_targets(
         self, taken: Tensor, next_obs: Tensor, reward: Tensor, discount: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns the quantiles of the action taken, (K, B, Z), and their targets, (B, Z').
+        """Returns the critics' quantiles for the actions taken, and their targets.
 
-        taken: observation and action (B, O + A). noise: of the next actions (B, A). With batch
-        normalisation both come from one forward pass of the critics, without target networks
-        (CrossQ).
+        K critics predict Z quantiles each for B windows, (K, B, Z). There are Z' targets per
+        window, (B, Z').
+
+        - taken (B, O + A): normalised observations and the actions taken.
+        - next_obs (B, O): normalised next observations.
+        - reward, discount (B,): the reward of the step, and the factor of the next value.
+        - noise (B, A): standard normal numbers that sample the next actions.
+
+        With batch normalisation, quantiles and next quantiles come from one forward pass of the
+        critics, without target networks (CrossQ).
         """
         with torch.no_grad():
             action, log_prob = TanhNormal(self.actor(next_obs), noise=noise).sampled
@@ -339,10 +364,13 @@ class Dreamwalker(WeightGroups):
     def actor_update_loss(
         self, obs: Tensor, counts: Tensor, noise: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss of the policy and of its temperature, (), and metrics.
+        """Returns the summed loss of the policy and of its temperature, as a scalar, and metrics.
 
-        obs: normalised (B, O), counts: weights (B,), noise: of the actions (B, A). The critics get
-        no gradient.
+        - obs (B, O): B normalised observations.
+        - counts (B,): the weights of the observations.
+        - noise (B, A): standard normal numbers that sample the actions.
+
+        No gradient reaches the critics.
         """
         action, log_prob = TanhNormal(self.actor(obs), noise=noise).sampled
         inputs = torch.cat([obs, action], -1)
@@ -362,11 +390,15 @@ class Dreamwalker(WeightGroups):
 
     @property
     def dropout_rng(self) -> torch.Generator | None:
-        """Returns the generator that draws dropout masks; None without dropout."""
+        """Returns the generator that draws the critics' dropout masks, or None without dropout."""
         return self.policy_rng if self.config.dropout else None
 
     def importance_weights(self, relative_prob: Tensor) -> Tensor:
-        """Returns relative_prob^-β, divided by the largest; 1 without priorities: (R,) → (R,)."""
+        """Returns the importance weights of R real windows, divided by the largest.
+
+        relative_prob (R,): sampling probabilities divided by the uniform probability. The weights
+        are relative_prob^-β. Without prioritized sampling all weights are 1.
+        """
         if not self.config.prioritized:
             return torch.ones_like(relative_prob)
         progress = (self.steps / self.config.anneal_steps).clamp(max=1)
@@ -375,7 +407,10 @@ class Dreamwalker(WeightGroups):
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the tables of the replay, with batch size, window and rate of each consumer."""
+    """Returns the agent's tables in the replay: the real rows, and the queue of dreams.
+
+    Each consumer of the real rows (one use of the table) has a batch size, a window and a rate.
+    """
     stored = columns(spec, held_out=FLAG)
     consumers = {
         "policy": Consumer(

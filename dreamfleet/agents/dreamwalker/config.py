@@ -14,9 +14,10 @@ PRIORITY_OFFSET = 1e-3  # is added to each |TD error|, so that no priority is 0
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of Dreamwalker. A setting without a source in brackets was chosen here.
+    """The settings of Dreamwalker.
 
-    Schedules count agent steps from the first update.
+    The comment of a setting names the source of its default in brackets. A default without a source
+    was chosen for this project. Schedules count agent steps from the first policy update.
     """
 
     critics: int = within(5, 1)  # critic networks [TQC; seed project 002]
@@ -111,15 +112,16 @@ class Config:
 
     @property
     def dreamed_windows(self) -> int:
-        """Returns the number of dreamed windows per update."""
+        """Returns the number of dreamed windows per policy update."""
         return round(self.batch * self.dream_share)
 
     @property
     def selector(self) -> Selector:
-        """Returns the selector that samples real windows for an update.
+        """Returns the selector, which samples the real windows of a policy update.
 
-        The paper of ERE counts k = 1 … K over the K updates that follow an episode of K steps. Here
-        updates do not wait for the end of an episode, so K is `ere_cycle`.
+        The ERE paper (Emphasizing Recent Experience) makes K updates after an episode of K steps,
+        and counts k = 1 … K. Here updates do not wait for the end of an episode, so k counts
+        through a cycle of K = `ere_cycle` updates.
         """
         updates = max(1, round(self.anneal_steps * self.policy_updates_per_step))
         recent = EmphasizeRecent(self.ere_eta, self.ere_min_rows, self.ere_cycle, updates)

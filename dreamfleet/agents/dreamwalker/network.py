@@ -1,4 +1,4 @@
-"""The networks of Dreamwalker, and its losses as functions of tensors."""
+"""The networks of Dreamwalker, and its losses."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from dreamfleet.agents.dreamwalker.config import Config
 
 
 class Actor(nn.Module):
-    """Normalised observations (B, O) → parameters of the policy (B, 2A).
+    """Maps normalised observations (B, O) to parameters of the policy (B, 2A).
 
-    The module also holds the logarithm of the temperature, which is the entropy coefficient α.
+    B is the batch size, O the size of an observation, A the size of an action. The parameters are a
+    mean and a log standard deviation per number of the action. The module also holds the logarithm
+    of the temperature α, the weight of the entropy.
     """
 
     def __init__(self, config: Config, inputs: int, outputs: int) -> None:
@@ -28,7 +30,10 @@ class Actor(nn.Module):
 
 
 def critics(config: Config, inputs: int) -> Dense:
-    """Returns K critic networks: (B, O + A) → (K, B, Z), Z quantiles of the return each."""
+    """Returns K critic networks that map observation and action to Z quantiles of the return.
+
+    Shapes: (B, O + A) to (K, B, Z), for B observations of size O and actions of size A.
+    """
     return Dense(
         config.critics,
         inputs,
@@ -41,7 +46,10 @@ def critics(config: Config, inputs: int) -> Dense:
 
 
 def truncate(quantiles: Tensor, drop: int) -> Tensor:
-    """Returns all critics' quantiles except the K · `drop` largest: (K, B, Z) → (B, K(Z - drop)).
+    """Pools the quantiles of all K critics and drops the K · `drop` largest (TQC).
+
+    quantiles: (K, B, Z), Z quantiles per critic for B windows. The result has shape (B, K · (Z -
+    drop)).
 
     Source: Kuznetsov et al. 2020, section 3.
     """
@@ -50,11 +58,13 @@ def truncate(quantiles: Tensor, drop: int) -> Tensor:
 
 
 def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """Returns the quantile Huber loss (): its weighted mean over windows, critics and quantiles.
+    """Returns the quantile Huber loss, a weighted mean over windows, critics and quantiles.
 
-    quantiles: (K, B, Z), target: (B, Z'). weight (B,): importance weight of each window, 0 for
-    windows that do not count. counts (B,): 1 for each window that counts, 0 to 1 for dreamed ones;
-    the weighted sum is divided by the sum of `counts`.
+    - quantiles (K, B, Z): Z quantiles of K critics for B windows.
+    - target (B, Z'): Z' target values per window.
+    - weight (B,): importance weights of the windows; 0 for windows that do not count.
+    - counts (B,): 1 for real windows that count, 0 for others, 0 to 1 for dreamed windows. The
+      weighted sum over windows is divided by the sum of `counts`.
     """
     loss = quantile_huber(quantiles, target) * weight
     assert loss.shape == quantiles.shape[:2]
@@ -62,7 +72,10 @@ def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor, counts: Tenso
 
 
 def actor_loss(value: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
-    """Returns the loss of the policy for reparameterised actions: (B,), (B,), () → (B,).
+    """Returns the policy loss (B,) of SAC: temperature · log_prob - value.
+
+    value (B,): the critics' values of B reparameterised actions. log_prob (B,): their
+    log-probabilities.
 
     Source: Haarnoja et al. 2018, equation 7.
     """
@@ -72,9 +85,9 @@ def actor_loss(value: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
 
 
 def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
-    """Returns the loss of the temperature: (), (B,) → (B,).
+    """Returns the loss (B,) of the temperature, given the log-probabilities of B sampled actions.
 
-    A gradient step raises the temperature where the entropy is below its target.
+    A gradient step raises the temperature if the entropy of the policy is below `target_entropy`.
 
     Source: Haarnoja et al. 2018, equation 18, for the logarithm of the temperature.
     """
@@ -82,8 +95,9 @@ def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: 
 
 
 def optimism(real_error: Tensor, dreamed_error: Tensor, weight: Tensor) -> Tensor:
-    """Returns the mean TD error of dreamed windows minus that of real windows: (R,), (D,) → ().
+    """Returns the mean TD error of dreamed windows minus the mean TD error of real windows.
 
-    TD errors are signed. weight (D,): weights of the dreamed windows.
+    real_error (R,), dreamed_error (D,): signed TD errors of R real and D dreamed windows. weight
+    (D,): weights of the dreamed windows.
     """
     return weight @ (dreamed_error - real_error.mean()) / weight.sum().clamp(min=1)

@@ -21,7 +21,7 @@ OUTCOME_HIDDEN = 128  # hidden units of the network for reward and termination
 
 
 class DreamedStep(NamedTuple):
-    """One step of B dreams."""
+    """The results of one dreamed step in B dreams, with the disagreement of the model's heads."""
 
     obs: Tensor  # (B, *O)
     reward: Tensor  # (B,)
@@ -30,16 +30,17 @@ class DreamedStep(NamedTuple):
 
 
 class WorldModel(nn.Module):
-    """Predicts the change of the observation to the next row, the reward and the termination.
+    """Predicts the next row of an episode: change of the observation, reward and termination.
 
-    A token encodes the observation, action, reward and `first` of one row. The transformer turns
-    the tokens of a row and of the rows before it into one embedding. From the embedding, each of M
-    heads predicts the change, in units of `change_rms`, the root mean square of real changes.
-    Reward and termination are predicted from the embedding and the change, so that a dreamed reward
-    fits the dreamed observation.
+    A token encodes the observation, action, reward and `first` of one row. From the tokens of a row
+    and of the rows before it the transformer computes an embedding. From the embedding, each of M
+    heads predicts the change of the observation in units of `change_rms`, the root mean square of
+    real changes. Reward and termination are predicted from the embedding and the change, so that a
+    dreamed reward fits the dreamed observation.
 
-    Shapes: L = `context` + `dream_horizon` + 1 rows of a window, *O an observation, O the number of
-    its numbers, A size of an action, E size of an embedding.
+    Letters of shapes in the methods: B windows of L = `context` + `dream_horizon` + 1 rows, *O the
+    shape of an observation, O its number of components, A the size of an action, E the size of an
+    embedding.
     """
 
     change_rms: Tensor
@@ -80,7 +81,10 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def update_statistics(self, rows: Batch) -> None:
-        """Updates running statistics and ranges from real windows (B, L, …)."""
+        """Updates the running statistics and the ranges of observations and rewards.
+
+        rows: columns (B, L, …), for B windows of L real rows.
+        """
         self.normaliser.update(rows["obs"], rows["reward"])
         flat = self.normaliser.replace_outliers(self.normaliser.flatten(rows["obs"])).flatten(0, 1)
         self.low.copy_(torch.minimum(self.low, flat.amin(0)))
@@ -93,10 +97,11 @@ class WorldModel(nn.Module):
         self.change_rms.copy_(self.change_rms.square().lerp(square, rate).sqrt().clamp(min=1e-4))
 
     def loss(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss () on real windows (B, L, …), and metrics.
+        """Returns the loss of the world model on real windows, as a scalar, and metrics.
 
-        Each head learns from B / M of the windows. A step counts if it lies in the episode of the
-        window's start, involves no outlier, and the episode is not held out.
+        rows: columns (B, L, …), for B windows of L rows. The windows are split evenly among the
+        model's heads. A step counts if it lies in the same episode as the window's start (the row
+        after the context), if it involves no outlier, and if the episode is not held out.
         """
         x = self.normaliser(rows["obs"])
         tokens = self.tokens(x, rows["action"], rows["reward"], rows["first"])
@@ -129,11 +134,12 @@ class WorldModel(nn.Module):
     def update_held_out_error(
         self, model: WorldModel, rows: Batch, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """Updates the held-out error of `model` from real windows (B, L, …); returns metrics.
+        """Updates the error of `model` on held-out episodes; returns metrics.
 
-        `model` is a slow copy of this one. It dreams from the start of each held-out window with
-        the real actions, and the dreamed observations are compared with the real ones. Also
-        updated, from the first step of all windows: the mean disagreement of the heads.
+        `model` is a slow copy (moving average) of this world model. rows: columns (B, L, …), for B
+        windows of L real rows. From the start of each held-out window `model` dreams with the real
+        actions, and the dreamed observations are compared with the real ones. The mean disagreement
+        of the heads is updated too, on the first dreamed step of all windows.
         """
         action, obs = rows["action"], rows["obs"][:, self.context].float()
         x = model.normaliser(rows["obs"])
@@ -163,7 +169,7 @@ class WorldModel(nn.Module):
         return {**metrics, "model/disagreement": self.mean_disagreement.clone()}
 
     def expected_error(self, horizon: int) -> Tensor:
-        """Returns the held-out error after 1 … `horizon` steps, (H,).
+        """Returns the expected error on held-out episodes after 1 to `horizon` steps, (horizon,).
 
         The unit is the standard deviation of the observation.
         """
@@ -172,11 +178,12 @@ class WorldModel(nn.Module):
     # ------------------------------------------------------------------------------ dreaming
 
     def dream_step(self, embedding: Tensor, obs: Tensor, rng: torch.Generator) -> DreamedStep:
-        """Draws the step after observations (B, *O), given their embeddings (B, E).
+        """Draws the next step of B dreams, given the observations and the transformer's embeddings.
 
-        The change is the mean over the heads. Each number is clipped to its range in real rows. A
-        number that only has two values in real rows, such as a flag, is drawn as one of the two.
-        So the critics never judge observations that cannot be real.
+        obs: (B, *O), observations of shape *O. embedding: (B, E). The dreamed change is the mean
+        over the heads. Each number of the next observation is clipped to its range in real rows. A
+        number with only two values in real rows, such as a flag, is drawn as one of the two. So the
+        critics never judge observations that cannot be real.
         """
         changes = self.heads(embedding.expand(self.members, -1, -1))
         before = self.normaliser.flatten(obs)
@@ -196,9 +203,11 @@ class WorldModel(nn.Module):
         )
 
     def tokens(self, x: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:
-        """Returns the tokens of rows, (B, T, E).
+        """Returns one token (size E) for each of T rows in B sequences, (B, T, E).
 
-        x: normalised observations (B, T, O), action: (B, T, A), reward and first: (B, T).
+        - x (B, T, O): normalised observations.
+        - action (B, T, A): actions.
+        - reward, first (B, T): rewards, and whether the row is the first of its episode.
         """
         reward = self.normaliser.clip_outliers(reward) / self.normaliser.reward_rms
         rest = torch.stack([reward, first.float()], -1)
@@ -206,9 +215,11 @@ class WorldModel(nn.Module):
         return embedded
 
     def predict_outcome(self, embedding: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns rewards in root mean squares of real rewards, and logits of termination.
+        """Returns predicted rewards, in root mean square rewards, and logits of termination.
 
-        (…, E), (…, O) → (…), (…). change: in standard deviations of the observation.
+        embedding: the transformer's outputs, with E numbers along the last axis. change: changes of
+        the observation in standard deviations, with O numbers along the last axis. Both results
+        lack this axis.
         """
         inputs = torch.cat([embedding, change / self.change_rms], -1)
         reward, terminal_logit = self.outcome(inputs).unbind(-1)
@@ -216,10 +227,11 @@ class WorldModel(nn.Module):
 
 
 def steps_in_episode(first: Tensor, last: Tensor, context: int) -> Tensor:
-    """Returns 1 for each step of windows that lies in the episode of the start, else 0.
+    """Returns 1 for each step in the episode of its window's start, else 0: (B, L) to (B, L-1).
 
-    (B, L) → (B, L-1) float. Where an episode is shorter than the context, the replay repeats its
-    first row, with `first` set on each repetition. A step to a row with `first` set does not count.
+    B is the number of windows, L the number of their rows. The start of a window is row `context`.
+    If the episode has fewer than `context` rows before the start, the replay repeats its first row,
+    with `first` set. So a step to a row with `first` set counts 0.
     """
     from_start = F.pad((~last[:, context:-1]).cumprod(1), (context, 0), value=1)
     return (from_start * ~first[:, 1:]).float()

@@ -1,1 +1,1 @@
-"""Gated Rainbow. Begin with `agent.py`: its docstring describes the algorithm."""
+"""The agent Gated Rainbow; the docstring of its module `agent.py` describes the algorithm."""

@@ -1,4 +1,4 @@
-"""The state of acting between two rows, and elapsed time as a part of observations."""
+"""The memory of acting from one row to the next, and elapsed time as a part of observations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_REWARD = 1e30  # rewards are clipped to ± this before they are summed, as f
 
 
 class ActState(NamedTuple):
-    """The memory of acting: numbers of the present episode in each of N environments."""
+    """What acting remembers of the present episode in each of N environments."""
 
     history: Array  # (N, 4, *O), in the dtype of the observations
     age: Array  # (N,) f32, steps since the episode began
@@ -31,10 +31,14 @@ class ActState(NamedTuple):
         return cls(history, age, discounted_return, episode_return, np.zeros(n, bool))
 
     def next(self, rows: Batch, reward: Array, gamma: float, observe_time: bool) -> ActState:
-        """Returns the state after `rows` (N, …); `held_out` stays the same.
+        """Returns the state after the next rows of N environments; `held_out` stays the same.
 
-        In a new episode the first observation fills the whole history. reward (N,): outliers
-        clipped. observe_time: whether the age is appended to the observation.
+        - rows: columns (N, …). At the first row of an episode, its observation fills the whole
+          history.
+        - reward (N,): the rewards, with outliers clipped.
+        - gamma: the discount factor.
+        - observe_time: whether the number of steps since the episode began is appended to the
+          observation.
         """
         first, obs = rows["first"], rows["obs"]
         age = np.where(first, 0, self.age + 1).astype(np.float32)
@@ -56,7 +60,7 @@ class ActState(NamedTuple):
 
 
 def with_time(spec: EnvSpec) -> EnvSpec:
-    """Returns `spec` with one more number per observation, for the steps since the episode began.
+    """Returns `spec` with one more number per observation: the steps since the episode began.
 
     Raises UserError unless observations are vectors.
     """

@@ -7,29 +7,30 @@ The value network (`learn_policy`) reads a history h_t = (o_{t-3} … o_t) of fo
     streams    Q = V + A - mean A                          noisy layers; mean, atoms or quantiles
     target     r_1 + … + γ^{m-1} r_m + γ^m Q'(h_m, argmax Q(h_m))       m ≤ n steps
 
-m is n, or less where the episode ends earlier. Real windows are sampled by priority. A row's
-priority is |δ|^α with the α in force when it was last updated; importance weights use the current
-β. Exploration uses noisy layers, with new noise for each row, and random actions with probability
-ε, which decays. Greedy acting uses neither.
+A return has m = n steps, or fewer if the episode ends earlier. Real windows are sampled by
+priority. A row's priority is |δ|^α, with the TD error δ and the α of the update that computed it.
+Importance weights use the current β. Exploration uses noisy layers, with new noise for each row,
+and random actions with probability ε, which decays. Greedy acting uses neither.
 
 The world model (`learn_world`) learns from windows of real rows:
 
     transition   o_{t+1} - o_t ~ N(mean_m(h_t, a_t), std_m)      an ensemble, m = 1 … M
     outcome      reward(o_t, a_t, o_{t+1}), terminal(o_t, a_t, o_{t+1})
 
-A fraction `held_out_share` of the episodes is held out: the world model never learns from them. On
-their windows it predicts open-loop; the error after 1, 2, … steps is its held-out error.
+A fraction `held_out_share` of the episodes is held out: the world model never learns from held-out
+episodes. Its held-out error after 1, 2, … steps is measured by predicting held-out episodes
+open-loop.
 
-Dreams (`dream`) start from real histories. The acting policy chooses the actions, and the world
-model draws the rows, which have the columns of real rows. A dreamed step is trusted while the
-held-out error at its horizon is small and while the disagreement of two ensemble members is not
-much larger than on real rows. A dream is truncated at the first untrusted step, so values bootstrap
-from the row before it.
+A dream (`dream`) starts from a real history. The acting policy chooses the actions. The world model
+draws the next rows, which have the columns of real rows. A dreamed step is trusted while two
+quantities are small: the held-out error after this number of steps, and the disagreement of two
+ensemble members compared with real rows. A dream is truncated at the first untrusted step, so
+values bootstrap from the row before it.
 
 Of the `batch` windows of an update, round(dream_share · batch) start at trusted dreamed rows and
-the others are real. If there are fewer trusted dreamed rows than dreamed windows, the weights of
-the dreamed windows sum to the number of those rows. With no trusted row the update learns from real
-windows alone. The metric `dream/share` is the dreamed fraction of the weight of an update.
+the others are real. If there are fewer trusted rows than dreamed windows, the weights of the
+dreamed windows sum to the number of trusted rows. If there is no trusted row, the update learns
+from real windows alone. The metric `dream/share` is the dreamed fraction of the update's weight.
 
 Sources: seed project 000; Rainbow (Hessel et al. 2018); MBPO (Janner et al. 2019).
 """
@@ -79,7 +80,7 @@ FORWARD_PASSES = 3  # per update, each with its own noise: online network twice,
 
 
 class GatedRainbow(WeightGroups):
-    """The Gated Rainbow agent, for vector or frame observations and discrete actions."""
+    """The Gated Rainbow agent, for vector or image observations and discrete actions."""
 
     Config: TypeAlias = Config
     act_groups = ("policy",)  # includes the schedules, because acting needs the current ε
@@ -156,9 +157,10 @@ class GatedRainbow(WeightGroups):
         return to_array(action), current, extras
 
     def choose(self, history: Tensor, rng: torch.Generator | None) -> Tensor:
-        """Returns an action for each history: (B, 4, *O) → (B,).
+        """Returns one action for each of B histories.
 
-        With `rng` the actions explore, by noisy layers and ε. Without `rng` they are greedy.
+        history: (B, 4, *O), the last four observations of shape *O. With `rng` the actions explore,
+        by noisy layers and random actions. Without `rng` they are greedy.
         """
         noise = None if rng is None else self.online.draw_noise(len(history), rng)
         best = self.online.mean(self.online(history, noise)[0]).argmax(-1)
@@ -184,9 +186,11 @@ class GatedRainbow(WeightGroups):
         return Feedback(metrics)
 
     def trusted_steps(self) -> Tensor:
-        """Returns 1 for each dreamed step whose held-out error is small enough, else 0: (H,).
+        """Returns 1 for each dreamed step that the held-out error allows, else 0.
 
-        H is `dream_horizon`. All steps after the first step with a larger error are 0, too.
+        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. A step is allowed if
+        the world model's error on held-out episodes is at most `max_model_error` after this and
+        after every smaller number of steps.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
@@ -195,10 +199,11 @@ class GatedRainbow(WeightGroups):
 
     @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Returns dreams as rows (B, C + H + 1, …) that begin with C + 1 real rows.
+        """Returns B dreams of H steps, one from each start, as columns (B, C + 1 + H, …).
 
-        `weight` is 1 on rows whose next step is trusted, else 0; values are learned at rows of
-        weight 1. H is the number of steps that the held-out error allows, at least 1.
+        The first C + 1 rows of a dream are real: C rows of context and the start. H is the number
+        of steps that the held-out error allows, at least 1. The column `weight` is 1 on trusted
+        rows, whose next step is trusted, else 0. Values are learned at trusted rows only.
         """
         world, rng = self.slow_world, self.dream_rng
         allowed = self.trusted_steps() * (self.schedules.steps >= self.config.dream_after)
@@ -264,14 +269,17 @@ class GatedRainbow(WeightGroups):
         dreamed: tuple[Batch, Tensor] | None,
         noise: Tensor | None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Returns the loss (), new priorities (R,) and metrics of one update.
+        """Returns the loss (a scalar), new priorities (R,) and metrics of one policy update.
 
         Also updates running statistics, the unit of values and the schedules. All arguments and
         results are tensors, so that the method can be compiled.
 
-        real: R real windows. relative_prob (R,): their probabilities relative to uniform sampling.
-        episode_stats (2,): number of episodes so far and mean return of the last 100.
-        dreamed: D dreamed windows and their weights (D,). noise: `draw_noise(FORWARD_PASSES, …)`.
+        - real: R windows of real rows.
+        - relative_prob (R,): the sampling probability of each real window, divided by that of
+          uniform sampling.
+        - episode_stats (2,): the number of episodes so far, and the mean return of the last 100.
+        - dreamed: D dreamed windows and their weights (D,); None if there are no dreams.
+        - noise: a result of `draw_noise` with one row per forward pass; None without noisy layers.
         """
         config, schedules, normaliser = self.config, self.schedules, self.online.normaliser
         normaliser.update(real["obs"], real["reward"])
@@ -317,7 +325,11 @@ class GatedRainbow(WeightGroups):
         return loss, priority, metrics
 
     def sample_windows(self, dreams: Batch) -> tuple[Batch, Tensor]:
-        """Returns windows of trusted dreamed rows (D, C + n + 1, …), and their weights (D,)."""
+        """Samples D windows that start at trusted dreamed rows; returns them with weights (D,).
+
+        A window has C + n + 1 rows: C rows of context, the trusted row, and n rows for the n-step
+        return.
+        """
         return sample_windows(
             to_tensors(dreams, self.device),
             COLUMNS,
@@ -328,10 +340,12 @@ class GatedRainbow(WeightGroups):
         )
 
     def td_losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns loss, absolute TD error |δ|, gate values and value of the action taken.
+        """Returns the loss, absolute TD error, gate values and value of the action, for B windows.
 
-        Windows (B, C + n + 1, …) → (B,), (B,), (B, F), (B,), in units of values. noise: one row for
-        each forward pass.
+        rows: columns (B, C + n + 1, …): C rows of context, then n + 1 rows for the n-step return.
+        noise: one row of noise for each forward pass; None without noisy layers. The results are
+        (B,), (B,), (B, F) for F features, and (B,). Losses, errors and values are in the unit of
+        values.
         """
         online, noises = self.online, [None] * FORWARD_PASSES if noise is None else noise.split(1)
         reward, last, terminal = (rows[key][:, CONTEXT:] for key in ("reward", "last", "terminal"))
@@ -350,17 +364,23 @@ class GatedRainbow(WeightGroups):
         return loss, td_error, gate, value
 
     def importance_weights(self, relative_prob: Tensor) -> Tensor:
-        """Returns relative_prob^-β, divided by the largest; 1 without priorities: (R,) → (R,)."""
+        """Returns the importance weights of R real windows, divided by the largest.
+
+        relative_prob (R,): sampling probabilities divided by the uniform probability. The weights
+        are relative_prob^-β. Without prioritized sampling all weights are 1.
+        """
         if not self.config.prioritized:
             return torch.ones_like(relative_prob)
         weight = relative_prob**-self.schedules.beta
         return weight / weight.max()
 
     def curiosity_bonus(self, rows: Batch) -> Tensor:
-        """Returns the bonus reward of each row of windows, (B, C + n + 1).
+        """Returns the curiosity bonus that is added to the reward of each row of B windows.
 
-        The bonus is the members' disagreement on the step to the row, divided by the mean
-        disagreement and clipped to 10, in units of the root mean square reward.
+        rows: columns (B, C + n + 1, …), with C rows of context; the result is (B, C + n + 1). The
+        bonus is the disagreement of the world model's ensemble on the step to the row, relative to
+        its mean on real rows. This ratio is at most 10, and is multiplied by the root mean square
+        reward.
         """
         world = self.slow_world
         disagreement = world.disagreement(rows["obs"], self.actions.encode(rows["action"]))
@@ -370,10 +390,10 @@ class GatedRainbow(WeightGroups):
 
     @torch.no_grad()
     def update_value_unit(self, discounted_return: Tensor, reward: Tensor) -> None:
-        """Enlarges the unit of values if a return is the largest so far.
+        """Enlarges the unit of values if real windows contain the largest return so far.
 
-        discounted_return, reward: columns of real windows. In the new unit the largest return is
-        `VALUE_RANGE`.
+        In the new unit this return is `VALUE_RANGE`. discounted_return, reward: columns of real
+        windows.
         """
         normaliser = self.online.normaliser
         largest = normaliser.largest_return(discounted_return, reward, self.config.gamma)
@@ -383,7 +403,10 @@ class GatedRainbow(WeightGroups):
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the tables of the replay, with batch size, window and rate of each consumer."""
+    """Returns the agent's tables in the replay: the real rows, and the queue of dreams.
+
+    Each consumer of the real rows (one use of the table) has a batch size, a window and a rate.
+    """
     stored = columns(spec, discounted_return=NUMBER, episode_return=NUMBER, held_out=FLAG)
     consumers = {
         "policy": Consumer(

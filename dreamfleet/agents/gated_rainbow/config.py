@@ -16,9 +16,10 @@ PRIORITY_OFFSET = 1e-3  # is added to each |δ|, so that no priority is 0; in un
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of Gated Rainbow. A setting without a source in brackets was chosen here.
+    """The settings of Gated Rainbow.
 
-    Schedules count agent steps from the first update.
+    The comment of a setting names the source of its default in brackets. A default without a source
+    was chosen for this project. Schedules count agent steps from the first policy update.
     """
 
     # Append the number of steps since the episode began to the observation. [Pardo et al. 2018]
@@ -120,7 +121,10 @@ class Config:
             )
 
     def sized(self, obs: Space) -> Config:
-        """Returns a copy in which sizes left at 0 have the defaults for observations `obs`."""
+        """Returns a copy of the settings in which every size left at 0 has its default.
+
+        The defaults depend on whether the observations `obs` are vectors or images.
+        """
         batch, windows, rows = (32, 2, 6) if obs.image else (256, 12, 9)
         return replace(
             self,
@@ -131,15 +135,15 @@ class Config:
 
     @property
     def dreamed_windows(self) -> int:
-        """Returns the number of dreamed windows per update."""
+        """Returns the number of dreamed windows per policy update."""
         return round(self.batch * self.dream_share)
 
     @property
     def dream_batch(self) -> int:
-        """Returns the number of dreams that begin per update, a multiple of the members."""
+        """Returns the number of dreams per policy update, a multiple of `members`."""
         return max(1, round(self.dreams_per_update / self.members)) * self.members
 
     @property
     def has_world_model(self) -> bool:
-        """Returns whether dreams or the curiosity bonus need a world model."""
+        """Returns whether a world model is needed, for dreams or for the curiosity bonus."""
         return self.dreamed_windows > 0 or self.curiosity > 0

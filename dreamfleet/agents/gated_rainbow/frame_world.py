@@ -1,4 +1,4 @@
-"""The world model of frames."""
+"""The world model of Gated Rainbow for image observations (frames)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ OUTCOME_LAYERS = ((16, 8, 4), (32, 4, 2))  # channels, kernel and stride of each
 
 
 class FrameWorldModel(WorldModel):
-    """Predicts the mean change of each pixel, and no standard deviation. X = (C, H, W), in [0, 1].
+    """Predicts the mean change of each pixel of a frame, reward and termination.
 
-    Independent draws of pixels would make the frame flicker. So a dreamed frame is the mean that a
-    member predicts, and dreams differ between members. The unit of the held-out error is the root
-    mean square deviation of pixels from their mean over time.
+    No standard deviation is predicted, because independent random draws of pixels would make frames
+    flicker. A dreamed frame is the mean that one ensemble member predicts; dreams of different
+    members differ. Networks read frames as (C, H, W) in [0, 1]: C channels, H rows, W columns. The
+    unit of the held-out error is the root mean square deviation of pixels from their mean over
+    time.
     """
 
     normaliser: FrameNormaliser
@@ -48,7 +50,13 @@ class FrameWorldModel(WorldModel):
         self.register_buffer("variance", torch.ones(()))
 
     def mean_square_change(self, x: Tensor, square: Tensor, mask: Tensor) -> Tensor:
-        """As in `WorldModel`. Also updates the mean and the variance of pixels."""
+        """Returns the mean squared change of pixels; also updates their running mean and variance.
+
+        - x (B, C + T, *X): scaled frames of B windows, each with C rows of context and T further
+          rows.
+        - square (B, T-1, *X): squared changes of pixels in the T-1 steps.
+        - mask (B, T-1): 1 for steps that count, else 0.
+        """
         rate = self.normaliser.rate
         self.mean_frame.lerp_(x.mean((0, 1)), rate)
         self.variance.lerp_((x - self.mean_frame).square().mean(), rate)
@@ -77,22 +85,28 @@ class FrameWorldModel(WorldModel):
     def draw_next_obs(
         self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator
     ) -> Tensor:
-        """Returns the mean prediction as whole bytes; nothing is random."""
+        """Returns the predicted frame as whole bytes; nothing is drawn at random.
+
+        obs: the newest frames. mean: the predicted mean change. log_std and rng are not used.
+        """
         frame = self.normaliser.denormalise(self.normaliser(obs) + mean * self.change_rms)
         return frame.clamp(self.low, self.high).to(obs.dtype)
 
     @property
     def obs_std(self) -> Tensor:
-        """Returns the root mean square deviation of pixels from their mean over time, ()."""
+        """Returns the root mean square deviation of pixels from their mean over time, a scalar."""
         return (self.variance + 1e-6).sqrt()
 
 
 class FrameTransition(nn.Module):
-    """Stacked frames (B, C, H, W), encoded actions (B, A) → change of the frame (B, C', H, W).
+    """A convolutional network that predicts the change of a frame.
 
-    Each patch of pixels becomes the channels of one position, and in the end pixels again, so that
-    the resolution is kept. In between, each position reads the positions up to two steps away. The
-    first prediction is no change, because the last layer starts at 0.
+    Maps stacked frames (B, in_channels, H, W) and encoded actions (B, A) to changes (B,
+    out_channels, H, W).
+
+    Each patch of pixels becomes the channels of one position, and becomes pixels again at the end,
+    so that the resolution is kept. In between, each position reads the positions up to two steps
+    away. The last layer starts at 0, so that the untrained network predicts no change.
     """
 
     def __init__(self, in_channels: int, out_channels: int, action_size: int, width: int) -> None:
@@ -117,6 +131,6 @@ class FrameTransition(nn.Module):
 
 
 def channel_norm(x: Tensor) -> Tensor:
-    """Returns `x` (B, C, H, W) with mean 0 and variance 1 over the channels of each position."""
+    """Scales the channels at each position of images (B, C, H, W) to mean 0 and variance 1."""
     last = x.movedim(1, -1)
     return F.layer_norm(last, last.shape[-1:], eps=1e-2).movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""The losses of Gated Rainbow, as functions of tensors."""
+"""The losses of Gated Rainbow: the double Q-learning loss and the regulariser of the gate."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ def double_q_loss(
     rewards: Tensor,
     discount: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the loss, the absolute TD error |δ| and the value of n-step transitions, (B,) each.
+    """Returns the loss, the absolute TD error |δ| and the value of B n-step transitions, (B,) each.
 
     The target is rewards + discount · value of the next action. The online network selects the next
-    action, the target network evaluates it.
+    action, and the target network evaluates it.
 
-    taken: output of the online network for the action taken, (B, Z).
-    online_next, target_next: outputs of the two networks for the history to bootstrap from,
-        (B, A, Z), without gradients.
-    rewards, discount: discounted sum of the rewards, and factor of the next value, (B,).
+    - head: the kind of values, with its loss.
+    - taken (B, Z): Z outputs of the online network for each action taken.
+    - online_next, target_next (B, A, Z): outputs of the two networks for the history from which the
+      return bootstraps, for all A actions, without gradients.
+    - rewards (B,): discounted sums of rewards.
+    - discount (B,): factors of the next value.
 
     Source: van Hasselt et al. 2016, with n-step returns as in Hessel et al. 2018.
     """
@@ -39,9 +41,10 @@ def double_q_loss(
 
 
 def gate_regulariser(gate: Tensor) -> Tensor:
-    """Returns how far the mean gate value of each feature is from 0.5: (B, F) → ().
+    """Returns a penalty, a scalar, on the distance of each feature's mean gate value from 0.5.
 
-    Only the mean over the batch is penalised; seed project 000 penalises each value. So a gate that
-    differs between histories costs nothing, and a gate that is always open or always closed does.
+    gate: (B, F), the gate values of F features in a batch of B histories. Only the mean over the
+    batch is penalised; seed project 000 penalises each value. So a gate that differs between
+    histories costs nothing, and a gate that is always open or always closed is penalised.
     """
     return (gate.mean(0) - 0.5).square().mean()

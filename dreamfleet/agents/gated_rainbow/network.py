@@ -1,4 +1,4 @@
-"""The value network of Gated Rainbow: gated features and noisy, dueling streams."""
+"""The value network of Gated Rainbow: gated features, and noisy dueling streams."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ EMBEDDING, HEADS = 32, 4  # embedding size and attention heads of a transformer 
 
 
 class ValueNetwork(nn.Module):
-    """Histories (B, 4, *O) → values (B, A, Z) in units of `unit`, and gate values (B, F).
+    """Maps B histories to the values of all A actions, (B, A, Z), and to gate values, (B, F).
 
-    Z numbers describe the return of each of A actions: its mean, logits of atoms, or quantiles.
-    The gate multiplies each of F features by a factor from 0.7 to 1. Seed project 000 has one
-    factor for all features.
+    A history is the last four observations, (B, 4, *O). Z numbers describe the return of an action:
+    its mean, the logits of its atoms, or its quantiles, in units of `unit`. The gate multiplies
+    each of F features by a factor from 0.7 to 1. In seed project 000 one factor multiplies all
+    features.
     """
 
     unit: Tensor
@@ -46,7 +47,11 @@ class ValueNetwork(nn.Module):
         self.register_buffer("unit", torch.zeros(()))  # 0 before the first update
 
     def forward(self, history: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns values and gate values. `noise`: a result of `draw_noise`; None: no noise."""
+        """Returns action values (B, A, Z) and gate values (B, F) for B histories.
+
+        A is the number of actions, Z the number of outputs per action, F the number of features.
+        noise: a result of `draw_noise`; None means no noise.
+        """
         layers = (self.streams, self.value, self.advantage)
         sizes = [layer.noise_size for layer in layers]
         streams_noise, value_noise, advantage_noise = (
@@ -63,9 +68,10 @@ class ValueNetwork(nn.Module):
         return value + advantage - advantage.mean(1, keepdim=True), gate
 
     def draw_noise(self, rows: int, rng: torch.Generator) -> Tensor | None:
-        """Returns standard normal noise for all noisy layers, (rows, …); None if none is noisy.
+        """Returns standard normal numbers for all noisy layers; None if no layer is noisy.
 
-        rows: B for separate noise in each row of a batch, 1 for the same noise in all rows.
+        rows: the number of independent draws. B rows give each input of a batch its own noise; one
+        row gives all inputs the same noise.
         """
         if not self.noisy:
             return None
@@ -73,14 +79,15 @@ class ValueNetwork(nn.Module):
         return torch.randn(rows, size, generator=rng, device=self.unit.device)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Returns expected values: (…, Z) → (…)."""
+        """Returns expected returns, given the Z outputs per action along the last axis."""
         return self.head.mean(values)
 
     @torch.no_grad()
     def set_unit(self, unit: Tensor) -> None:
-        """Sets `unit`, and rescales the last layers so that predicted returns stay the same.
+        """Sets the unit of values; rescales the last layers so that predicted returns stay.
 
-        Predictions over atoms (c51) are not rescaled, because the positions of atoms are fixed.
+        With the value head `c51` the last layers are not rescaled, because the atoms have fixed
+        positions.
         """
         if self.head.in_return_units:
             factor = torch.where(self.unit > 0, self.unit / unit, 1.0)
@@ -91,12 +98,12 @@ class ValueNetwork(nn.Module):
 
     @property
     def mean_sigma(self) -> Tensor:
-        """Returns the mean |σ| of the advantage layer, ()."""
+        """Returns the mean absolute noise scale |σ| of the advantage layer, a scalar."""
         return self.advantage.weight_sigma.detach().abs().mean()
 
 
 def value_head(config: Config) -> ValueHead:
-    """Returns the kind of values that `config.value_head` names."""
+    """Returns a new value head of the kind that `config.value_head` names."""
     if config.value_head == "c51":
         return CategoricalHead(config.atoms, -VALUE_RANGE, VALUE_RANGE)
     return QuantileHead(config.quantiles) if config.value_head == "quantile" else MeanHead()
@@ -107,7 +114,10 @@ def activate(x: Tensor) -> Tensor:
 
 
 class VectorBody(nn.Linear):
-    """Normalised histories of vectors (B, 4, O) → features (B, F)."""
+    """A linear layer that maps histories of vectors, (B, 4, O), to features, (B, F).
+
+    A history is the last four normalised observations of O numbers; B is the batch size.
+    """
 
     def __init__(self, obs: Space, units: int) -> None:
         size = math.prod(obs.shape)
@@ -118,14 +128,15 @@ class VectorBody(nn.Linear):
         return super().forward(history.flatten(1))
 
     def gate_input(self, history: Tensor) -> Tensor:
-        """Returns the input of the gate, (B, 4, `gate_size`): the history itself."""
+        """Returns the input of the gate: the normalised history itself, (B, 4, O)."""
         return history
 
 
 class FrameBody(nn.Module):
-    """Histories of frames (B, 4, C, H, W) → features (B, F).
+    """Convolutions that map histories of frames, (B, 4, C, H, W), to features, (B, F).
 
-    The four frames are the channels of one image.
+    A history is the last four frames, which are stacked as channels of one image. B is the batch
+    size; C, H and W are channels, rows and columns of a frame.
     """
 
     def __init__(self, obs: Space, units: int) -> None:
@@ -138,20 +149,21 @@ class FrameBody(nn.Module):
         return self.features(self.convolutions(history.flatten(1, 2)))
 
     def gate_input(self, history: Tensor) -> Tensor:
-        """Returns the input of the gate, (B, 4, `gate_size`): each frame averaged to fewer pixels.
+        """Returns the input of the gate: each of the four frames, averaged to fewer pixels.
 
-        The gate does not read the output of the convolutions, so that no feature controls its own
-        gate value.
+        The shape is (B, 4, `gate_size`). The gate does not read the output of the convolutions, so
+        that no feature controls its own gate value.
         """
         small = F.adaptive_avg_pool2d(history.flatten(1, 2), GATE_PIXELS)
         return small.unflatten(1, history.shape[1:3]).flatten(2)
 
 
 class Gate(nn.Module):
-    """Histories (B, S, O) → a gate value from 0 to 1 for each feature, (B, F).
+    """Maps histories (B, S, O) to a gate value from 0 to 1 for each of F features, (B, F).
 
-    kind: `mlp` reads all S observations at once; `transformer` attends from the newest observation
-    to all S, with several heads; `none` returns 1 for each feature.
+    A history is S observations of O numbers. kind: "mlp" reads all observations at once;
+    "transformer" attends from the newest observation to all S, with several heads; "none" returns 1
+    for each feature.
     """
 
     def __init__(self, kind: str, rows: int, size: int, units: int) -> None:
@@ -173,7 +185,10 @@ class Gate(nn.Module):
         return torch.sigmoid(self.net(x))
 
     def _attend(self, history: Tensor) -> Tensor:
-        """Returns the newest embedding plus its attention to all S: (B, S, O) → (B, E)."""
+        """Returns the embedding (B, E) of the newest observation plus its attention to all S.
+
+        history: (B, S, O), S observations of O numbers.
+        """
         rows = self.embed(history) + self.position  # (B, S, E)
         normed = F.layer_norm(rows, rows.shape[-1:])
 
@@ -187,9 +202,9 @@ class Gate(nn.Module):
 
 
 def gate_metrics(gate: Tensor) -> dict[str, Tensor]:
-    """Returns statistics of the gate values of a batch (B, F).
+    """Returns statistics of gate values (B, F): F features for a batch of B histories.
 
-    The mean and the standard deviations are of the factors 0.7 + 0.3 · gate. `gate/saturated` is
+    The means and standard deviations are those of the factors 0.7 + 0.3 · gate. `gate/saturated` is
     the fraction of gate values below 0.05 or above 0.95.
     """
     return {

@@ -1,4 +1,4 @@
-"""Quantities that change in the course of training: learning rate, ε, α and β."""
+"""Quantities of Gated Rainbow that change during training: learning rate, ε, α and β."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dreamfleet.agents.gated_rainbow.config import Config
 
 
 class Schedules(nn.Module):
-    """Counts updates; computes ε, α and β from the count, and the learning rate from returns.
+    """Computes ε, α and β from the number of updates, and the learning rate from returns.
 
-    The learning rate is halved after `lr_patience` updates in a row without a new best mean return.
-    The mean is over the last 100 episodes; with fewer than `MIN_EPISODES` episodes the learning
-    rate does not change. All counters are tensors, so that no update waits for the device.
+    ε is the probability of a random action, α the priority exponent, β the exponent of importance
+    weights. The learning rate is halved after `lr_patience` updates in a row without a new best
+    mean return of the last 100 episodes. With fewer than `MIN_EPISODES` episodes it does not
+    change. All counters are tensors, so that no update waits for the device.
     """
 
     MIN_EPISODES = 10
@@ -35,9 +36,9 @@ class Schedules(nn.Module):
 
     @torch.no_grad()
     def count_update(self, episode_stats: Tensor) -> None:
-        """Counts one update.
+        """Counts one update, and halves the learning rate if returns have stopped improving.
 
-        episode_stats (2,): number of episodes so far, and mean return of the last 100 of them.
+        episode_stats (2,): the number of episodes so far, and the mean return of the last 100.
         """
         self.updates += 1
         episodes, mean_return = episode_stats
@@ -52,23 +53,23 @@ class Schedules(nn.Module):
 
     @property
     def lr(self) -> Tensor:
-        """Returns the learning rate, ()."""
+        """Returns the current learning rate, a scalar tensor."""
         return (self.config.lr_critic * self.lr_factor).clamp(min=self.config.lr_critic_min)
 
     @property
     def steps(self) -> Tensor:
-        """Returns the number of agent steps since the first update, ()."""
+        """Returns the number of agent steps since the first policy update, a scalar tensor."""
         return self.updates / self.config.policy_updates_per_step
 
     @property
     def epsilon(self) -> Tensor:
-        """Returns the probability of a random action, ()."""
+        """Returns ε, the current probability of a random action, a scalar tensor."""
         halvings = self.steps / self.config.epsilon_half_life
         return (0.5**halvings).clamp(min=self.config.epsilon_min)
 
     @property
     def alpha(self) -> Tensor:
-        """Returns the priority exponent, (): it rises to its peak and then falls to its end."""
+        """Returns the priority exponent α, a scalar tensor: it rises to a peak and falls again."""
         start, peak, end = self.config.alpha
         rise, fall = self.config.alpha_steps
         rising = (self.steps / rise).clamp(0, 1)
@@ -77,7 +78,7 @@ class Schedules(nn.Module):
 
     @property
     def beta(self) -> Tensor:
-        """Returns the exponent of the importance weights, (): it rises to 1."""
+        """Returns the exponent β of the importance weights, a scalar tensor: it rises to 1."""
         return self.config.beta + (1 - self.config.beta) * (
             self.steps / self.config.beta_steps
         ).clamp(max=1)

@@ -1,4 +1,4 @@
-"""The world model of vector observations."""
+"""The world model of Gated Rainbow for vector observations."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from dreamfleet.core.types import Space
 
 
 class VectorWorldModel(WorldModel):
-    """Predicts the mean and the standard deviation of the change of each number. X = (O,).
+    """Predicts the mean and standard deviation of each component's change, reward and termination.
 
-    A dreamed change is mean + standard deviation · residual. The residual is that of one random
-    real row, for all numbers at once. So numbers that change together in real rows also do so in
-    dreams.
+    A dreamed change is mean + standard deviation · residual. The residual is the standardised error
+    of the prediction in one random real row, for all components at once. So components that change
+    together in real rows also do so in dreams. Networks read observations as (O,), for O
+    components.
     """
 
     RESIDUALS = 1024  # residuals that are kept, of the newest real rows

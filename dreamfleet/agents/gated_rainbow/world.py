@@ -1,4 +1,4 @@
-"""The world model of Gated Rainbow: predicts the next observation, its reward and termination."""
+"""The world model of Gated Rainbow, which predicts the next observation, reward and termination."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dreamfleet.core.types import Batch, Space
 
 
 class DreamedStep(NamedTuple):
-    """One step of B dreams."""
+    """The results of one dreamed step in B dreams, with the disagreement of ensemble members."""
 
     obs: Tensor  # (B, *O), in the dtype of the replay
     reward: Tensor  # (B,)
@@ -26,17 +26,19 @@ class DreamedStep(NamedTuple):
 
 
 class WorldModel(nn.Module, ABC):
-    """The common part of the world models of vectors and of frames; subclasses add the networks.
+    """The common base class of the world models of vectors and of frames; subclasses add networks.
 
     An ensemble predicts the change from the newest observation of a history to the next
     observation, given the encoded action. The unit of changes is `change_rms`, the root mean square
     of real changes. A second network predicts reward and termination from the observation before
-    the step, the action, and the observation after it. So a dreamed reward fits the observation
-    that was dreamed with it.
+    the step, the action, and the observation after it. So a dreamed reward fits the dreamed
+    observation.
 
-    Shapes: M members, C = `CONTEXT`, T rows from the start of a window on, A size of an encoded
-    action, *O an observation in the replay, *X an observation as the networks read it. The held-out
-    error is measured after 1 … `world_window` - 1 steps.
+    The held-out error is measured after 1 to `world_window` - 1 steps.
+
+    Letters of shapes in the methods: M ensemble members, C = `CONTEXT` rows of context, T rows of a
+    window without its context, A the size of an encoded action, *O the shape of an observation in
+    the replay, *X its shape in the networks.
     """
 
     normaliser: Normaliser | FrameNormaliser
@@ -65,9 +67,9 @@ class WorldModel(nn.Module, ABC):
 
     @torch.no_grad()
     def update_statistics(self, rows: Batch) -> None:
-        """Updates the running statistics and the range of observations from real windows.
+        """Updates the running statistics of observations and rewards, and observations' ranges.
 
-        rows: (B, C + T, …).
+        rows: columns (B, C + T, …), for B windows of real rows: C rows of context, then T rows.
         """
         self.normaliser.update(rows["obs"], rows["reward"])
         flat = self.replace_outliers(rows["obs"]).flatten(0, 1)
@@ -80,10 +82,12 @@ class WorldModel(nn.Module, ABC):
         self.change_rms.copy_(self.change_rms.square().lerp(square, rate).sqrt().clamp(min=1e-4))
 
     def loss(self, rows: Batch, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss () on real windows (B, C + T, …) with encoded actions, and metrics.
+        """Returns the loss of the world model on real windows, as a scalar, and metrics.
 
-        Each member learns from B / M of the windows. A step counts if it lies in the episode of the
-        window's start, involves no outlier, and the episode is not held out.
+        rows: columns (B, C + T, …), for B windows: C rows of context, then T rows. action: encoded
+        actions (B, C + T, A). The windows are split evenly among the ensemble members. A step
+        counts if it lies in the episode of the window's start (the row after the context), if it
+        involves no outlier, and if the episode is not held out.
         """
         x = self.normaliser(rows["obs"])
         action = action[:, CONTEXT:-1]  # (B, T-1, A)
@@ -119,16 +123,19 @@ class WorldModel(nn.Module, ABC):
     def update_held_out_error(
         self, model: WorldModel, rows: Batch, action: Tensor, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """Updates the held-out error of `model` from real windows; returns metrics.
+        """Updates the error of `model` on held-out episodes; returns metrics.
 
-        rows: (B, C + T, …), action: encoded (B, C + T, A). `model` is a slow copy of this one. It
-        dreams from the first history of each held-out window with the real actions, and the dreamed
-        observations are compared with the real ones. Each dreamed observation is a
-        random draw, as in the dreams that the value network learns from; the mean of many draws
-        would have a smaller error.
+        `model` is a slow copy (moving average) of this world model. rows: columns (B, C + T, …),
+        for B windows of real rows: C rows of context, then T rows. action: encoded actions (B, C +
+        T, A).
 
-        Also updated: the error of predicting no change and, from the first step of all windows, the
-        mean disagreement of two members and the statistics that `draw_next_obs` uses.
+        From the first history of each held-out window `model` dreams with the real actions, and the
+        dreamed observations are compared with the real ones. Each dreamed observation is a random
+        draw, because the value network learns from such draws too. The mean of many draws would
+        have a smaller error.
+
+        Also updates the error of predicting no change. The first step of all windows updates the
+        mean disagreement of two ensemble members and the statistics that `draw_next_obs` needs.
         """
         in_episode = steps_in_episode(rows["last"][:, CONTEXT:])
         steps = in_episode * self._steps_without_outliers(rows["obs"])
@@ -166,7 +173,7 @@ class WorldModel(nn.Module, ABC):
         return metrics
 
     def expected_error(self, horizon: int) -> Tensor:
-        """Returns the held-out error after 1 … `horizon` steps, (H,).
+        """Returns the expected error on held-out episodes after 1 to `horizon` steps, (horizon,).
 
         The unit is the standard deviation of the observation.
         """
@@ -176,10 +183,12 @@ class WorldModel(nn.Module, ABC):
     # ------------------------------------------------------------------------------ dreaming
 
     def dream_step(self, history: Tensor, action: Tensor, rng: torch.Generator) -> DreamedStep:
-        """Draws the step after histories (B, C + 1, *O) with encoded actions (B, A).
+        """Draws the next step of B dreams, given their histories and encoded actions.
 
-        Each member draws the steps of B / M dreams. Each number of the observation is clipped to
-        its range in real rows, because the value network never learned from numbers outside of it.
+        history: (B, C + 1, *O), the last C + 1 observations of shape *O. action: (B, A). Each
+        ensemble member draws the steps of an equal part of the dreams. Each number of the next
+        observation is clipped to its range in real rows, because the value network never learned
+        from numbers outside it.
         """
         history, action = self._split_by_member(history), self._split_by_member(action)
         x = self.normaliser(history)
@@ -195,11 +204,13 @@ class WorldModel(nn.Module, ABC):
     def predict_with_disagreement(
         self, x: Tensor, action: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Returns the mean (M, B, *X) and log std of each change, and the disagreement (M, B).
+        """Returns mean and log standard deviation of predicted changes, and the disagreement.
 
-        x: normalised histories (M, B, C + 1, *X). Slice m is predicted by member m, and once more
-        by member m + 1. Disagreement is half the squared distance of the two predicted means, in
-        units of `change_rms`. Averaged over all pairs of members it is the ensemble's variance.
+        x: normalised histories (M, B, C + 1, *X). action: encoded actions (M, B, A). Member m of M
+        predicts the B steps of slice m, and member m + 1 predicts them once more. The disagreement
+        (M, B) is half the squared distance between the two predicted means, in units of
+        `change_rms`. On average over pairs of members it is the variance of the ensemble. Means and
+        log standard deviations are (M, B, *X).
         """
         both = (torch.cat([part, part.roll(1, 0)], 1) for part in (x, action))
         mean, log_std = self.predict(*both)
@@ -211,9 +222,10 @@ class WorldModel(nn.Module, ABC):
 
     @torch.no_grad()
     def disagreement(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Returns the variance of all members' predictions for each step of windows, (B, T-1).
+        """Returns the variance over all ensemble members' predictions, for each step of B windows.
 
-        obs: (B, C + T, *O), action: encoded actions (B, C + T, A).
+        obs: (B, C + T, *O), observations of C rows of context and T further rows. action: encoded
+        actions (B, C + T, A). The result is (B, T-1).
         """
         inputs = self._histories(self.normaliser(obs))[:, :-1], action[:, CONTEXT:-1]
         shape = inputs[1].shape[:2]
@@ -224,78 +236,97 @@ class WorldModel(nn.Module, ABC):
         return self._mean_over_obs(mean.var(0)).unflatten(0, shape)
 
     def _steps_without_outliers(self, obs: Tensor) -> Tensor:
-        """Returns 1 for each step of windows that involves no outlier, else 0.
+        """Returns 1 for each step that involves no outlier, else 0: (B, C + T, *O) to (B, T-1).
 
-        A step involves the observations before and after it, and the first history of its window.
-        (B, C + T, *O) → (B, T-1).
+        obs: observations of B windows of C rows of context and T further rows. A step involves the
+        observations before and after it, and the first history of its window.
         """
         inliers = self.normaliser.inliers(obs)
         start = inliers[:, : CONTEXT + 1].amin(1, keepdim=True)
         return start * inliers[:, CONTEXT:-1] * inliers[:, CONTEXT + 1 :]
 
     def _histories(self, x: Tensor) -> Tensor:
-        """Returns the history at each of the last T rows: (B, C + T, *X) → (B, T, C + 1, *X)."""
+        """Returns the history of C + 1 observations at each of the last T rows of B windows.
+
+        Shapes: (B, C + T, *X) to (B, T, C + 1, *X), where *X is the shape of an observation.
+        """
         return x.unfold(1, CONTEXT + 1, 1).movedim(-1, 2)
 
     def _split_by_member(self, x: Tensor) -> Tensor:
-        """(B, …) → (M, B/M, …)"""
+        """Splits a batch of B entries evenly among M ensemble members: (B, …) to (M, B/M, …)."""
         return x.unflatten(0, (self.members, -1))
 
     def _mean_over_obs(self, x: Tensor) -> Tensor:
-        """Returns the mean over the numbers of each observation: (…, *X) → (…)."""
+        """Returns the mean over the components of each observation.
+
+        *X is the shape of one observation. The result has the other axes of `x`.
+        """
         return x.flatten(-len(self.shape)).mean(-1)
 
     # ------------------------------------------------------------- implemented by subclasses
 
     @abstractmethod
     def mean_square_change(self, x: Tensor, square: Tensor, mask: Tensor) -> Tensor:
-        """Returns the mean squared change of real steps, in the shape of `change_rms`.
+        """Returns the mean squared change of observations, in the shape of `change_rms`.
 
-        x: observations (B, C + T, *X), square: squared changes (B, T-1, *X), mask: 1 for steps that
-        count (B, T-1).
+        - x (B, C + T, *X): normalised observations of B windows of C rows of context and T further
+          rows.
+        - square (B, T-1, *X): squared changes in the T-1 steps.
+        - mask (B, T-1): 1 for steps that count, else 0.
         """
 
     @abstractmethod
     def predict(self, history: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns the mean and the log standard deviation of each change, (M, B, *X) each.
+        """Returns the mean and the log standard deviation of the next changes, (M, B, *X) each.
 
-        history: normalised (M, B, C + 1, *X), action: encoded (M, B, A). Member m predicts slice m,
-        in units of `change_rms`. The log standard deviation is None where none is learned.
+        M ensemble members predict B steps each. history: normalised (M, B, C + 1, *X). action:
+        encoded (M, B, A). The unit of changes is `change_rms`. The log standard deviation is None
+        if the model does not learn it.
         """
 
     @abstractmethod
     def predict_outcome(
         self, before: Tensor, action: Tensor, after: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns rewards in root mean squares of real rewards, and logits of termination.
+        """Returns predicted rewards, in root mean square rewards, and logits of termination.
 
-        before, after: observations around the step (…, *X), action: encoded (…, A) → (…), (…).
+        before, after: normalised observations before and after the step, (…, *X). action: encoded
+        actions, (…, A). Here *X is the shape of one observation, A the size of an action, and … any
+        batch axes. Both results have the batch axes.
         """
 
     @abstractmethod
     def draw_next_obs(
         self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator
     ) -> Tensor:
-        """Draws the next observation (M, B, *O), given the prediction of `predict`.
+        """Draws the next observations, given the change that `predict` predicts.
 
-        obs: newest observations (M, B, *O), mean and log_std: of the change (M, B, *X).
+        obs: the newest observations (M, B, *O), for M ensemble members with B dreams each. mean,
+        log_std: mean and log standard deviation of the change, (M, B, *X). The result has the shape
+        of `obs`.
         """
 
     def update_residuals(
         self, change: Tensor, mean: Tensor, log_std: Tensor | None, mask: Tensor
     ) -> None:
-        """Stores how real changes differ from predicted ones, for `draw_next_obs`.
+        """Stores the differences between real and predicted changes, for `draw_next_obs`.
 
-        change: real changes (M, B, *X), mean and log_std: predictions of them, mask: 1 for changes
-        to store (M, B). Does nothing unless a subclass overrides it.
+        Does nothing unless a subclass overrides it. change: real changes (M, B, *X). mean, log_std:
+        their predictions. mask (M, B): 1 for changes to store, else 0.
         """
 
     def replace_outliers(self, obs: Tensor) -> Tensor:
-        """Returns observations (…, *O) in which other numbers stand in for outliers."""
+        """Returns observations with outliers replaced; a subclass decides by which numbers.
+
+        By default the observations are returned unchanged.
+        """
         return obs
 
     def squared_error(self, obs: Tensor, other: Tensor) -> Tensor:
-        """Returns the mean squared difference of normalised observations: (…, *O) twice → (…)."""
+        """Returns the mean squared difference of two observations after normalisation.
+
+        obs, other: any batch axes, then the axes of one observation. The result has the batch axes.
+        """
         return self._mean_over_obs((self.normaliser(obs) - self.normaliser(other)).square())
 
     @property
@@ -305,17 +336,18 @@ class WorldModel(nn.Module, ABC):
 
 
 def gaussian_std_loss(square: Tensor, log_std: Tensor) -> Tensor:
-    """Returns a Gaussian's negative log-likelihood, without its constant: (…), (…) → (…).
+    """Returns the negative log-likelihood of prediction errors under a Gaussian of mean 0.
 
-    square: squared errors of the mean. They get no gradient, so only the standard deviation is
-    fitted.
+    square: squared errors. log_std: the log standard deviation, of the same shape. A constant is
+    left out. `square` gets no gradient, so that only the standard deviation is fitted.
     """
     return 0.5 * square.detach() * (-2 * log_std).exp() + log_std
 
 
 def steps_in_episode(last: Tensor) -> Tensor:
-    """Returns 1 for each step that lies in the episode of its window's first row, else 0.
+    """Returns 1.0 for each step in the episode of its window's first row, else 0.0.
 
-    (B, T) → (B, T-1) float.
+    last: (B, T), whether a row is the last of its episode, for B windows of T rows. The result is
+    (B, T-1), one entry per step.
     """
     return (~last).float().cumprod(1)[:, :-1]

@@ -13,7 +13,7 @@ B, T, LATENT = 4, 6, 5
 
 
 def build(space: Space):
-    """A critic with random weights, latents, actions taken, and a policy at the latents."""
+    """Returns a critic with random weights, latents, actions taken, and a policy at the latents."""
     kind, rng = action_kind(space), make_rng(0, "cpu")
     critic = kind.critic(LATENT, hidden=8)
     with torch.no_grad():

@@ -11,7 +11,7 @@ HIDDEN = (8, 6, 5)
 
 
 def output_of(net: Dense, member: int, x: Tensor) -> Tensor:
-    """The output of one member at x (B, in), computed layer by layer."""
+    """Returns the output of one ensemble member for inputs x (B, in), computed layer by layer."""
     h = torch.zeros(len(x), 0)
     for layer, input_weight in enumerate(net.input_weights):
         *weights, bias = input_weight[member]

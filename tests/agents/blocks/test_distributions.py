@@ -20,7 +20,7 @@ def tanh_normal(stats: torch.Tensor, seed: int = 0) -> TanhNormal:
 
 
 def reference_of(policy: TanhNormal) -> oracle.Distribution:
-    """The same distribution, built from torch.distributions."""
+    """Returns the same distribution as `policy`, built from torch.distributions."""
     normal = oracle.Normal(policy.mean.double(), policy.log_std.double().exp())
     tanh = oracle.TanhTransform(cache_size=1)
     return oracle.Independent(oracle.TransformedDistribution(normal, [tanh]), 1)
@@ -69,7 +69,7 @@ def test_the_mean_value_of_a_categorical_is_the_sum_over_its_actions():
 
 
 def test_the_categorical_policy_loss_maximises_mean_value_plus_weighted_entropy():
-    """No other distribution scores higher."""
+    """Of 10,000 random distributions, none scores higher than the trained policy."""
     q, entropy_weight = torch.tensor([[[1.0, 0.7, -0.5, 0.9]]]), 0.3
     logits = torch.tensor(
         [[[-6.0, 4.0, 0.0, 0.0]]], requires_grad=True
@@ -101,7 +101,7 @@ def test_log_prob_agrees_with_torch_distributions():
 
 @pytest.mark.parametrize("stats", [(0.0, 0.0), (1.5, -2.0), (-0.5, 1.0)])
 def test_densities_integrate_to_one(stats):
-    """The grid has even distances before the tanh."""
+    """Integrates the density over actions on a grid that is evenly spaced before the tanh."""
     raw = torch.linspace(-7, 7, 20_001, dtype=torch.float64)
     action = torch.tanh(raw)
     policy = tanh_normal(torch.tensor(stats, dtype=torch.float64).expand(raw.numel(), 2))
@@ -112,7 +112,7 @@ def test_densities_integrate_to_one(stats):
 @pytest.mark.parametrize("mean", [0.0, 2.0, -4.0, 30.0])
 @pytest.mark.parametrize("raw_std", [-30.0, -3.0, 0.0, 3.0])
 def test_the_log_prob_of_a_sample_equals_that_of_its_action(mean, raw_std):
-    """Importance ratios compare the first, logged while acting, with the second."""
+    """Importance ratios divide the second by the first, which is stored while acting."""
     stats = torch.tensor([mean, mean, raw_std, raw_std]).expand(5_000, 4)
     policy = tanh_normal(stats)
     action, log_prob = policy.sampled
@@ -149,7 +149,7 @@ def test_standard_deviations_start_at_a_half_and_stay_in_their_range():
 
 
 def test_gradients_pass_through_the_sample():
-    """Compares the gradient of the mean action with a finite difference under the same noise."""
+    """Compares the gradient of the mean sampled action with a finite difference."""
     stats = torch.tensor([0.2, -0.4], dtype=torch.float64)
 
     def average(mean: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,10 @@ from dreamfleet.agents.blocks.dreams import sample_windows
 
 
 def dreams(context: int) -> dict[str, torch.Tensor]:
-    """Two dreams of 4 steps, the second trusted for one step. Observations are row numbers."""
+    """Returns two dreams of 4 steps; the second dream is trusted for one step only.
+
+    Each observation is the number of its row.
+    """
     rows = context + 5
     weight = torch.zeros(2, rows)
     weight[0, context : context + 4] = 1

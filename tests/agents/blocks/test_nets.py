@@ -8,7 +8,7 @@ SIZES = (3, 16, 8, 2)
 
 
 def mlp_of(ensemble: Ensemble, member: int) -> MLP:
-    """An MLP with the weights of one member."""
+    """Returns an MLP with the weights of one ensemble member."""
     net = MLP(SIZES)
     with torch.no_grad():
         for linear, weight, bias in zip(net.linear, ensemble.weight, ensemble.bias, strict=True):

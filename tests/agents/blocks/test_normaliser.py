@@ -70,9 +70,10 @@ def test_the_return_range_has_a_minimum_and_ignores_nan_and_zero_weights():
 
 
 def poisoned(share: float, size: float, batches: int = 3000) -> tuple[Normaliser, torch.Tensor]:
-    """A normaliser after batches with a `share` of faulty rows, and normalised clean rows.
+    """Returns a normaliser that has seen faulty rows, and 1,000 clean rows that it normalised.
 
-    Faulty rows are Gaussian noise of this size.
+    share: the fraction of faulty rows in each batch. size: the standard deviation of the faulty
+    numbers, which are Gaussian.
     """
     normaliser, rng = Normaliser(Space((2,), "float32")), np.random.default_rng(0)
     scale, shift = np.array([1.0, 0.01]), np.array([0.0, 5.0])
@@ -104,7 +105,7 @@ def test_faulty_rows_hardly_change_the_statistics(share, size):
 
 
 def test_rare_events_are_no_outliers():
-    """1e5 and -1e20 are outliers; a flag that is rarely set and a rare large force are not."""
+    """A rarely set flag and a rare large force are kept; 1e5 and -1e20 are outliers."""
     normaliser, rng = Normaliser(Space((3,), "float32")), np.random.default_rng(0)
     for _ in range(200):
         force = np.where(rng.random(200) < 0.01, rng.exponential(50, 200), 0)
@@ -120,7 +121,7 @@ def test_rare_events_are_no_outliers():
 @pytest.mark.parametrize("value", [1e20, -3e38, 1e38])
 @pytest.mark.parametrize("when", [0, 1, 50])
 def test_one_outlier_does_not_change_the_statistics(value, when):
-    """`when` is the batch with the outlier; 0 is the first."""
+    """The outlier is in batch number `when`, in an observation and in a reward."""
     found = []
     for outlier in (None, value):
         normaliser, rng = Normaliser(Space((2,), "float32")), np.random.default_rng(0)
@@ -135,7 +136,7 @@ def test_one_outlier_does_not_change_the_statistics(value, when):
 
 
 def test_statistics_of_clean_rows_are_plain_means():
-    """Rarely set flags, skewed numbers and sparse, large rewards are not taken for outliers."""
+    """Rarely set flags, skewed numbers and rare large rewards are not treated as outliers."""
     normaliser, rng = Normaliser(Space((3,), "float32")), np.random.default_rng(0)
     batches = []
     for _ in range(500):
@@ -152,7 +153,7 @@ def test_statistics_of_clean_rows_are_plain_means():
 
 
 def test_statistics_follow_a_change_of_scale():
-    """An agent that improves reaches larger numbers, which are not faulty."""
+    """An agent that improves reaches larger numbers, which must not count as faulty."""
     normaliser, rng = Normaliser(Space((1,), "float32")), np.random.default_rng(0)
     for scale in (1.0, 1000.0):
         for _ in range(1500):
@@ -167,7 +168,7 @@ def test_statistics_follow_a_change_of_scale():
 
 @pytest.mark.parametrize("step", [0.0, 1.0, 1000.0])
 def test_large_time_stamps_are_centred(step):
-    """Neighbouring float32 numbers of this size differ by 128."""
+    """Time stamps of about 1.7e9 are normalised, although float32 resolves only 128 there."""
     normaliser, at = Normaliser(Space((1,), "float32")), 0
     for _ in range(3000):
         stamps = 1.7e9 + step * np.arange(at, at + 20)
@@ -193,7 +194,7 @@ def test_the_variance_of_a_rarely_set_flag_is_not_clipped(share):
 
 
 def test_an_update_is_compiled_once_and_equals_the_uncompiled_update():
-    """During the first 100 updates, where both compute the percentile in every update."""
+    """Compares the first updates, in which both versions compute percentiles in each update."""
     plain, compiled = (Normaliser(Space((3,), "float32")) for _ in range(2))
     graphs = CompileCounter()
     fast = torch.compile(compiled.update, backend=graphs, fullgraph=True, dynamic=False)

@@ -46,7 +46,7 @@ def test_a_step_is_adam_on_the_clipped_gradient():
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(bad):
-    """With 1e30 the loss is finite, but the square of its gradient is not."""
+    """If the loss is multiplied by 1e30, it stays finite, but its squared gradient overflows."""
     net, optimizer = build(0)
     reference, reference_optimizer = build(0)
     for step in range(4):
@@ -70,7 +70,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(bad):
 
 
 def test_moments_decay_to_zero_without_subnormal_numbers():
-    """Processors are slow on subnormal numbers."""
+    """Processors are slow on subnormal (tiny) numbers, so moments must become 0 instead."""
     tiny = torch.finfo(torch.float32).tiny
     net = nn.Linear(1, 1)
     optimizer = Optimizer(net, lr=1e-2, max_grad_norm=1.0)
@@ -95,7 +95,7 @@ def test_parameters_lie_in_one_piece_and_loading_weights_keeps_them_there():
 
 
 def test_a_step_does_not_import_the_compiler_of_torch_optim():
-    """The import takes a second and 70 MB in every process."""
+    """Importing torch's compiler would cost a second and 70 MB in every process."""
     code = (
         "import sys, torch; from dreamfleet.agents.blocks.optimizer import Optimizer;"
         "net = torch.nn.Linear(1, 1);"

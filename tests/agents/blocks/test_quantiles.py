@@ -1,4 +1,4 @@
-"""Both implementations of the quantile Huber loss against its definition."""
+"""Tests both implementations of the quantile Huber loss against its definition."""
 
 from importlib.util import find_spec
 

@@ -14,7 +14,7 @@ GAMMA = 0.9
 
 
 def draw(seed: int, B: int = 6, T: int = 9) -> dict[str, torch.Tensor]:
-    """Random arguments of `retrace`; some rows end their episode."""
+    """Returns random arguments (B, T) of `retrace`, for B windows of T rows."""
     rng = np.random.default_rng(seed)
     discount = GAMMA * (rng.random((B, T)) > 0.2)
     rows = {
@@ -32,7 +32,7 @@ def draw(seed: int, B: int = 6, T: int = 9) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_retrace_is_the_sum_of_munos_equation_4(seed):
-    """Q_t + sum_s (prod_{t<j<=s} d_j c_j) (r_{s+1} + d_{s+1} V_{s+1} - Q_s), term by term."""
+    """Each target is Q_t + sum_s (prod_{t<j<=s} d_j c_j) (r_{s+1} + d_{s+1} V_{s+1} - Q_s)."""
     rows = draw(seed)
     B, T = rows["reward"].shape
     r, d, v, q, c = (value.numpy() for value in rows.values())
@@ -48,7 +48,10 @@ def test_retrace_is_the_sum_of_munos_equation_4(seed):
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
 def test_retrace_on_the_policys_own_data_is_the_lambda_return(lam):
-    """(1 - lambda) sum_n lambda^{n-1} G(n), the longest with the rest (Sutton & Barto 12.3)."""
+    """The λ-return is the weighted mean of n-step returns G(n): (1 - λ) sum_n λ^{n-1} G(n).
+
+    The longest n-step return gets the rest of the weight. Source: Sutton & Barto, section 12.3.
+    """
     rows = draw(0)
     rows["q_taken"] = rows["value"]
     rows["trace_coefficient"] = torch.full_like(rows["value"], lam)
@@ -71,7 +74,7 @@ def test_retrace_on_the_policys_own_data_is_the_lambda_return(lam):
 
 
 def test_true_values_are_a_fixed_point_for_every_trace_coefficient():
-    """In a deterministic chain with correct V and Q, the targets equal the values."""
+    """In a deterministic chain with correct values V and Q, the targets equal the values."""
     rows = draw(1)
     T = rows["reward"].shape[1]
     value = rows["value"].clone()
@@ -103,7 +106,10 @@ def test_rows_after_a_trace_coefficient_of_zero_do_not_matter():
 
 
 class Episodes:
-    """Streams of short episodes, in lists and in a table with a small ring buffer."""
+    """Random short episodes in several streams, as lists and in a small replay table.
+
+    The table wraps around more than once.
+    """
 
     def __init__(self, seed: int, window: int, streams: int = 3, capacity: int = 60) -> None:
         rng = np.random.default_rng(seed)
@@ -149,7 +155,11 @@ class Episodes:
         )  # the ring buffer wrapped around more than once
 
     def n_step(self, stream: int, index: int, n: int) -> float:
-        """Returns the n-step return: discounted rewards, and the value of a non-terminal end."""
+        """Returns the n-step return from row `index` of a stream, computed by a plain loop.
+
+        The return is shorter if the episode ends earlier, and bootstraps unless the end is
+        terminal.
+        """
         total = 0.0
         for k in range(n):
             row = self.rows[stream][index + k + 1]
@@ -161,7 +171,7 @@ class Episodes:
 
 @pytest.mark.parametrize("window", [2, 4, 9])
 def test_returns_of_sampled_windows_agree_with_the_returns_of_the_episodes(window):
-    """With truncation, termination, short episodes and a ring buffer that wraps around."""
+    """The episodes are short, some are truncated, some terminate, and the table wraps around."""
     episodes = Episodes(seed=window, window=window)
     met: set[str] = set()
     for _ in range(100):

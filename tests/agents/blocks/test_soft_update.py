@@ -10,7 +10,7 @@ from dreamfleet.agents.blocks.weight_groups import net_state
 
 
 class Net(nn.Module):
-    """A linear layer and a buffer."""
+    """A network with one linear layer and a buffer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ SIZES = (3, 8, 1)
 
 
 def build(seed: int) -> tuple[GroupState, MLP, Optimizer, torch.Generator]:
-    """A weight group, and its network, optimizer and generator."""
+    """Returns a weight group, and its network, optimizer and random generator."""
     torch.manual_seed(seed)
     net, rng = MLP(SIZES), make_rng(seed, "cpu")
     optimizer = Optimizer(net, lr=1e-2, max_grad_norm=1.0)
@@ -62,7 +62,7 @@ def test_a_restored_group_continues_bit_for_bit():
 
 @pytest.mark.parametrize("with_moments", [True, False])
 def test_restoring_a_state_of_before_the_first_step_sets_the_moments_to_zero(with_moments):
-    """The moments in the state are 0, or they are missing."""
+    """In a state from before the first step the optimizer's moments are 0 or missing."""
     fresh, _, _, _ = build(0)
     saved = fresh.state()
     if not with_moments:
@@ -75,7 +75,7 @@ def test_restoring_a_state_of_before_the_first_step_sets_the_moments_to_zero(wit
 
 
 def test_a_generator_keeps_its_state_if_the_saved_one_is_of_another_kind_of_device():
-    """Networks move from a GPU to a CPU, but a CPU cannot continue a GPU's random numbers."""
+    """Networks can move from a GPU to a CPU, but a CPU cannot continue a GPU's random numbers."""
     group, _, _, _ = build(0)
     saved = group.state()
     saved["rngs"]["rng"] = np.zeros(16, np.uint8)  # the size of a GPU generator's state

@@ -8,9 +8,9 @@ from tests.agents.dreamwalker.system import CONTEXT, HORIZON, Swing, build_agent
 
 @pytest.fixture(scope="session")
 def trained_agent() -> Dreamwalker:
-    """Returns an agent whose world model was trained on random play of `Swing`.
+    """Returns an agent whose world model was trained on random play of the system `Swing`.
 
-    Tests share it, so they train copies only.
+    All tests share the agent, so a test may train only a copy of it.
     """
     agent = build_agent(dream_after=0)
     system = Swing()

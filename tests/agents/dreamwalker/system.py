@@ -1,4 +1,4 @@
-"""A small Dreamwalker, and the system that it learns in tests."""
+"""A small Dreamwalker agent for tests, and the linear system that its world model learns."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def build_agent(seed: int = 0, **options: Any) -> Dreamwalker:
 
 
 def policy_windows(B: int, seed: int = 0) -> Sample:
-    """Returns B random windows of two rows, for `learn_policy`."""
+    """Returns B random windows of two rows, as `learn_policy` needs them."""
     rng = np.random.default_rng(seed)
     last = np.zeros((B, 2), bool)
     last[:, 1] = rng.random(B) < 0.5

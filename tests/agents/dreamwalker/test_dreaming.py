@@ -43,7 +43,10 @@ def test_dreams_begin_with_real_rows_and_stay_in_the_real_range(trained_agent):
 
 
 def test_dreams_do_not_depend_on_the_cache_of_keys_and_values(trained_agent):
-    """Compares them with a loop in which the transformer reads all tokens again at each step."""
+    """Compares dreams with the results of a loop without a cache of attention keys and values.
+
+    In the loop the transformer reads all tokens again at each step.
+    """
     agent, starts = copy.deepcopy(trained_agent), Swing().windows(10, 1)
     rng_state = agent.dream_rng.get_state()
     dreams = agent.dream(starts)
@@ -86,7 +89,7 @@ def test_dreams_end_at_a_predicted_termination(trained_agent):
 
 
 def test_dreamed_observations_have_the_mean_and_deviation_of_real_ones(trained_agent):
-    """Compares them at each step, with the same policy and the same starts."""
+    """Compares dreamed and real observations at each step, for the same policy and starts."""
     system = Swing()
     starts = system.windows(500, 1)
     dreamed = trained_agent.dream(starts)["obs"].numpy()
@@ -141,7 +144,7 @@ def test_trusted_dreams_have_the_configured_share_of_an_update(trained_agent):
 
 
 def test_optimism_is_in_the_unit_of_rewards(trained_agent):
-    """A bonus on each dreamed reward raises the metric by the bonus."""
+    """If 3 is added to each dreamed reward, the metric `dream/optimism` rises by 3."""
     dreams = trained_agent.dream(Swing().windows(60, 1))
     optimism = []
     for bonus in (0, 3):

@@ -48,7 +48,7 @@ def test_the_critic_loss_is_the_weighted_mean_over_all_quantiles():
 
 
 def test_targets_bootstrap_at_truncation_and_not_at_termination():
-    """Compares targets and quantiles with a loop over windows."""
+    """Compares the critics' quantiles and targets with the results of a plain loop over windows."""
     agent = build_agent(gamma=0.9, initial_temperature=0.5)
     with torch.no_grad():
         for net, seed in ((agent.critics, 1), (agent.target, 2)):
@@ -164,7 +164,7 @@ def test_settings_choose_the_selector_of_real_windows(options, selector):
 
 
 def test_ere_samples_from_as_many_rows_as_the_formula_of_the_paper():
-    """c_k = max(N · η^(1000 k / K), c_min)."""
+    """The newest c_k = max(N · η^(1000 k / K), c_min) of N rows are sampled."""
     config = Config(
         ere_eta=0.995, ere_min_rows=60, ere_cycle=20, anneal_steps=50, policy_updates_per_step=2.0
     )

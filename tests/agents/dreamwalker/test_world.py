@@ -18,7 +18,7 @@ from tests.replay_server.model import Episodes, spec
 
 
 def test_it_learns_a_linear_system(trained_agent):
-    """Its one-step errors on new windows are small beside the errors of predicting no change."""
+    """On new windows the one-step error is below 15 % of the error of predicting no change."""
     rows = to_tensors(Swing().windows(60, HORIZON + 1).data, "cpu")
     world = trained_agent.slow_world
     x = world.normaliser(rows["obs"])
@@ -54,7 +54,10 @@ def test_held_out_windows_change_the_held_out_error_and_not_the_loss():
 
 
 def test_the_held_out_error_is_that_of_dreams_with_the_real_actions(trained_agent):
-    """Compares it with a loop in which the transformer reads all tokens again at each step."""
+    """Compares the held-out error with the result of a loop without a cache of keys and values.
+
+    In the loop the transformer reads all tokens again at each step.
+    """
     agent, sample = copy.deepcopy(trained_agent), Swing(edge=0.7).windows(60, HORIZON + 1)
     rows, rng_state = to_tensors(sample.data, "cpu"), agent.dream_rng.get_state()
     agent.world.held_out_windows.zero_()
@@ -78,7 +81,7 @@ def test_the_held_out_error_is_that_of_dreams_with_the_real_actions(trained_agen
 
 
 def test_only_two_valued_numbers_are_random_and_keep_their_two_values():
-    """The mean of the draws is the predicted number."""
+    """The mean of the drawn values equals the predicted value."""
     world = build_agent().world
     rows = to_tensors(Swing().windows(60, HORIZON + 1).data, "cpu")
     rows["obs"][..., 1] = torch.where(rows["obs"][..., 1] > 0, 3.0, -1.0)
@@ -99,7 +102,7 @@ def test_only_two_valued_numbers_are_random_and_keep_their_two_values():
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.booleans(), min_size=30, max_size=60), st.integers(0, 4), st.integers(2, 5))
 def test_steps_in_episode_match_the_numbers_of_episodes(ends, context, window):
-    """Compares them with episode numbers, for random episodes that pass through a replay."""
+    """Compares the mask of steps with episode numbers, for episodes sampled from a replay."""
     table_spec = spec(256, a=Consumer(20, window, context=context))
     table, episodes = Table("real", table_spec, 0), Episodes()
     table.add(episodes.chunk([0], [*ends[:-1], False]), np.array([0]))

@@ -1,4 +1,4 @@
-"""A small Gated Rainbow, and the system that it learns in tests."""
+"""A small Gated Rainbow agent for tests, and the linear system that its world model learns."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ def build_agent(seed: int = 0, **options: Any) -> GatedRainbow:
 
 
 def n_step_returns(rows: dict[str, Array], n: int, gamma: float) -> tuple[Array, Array, Array]:
-    """Returns rewards, steps and discount of each n-step return from row 0, by a plain loop."""
+    """Returns the parts of each window's n-step return from row 0, computed by a plain loop.
+
+    The parts are the sum of discounted rewards, the number of steps, and the discount of the value
+    at the end.
+    """
     results = []
     for reward, last, terminal in zip(rows["reward"], rows["last"], rows["terminal"], strict=True):
         total, m = 0.0, 0

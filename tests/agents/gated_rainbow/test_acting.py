@@ -53,7 +53,10 @@ def test_without_a_gate_every_gate_value_is_1():
 
 @pytest.mark.parametrize("per_row", [True, False])
 def test_noisy_layers_have_the_variance_of_the_paper(per_row):
-    """Var of Σ σ f(ε_i) f(ε_o) x + σ f(ε_o) = σ² E f² (Σ x² E f² + 1), E f² = sqrt(2 / π)."""
+    """The variance of a noisy layer's output is σ² E f² (Σ x² E f² + 1), with E f² = sqrt(2 / π).
+
+    It is the variance of Σ σ f(ε_i) f(ε_o) x + σ f(ε_o).
+    """
     layer, rng = NoisyLinear(4, 3, sigma=0.5), make_rng(0, "cpu")
     x = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).expand(40, 4)
     with torch.no_grad():
@@ -103,7 +106,7 @@ def test_an_actor_gets_epsilon_with_the_weights():
 
 
 def test_acting_and_learning_read_the_same_histories():
-    """`act` remembers the same earlier observations that the replay returns as context."""
+    """The earlier observations that `act` remembers equal the context that the replay returns."""
     agent = build_agent(dream_share=0.0)
     rng, n = np.random.default_rng(0), 3
     state, last = agent.initial_state(n), np.ones(n, bool)

@@ -25,7 +25,7 @@ from tests.agents.gated_rainbow.system import (
 
 
 def test_the_world_model_learns_a_linear_system(trained_agent):
-    """Its one-step errors on new windows are small beside the errors of predicting no change."""
+    """On new windows the one-step error is below 15 % of the error of predicting no change."""
     rows = to_tensors(Swing().windows(60, 5).data, "cpu")
     world, by_member = trained_agent.slow_world, (trained_agent.config.members, -1)
     x = world.normaliser(rows["obs"])
@@ -68,7 +68,7 @@ def test_held_out_windows_change_the_held_out_error_and_not_the_loss():
 
 
 def test_the_held_out_error_is_that_of_dreams_with_the_real_actions(trained_agent):
-    """Compares it with a loop over windows and steps that draws the same residuals."""
+    """Compares the held-out error with the result of a plain loop that draws the same residuals."""
     agent, sample = copy.deepcopy(trained_agent), Swing(edge=0.7).windows(60, 5)
     rows = to_tensors(sample.data, "cpu")
     agent.world.held_out_windows.zero_()
@@ -125,7 +125,7 @@ def test_dreams_are_as_long_as_the_held_out_error_allows(trained_agent):
 
 
 def test_dreamed_changes_have_the_correlations_and_the_distribution_of_real_ones():
-    """Two numbers change by a common normal variable, the third by one that is mostly 0."""
+    """In real rows two numbers change together, and a third number rarely changes."""
     rng = np.random.default_rng(0)
 
     def windows(B: int, T: int) -> Sample:
@@ -197,9 +197,9 @@ def test_curiosity_changes_the_loss():
 
 
 def test_values_along_dreams_equal_values_along_real_rows(trained_agent):
-    """Compares mean values at each step, with the same policy and the same starts.
+    """Compares mean values in dreams and in real play at each step, for the same policy and starts.
 
-    A difference would be learned, because values bootstrap from dreamed rows.
+    A difference would spread by learning, because values bootstrap from dreamed rows.
     """
     agent, system = copy.deepcopy(trained_agent), Swing()
     for _ in range(200):
@@ -226,7 +226,7 @@ def test_values_along_dreams_equal_values_along_real_rows(trained_agent):
 
 
 def test_returns_of_dreamed_windows_end_with_the_dream():
-    """Compares windows with the dreams that they were drawn from."""
+    """Compares the returns of sampled windows with returns computed from the dreams."""
     agent = build_agent(n_step=3, gamma=0.9)
     rng, steps = np.random.default_rng(0), 5
     last = np.zeros((4, CONTEXT + steps + 1), bool)
@@ -273,7 +273,7 @@ def test_untrusted_dreams_do_not_change_an_update(trained_agent):
 
 @pytest.mark.parametrize("counts", [1e-4, 0.3, 1.0])
 def test_the_loss_is_the_weighted_mean_over_real_and_dreamed_windows(counts):
-    """So dreams of little weight hardly change the gradient of the real windows."""
+    """In a weighted mean, dreams of little weight hardly change the gradient of real windows."""
     agent = build_agent(noisy_sigma=0.0, gate="none", prioritized=False)
     real = to_tensors(Swing().windows(35, 4).data, "cpu")
     dreamed = to_tensors(Swing(edge=0.5).windows(15, 4).data, "cpu")

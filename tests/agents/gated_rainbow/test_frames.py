@@ -1,4 +1,4 @@
-"""Gated Rainbow on frames: its inputs, its dreams, and a training run."""
+"""Tests Gated Rainbow on image observations: its inputs, its dreams, and a training run."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ SMALL: dict[str, Any] = {
 
 
 class Slide:
-    """A bright block that moves 3 pixels to the right in each step.
+    """A system whose frames show a bright block that moves 3 pixels to the right in each step.
 
-    Action 0 also moves it up by 3 pixels, action 2 down. Action 2 earns a reward of 5, the other
-    actions 0. The block leaves on one side of the frame and enters on the opposite side.
+    Action 0 also moves the block up by 3 pixels, action 2 down. Action 2 earns a reward of 5, the
+    other actions 0. A block that leaves the frame enters on the opposite side.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def build_agent(**options: Any) -> GatedRainbow:
 
 @pytest.fixture(scope="module")
 def trained_agent() -> GatedRainbow:
-    """Returns an agent whose world model was trained on `Slide`; tests may not train it."""
+    """Returns an agent whose world model was trained on `Slide`; tests must not train it."""
     agent = build_agent(dream_after=0, dream_horizon=3, max_model_error=9.0, max_disagreement=1e9)
     system = Slide()
     for _ in range(120):
@@ -138,7 +138,7 @@ def test_small_or_float_frames_are_refused(space, message):
 
 
 def test_acting_and_the_replay_stack_the_same_frames():
-    """`act` remembers the same earlier frames that the replay returns as context."""
+    """The earlier frames that `act` remembers equal the context that the replay returns."""
     agent, n, steps = (
         build_agent(dream_share=0.0, warmup=1, policy_updates_per_step=1.0, batch=4),
         2,
@@ -169,7 +169,7 @@ def test_acting_and_the_replay_stack_the_same_frames():
 
 
 def test_it_learns_which_action_pays_from_the_place_of_the_block():
-    """In episodes of one step, action 0 pays with the block on the left, action 1 on the right."""
+    """Action 0 is rewarded if the block is on the left, action 1 if it is on the right."""
     agent, system = (
         build_agent(dream_share=0.0, noisy_sigma=0.0, batch=32, n_step=1, lr_critic=1e-3),
         Slide(),
@@ -201,7 +201,7 @@ def test_default_batches_are_smaller_for_frames():
 
 
 def test_the_world_model_learns_movement_and_rewards_of_a_block(trained_agent):
-    """Its errors on new windows are smaller than those of predicting no change."""
+    """On new windows the errors are smaller than the errors of predicting no change."""
     world, sample = trained_agent.slow_world, Slide().windows(40, 4)
     rows = to_tensors(sample.data, "cpu")
     one_hot = trained_agent.actions.encode(rows["action"][:, CONTEXT])

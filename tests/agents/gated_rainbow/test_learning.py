@@ -81,7 +81,10 @@ def test_n_step_returns_stop_at_the_end_of_an_episode(n):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_td_losses_use_double_q_targets_that_bootstrap_where_the_return_ends(head):
-    """Compares them with a loop over windows, for different online and target networks."""
+    """Compares the losses with the results of a plain loop over windows.
+
+    The online and the target network have different weights.
+    """
     agent = build_agent(value_head=head, noisy_sigma=0.0, n_step=3, gamma=0.9)
     with torch.no_grad():
         for net, seed in ((agent.online, 1), (agent.target, 2)):
@@ -142,7 +145,7 @@ def test_alpha_rises_and_falls_in_agent_steps():
 
 @pytest.mark.parametrize("updates", [0, 100, 10_000])
 def test_sampling_probabilities_follow_the_alpha_of_the_update(updates):
-    """Compares the probabilities in the replay with |δ|^α."""
+    """The sampling probabilities in the replay are proportional to |δ|^α, with the TD error δ."""
     agent = build_agent(alpha_steps=(100.0, 300.0), dream_share=0.0, batch=32)
     real = agent.tables["real"]
     replay = ReplayServer({"real": real}, 0)
@@ -225,7 +228,7 @@ def test_the_learning_rate_is_not_halved_with_few_episodes():
 
 
 def test_the_mean_return_is_that_of_the_last_100_episodes(tmp_path):
-    """Compares the learner's metric with the episodes in metrics.jsonl."""
+    """Compares the metric `learn/mean_return` with the episodes in metrics.jsonl."""
     train_config = TrainConfig(eval_every=0, log_every=1, chunk=1)
     options = {**SMALL, "warmup": 100, "dream_share": 0.0}
     run = train(
@@ -250,7 +253,7 @@ def test_the_mean_return_is_that_of_the_last_100_episodes(tmp_path):
 
 @pytest.mark.parametrize("outlier", [1e6, -1e20, 3e38])
 def test_an_outlying_reward_does_not_change_the_unit_of_values(outlier):
-    """Neither as the reward of a row, nor as a part of its discounted return."""
+    """One update gets an outlier as a reward, another update as a discounted return."""
     agent, system = build_agent(dream_share=0.0), Swing()
     for _ in range(3):
         agent.learn_policy(system.windows(50, 4), None)
@@ -284,7 +287,7 @@ PROBE = {
 
 
 def first_values(agent: GatedRainbow, obs: list[float]) -> list[float]:
-    """Returns the value of the best action for each first observation of an episode."""
+    """Returns the value of the best action at the first row of an episode, for each observation."""
     history = torch.tensor(obs).view(-1, 1, 1).expand(-1, 4, 1)
     with torch.no_grad():
         values = agent.online.mean(agent.online(history)[0]) * agent.online.unit
