@@ -1,4 +1,4 @@
-"""Summaries of learning curves: `summary.json`, and tables over seeds."""
+"""Sums up learning curves over seeds: writes `summary.json`, and makes Markdown tables."""
 
 from __future__ import annotations
 
@@ -63,9 +63,10 @@ TRAINING_MEANING: Final = (
 
 
 def report(env: str, results: Path) -> str:
-    """Writes `summary.json` and `curves.png` of one environment, and returns its tables.
+    """Writes `summary.json` and `curves.png` of one environment, and returns its Markdown tables.
 
-    results: the folder with the records of the environment.
+    results: the folder with the records (files of training runs) of the environment. Both files are
+    written into this folder.
     """
     task = TASKS[env]
     methods = read_methods(results, task.ours)
@@ -103,7 +104,11 @@ def report(env: str, results: Path) -> str:
 
 
 def returns_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns a row of RETURNS for each method. figures: those of `summary.json`."""
+    """Returns the rows of the table of returns, one per method (an agent or a baseline).
+
+    figures: the list `figures` in `summary.json` of the environment. The columns are listed in
+    RETURNS.
+    """
     methods: dict[str, Mapping[str, Any]] = {}
     for row in figures:
         methods.setdefault(row["method"], row)
@@ -121,7 +126,11 @@ def returns_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple[s
 
 
 def threshold_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns a row of THRESHOLDS for each threshold and method."""
+    """Returns the rows of the table of steps to a threshold, one per threshold and method.
+
+    A method is an agent or a baseline. figures: the list `figures` in `summary.json` of the
+    environment. The columns are listed in THRESHOLDS.
+    """
     rows: list[tuple[str, ...]] = []
     for row in figures:
         times, later = row["times_ours"], row["later_looks_above"]
@@ -141,12 +150,19 @@ def threshold_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple
 
 
 def reached(steps: Sequence[int | None]) -> str:
-    """Returns `k/n`: k of n seeds have a value."""
+    """Returns `k/n` as text: k of the n values are numbers, and not None.
+
+    A value in `steps` is None for a seed that did not reach the threshold.
+    """
     return f"{sum(value is not None for value in steps)}/{len(steps)}"
 
 
 def training_rows(env: str, training: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns a row of TRAINING for each method."""
+    """Returns the rows of the table of training episodes, one per method (an agent or a baseline).
+
+    training: the result of `summarise_training` for each method. The columns are listed in
+    TRAINING.
+    """
     return [
         (
             env,
