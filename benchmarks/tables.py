@@ -93,8 +93,8 @@ def learning_tables(learned: list[dict[str, Any]], on_ray: dict[str, Any] | None
     yield markdown_table(THRESHOLDS, thresholds)
     yield "### Commands"
     yield paragraph(
-        "Each command trains all seeds of a row. Settings have their present names; the records "
-        "have the names that were valid when they were made."
+        "Each command trains all seeds of one method (an agent or a baseline). The commands use "
+        "the present names of settings; the recorded results may use older names."
     )
     yield markdown_table(("Environment", "Method", "Command"), commands)
 
@@ -170,8 +170,8 @@ def category_tables(learned: list[dict[str, Any]]) -> Iterator[str]:
         ]
         yield f"### {env} by category of episodes"
         yield paragraph(
-            f"The {TASKS[env].eval_episodes:,} evaluation episodes after training, by the "
-            "categories that the environment reports; median over seeds (min to max)."
+            f"The table shows the {TASKS[env].eval_episodes:,} evaluation episodes after training, "
+            "by categories that the environment reports. Cells are medians over seeds (min to max)."
         )
         names = [name.capitalize() for name in figures]
         yield markdown_table(("Method", "Category", *names), rows)

@@ -111,9 +111,10 @@ def title(found: Mapping[str, Any]) -> str:
     seeds = len(found["variants"][PRESET]["final"])
     return (
         f"Ablation of `{found['agent']}`: {found['steps']:,} steps of {found['env']}, {seeds} "
-        f"seeds. Return after training: mean of {found['episodes']:,} greedy episodes. Mean "
-        "return: mean of all evaluations during training. Difference: variant minus preset, seed "
-        "by seed. Cells are means over seeds (min to max)."
+        "seeds. Each variant is the preset without one part. Return after training: mean of "
+        f"{found['episodes']:,} greedy episodes. Mean return: mean of all evaluations during "
+        "training. Difference: variant minus preset, seed by seed. Cells are means over seeds (min "
+        "to max)."
     )
 
 

@@ -21,9 +21,9 @@ from benchmarks.learning.plots import plot_curves
 
 RETURNS: Final = ("Environment", "Method", "Seeds", "Return", "Training steps", "Wall time (min)")
 RETURNS_MEANING: Final = (
-    "Return: mean of 100 greedy evaluation episodes at the end of training (NumberGame-v1: 5,000); "
-    "median over seeds (min to max). Wall time: of the whole run, evaluations included; median "
-    "over seeds (min to max)."
+    "The table shows the result of each method (an agent or a baseline). Return: mean of 100 greedy "
+    "episodes after training (NumberGame-v1: 5,000). Wall time: time of the whole run, evaluations "
+    "included. Both are medians over seeds (min to max)."
 )
 THRESHOLDS: Final = (
     "Environment",
@@ -36,12 +36,12 @@ THRESHOLDS: Final = (
     "Seeds at it at the end",
 )
 THRESHOLDS_MEANING: Final = (
-    "Steps to threshold: environment steps until the first evaluation whose mean return is at or "
-    "above the threshold; median over seeds (min to max); `> N`: not reached in N steps. Relative "
-    "to ours: that median divided by the median of the first method of the same environment. Later "
-    "evaluations at it: percentage of the evaluations after the first one at the threshold that "
-    "are at or above it too. Seeds at it at the end: seeds whose last evaluation is at or above "
-    "the threshold."
+    "The table shows how soon the mean return of an evaluation reaches a threshold. Steps to "
+    "threshold: environment steps until the first evaluation at or above the threshold; median "
+    "over seeds (min to max); `> N`: not reached in N steps. Relative to ours: this median divided "
+    "by the median of the first method of the environment. Later evaluations at it: percentage at "
+    "or above the threshold among the evaluations after the first one that reached it. Seeds at it "
+    "at the end: seeds whose last evaluation is at or above the threshold."
 )
 
 
@@ -56,9 +56,10 @@ TRAINING: Final = (
     f"Highest mean of {WINDOW}",
 )
 TRAINING_MEANING: Final = (
-    "Training episodes include exploration. First episode at it: number of the first training "
-    f"episode with a return at or above the threshold. Mean of {WINDOW}: mean return of the last "
-    f"{WINDOW} training episodes. Cells are median over seeds (min to max)."
+    "The table shows the returns of training episodes, which include exploration. First episode at "
+    "it: number of the first training episode with a return at or above the threshold. Mean of "
+    f"{WINDOW}: mean return of the last {WINDOW} training episodes. Cells are medians over seeds "
+    "(min to max)."
 )
 
 

@@ -35,8 +35,9 @@ HEADS: Final = (
     "Other library",
 )
 MEANING: Final = (
-    "With a library under `Compared with`, the figures are our rate divided by the rate of the "
-    "library, round by round. With `itself`, they are a figure of our replay alone."
+    "The table compares our replay with other libraries. If a row has a library under `Compared "
+    "with`, its figures are our rate divided by the rate of the library, round by round. If it has "
+    "`itself`, its figures measure our replay alone."
 )
 
 
@@ -87,8 +88,8 @@ def bench(
 def check(names: Sequence[str], rounds: int, reverb_python: Path | None, keep: Path | None) -> None:
     """Raises UserError if an argument of `bench` is invalid.
 
-    Invalid are the name of an unknown row, less than one round, a file in a folder that does not
-    exist, and an interpreter without Reverb.
+    The following is invalid: the name of an unknown row, less than one round, a file in a folder
+    that does not exist, and an interpreter without Reverb.
     """
     if rounds < 1:
         raise UserError(f"--rounds must be at least 1; found {rounds}.")

@@ -101,7 +101,7 @@ class Comparison:
 
 
 def fastest(settings: list[Workload], seconds: float) -> Workload:
-    """Returns the workload with the highest rate in two short rounds.
+    """Returns the workload with the highest rate over two short rounds.
 
     settings: workloads of one library with different settings. seconds: measuring time of each
     workload.

@@ -111,9 +111,9 @@ def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], No
 
 
 class Worker:
-    """A process that adds to a replay, or samples from a replay.
+    """A process that repeats work on a replay: it adds rows, or samples batches.
 
-    make: a function of the replay that returns the work, a function of the number of repetitions.
+    make: takes the replay, and returns a function of n that does the work n times.
     """
 
     def __init__(

@@ -81,8 +81,8 @@ def chunks(rows: Batch) -> list[Batch]:
 def endless(obs: Space, n: int) -> Iterator[Batch]:
     """Yields chunks (consecutive rows) of one episode per stream that never ends.
 
-    In such an episode every row is an agent step. obs: shape and data type of an observation. The
-    values repeat after n * EPISODE rows.
+    Every row of the episode is an agent step. The values repeat after n * EPISODE rows. obs: shape
+    and data type of an observation.
     """
     rows = episodes(obs, n)
     for name in ("first", "last", "terminal"):

@@ -39,8 +39,9 @@ COMPARISONS: Final[dict[str, Callable[[], Comparison]]] = {
     "dreamwalker": dreamwalker.comparison,
 }
 MEANING: Final = (
-    "Updates per second: median over rounds. Speed of ours: our updates per second divided by "
-    "those of the row, in the same round; median over rounds (lowest round)."
+    "A table shows how many updates per second each learner does, as the median over rounds. The "
+    "columns `Speed of …` show how many times as fast the named learner of ours is as the learner "
+    "of the row; median over rounds (lowest round)."
 )
 
 
