@@ -21,9 +21,9 @@ from benchmarks.learning.plots import plot_curves
 
 RETURNS: Final = ("Environment", "Method", "Seeds", "Return", "Training steps", "Wall time (min)")
 RETURNS_MEANING: Final = (
-    "The table shows the result of each method (an agent or a baseline). Return: mean of 100 greedy "
-    "episodes after training (NumberGame-v1: 5,000). Wall time: time of the whole run, evaluations "
-    "included. Both are medians over seeds (min to max)."
+    "The table shows the result of each method (an agent or a baseline). Return: mean of 100 "
+    "greedy episodes after training (NumberGame-v1: 5,000). Wall time: time of the whole run, "
+    "evaluations included. Both are medians over seeds (min to max)."
 )
 THRESHOLDS: Final = (
     "Environment",
