@@ -1,4 +1,4 @@
-"""Text for tables: Markdown tables, and cells that sum up the values of several seeds."""
+"""Formats benchmark results as text: Markdown tables, and cells such as `median (min to max)`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def median_and_range(
     values: Sequence[float | None], form: str = ",.0f", limit: float = np.inf
 ) -> str:
-    """Returns `median (min to max)`, or one number if all values are equal.
+    """Returns `median (min to max)` as text, or one number if all values are equal.
 
-    form: format of a number. A value None is larger than `limit` and is shown as `> limit`.
+    form: format specification of a number. The value None means "more than `limit`": it counts as
+    infinity, and is shown as `> limit`.
     """
 
     def text(value: float) -> str:
@@ -31,11 +32,11 @@ def median_and_range(
 
 
 def mean_and_range(values: Sequence[float], form: str) -> str:
-    """Returns `mean (min to max)`. form: format of a number."""
+    """Returns `mean (min to max)` as text. form: format specification of a number."""
     mean = format(float(np.mean(values)), form)
     return f"{mean} ({min(values):{form}} to {max(values):{form}})"
 
 
 def median(values: Sequence[float | None]) -> float:
-    """Returns the median. None counts as infinity."""
+    """Returns the median of `values`, where None counts as infinity."""
     return float(np.median([np.inf if value is None else value for value in values]))

@@ -1,4 +1,4 @@
-"""Runs `launch.py` as a process, watches the run, and finds processes that it leaves (Linux)."""
+"""Starts `launch.py` as a process, watches its run, finds processes left behind (Linux only)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ MARK: Final = "DREAMFLEET_BENCHMARK"  # environment variable that all processes 
 
 
 class LaunchedRun:
-    """A `launch.py` process. `began`: when the process was started, on the monotonic clock."""
+    """A process of `launch.py`, started with the arguments `args`.
+
+    log: the file for its output. began: when the process was started, in seconds of the monotonic
+    clock. mark: the value of an environment variable by which all processes of the run are found.
+    """
 
     def __init__(self, args: Sequence[str], log: Path) -> None:
         self.mark, self.log = uuid.uuid4().hex, log
@@ -36,9 +40,10 @@ class LaunchedRun:
             )
 
     def wait_for_gradient_step(self, run: Path, timeout_s: float) -> float:
-        """Returns the seconds from the start to the first gradient step in the run folder `run`.
+        """Waits for the first gradient step, and returns the seconds since the process was started.
 
-        Stops the run and raises SystemExit if no gradient step comes within `timeout_s`.
+        run: the run folder. If no gradient step comes within `timeout_s` seconds, or the process
+        ends, the run is stopped and SystemExit is raised.
         """
         while time.monotonic() - self.began < timeout_s:
             if first_gradient_step(run / "metrics.jsonl"):
@@ -50,9 +55,9 @@ class LaunchedRun:
         raise SystemExit(f"no gradient step within {timeout_s:.0f} s; see {self.log}")
 
     def finish(self) -> float:
-        """Waits for the process to end and returns the seconds since its start.
+        """Waits until the process has ended, and returns the seconds since it was started.
 
-        Raises SystemExit unless the exit code is 0.
+        Raises SystemExit if the exit code is not 0.
         """
         code = self.process.wait()
         if code != 0:
@@ -60,13 +65,16 @@ class LaunchedRun:
         return time.monotonic() - self.began
 
     def interrupt(self) -> int:
-        """Sends Ctrl-C to the process, waits for its end and returns the exit code."""
+        """Sends Ctrl-C (SIGINT) to the process, waits for its end and returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         return self.process.wait(120)
 
     def leftover(self, timeout_s: float = 10.0) -> list[str]:
-        """Returns the command lines of processes of this run that are alive after `timeout_s`."""
+        """Waits until all processes of the run have ended, for at most `timeout_s` seconds.
+
+        Returns the command lines of the processes that are still alive.
+        """
         deadline = time.monotonic() + timeout_s
         while (alive := processes_with(self.mark)) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -74,10 +82,10 @@ class LaunchedRun:
 
 
 def evaluate(run: Path, episodes: int) -> dict[str, Any]:
-    """Returns the JSON of `launch.py eval` for a run folder.
+    """Evaluates the run in the folder `run` with `launch.py eval`, and returns the printed JSON.
 
-    The seed of the evaluation is the default of `launch.py eval`, so all runs of an environment
-    are evaluated on the same episodes. Raises SystemExit if the command fails.
+    episodes: the number of episodes. The default seed is used, so all runs of an environment are
+    evaluated on the same episodes. Raises SystemExit if the command fails.
     """
     words = ["launch.py", "eval", str(run), "--episodes", str(episodes), "--json"]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
@@ -88,7 +96,7 @@ def evaluate(run: Path, episodes: int) -> dict[str, Any]:
 
 
 def first_gradient_step(metrics: Path) -> bool:
-    """Returns whether a metrics file says that the run took its first gradient step."""
+    """Returns whether the metrics file of a run reports the first gradient step."""
     if not metrics.is_file():
         return False
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -99,7 +107,10 @@ def first_gradient_step(metrics: Path) -> bool:
 
 
 def processes_with(mark: str) -> list[str]:
-    """Returns the command lines of all processes whose environment variable MARK is `mark`."""
+    """Returns the command lines of all processes whose environment variable MARK is `mark`.
+
+    Each benchmarked run has its own value, which all processes of the run inherit.
+    """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -112,5 +123,8 @@ def processes_with(mark: str) -> list[str]:
 
 
 def new_run_folder(name: str) -> Path:
-    """Returns the path of a new run folder, relative to the checkout. The name has the time."""
+    """Returns the path for a new run folder, named by the time and `name`; the folder is not made.
+
+    The path is relative to the root of this repository.
+    """
     return (RUNS / f"{time.strftime('%Y-%m-%d_%H%M%S')}_{name}").relative_to(ROOT)

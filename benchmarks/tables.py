@@ -48,7 +48,10 @@ def main() -> None:
 
 
 def tables(results: Path) -> str:
-    """Returns the text between BEGIN and END of the page, from a folder of results."""
+    """Returns the generated part of `docs/results.md`, all tables of measurements, as Markdown.
+
+    results: the folder of recorded results. On the page, this part stands between BEGIN and END.
+    """
     learned = [json.loads(path.read_text()) for path in sorted(results.glob("*/summary.json"))]
     parts = (
         *learning_tables(learned, load(results / "distributed.json")),
@@ -64,9 +67,10 @@ def tables(results: Path) -> str:
 
 
 def learning_tables(learned: list[dict[str, Any]], on_ray: dict[str, Any] | None) -> Iterator[str]:
-    """Yields the tables of returns, of steps to thresholds, and of commands.
+    """Yields three tables with headings: returns, steps to thresholds, and commands.
 
-    learned: the summaries of all environments. on_ray: the record of `system/distributed.py`.
+    learned: the content of `summary.json` of each environment. on_ray: the record of
+    `system/distributed.py`, or None.
     """
     returns, thresholds, commands = [], [], []
     for summary in learned:
@@ -89,14 +93,17 @@ def learning_tables(learned: list[dict[str, Any]], on_ray: dict[str, Any] | None
     yield markdown_table(THRESHOLDS, thresholds)
     yield "### Commands"
     yield paragraph(
-        "Each command trains all seeds of a row. Settings have their present names; the records "
-        "have the names that were valid when they were made."
+        "Each command trains all seeds of one method (an agent or a baseline). The commands use "
+        "the present names of settings; the recorded results may use older names."
     )
     yield markdown_table(("Environment", "Method", "Command"), commands)
 
 
 def distributed_row(found: dict[str, Any] | None) -> tuple[str, ...]:
-    """Returns the row of the returns table for runs on Ray that `make train` starts."""
+    """Returns the row of the table of returns for runs on Ray that `make train` starts.
+
+    found: the record of `system/distributed.py`. If it is None, the row says "not measured yet".
+    """
     if found is None:
         return "CartPole-v1", f"{DEFAULT_AGENT} on Ray", "0", MISSING, "", ""
     runs = found["runs"]
@@ -111,9 +118,10 @@ def distributed_row(found: dict[str, Any] | None) -> tuple[str, ...]:
 
 
 def command(row: Mapping[str, Any], env: str) -> str:
-    """Returns the command that trains all seeds of a method.
+    """Returns the command that trains all seeds of a method (an agent or a baseline) on `env`.
 
-    row: figures of the method, with the recorded command of its first seed.
+    row: results of the method from `summary.json`, with the recorded command of its first seed.
+    Renamed settings and moved scripts get their present names.
     """
     text, task = with_present_settings(row["command"]), TASKS[env]
     for old, new in (("launch.py", TRAIN), ("benchmarks/peers.py", "benchmarks/learning/sb3.py")):
@@ -130,7 +138,10 @@ def command(row: Mapping[str, Any], env: str) -> str:
 
 
 def pictures(results: Path) -> Iterator[str]:
-    """Yields the learning curves of all environments as links to pictures."""
+    """Yields Markdown links to the pictures of learning curves, one per environment.
+
+    results: the folder of recorded results.
+    """
     paths = sorted(results.glob("*/curves.png"))
     if paths:
         yield "### Learning curves"
@@ -143,7 +154,10 @@ def pictures(results: Path) -> Iterator[str]:
 
 
 def category_tables(learned: list[dict[str, Any]]) -> Iterator[str]:
-    """Yields a table of each environment that reports categories of episodes."""
+    """Yields a table of returns by category of episodes, for environments that report categories.
+
+    learned: the content of `summary.json` of each environment.
+    """
     for summary in learned:
         if "finals" not in summary:
             continue
@@ -156,20 +170,23 @@ def category_tables(learned: list[dict[str, Any]]) -> Iterator[str]:
         ]
         yield f"### {env} by category of episodes"
         yield paragraph(
-            f"The {TASKS[env].eval_episodes:,} evaluation episodes after training, by the "
-            "categories that the environment reports; median over seeds (min to max)."
+            f"The table shows the {TASKS[env].eval_episodes:,} evaluation episodes after training, "
+            "by categories that the environment reports. Cells are medians over seeds (min to max)."
         )
         names = [name.capitalize() for name in figures]
         yield markdown_table(("Method", "Category", *names), rows)
 
 
 def form(figure: str) -> str:
-    """Returns the number format of a figure of an evaluation."""
+    """Returns the number format for the column `figure`: one decimal for `return`, or 3 digits."""
     return ".1f" if figure == "return" else ".3g"
 
 
 def training_table(learned: list[dict[str, Any]]) -> Iterator[str]:
-    """Yields the table of training episodes, of the environments that report them."""
+    """Yields the table of training episodes, for environments that report training episodes.
+
+    learned: the content of `summary.json` of each environment.
+    """
     rows = []
     for summary in learned:
         rows += training_rows(summary["env"], summary.get("training", {}))
@@ -180,7 +197,10 @@ def training_table(learned: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def ablation_tables(results: Path) -> Iterator[str]:
-    """Yields the tables of all ablations."""
+    """Yields the tables of all ablations, in which agents were trained without one of their parts.
+
+    results: the folder of recorded results.
+    """
     for path in ablation.summary_files(results):
         found = json.loads(path.read_text())
         yield f"### Ablation of {found['agent']}"
@@ -189,13 +209,13 @@ def ablation_tables(results: Path) -> Iterator[str]:
 
 
 def startup_table(found: dict[str, Any] | None) -> Iterator[str]:
-    """Yields the table of start-up times."""
+    """Yields the table of start-up times. found: the record of `system/startup.py`, or None."""
     yield "### Start-up time"
     yield startup.table(found) if found else f"Start-up: {MISSING}."
 
 
 def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
-    """Yields the table of the replay benchmark. found: its record."""
+    """Yields the table of the replay benchmark. found: JSON record of the benchmark, or None."""
     yield "### Speed of the replay"
     if found is None:
         yield f"Replay: {MISSING}."
@@ -210,7 +230,10 @@ def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
 
 
 def updates_tables(results: Path) -> Iterator[str]:
-    """Yields the tables of learner speed, of all agents that were measured."""
+    """Yields the tables of learner speed (updates per second), one per measured agent.
+
+    results: the folder of recorded results.
+    """
     paths = sorted(results.glob("updates/*.json"))
     if paths:
         yield "### Speed of the learners"
@@ -224,12 +247,12 @@ def updates_tables(results: Path) -> Iterator[str]:
 
 
 def paragraph(text: str) -> str:
-    """Returns a paragraph with lines of at most 100 characters."""
+    """Returns `text` wrapped to lines of at most 100 characters."""
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def load(path: Path) -> Any:
-    """Returns the content of a JSON file; None if there is no file."""
+    """Returns the content of a JSON file, or None if the file does not exist."""
     return json.loads(path.read_text()) if path.is_file() else None
 
 

@@ -1,4 +1,4 @@
-"""Timing of workloads that take turns, so that a slow moment of the machine affects all alike."""
+"""Times workloads in turns, so that a slow moment of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COPY_BYTES: Final = 1 << 26  # of the copy whose speed is measured: larger than 
 
 @dataclass(frozen=True)
 class Workload:
-    """Work to be timed. `run(n)` does n repetitions, each of which processes `items` items.
+    """Work to be timed: `run(n)` repeats it n times. One repetition processes `items` items.
 
     clock: returns seconds. `time.perf_counter` counts wall time; `time.process_time` counts the
     processor time of this process.
@@ -26,9 +26,10 @@ class Workload:
     clock: Callable[[], float] = time.perf_counter
 
     def repetitions(self, seconds: float) -> int:
-        """Returns how many repetitions take about `seconds`, at least 1.
+        """Returns how many repetitions of the work take about `seconds`, at least 1.
 
-        The trial runs also warm up caches, memory pages and lazy imports.
+        The work is tried out for this. The trial also warms up caches, memory pages and lazy
+        imports.
         """
         n = 1
         while (took := self.time(n)) < seconds / 2:
@@ -36,22 +37,22 @@ class Workload:
         return max(1, round(n * seconds / took))
 
     def time(self, n: int) -> float:
-        """Returns the seconds that n repetitions take."""
+        """Returns how many seconds n repetitions of the work take."""
         began = self.clock()
         self.run(n)
         return self.clock() - began
 
     def rate(self, n: int) -> float:
-        """Returns items per second, measured over n repetitions."""
+        """Returns the rate of the work in items per second, measured over n repetitions."""
         return n * self.items / self.time(n)
 
 
 def interleaved(workloads: list[Workload], rounds: int, seconds: float) -> Iterator[list[float]]:
-    """Yields the rates of all workloads, in items per second, once per round.
+    """Times all workloads in turns; yields a list of their rates (items per second) per round.
 
-    In a round every workload runs once, for about `seconds`. Every second round runs the workloads
-    in reverse order, so that no workload is always the first. All workloads are warmed up before
-    the first round.
+    In each round every workload runs once, for about `seconds`. Every second round runs the
+    workloads in reverse order, so that no workload is always the first. All workloads are warmed up
+    before the first round.
     """
     repetitions = [workload.repetitions(seconds) for workload in workloads]
     indices = range(len(workloads))
@@ -72,14 +73,14 @@ def repeated(once: Callable[[], object]) -> Callable[[int], None]:
 
 
 class CopyBandwidth:
-    """Measures how fast the machine copies memory at the moment: `np.copyto` of `size` bytes."""
+    """Measures how fast the machine copies memory: `np.copyto` of `size` bytes."""
 
     def __init__(self, size: int = COPY_BYTES) -> None:
         self._source, self._target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
         self.measure()
 
     def measure(self, times: int = 4) -> float:
-        """Returns copied gigabytes per second."""
+        """Copies the bytes `times` times, and returns the bandwidth in gigabytes per second."""
         began = time.perf_counter()
         for _ in range(times):
             np.copyto(self._target, self._source)

@@ -1,4 +1,4 @@
-"""Makes the short film at the top of the README from a film that `launch.py eval` has recorded.
+"""Makes the GIF at the top of the README from a video that `launch.py eval` has recorded.
 
 python launch.py eval RUN --episodes 1 --seed 7 --video films/
 python docs/film.py films/NAME.mp4 docs/images/walker.gif

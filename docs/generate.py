@@ -1,4 +1,7 @@
-"""Writes the pages of `docs/` that are made from the code: `python docs/generate.py`."""
+"""Writes `docs/settings.md` and `docs/metrics.md`, two pages that are generated from the code.
+
+python docs/generate.py
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""Comparison of two checkouts: whether a change made learning worse or changed any number."""
+"""Scripts that compare two checkouts (copies of this repository at two commits).
+
+They tell whether a change made learning worse, and whether it changed any computed number.
+"""

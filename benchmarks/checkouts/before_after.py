@@ -1,17 +1,20 @@
-"""Compares two checkouts of this project: before and after a change.
+"""Compares two checkouts (copies of this repository), one before and one after a change.
 
-Did the change make learning worse? The same commands with the same new seeds in both checkouts:
+Two commands tell whether the change made learning worse. `run` trains all agents of one checkout
+with fixed seeds, and `show` compares the returns of both checkouts:
 
     python benchmarks/checkouts/before_after.py run CHECKOUT FOLDER
     python benchmarks/checkouts/before_after.py show OLD_FOLDER NEW_FOLDER [--out FILE]
 
-Did the change alter any number? Short runs of every agent in both checkouts, compared bit by bit:
+Two commands tell whether the change altered any computed number. `run-short` makes a short run of
+every agent, and `same` compares the runs of both checkouts bit by bit:
 
     python benchmarks/checkouts/before_after.py run-short CHECKOUT FOLDER
     python benchmarks/checkouts/before_after.py same OLD_FOLDER NEW_FOLDER [--out FILE]
 
-`run` and `run-short` skip finished runs; `run` resumes interrupted runs. `show` and `same` print
-their result, and write it to `--out` as JSON. `same` ends with exit code 1 if anything differs.
+FOLDER receives the runs of one checkout. `run` and `run-short` skip finished runs, and `run`
+resumes interrupted runs. `show` and `same` print a table, and write the result to `--out` as JSON.
+`same` ends with exit code 1 if any number differs.
 """
 
 from __future__ import annotations
@@ -92,7 +95,11 @@ def main() -> None:
 
 
 def run(checkout: Path, folder: Path) -> None:
-    """Trains and evaluates all runs of TASKS with one checkout, into `folder`."""
+    """Trains and evaluates all runs of TASKS with the code in `checkout`; writes them to `folder`.
+
+    TASKS lists the environments and seeds. checkout: a copy of this repository. Finished runs are
+    skipped, and interrupted runs are resumed.
+    """
     for task, (flags, every, episodes, final_episodes, seeds) in TASKS.items():
         for seed in seeds:
             path = folder / f"{task}-{seed}"
@@ -115,7 +122,12 @@ def run(checkout: Path, folder: Path) -> None:
 
 
 def summarise(folder: Path) -> dict[str, Any]:
-    """Returns run → versions, evaluations during training, and the evaluation after training."""
+    """Returns the results of all finished runs in `folder`, by name of the run.
+
+    The results of a run are its git commit, the versions of Python and torch, the evaluations
+    during training as [environment steps, mean return], and the evaluation after training
+    (`score`).
+    """
     runs = {}
     for evaluation in sorted(folder.glob("*.json")):
         path = folder / evaluation.stem
@@ -131,15 +143,20 @@ def summarise(folder: Path) -> dict[str, Any]:
 
 
 def table(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Returns a table with a row per task. old, new: the summaries of both folders.
+    """Returns a Markdown table of the returns before and after a change, with one row per task.
 
-    Cells are median (min to max) over seeds. Differences are mean ± standard error.
+    old, new: results of `summarise` before and after the change. Returns are shown as median (min
+    to max) over seeds. Differences are shown as mean ± standard error over seeds.
     """
     return markdown_table(HEADS, [row(task, old, new) for task in TASKS])
 
 
 def row(task: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Returns the cells of one task."""
+    """Returns the table cells of one task: returns before and after a change, and their difference.
+
+    The returns are the mean of the evaluations during training, and the return after training. old,
+    new: results of `summarise` before and after the change. Only runs in both of them are compared.
+    """
     names = [name for name in old if name.startswith(task) and name in new]
 
     def values(runs: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

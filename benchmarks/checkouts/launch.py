@@ -1,4 +1,4 @@
-"""Runs `launch.py` of a checkout, and describes how a run was made."""
+"""Runs `launch.py` of a checkout (a copy of this repository), and reads how a run was made."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 
 
 def launch(checkout: Path, run: Path, args: list[str]) -> str:
-    """Runs `launch.py` of a checkout and returns its output. Raises SystemExit if it fails.
+    """Runs `launch.py` with the arguments `args` in the folder `checkout`, and returns its output.
 
-    run: the run folder; errors are appended to a log file beside this folder.
+    checkout: a copy of this repository. run: the run folder. Error messages are appended to a log
+    file beside the run folder. Raises SystemExit if the command fails.
     """
     run.parent.mkdir(parents=True, exist_ok=True)
     with open(run.with_suffix(".log"), "a") as log:
@@ -32,13 +33,16 @@ def launch(checkout: Path, run: Path, args: list[str]) -> str:
 
 
 def made_by(run: Path) -> dict[str, str]:
-    """Returns the commit and the versions that made a run."""
+    """Returns the git commit and the versions of Python and torch that made a run.
+
+    run: the run folder.
+    """
     versions = json.loads((run / "versions.json").read_text())
     return {name: versions[name] for name in ("git", "python", "torch")}
 
 
 def machine() -> dict[str, Any]:
-    """Returns the number of cores, and the name of the processor."""
+    """Returns the number of CPUs and the name of the processor of this machine."""
     return {"cpus": os.cpu_count(), "processor": processor()}
 
 

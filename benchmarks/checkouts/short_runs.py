@@ -1,8 +1,9 @@
-"""Short runs of every agent, and a comparison of their results bit by bit.
+"""Makes short runs of every agent with two checkouts, and compares their results bit by bit.
 
-Two checkouts compute the same numbers if the same commands give the same arrays in the last
-checkpoint, and the same values in `metrics.jsonl`. Names of arrays and of metrics may differ.
-Values that depend on the clock are left out: durations, and events of the kind `run`.
+Two checkouts (copies of this repository) compute the same numbers if the same commands give the
+same arrays in the last checkpoint, and the same values in `metrics.jsonl`. Arrays and metrics may
+have different names. Values that depend on the clock are not compared. These are durations, and
+events of the kind `run`.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ HEADS: Final = ("Run", "Arrays", "Arrays that differ", "Events", "Events that di
 
 
 def run(checkout: Path, folder: Path) -> None:
-    """Makes all runs of RUNS with one checkout, into `folder`. Skips finished runs.
+    """Makes all short runs of RUNS with the code in `checkout`, and writes them to `folder`.
 
-    Raises SystemExit for an unfinished run.
+    RUNS maps the name of a run to its command-line flags. Finished runs are skipped. Raises
+    SystemExit if a run folder exists whose run has not finished.
     """
     for name, flags in RUNS.items():
         path = folder / name
@@ -59,9 +61,10 @@ def run(checkout: Path, folder: Path) -> None:
 
 
 def compare(old: Path, new: Path) -> dict[str, Any]:
-    """Returns how the runs in two folders differ, with commits, versions and commands.
+    """Compares the short runs in the folders `old` and `new`, and returns how they differ.
 
-    Raises SystemExit if a folder has no run of RUNS, or has not the same runs as the other folder.
+    For each run, the result has the command, the commits, the versions and the numbers of
+    differences. Raises SystemExit if the two folders have different runs, or no runs of RUNS.
     """
     names = [[name for name in RUNS if (folder / name).is_dir()] for folder in (old, new)]
     if names[0] != names[1] or not names[0]:
@@ -83,15 +86,15 @@ def compare(old: Path, new: Path) -> dict[str, Any]:
 
 
 def command(name: str) -> str:
-    """Returns the command of a run, without the run folder."""
+    """Returns the command line of the short run `name`, without its run folder."""
     return " ".join(("python launch.py", *COMMON, *RUNS[name]))
 
 
 def compare_run(old: Path, new: Path) -> dict[str, Any]:
-    """Returns how many arrays and events two run folders have, and how many differ.
+    """Returns how many arrays and events the run folder `old` has, and how many differ in `new`.
 
-    Differing arrays are arrays of one folder whose content the other folder lacks. Events are
-    compared in order.
+    Arrays of the last checkpoints are compared by content, whatever their names and order. Events
+    in `metrics.jsonl` are compared in order.
     """
     arrays = [array_hashes(run) for run in (old, new)]
     events = [event_values(run) for run in (old, new)]
@@ -107,10 +110,10 @@ def compare_run(old: Path, new: Path) -> dict[str, Any]:
 
 
 def array_hashes(run: Path) -> Counter[str]:
-    """Returns the content hashes of all arrays in the last checkpoint, as a multiset.
+    """Returns the SHA-256 hashes of all arrays in the last checkpoint of a run, with their counts.
 
-    The content of an array is its `.npy` file: data type, shape and values. Raises SystemExit if
-    there is no checkpoint.
+    run: the run folder. A hash covers the `.npy` file of an array: its data type, shape and values.
+    Raises SystemExit if the run has no checkpoint.
     """
     checkpoints = sorted((run / "checkpoints").glob("ckpt-*"))
     if not checkpoints:
@@ -123,9 +126,10 @@ def array_hashes(run: Path) -> Counter[str]:
 
 
 def event_values(run: Path) -> list[list[str]]:
-    """Returns the sorted numbers of each event in `metrics.jsonl`, without clock-dependent values.
+    """Returns a sorted list of numbers, as text, for each event in `metrics.jsonl` of a run.
 
-    Left out are events of the kind `run`, and values whose name ends in `_s`, which are durations.
+    run: the run folder. Values that depend on the clock are left out. These are events of the kind
+    `run`, and fields whose name ends in `_s` (durations in seconds).
     """
     found = []
     for line in (run / "metrics.jsonl").read_text().splitlines():
@@ -141,7 +145,7 @@ def event_values(run: Path) -> list[list[str]]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Returns a table with a row per run. found: the result of `compare`."""
+    """Returns a Markdown table with one row per short run. found: the result of `compare`."""
     rows = [
         (
             name,

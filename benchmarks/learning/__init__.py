@@ -1,1 +1,1 @@
-"""Learning curves of several seeds, of ours and of Stable-Baselines3."""
+"""Benchmarks of learning: curves over several seeds, of our agents and of Stable-Baselines3."""

@@ -1,11 +1,12 @@
-r"""Ablation: trains the same seeds with every part of an agent and without one part each.
+r"""Runs an ablation: trains an agent with all of its parts, and again without one part at a time.
 
     python benchmarks/learning/ablation.py --agent gated-rainbow --env NumberGame-v1 \
         --steps 120000 --jobs 2
     python benchmarks/learning/ablation.py --agent dreamwalker --env BipedalWalker-v3 --steps 30000
 
-Finished seeds are not trained again, and interrupted seeds are resumed. Records and the summary
-are written to `benchmarks/results/ENV/ablation/AGENT`.
+All variants train with the same seeds. Finished runs are not repeated, and interrupted runs are
+resumed. The records of the runs and a summary are written to `--out`, by default
+`benchmarks/results/ENV/ablation/AGENT`.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ def main() -> None:
 
 
 def plan(preset: Training, count: int, out: Path) -> list[SeedRun]:
-    """Returns the runs of all variants and seeds.
+    """Returns the training runs of an ablation: each variant of `preset` with seeds 0 to count - 1.
 
-    All variants of a seed come before the next seed, so that an interrupted ablation has complete
-    comparisons.
+    A variant is the agent without one of its parts, or the whole agent. out: folder of the records.
+    The runs are sorted by seed, so that an interrupted ablation can compare all variants of some
+    seeds.
     """
     variants = {PRESET: preset}
     for name, setting in VARIANTS[preset.agent].items():
@@ -72,12 +74,16 @@ def plan(preset: Training, count: int, out: Path) -> list[SeedRun]:
 
 
 def folder(variant: str) -> str:
-    """Returns the folder name of a variant."""
+    """Returns the folder name of an ablation's variant, with hyphens instead of spaces."""
     return variant.replace(" ", "-")
 
 
 def summarise(preset: Training, count: int, out: Path) -> dict[str, Any]:
-    """Returns the figures of all variants, one value per seed, from the records in `out`."""
+    """Returns the results of all variants of an ablation from its records, one value per seed.
+
+    A variant is the agent without one of its parts, or the whole agent (`preset`). count: number of
+    seeds. out: folder of the records.
+    """
     variants: dict[str, Any] = {}
     for name, setting in {PRESET: "", **VARIANTS[preset.agent]}.items():
         curves = [read_curve(out / folder(name) / f"seed-{seed}.jsonl") for seed in range(count)]
@@ -98,18 +104,22 @@ def summarise(preset: Training, count: int, out: Path) -> dict[str, Any]:
 
 
 def title(found: Mapping[str, Any]) -> str:
-    """Returns what the table of an ablation shows."""
+    """Returns the caption of an ablation's table, which explains the columns.
+
+    found: the result of `summarise`.
+    """
     seeds = len(found["variants"][PRESET]["final"])
     return (
         f"Ablation of `{found['agent']}`: {found['steps']:,} steps of {found['env']}, {seeds} "
-        f"seeds. Return after training: mean of {found['episodes']:,} greedy episodes. Mean "
-        "return: mean of all evaluations during training. Difference: variant minus preset, seed "
-        "by seed. Cells are means over seeds (min to max)."
+        "seeds. Each variant is the preset without one part. Return after training: mean of "
+        f"{found['episodes']:,} greedy episodes. Mean return: mean of all evaluations during "
+        "training. Difference: variant minus preset, seed by seed. Cells are means over seeds (min "
+        "to max)."
     )
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Returns the table of an ablation. found: its summary."""
+    """Returns the Markdown table of an ablation, one row per variant. found: from `summarise`."""
     preset = found["variants"][PRESET]
     rows = []
     for name, variant in found["variants"].items():
@@ -133,13 +143,16 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def difference(variant: Sequence[float], preset: Sequence[float]) -> str:
-    """Returns mean and range of the differences, seed by seed."""
+    """Returns mean and range of `variant` minus `preset` as text.
+
+    The arguments are the returns of a variant and of the preset, with one value per seed.
+    """
     pairs = zip(variant, preset, strict=True)
     return mean_and_range([ours - other for ours, other in pairs], "+.1f")
 
 
 def summary_files(results: Path) -> list[Path]:
-    """Returns the summaries of all ablations in a folder of results."""
+    """Returns the paths of `summary.json` of all ablations in a folder of results."""
     return sorted(results.glob("*/ablation/*/summary.json"))
 
 

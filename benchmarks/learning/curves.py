@@ -1,8 +1,8 @@
-"""Learning curves: the record of a training run, and figures computed from records.
+"""Reads and writes records of training runs, and computes results of learning curves from them.
 
-The record of one seed is the file `<results>/<method>/seed-<seed>.jsonl`. Its first line says how
-the run was made. The other lines are the evaluations and the training episodes of the run, and an
-evaluation after training. A method is an agent with its settings, or a baseline.
+The record of one seed is the file `<results>/<method>/seed-<seed>.jsonl`. A method is an agent with
+its settings, or a baseline of another library. The first line says how the run was made. The other
+lines are evaluations during training, training episodes, and an evaluation after training.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RENAMED_SETTINGS: Final = {
 
 @dataclass(frozen=True)
 class Task:
-    """An environment, and how learning in this environment is evaluated."""
+    """The benchmark of one environment: how agents are evaluated, which returns count as solved."""
 
     thresholds: tuple[float, ...]  # mean returns of an evaluation that count as solved
     ours: str = DEFAULT_AGENT  # the method that all methods are compared with
@@ -65,7 +65,7 @@ TASKS: Final = {
 
 @dataclass(frozen=True)
 class Curve:
-    """The greedy evaluations of one seed in order, with the returns of its training episodes."""
+    """The learning curve of one seed: E evaluations and N training episodes, in order of time."""
 
     steps: Array  # (E,) environment steps of training before each evaluation
     returns: Array  # (E,) mean return of each evaluation
@@ -79,58 +79,68 @@ class Curve:
 
     @property
     def final_return(self) -> float:
-        """The mean return of the evaluation after training, or else of the last evaluation."""
+        """The mean return of the evaluation after training, or else of the last one before it."""
         return float(self.final.get("return_mean", self.returns[-1]))
 
     @property
     def mean_return(self) -> float:
-        """The mean of all evaluations: the area under the curve divided by the training time."""
+        """The mean over all evaluations during training: the normalised area under the curve."""
         return float(self.returns.mean())
 
     @property
     def training_minutes(self) -> Array:
-        """(E,) minutes of training at each evaluation, without the time of evaluations.
+        """Minutes of training until each of the E evaluations, shape (E,).
 
-        On Ray, evaluations run beside training, so their time is not subtracted.
+        The time of evaluations is subtracted from the wall time. On Ray it is not subtracted,
+        because evaluations run beside training there.
         """
         beside = "launch.py" in self.command and "--local" not in self.command
         waiting = 0.0 if beside else np.cumsum(self.eval_s)
         return np.asarray((self.wall_s - waiting) / 60)
 
     def first_steps_at(self, threshold: float) -> int | None:
-        """Returns the steps of the first evaluation at or above `threshold`; None without one."""
+        """Returns the environment steps until an evaluation first has a mean return ≥ `threshold`.
+
+        Returns None if no evaluation reaches the threshold.
+        """
         above = self.returns >= threshold
         return int(self.steps[above.argmax()]) if above.any() else None
 
     def later_share_at(self, threshold: float) -> float | None:
-        """Returns which fraction of later evaluations is at or above `threshold`.
+        """Returns which fraction of later evaluations has a mean return ≥ `threshold`.
 
-        Later evaluations are those after the first one at or above `threshold`. None without any.
+        Later evaluations are all evaluations after the first one with a mean return ≥ `threshold`.
+        Returns None if there are no later evaluations.
         """
         above = self.returns >= threshold
         later = above[above.argmax() + 1 :] if above.any() else above[:0]
         return float(later.mean()) if later.size else None
 
     def lasting_steps_at(self, threshold: float) -> int | None:
-        """Returns the steps of the first evaluation after which none is below `threshold`.
+        """Returns the environment steps until the evaluations stay at or above `threshold`.
 
-        The evaluation itself is at or above `threshold`. None if the last evaluation is below it.
+        These are the steps of the first evaluation from which on every mean return is ≥
+        `threshold`. Returns None if the last evaluation is below the threshold.
         """
         below = np.flatnonzero(self.returns < threshold)
         first = int(below[-1]) + 1 if below.size else 0
         return int(self.steps[first]) if first < self.steps.size else None
 
     def first_episode_at(self, threshold: float) -> tuple[int, int] | None:
-        """Returns the first training episode with a return of at least `threshold`.
+        """Returns the first training episode with a return ≥ `threshold`, or None if there is none.
 
-        The result is (number of the episode from 1, environment steps at its end), or None.
+        The episode is given as (its number, counted from 1; environment steps at its end).
         """
         above = np.flatnonzero(self.episode_returns >= threshold)
         return (int(above[0]) + 1, int(self.episode_ends[above[0]])) if above.size else None
 
     @property
     def running_mean(self) -> tuple[Array, Array]:
-        """Environment steps, and the mean return of the last WINDOW training episodes there."""
+        """The running mean of training returns over the last WINDOW episodes.
+
+        The value is (environment steps, mean returns). Both arrays have one entry per training
+        episode, from episode number WINDOW on.
+        """
         if self.episode_returns.size < WINDOW:
             return self.episode_ends[:0], self.episode_returns[:0]
         windows = np.lib.stride_tricks.sliding_window_view(self.episode_returns, WINDOW)
@@ -141,10 +151,10 @@ class Curve:
 
 
 def read_events(path: Path) -> list[Event]:
-    """Returns the events of a metrics file as an uninterrupted run would have written them.
+    """Returns the events of a metrics file, without events that were repeated after a resume.
 
-    A resumed run repeats the steps after its checkpoint. The events of the repetition replace the
-    first ones.
+    A resumed run repeats the steps after its checkpoint. The repeated events replace the first
+    ones, so the result is that of a run without interruption.
     """
     events: list[Event] = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -158,10 +168,11 @@ def read_events(path: Path) -> list[Event]:
 def write_record(
     about: Event, events: Sequence[Event], path: Path, final: Event | None = None
 ) -> None:
-    """Writes the record of one seed.
+    """Writes the record of a training run with one seed to `path`, as JSON lines.
 
-    about: how the run was made. events: all events of the run. final: the evaluation after
-    training.
+    about: how the run was made, such as its command. events: all events of the run, of which
+    evaluations and training episodes are recorded. final: the evaluation after training, if there
+    was one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(".part")
@@ -184,7 +195,10 @@ def write_record(
 
 
 def read_curve(path: Path) -> Curve:
-    """Returns the curve of a record. Raises SystemExit if the record has no evaluation."""
+    """Returns the learning curve of one seed from its record, the file `path`.
+
+    Raises SystemExit if the record has no evaluation.
+    """
     events = read_events(path)
     evaluations = [event for event in events if event["kind"] == "eval"]
     if not evaluations:
@@ -204,10 +218,10 @@ def read_curve(path: Path) -> Curve:
 
 
 def read_methods(results: Path, first: str) -> dict[str, list[Curve]]:
-    """Returns method → curves of its seeds, for all records of an environment.
+    """Returns the learning curves of all methods in one environment, a list over seeds per method.
 
-    results: the folder of the environment. first: the method that comes first; the others follow
-    in alphabetical order.
+    A method is an agent with its settings, or a baseline. results: the folder of the environment's
+    records. first: the method that is placed first. The other methods follow in alphabetical order.
     """
     found = {path.parent.name for path in results.glob("*/seed-*.jsonl")}
     return {
@@ -217,7 +231,11 @@ def read_methods(results: Path, first: str) -> dict[str, list[Curve]]:
 
 
 def with_present_settings(text: str) -> str:
-    """Returns a recorded command or setting with the present names of renamed settings."""
+    """Returns `text` with renamed settings under their present names.
+
+    For example, `agent.share` becomes `agent.dream_share`. text: a command or a setting from a
+    record.
+    """
     return re.sub(
         r"\bagent\.\w+(?==)", lambda found: RENAMED_SETTINGS.get(found[0], found[0]), text
     )
@@ -235,10 +253,12 @@ def _rounded(value: Any) -> Any:
 
 
 def summarise(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
-    """Returns figures of a method, most of them as one value per seed.
+    """Returns the results of one method (an agent or a baseline), most of them as lists over seeds.
 
-    `steps` and `steps_for_good` are None for a seed that never reaches the threshold, or is below
-    the threshold in its last evaluation.
+    curves: one learning curve per seed. threshold: the mean return to reach. `steps` are the
+    environment steps until the first evaluation at the threshold; None if there is none.
+    `steps_for_good` are the steps from which on all evaluations are at the threshold; None if the
+    last one is below it.
     """
     later = [share for curve in curves if (share := curve.later_share_at(threshold)) is not None]
     return {
@@ -255,9 +275,11 @@ def summarise(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
 
 
 def summarise_training(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
-    """Returns figures of the training episodes of a method, which include exploration.
+    """Returns results of one method's training episodes, most of them as lists over seeds.
 
-    Most figures are lists of one value per seed; None for a seed that never reaches the threshold.
+    Training episodes include exploration. A method is an agent or a baseline. curves: one learning
+    curve per seed. threshold: the return to reach. The number of steps or episodes until the
+    threshold is None for a seed that never reaches the threshold.
     """
     firsts = [curve.first_episode_at(threshold) for curve in curves]
     means = [curve.running_mean for curve in curves]
@@ -274,10 +296,11 @@ def summarise_training(curves: Sequence[Curve], threshold: float) -> dict[str, A
 
 
 def final_by_category(curves: Sequence[Curve]) -> dict[str, dict[str, list[float]]]:
-    """Returns category of episodes → figure → one value per seed, of evaluations after training.
+    """Returns the results of evaluations after training, by category of episodes and by figure.
 
-    The category `all` has all episodes. An environment may report further categories and further
-    figures beside the return. The result is empty if there is no other category than `all`.
+    A figure, such as `return`, has a list of values, one per seed. curves: one learning curve per
+    seed. The category `all` has all episodes. Further categories and figures come from the
+    environment. The result is empty if the environment reports no categories.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for key in curves[0].final:
@@ -289,9 +312,10 @@ def final_by_category(curves: Sequence[Curve]) -> dict[str, dict[str, list[float
 
 
 def ratio(theirs: Sequence[int | None], ours: Sequence[int | None]) -> float | None:
-    """Returns the median of `theirs` divided by the median of `ours`; None if that is unknown.
+    """Returns the median of `theirs` divided by the median of `ours`.
 
-    A value None means that a seed never reached the threshold.
+    Both are environment steps to a threshold, with one value per seed. None stands for a seed that
+    never reached the threshold. The result is None if a median is infinite, or if `ours` is empty.
     """
     if not ours:
         return None

@@ -1,9 +1,9 @@
-"""Draws learning curves from the records in `benchmarks/results` (needs the extra `bench`).
+"""Draws learning curves from the records in `benchmarks/results` (needs matplotlib, extra `bench`).
 
     python benchmarks/learning/plots.py
 
-Writes `curves.png` of every environment, and the picture of the README: `dreamer-lite` and
-Stable-Baselines3 on two tasks. Reads the records and changes none of them.
+Draws `curves.png` of every environment, and the picture of the README, which compares
+`dreamer-lite` with Stable-Baselines3 on two environments. The records are read and not changed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ def main() -> None:
 
 
 def plot_curves(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
-    """Draws all methods of an environment: return against steps, and against minutes."""
+    """Draws the learning curves of all methods in one environment, and saves the picture to `path`.
+
+    A method is an agent or a baseline, with one learning curve per seed. The left panel shows
+    returns against environment steps, the right panel returns against minutes.
+    """
     figure = new_figure(9.2, 4.6)
     by_steps, by_minutes = figure.subplots(1, 2, sharey=True)
     colours = colours_of(methods)
@@ -76,7 +80,11 @@ def plot_curves(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) ->
 
 
 def plot_readme_picture(path: Path) -> None:
-    """Draws ours beside Stable-Baselines3: a row of panels for each of two environments."""
+    """Draws the README's picture (`dreamer-lite` and Stable-Baselines3), and saves it to `path`.
+
+    Each of two environments has a row of two panels: returns against environment steps, and against
+    minutes.
+    """
     figure = new_figure(8.0, 6.0)
     panels = figure.subplots(len(README_METHODS), 2, sharey="row")
     legend: dict[str, Line2D] = {}  # label → line
@@ -105,7 +113,7 @@ def plot_readme_picture(path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Returns an empty figure of so many inches that is drawn without a display."""
+    """Returns an empty matplotlib figure that needs no display. width, height: in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -115,18 +123,22 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def colours_of(methods: Sequence[str] | Mapping[str, object]) -> dict[str, str]:
-    """Returns method → colour. Methods that COLOURS does not know get OTHER_COLOURS in order."""
+    """Returns the line colours of methods (agents and baselines), by name of the method.
+
+    Colours come from COLOURS. Methods without an entry in COLOURS get those of OTHER_COLOURS in
+    order.
+    """
     unknown = [name for name in methods if name not in COLOURS]
     spare = {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(unknown)}
     return {name: COLOURS.get(name) or spare[name] for name in methods}
 
 
 def over_seeds(curves: Sequence[Curve]) -> tuple[Array, Array, Array]:
-    """Returns (steps (E,), minutes (E,), returns (S, E)) of S seeds at common steps.
+    """Interpolates the learning curves of S seeds at E common numbers of environment steps.
 
-    Seeds are evaluated at slightly different steps. Returns and minutes are interpolated linearly
-    at the steps of the first seed, within the steps that all seeds cover. Minutes are means over
-    the seeds.
+    Returns (steps, minutes of training, returns), of shapes (E,), (E,) and (S, E). Interpolation is
+    linear, because seeds are evaluated at slightly different steps. The common steps are the steps
+    of the first seed that lie within the range of all seeds. Minutes are means over the seeds.
     """
     first = max(curve.steps[0] for curve in curves)
     last = min(curve.steps[-1] for curve in curves)
@@ -139,7 +151,12 @@ def over_seeds(curves: Sequence[Curve]) -> tuple[Array, Array, Array]:
 def draw(
     by_steps: Axes, by_minutes: Axes, curves: Sequence[Curve], colour: str, label: str
 ) -> None:
-    """Draws one method in both panels: a mean line with a band, or dots for a single seed."""
+    """Draws the returns of one method against environment steps, and against minutes.
+
+    by_steps, by_minutes: the two panels. curves: one learning curve per seed. Several seeds give a
+    mean line with a band from the lowest to the highest seed. A single seed gives dots on a dashed
+    line.
+    """
     steps, minutes, returns = over_seeds(curves)
     single = len(curves) == 1
     style = {"ls": "--", "marker": "o", "ms": 4, "mfc": "white"} if single else {"lw": 1.6}
@@ -151,7 +168,10 @@ def draw(
 
 
 def finish_panels(env: str, by_steps: Axes, by_minutes: Axes) -> None:
-    """Draws the thresholds of an environment, and names and scales the axes."""
+    """Draws an environment's threshold lines into both panels, and labels and scales the axes.
+
+    by_steps, by_minutes: the panels of returns against environment steps, and against minutes.
+    """
     thresholds = TASKS[env].thresholds
     by_steps.set(xscale="log", xlabel="environment steps (log scale)")
     by_steps.set_ylabel("mean return of an evaluation")
@@ -169,9 +189,9 @@ def finish_panels(env: str, by_steps: Axes, by_minutes: Axes) -> None:
 
 
 def label_powers(axes: Axes) -> None:
-    """Labels 1, 2, 5, 10, … on a logarithmic x-axis; only 1, 10, 100, … on a long axis.
+    """Labels a logarithmic x-axis with 1, 2, 5, 10, …, or with 1, 10, 100, … if the axis is long.
 
-    Thousands are written as `k`.
+    An axis is long if it spans more than a factor of 300. Thousands are written as `k`.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -190,7 +210,12 @@ def add_explanations(
     methods: Mapping[str, Sequence[Curve]],
     training_episodes: bool,
 ) -> None:
-    """Adds to a legend the meaning of lines, bands and dots that occur in the plot."""
+    """Adds entries to a plot's legend that explain the lines, bands and dots of this plot.
+
+    lines, labels: the legend so far, which is extended. methods: the learning curves in the plot, a
+    list over seeds per method. training_episodes: whether the plot shows means of training
+    episodes.
+    """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

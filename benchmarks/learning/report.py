@@ -1,4 +1,4 @@
-"""Summaries of learning curves: `summary.json`, and tables over seeds."""
+"""Sums up learning curves over seeds: writes `summary.json`, and makes Markdown tables."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from benchmarks.learning.plots import plot_curves
 
 RETURNS: Final = ("Environment", "Method", "Seeds", "Return", "Training steps", "Wall time (min)")
 RETURNS_MEANING: Final = (
-    "Return: mean of 100 greedy evaluation episodes at the end of training (NumberGame-v1: 5,000); "
-    "median over seeds (min to max). Wall time: of the whole run, evaluations included; median "
-    "over seeds (min to max)."
+    "The table shows the result of each method (an agent or a baseline). Return: mean of 100 "
+    "greedy episodes after training (NumberGame-v1: 5,000). Wall time: time of the whole run, "
+    "evaluations included. Both are medians over seeds (min to max)."
 )
 THRESHOLDS: Final = (
     "Environment",
@@ -36,12 +36,12 @@ THRESHOLDS: Final = (
     "Seeds at it at the end",
 )
 THRESHOLDS_MEANING: Final = (
-    "Steps to threshold: environment steps until the first evaluation whose mean return is at or "
-    "above the threshold; median over seeds (min to max); `> N`: not reached in N steps. Relative "
-    "to ours: that median divided by the median of the first method of the same environment. Later "
-    "evaluations at it: percentage of the evaluations after the first one at the threshold that "
-    "are at or above it too. Seeds at it at the end: seeds whose last evaluation is at or above "
-    "the threshold."
+    "The table shows how soon the mean return of an evaluation reaches a threshold. Steps to "
+    "threshold: environment steps until the first evaluation at or above the threshold; median "
+    "over seeds (min to max); `> N`: not reached in N steps. Relative to ours: this median divided "
+    "by the median of the first method of the environment. Later evaluations at it: percentage at "
+    "or above the threshold among the evaluations after the first one that reached it. Seeds at it "
+    "at the end: seeds whose last evaluation is at or above the threshold."
 )
 
 
@@ -56,16 +56,18 @@ TRAINING: Final = (
     f"Highest mean of {WINDOW}",
 )
 TRAINING_MEANING: Final = (
-    "Training episodes include exploration. First episode at it: number of the first training "
-    f"episode with a return at or above the threshold. Mean of {WINDOW}: mean return of the last "
-    f"{WINDOW} training episodes. Cells are median over seeds (min to max)."
+    "The table shows the returns of training episodes, which include exploration. First episode at "
+    "it: number of the first training episode with a return at or above the threshold. Mean of "
+    f"{WINDOW}: mean return of the last {WINDOW} training episodes. Cells are medians over seeds "
+    "(min to max)."
 )
 
 
 def report(env: str, results: Path) -> str:
-    """Writes `summary.json` and `curves.png` of one environment, and returns its tables.
+    """Writes `summary.json` and `curves.png` of one environment, and returns its Markdown tables.
 
-    results: the folder with the records of the environment.
+    results: the folder with the records (files of training runs) of the environment. Both files are
+    written into this folder.
     """
     task = TASKS[env]
     methods = read_methods(results, task.ours)
@@ -103,7 +105,11 @@ def report(env: str, results: Path) -> str:
 
 
 def returns_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns a row of RETURNS for each method. figures: those of `summary.json`."""
+    """Returns the rows of the table of returns, one per method (an agent or a baseline).
+
+    figures: the list `figures` in `summary.json` of the environment. The columns are listed in
+    RETURNS.
+    """
     methods: dict[str, Mapping[str, Any]] = {}
     for row in figures:
         methods.setdefault(row["method"], row)
@@ -121,7 +127,11 @@ def returns_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple[s
 
 
 def threshold_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns a row of THRESHOLDS for each threshold and method."""
+    """Returns the rows of the table of steps to a threshold, one per threshold and method.
+
+    A method is an agent or a baseline. figures: the list `figures` in `summary.json` of the
+    environment. The columns are listed in THRESHOLDS.
+    """
     rows: list[tuple[str, ...]] = []
     for row in figures:
         times, later = row["times_ours"], row["later_looks_above"]
@@ -141,12 +151,19 @@ def threshold_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple
 
 
 def reached(steps: Sequence[int | None]) -> str:
-    """Returns `k/n`: k of n seeds have a value."""
+    """Returns `k/n` as text: k of the n values are numbers, and not None.
+
+    A value in `steps` is None for a seed that did not reach the threshold.
+    """
     return f"{sum(value is not None for value in steps)}/{len(steps)}"
 
 
 def training_rows(env: str, training: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns a row of TRAINING for each method."""
+    """Returns the rows of the table of training episodes, one per method (an agent or a baseline).
+
+    training: the result of `summarise_training` for each method. The columns are listed in
+    TRAINING.
+    """
     return [
         (
             env,

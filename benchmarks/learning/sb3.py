@@ -1,11 +1,11 @@
-"""Trains model-free baselines: Stable-Baselines3 (SB3) with the tuned settings of its RL Zoo.
+"""Trains model-free baselines of Stable-Baselines3 (SB3) with the tuned settings of its RL Zoo.
 
     pip install stable-baselines3        # the extra `peers`; matplotlib is the extra `bench`
     python benchmarks/learning/sb3.py --env CartPole-v1 --seeds 3
 
-Every evaluation plays 100 new greedy episodes with our own evaluator. Finished seeds are not
-trained again. Settings: DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml and sac.yml at commit
-22e3ff2.
+The baselines are DQN on CartPole-v1 and SAC on Pendulum-v1. Our own evaluator plays 100 greedy
+episodes, new ones in every evaluation. Finished seeds are not trained again. The settings come from
+DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml and sac.yml, at commit 22e3ff2.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EVAL_EPISODES = 100
 
 @dataclass(frozen=True)
 class Baseline:
-    """An algorithm of SB3, its settings, and for how many environment steps it trains."""
+    """An algorithm of SB3 (Stable-Baselines3), its settings, and for how many steps it trains."""
 
     algorithm: str
     steps: int
@@ -49,7 +49,7 @@ class Baseline:
 
     @property
     def name(self) -> str:
-        """The name of the method in records."""
+        """The name of the baseline in records, such as `sb3-dqn`."""
         return f"sb3-{self.algorithm.lower()}"
 
 
@@ -77,7 +77,7 @@ BASELINES = {
 
 
 class Greedy:
-    """Gives an SB3 model the interface of an agent, so that our evaluator can play it."""
+    """Gives a model of Stable-Baselines3 the interface of an agent, for use in our evaluator."""
 
     def __init__(self, model: BaseAlgorithm) -> None:
         self._model, self._space = model, model.action_space
@@ -90,7 +90,10 @@ class Greedy:
         return self._scaled(action), state, {}
 
     def _scaled(self, action: Array) -> Array:
-        """Returns actions as our agents choose them: continuous ones scaled to [-1, 1]."""
+        """Returns continuous actions scaled to [-1, 1], and discrete actions unchanged.
+
+        Our evaluator expects continuous actions in [-1, 1].
+        """
         if not hasattr(self._space, "low"):
             return action
         low, high = self._space.low, self._space.high
@@ -98,7 +101,11 @@ class Greedy:
 
 
 class Recorder(BaseCallback):
-    """Evaluates the model every EVAL_EVERY steps, and collects events like those of our runs."""
+    """A callback of SB3 that evaluates the model every EVAL_EVERY environment steps.
+
+    `events` collects evaluations and training episodes, in the format of the metrics of our own
+    runs.
+    """
 
     def __init__(self, env_id: str, seed: int) -> None:
         super().__init__()
@@ -127,7 +134,7 @@ class Recorder(BaseCallback):
 
 
 def train(env: str, seed: int, baseline: Baseline) -> list[Event]:
-    """Trains one seed and returns its events."""
+    """Trains an SB3 baseline with one seed, and returns its evaluations and episodes as events."""
     model = getattr(stable_baselines3, baseline.algorithm)(
         "MlpPolicy", env, seed=seed, device="cpu", **baseline.settings
     )
@@ -137,7 +144,7 @@ def train(env: str, seed: int, baseline: Baseline) -> list[Event]:
 
 
 def provenance(env: str, seed: int, baseline: Baseline) -> Event:
-    """Returns how a seed was trained: method, command, versions, and the number of cores."""
+    """Returns how a baseline was trained with one seed: method, command, versions, CPU count."""
     return {
         "method": baseline.name,
         "env": env,

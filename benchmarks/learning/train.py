@@ -1,11 +1,11 @@
-"""Trains several seeds of an agent, and reports how many environment steps learning takes.
+"""Trains an agent with several seeds, and reports how many environment steps learning takes.
 
     python benchmarks/learning/train.py --env CartPole-v1 --seeds 5 --steps 10000
     python benchmarks/learning/train.py --env NumberGame-v1 --agent gated-rainbow --steps 600000
 
 Every seed is evaluated during training and once after training. Finished seeds are not trained
-again, and interrupted seeds are resumed. Run folders stay in `runs/benchmarks/`. The records of
-the seeds, a summary and a plot are written to `--out` (needs the extra `bench`: matplotlib).
+again, and interrupted seeds are resumed. Run folders stay in `runs/benchmarks/`. The records of the
+seeds, a summary and a plot are written to `--out`. The plot needs matplotlib (the extra `bench`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dreamfleet.core.types import Event
 
 @dataclass(frozen=True)
 class Training:
-    """The settings that all seeds of a learning curve share."""
+    """Training settings that are the same for all seeds: agent, environment, steps, evaluations."""
 
     agent: str
     env: str
@@ -43,7 +43,7 @@ class Training:
     settings: tuple[str, ...] = ()  # KEY=VALUE
 
     def command(self, seed: int) -> list[str]:
-        """Returns the arguments of `launch.py` for one seed, without the run folder."""
+        """Returns the arguments of `launch.py` that train one seed, without the run folder."""
         args = [] if self.agent == DEFAULT_AGENT else ["--agent", self.agent]
         args += ["--env", self.env]
         if self.num_actors is None:
@@ -64,7 +64,11 @@ class Training:
 
 @dataclass(frozen=True)
 class SeedRun:
-    """The training run of one seed of the method `name`."""
+    """The training run of one seed.
+
+    training: settings that all seeds share. name: the method, which is an agent with its settings.
+    record: the file for the results.
+    """
 
     training: Training
     name: str
@@ -73,7 +77,10 @@ class SeedRun:
     record: Path
 
     def finish(self) -> None:
-        """Trains the seed to its last step, evaluates the final policy and writes the record."""
+        """Trains the seed to its last step, evaluates the final policy and writes the record.
+
+        Nothing is done if the seed has already been trained and evaluated.
+        """
         args = self.training.command(self.seed)
         if not train(args, self.run, self.training.steps) and self.evaluated():
             return
@@ -90,16 +97,17 @@ class SeedRun:
         write_record(about, events, self.record, {"kind": "final", **figures})
 
     def evaluated(self) -> bool:
-        """Returns whether the record has an evaluation after training."""
+        """Returns whether the record (file of the results) has an evaluation after training."""
         return self.record.is_file() and bool(read_curve(self.record).final)
 
 
 def seed_runs(
     training: Training, name: str, count: int, out: Path, group: str = ""
 ) -> list[SeedRun]:
-    """Returns the runs of seeds 0, 1, … of the method `name`.
+    """Returns the training runs of the seeds 0 to count - 1.
 
-    out: folder of the records. group: a folder for the run folders, to keep them apart.
+    name: the method, which is an agent with its settings. out: folder of the records. group: name
+    of a folder for the run folders, which keeps the runs of an ablation apart from others.
     """
     runs = RUNS / training.env / group / name
     return [
@@ -109,7 +117,7 @@ def seed_runs(
 
 
 def finish_all(runs: Sequence[SeedRun], at_once: int) -> None:
-    """Finishes all runs, `at_once` of them at a time with one core each."""
+    """Trains, evaluates and records all runs, `at_once` of them in parallel, with one core each."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(at_once) as pool:
         futures = [pool.submit(run.finish) for run in runs]
@@ -122,10 +130,11 @@ def finish_all(runs: Sequence[SeedRun], at_once: int) -> None:
 
 
 def train(args: Sequence[str], run: Path, steps: int) -> bool:
-    """Trains a run to `steps`: starts a new run, or resumes the run folder `run`.
+    """Trains the run in the folder `run` until `steps` environment steps.
 
-    Returns False if the run had finished before. Raises SystemExit if the run folder belongs to a
-    different command, or has no checkpoint.
+    args: arguments of `launch.py`. A run folder that exists is resumed. Returns False if the run
+    has already finished. Raises SystemExit if the run folder was made by a different command, or
+    has no checkpoint.
     """
     newest, command_file = checkpoint.newest(run / "checkpoints"), run.with_suffix(".command")
     command = without_steps(args)
@@ -149,13 +158,19 @@ def train(args: Sequence[str], run: Path, steps: int) -> bool:
 
 
 def without_steps(args: Sequence[str]) -> str:
-    """Returns a command without `--steps N`, the only argument that may change in a resumed run."""
+    """Returns the arguments `args` of a command as text, without `--steps N`.
+
+    A resumed run may have another number of steps than before. All other arguments must be equal.
+    """
     at = args.index("--steps")
     return " ".join([*args[:at], *args[at + 2 :]])
 
 
 def provenance(args: Sequence[str], run: Path) -> Event:
-    """Returns how a run was made: command, versions, and the number of cores."""
+    """Returns how a run was made: command, git commit, versions, number of CPUs.
+
+    args: arguments of `launch.py`. run: the run folder.
+    """
     versions = json.loads((run / "versions.json").read_text())
     return {
         "command": " ".join(["python launch.py", *args]),
@@ -174,7 +189,8 @@ def parser(
 ) -> argparse.ArgumentParser:
     """Returns the argument parser of a script that trains several seeds.
 
-    seeds, steps, agent, env: defaults. among: the agents to choose from.
+    seeds, steps, agent, env: default values of the options `--seeds`, `--steps`, `--agent` and
+    `--env`. among: the agents that `--agent` accepts.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawTextHelpFormatter
@@ -204,7 +220,7 @@ def parser(
 
 
 def training(args: argparse.Namespace) -> Training:
-    """Returns the settings that the arguments of `parser` ask for."""
+    """Converts command-line arguments, as parsed by `parser`, to the settings of a training run."""
     task = TASKS[args.env]
     return Training(
         args.agent,

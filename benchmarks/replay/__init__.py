@@ -1,1 +1,1 @@
-"""Speed of the replay, compared with other libraries' replay buffers."""
+"""Benchmarks of the replay: its speed, compared with replay buffers of other libraries."""

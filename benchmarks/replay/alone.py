@@ -1,4 +1,8 @@
-"""Measures our replay alone: error of the sum tree, growth of memory, and stalls by snapshots."""
+"""Measures our replay alone, without comparison to another library.
+
+The measured figures are the rounding error of the sum tree, the growth of memory, and the longest
+call during a snapshot.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +38,11 @@ from dreamfleet.runtime.packed import Packed
 
 
 def sum_error(size: int, updates: int) -> float:
-    """Returns the relative error of a sum tree's root after many updates, times 10¹².
+    """Returns the relative error of a sum tree's root after many updates of leaves, times 10¹².
 
-    The root is compared with the exact sum of the leaves. Leaves are between 1e-6 and 1e6, and one
-    update may write a slot twice.
+    size: number of leaves. updates: number of leaf updates. The root is compared with the exact sum
+    of the leaves. Leaves are set to random values between 1e-6 and 1e6, and one update may set the
+    same leaf twice.
     """
     tree, rng = SumTree(size), np.random.default_rng(0)
     for _ in range(updates // ADDED):
@@ -46,9 +51,10 @@ def sum_error(size: int, updates: int) -> float:
 
 
 def memory_growth(capacity: int, inserts: int) -> float:
-    """Returns by how many percent the memory of a process grows.
+    """Returns by how many percent the memory of a process grows while a full replay gets more rows.
 
-    The process has a replay that is full, and inserts `inserts` rows into this replay.
+    capacity: rows in the replay. inserts: rows that are added to the full replay. The replay lives
+    in a new process.
     """
     code = "from benchmarks.replay.alone import print_memory; print_memory()"
     words = [sys.executable, "-c", code, str(capacity), str(inserts)]
@@ -60,7 +66,11 @@ def memory_growth(capacity: int, inserts: int) -> float:
 
 
 def print_memory() -> None:
-    """Prints [resident bytes of this process once the replay is full, highest value afterwards]."""
+    """Prints the memory of this process as JSON: [bytes with a full replay, highest later value].
+
+    The command-line arguments are the capacity of the replay, and the number of rows that are added
+    to the full replay. Memory is the resident memory.
+    """
     capacity, inserts = map(int, sys.argv[1:])
     feed = itertools.cycle(chunks(episodes(LOW, 2)))
     server = filled(LOW, capacity, TRANSITIONS, feed)
@@ -75,16 +85,17 @@ def print_memory() -> None:
 
 
 def resident() -> int:
-    """Returns the resident memory of this process in bytes (Linux)."""
+    """Returns the resident memory of this process in bytes (Linux only)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def snapshot_stalls(capacity: int) -> Iterator[float]:
-    """Yields, without end, the longest call in milliseconds during a snapshot of the replay.
+    """Yields the duration in milliseconds of the longest replay call during a snapshot.
 
-    The calls add and sample alternately. The snapshot, which a checkpoint asks for in a run, is
-    taken in a second thread.
+    The iterator has no end: every value is measured with a new snapshot of `capacity` rows. A
+    second thread takes the snapshot, as for a checkpoint. Meanwhile the first thread adds and
+    samples in turn.
     """
     feed = itertools.cycle(chunks(episodes(LOW, 2)))
     host = ReplayHost({"real": TableSpec(capacity, columns(LOW), {"learner": TRANSITIONS})}, 0)

@@ -1,8 +1,7 @@
-"""The replay benchmark: `python launch.py bench replay`.
+"""The replay benchmark, `python launch.py bench replay`: our replay against other libraries.
 
-Our replay is compared with replays of other libraries. Every row of the table is measured in
-rounds. In a round ours and the other library run one after the other, so that other work on the
-machine affects both alike.
+Every row of its table is one measurement, repeated in several rounds. In each round our replay and
+another library run one after the other, so that other work on the machine affects both alike.
 """
 
 from __future__ import annotations
@@ -36,8 +35,9 @@ HEADS: Final = (
     "Other library",
 )
 MEANING: Final = (
-    "With a library under `Compared with`, the figures are our rate divided by the rate of the "
-    "library, round by round. With `itself`, they are a figure of our replay alone."
+    "The table compares our replay with other libraries. If a row has a library under `Compared "
+    "with`, its figures are our rate divided by the rate of the library, round by round. If it has "
+    "`itself`, its figures measure our replay alone."
 )
 
 
@@ -48,11 +48,12 @@ def bench(
     reverb_python: Path | None = None,
     keep: Path | None = None,
 ) -> int:
-    """Measures rows of the benchmark, prints the table and returns exit code 0.
+    """Measures rows of the replay benchmark, prints their table and returns exit code 0.
 
-    names: the rows; all if empty. quick: tiny sizes, to see that everything runs; rows that start
-    Ray are left out unless they are named. reverb_python: an interpreter that has Reverb. keep:
-    where the figures are written as JSON.
+    names: the rows; if empty, all rows. rounds: how often each row is measured. quick: use tiny
+    sizes, to see that everything runs. With `quick`, rows that start Ray are left out unless they
+    are named. reverb_python: path of a Python interpreter that has Reverb. keep: file for the
+    figures as JSON.
     """
     check(names, rounds, reverb_python, keep)
     rows = comparisons.rows(reverb_python)
@@ -85,7 +86,11 @@ def bench(
 
 
 def check(names: Sequence[str], rounds: int, reverb_python: Path | None, keep: Path | None) -> None:
-    """Raises UserError if `bench` cannot do what its arguments ask for."""
+    """Raises UserError if an argument of `bench` is invalid.
+
+    The following is invalid: the name of an unknown row, less than one round, a file in a folder
+    that does not exist, and an interpreter without Reverb.
+    """
     if rounds < 1:
         raise UserError(f"--rounds must be at least 1; found {rounds}.")
     if keep and not keep.absolute().parent.is_dir():
@@ -100,9 +105,10 @@ def check(names: Sequence[str], rounds: int, reverb_python: Path | None, keep: P
 
 
 def selected(names: Sequence[str], quick: bool) -> tuple[list[str], list[str]]:
-    """Returns (rows to measure, rows left out). names: the rows asked for; empty: all.
+    """Returns (rows to measure, rows left out) of the replay benchmark.
 
-    `quick` leaves out the rows that start Ray, unless rows are named.
+    names: the rows asked for; if empty, all rows. quick: leave out the rows that start Ray, unless
+    `names` has entries.
     """
     rows = comparisons.rows()
     left_out = [name for name, row in rows.items() if row.apart] if quick and not names else []
@@ -110,7 +116,7 @@ def selected(names: Sequence[str], quick: bool) -> tuple[list[str], list[str]]:
 
 
 def environment() -> dict[str, Any]:
-    """Returns the machine, and the versions of our code and of the libraries."""
+    """Returns the number of CPUs, the platform, and the versions of our code and the libraries."""
     ours = versions()
     found = {name: ours[name] for name in ("git", "platform", "python", "numpy", "ray")}
     for package in ("cpprb", "stable-baselines3"):
@@ -122,7 +128,7 @@ def environment() -> dict[str, Any]:
 
 
 def progress(text: str) -> None:
-    """Prints progress to stderr."""
+    """Prints a progress message to stderr, without a line break."""
     print(text, end="", file=sys.stderr, flush=True)
 
 
@@ -130,7 +136,10 @@ def progress(text: str) -> None:
 
 
 def cells(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the cells of a row, in the order of HEADS. result: a row of the record."""
+    """Returns the table cells of one row of the replay benchmark, in the order of HEADS.
+
+    result: the measurement of the row, as it stands in the JSON record.
+    """
     alone = result["against"] == ITSELF
     unit, sign, worst = (f" {result['unit']}", "≤", max) if alone else ("×", "≥", min)
     measured = result["measured"]
@@ -152,14 +161,21 @@ def cells(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def description(result: Mapping[str, Any]) -> str:
-    """Returns the present description of a recorded row, with the remark of the record."""
+    """Returns the description of a row of the replay benchmark, with its remark in brackets.
+
+    result: the measurement of the row, as it stands in the JSON record. The description is taken
+    from the present code, or from the record if the code has no such row.
+    """
     row = comparisons.rows().get(result.get("name", ""))
     remark = result.get("remark")
     return (row.what if row else result["what"]) + (f" ({remark})" if remark else "")
 
 
 def conditions(found: Mapping[str, Any]) -> str:
-    """Returns how a record was measured: rounds, memory bandwidth, machine, versions."""
+    """Returns as text how the benchmark was measured: rounds, memory bandwidth, CPUs, versions.
+
+    found: the JSON record of the benchmark.
+    """
     tiny = "tiny sizes, not those of the table: no measurement; " if found["quick"] else ""
     return (
         f"{tiny}{found['rounds']} interleaved rounds after a warm-up; "
@@ -169,7 +185,11 @@ def conditions(found: Mapping[str, Any]) -> str:
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """Prints the table: drawn on a terminal, and as Markdown elsewhere."""
+    """Prints the table of the replay benchmark, and which libraries were not measured.
+
+    found: the JSON record of the benchmark. The table is drawn with lines on a terminal, and
+    printed as Markdown elsewhere.
+    """
     rows = [cells(result) for result in found["rows"]]
     if sys.stdout.isatty():
         from rich.console import Console

@@ -1,4 +1,7 @@
-"""The rows of the replay benchmark: comparisons with other libraries, and limits for ours alone."""
+"""Defines the rows of the replay benchmark.
+
+A row compares our replay with another library, or a figure of our replay with an upper limit.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ ITSELF: Final = "itself"
 
 @dataclass
 class Result:
-    """The measurement of one row. The fields are the keys of a row in the JSON record."""
+    """The measurement of one row of the replay benchmark. The JSON record has the same fields."""
 
     name: str
     what: str
@@ -39,7 +42,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Library:
-    """A library that our replay is compared with. `package`: the name to import."""
+    """A library whose replay buffer is compared with ours. package: the name to import."""
 
     name: str
     package: str
@@ -59,7 +62,7 @@ REVERB: Final = Library(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row whose figure is our rate divided by the rate of another library."""
+    """A row of the replay benchmark that divides our replay's rate by another library's rate."""
 
     what: str
     library: Library
@@ -74,10 +77,10 @@ class Comparison:
         return self.library.name
 
     def measure(self, result: Result, scale: Scale, rounds: int) -> Iterator[str]:
-        """Adds the measurements to `result`, and yields a text for each round.
+        """Measures the rates in every round, adds them to `result`, and yields a text per round.
 
-        Of the settings of the other library, the fastest one is measured. Without the other
-        library, only our rate is measured.
+        If the other library has several settings, only the fastest setting is measured. If the
+        library is not installed, only our rate is measured. scale: sizes and durations.
         """
         seconds = scale.seconds_apart if self.apart else scale.seconds
         with ExitStack() as stack:
@@ -98,7 +101,11 @@ class Comparison:
 
 
 def fastest(settings: list[Workload], seconds: float) -> Workload:
-    """Returns the workload with the highest total rate over two interleaved rounds."""
+    """Returns the workload with the highest rate over two short rounds.
+
+    settings: workloads of one library with different settings. seconds: measuring time of each
+    workload.
+    """
     if len(settings) == 1:
         return settings[0]
     first, second = interleaved(settings, 2, seconds / 2)
@@ -107,7 +114,7 @@ def fastest(settings: list[Workload], seconds: float) -> Workload:
 
 
 def short(rate: float) -> str:
-    """Returns a rate with three digits: 1.23M, 45.6k."""
+    """Returns a rate as text with three digits, such as 1.23M or 45.6k."""
     for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if rate >= size:
             return f"{rate / size:.3g}{name}"
@@ -116,7 +123,7 @@ def short(rate: float) -> str:
 
 @dataclass(frozen=True)
 class Limit:
-    """A row whose figure measures our replay alone, and has an upper limit."""
+    """A row of the replay benchmark that compares a figure of our replay with an upper limit."""
 
     what: str
     must: float  # highest figure
@@ -127,7 +134,10 @@ class Limit:
     apart: ClassVar[bool] = False
 
     def measure(self, result: Result, scale: Scale, rounds: int) -> Iterator[str]:
-        """Adds the figures to `result`, and yields a text for each round."""
+        """Measures the figure in every round, adds it to `result`, and yields a text per round.
+
+        scale: sizes and durations. If the row has a fixed number of rounds, `rounds` is not used.
+        """
         for figure in itertools.islice(self.figures(scale), self.rounds or rounds):
             result.measured.append(figure)
             yield f"{figure:.2f} {self.unit}"
@@ -137,7 +147,11 @@ class Limit:
 
 
 def rows(reverb_python: Path | None = None) -> dict[str, Comparison | Limit]:
-    """Returns all rows by name. reverb_python: an interpreter that has Reverb."""
+    """Returns all rows of the replay benchmark, by name.
+
+    reverb_python: path of a Python interpreter that has Reverb. If it is None, Reverb is not
+    measured.
+    """
     cycle = (
         "prioritized cycle of 256 transitions: sample, gather, weights, new priorities; "
         "2²⁰ rows of 24 numbers"
@@ -234,7 +248,12 @@ def compare(
     *theirs: Builder,
     unit: str = "transitions",
 ) -> Comparison:
-    """Returns a comparison within one process, without `theirs` if the library is missing."""
+    """Returns a row that compares our replay with a library inside one process.
+
+    what: description of the row. must: the target, the lowest ratio of our rate to the library's
+    rate. ours, theirs: functions that build the workloads, in `theirs` one per setting of the
+    library. unit: the counted items. If the library is not installed, only our replay is measured.
+    """
     installed = find_spec(library.package) is not None
     return Comparison(what, library, must, unit, ours, theirs if installed else ())
 
@@ -247,11 +266,19 @@ def across_processes(
     theirs: Callable[..., AbstractContextManager[Workload]],
     python: Path | None,
 ) -> Comparison:
-    """Returns a comparison across processes with Reverb. python: an interpreter that has Reverb."""
+    """Returns a row that compares our replay on Ray with Reverb, across processes.
+
+    what: description of the row. must: the target, the lowest ratio of our rate to Reverb's rate.
+    unit: the counted items. ours, theirs: functions that build the workloads. python: path of an
+    interpreter that has Reverb. If it is None, only our replay is measured.
+    """
     builders = (partial(theirs, python=python),) if python else ()
     return Comparison(what, REVERB, must, unit, ours, builders, apart=True)
 
 
 def layouts(build: Callable[..., AbstractContextManager[Workload]]) -> list[Builder]:
-    """Returns builders for both layouts in which SB3 can store transitions."""
+    """Returns workload builders for both layouts in which Stable-Baselines3 can store transitions.
+
+    build: a function that builds a workload; its parameter `compact` chooses the layout.
+    """
     return [partial(build, compact=compact) for compact in (False, True)]

@@ -1,9 +1,11 @@
-"""Replay buffers of other libraries in one process, each with its fastest setting.
+"""Replay buffers of other libraries for the replay benchmark, each with its fastest setting.
 
-cpprb is used without `next_of`. With this option, adding batches took 1.4 times as long, cycles
-took 1.1 times as long, and the next observations at the ends of chunks were wrong. SB3 is used
-without `handle_timeout_termination`, which saves an array. SB3 has two layouts; the faster layout
-is selected before the first round.
+cpprb is used without its option `next_of`. With this option, adding batches took 1.4 times as long,
+and sampling with new priorities took 1.1 times as long. The next observations at the ends of chunks
+were wrong.
+
+Stable-Baselines3 (SB3) is used without `handle_timeout_termination`, so that it stores one array
+less. SB3 has two storage layouts. The benchmark measures the layout that was faster in a trial.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ STREAM_COUNT = STREAMS.size
 
 
 def transitions(rows: Batch) -> list[Batch]:
-    """Returns rows (16, T, …) as transitions (n, …), chunk by chunk.
+    """Converts rows of 16 environments to transitions, and returns a batch of them per chunk.
 
-    Transitions are made before the timing begins, so the other library does not pay for this.
+    rows: arrays of shape (16, T, …), T rows of each environment. A chunk is CHUNK rows of each
+    environment. The conversion is not timed, so the other library does not pay for it.
     """
     rng = np.random.default_rng(2)
     chunks = []
@@ -49,7 +52,10 @@ def transitions(rows: Batch) -> list[Batch]:
 
 
 def cpprb_filled(capacity: int, feed: Iterator[Batch]) -> Any:
-    """Returns a full prioritized buffer of cpprb."""
+    """Returns a prioritized replay buffer of cpprb, filled to `capacity` transitions.
+
+    feed: yields batches of transitions.
+    """
     from cpprb import PrioritizedReplayBuffer
 
     fields = {
@@ -66,7 +72,10 @@ def cpprb_filled(capacity: int, feed: Iterator[Batch]) -> Any:
 
 
 def cpprb_cycle(buffer: Any) -> Callable[[], object]:
-    """Returns a function that samples with importance weights, then updates the priorities."""
+    """Returns a function that samples from a buffer of cpprb, and then updates the priorities.
+
+    The function returns the sampled batch with importance weights. The new priorities are random.
+    """
     errors = itertools.cycle(np.random.default_rng(1).random((64, BATCH)))
 
     def cycle() -> object:
@@ -81,9 +90,10 @@ def cpprb_cycle(buffer: Any) -> Callable[[], object]:
 
 
 class SB3:
-    """The uniform replay buffer of SB3. A call of `add` takes one step of n environments.
+    """A uniform replay buffer of Stable-Baselines3 for n environments.
 
-    compact: the layout that stores no next observations.
+    A call of `add` adds one step of all n environments. shape, dtype: of an observation. compact:
+    use the layout without a separate array of next observations.
     """
 
     def __init__(
@@ -109,7 +119,7 @@ class SB3:
         self._infos: list[dict[str, Any]] = [{} for _ in range(n)]
 
     def fill(self, steps: Iterator[tuple[Array, ...]]) -> SB3:
-        """Adds steps until the buffer is full, and returns it."""
+        """Adds steps until the buffer is full, and returns this object."""
         while not self.buffer.full:
             self.add(next(steps))
         return self
@@ -119,9 +129,11 @@ class SB3:
 
 
 def vector_steps(rows: Batch, stack: int = 1) -> Iterator[tuple[Array, ...]]:
-    """Yields (obs, next_obs, action, reward, done) of 16 environments, step by step without end.
+    """Yields one step of 16 environments after the other, without end.
 
-    stack: with more than 1, obs are (16, stack, …), as from a frame-stacking environment.
+    A step is (obs, next_obs, action, reward, done), arrays with first dimension 16. rows: arrays of
+    shape (16, T, …), T rows of each environment. stack: frames per observation. With more than one
+    frame, obs and next_obs have the shape (16, stack, …).
     """
     obs = rows["obs"]
 
@@ -149,9 +161,10 @@ def vector_steps(rows: Batch, stack: int = 1) -> Iterator[tuple[Array, ...]]:
 
 
 def bare_gather(frames: Array, batch: int, length: int) -> Callable[[], Array]:
-    """Returns a function that gathers windows of consecutive frames with np.take: (batch * length).
+    """Returns a function that gathers random windows of consecutive frames with np.take.
 
-    The indices are computed before the timing begins.
+    batch: number of windows. length: frames of a window. The function returns an array of shape
+    (batch, length, …). The indices are computed before the timing begins.
     """
     rng = np.random.default_rng(3)
     starts = rng.integers(0, len(frames) - length + 1, (64, batch, 1))

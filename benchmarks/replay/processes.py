@@ -1,6 +1,6 @@
-"""Workloads across processes: our replay on Ray, and Reverb in a separate Python interpreter.
+"""Replay workloads across processes: our replay on Ray, and Reverb in a separate interpreter.
 
-Both use three processes: the first stores the rows, the second adds rows, the third samples.
+Each workload has three processes. One process stores the rows, one adds rows, and one samples.
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ Repetitions = Callable[[int], None]  # a function of n that adds or samples n ti
 
 @contextmanager
 def transitions_on_ray(scale: Scale) -> Iterator[Workload]:
-    """Ours: add 16 × 64 rows, and sample as many transitions, in 4 prioritized batches of 256."""
+    """Yields a workload in which our replay on Ray adds and samples 1,024 transitions.
+
+    The transitions are added as 64 rows of each of 16 streams (environments), and sampled in 4
+    prioritized batches of 256. Two processes add and sample at the same time.
+    """
     consumer = Consumer(
         batch=BATCH,
         window=2,
@@ -65,7 +69,7 @@ def transitions_on_ray(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def sequences_on_ray(scale: Scale) -> Iterator[Workload]:
-    """Ours: sample a batch of 16 × 64 frames."""
+    """Yields a workload in which our replay on Ray samples 16 sequences of 64 frames."""
     spec = TableSpec(STORED_FRAMES, columns(PIXELS), {"learner": SEQUENCES})
     with on_ray(spec, PIXELS) as add_and_sample:
         add_and_sample((STORED_FRAMES // ADDED, 0))
@@ -74,7 +78,11 @@ def sequences_on_ray(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], None]]:
-    """Yields a function of (chunks to add, batches to sample), which does both at the same time."""
+    """Starts our replay on Ray, and yields a function that adds and samples at the same time.
+
+    The function takes [number of chunks to add, number of batches to sample]. spec: the table of
+    the replay. obs: shape and data type of an observation.
+    """
     from dreamfleet.runtime.cluster import RayCluster
     from dreamfleet.runtime.fleet import ANSWER_S
     from dreamfleet.runtime.processes import start_replay
@@ -103,7 +111,10 @@ def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], No
 
 
 class Worker:
-    """A process that adds to a replay, or samples from a replay."""
+    """A process that repeats work on a replay: it adds rows, or samples batches.
+
+    make: takes the replay, and returns a function of n that does the work n times.
+    """
 
     def __init__(
         self, make: Callable[[AwaitableReplay], Repetitions], replay: AwaitableReplay
@@ -115,7 +126,11 @@ class Worker:
 
 
 def adding(obs: Space, replay: AwaitableReplay) -> Repetitions:
-    """Returns a function that adds n chunks."""
+    """Returns a function of n that adds n chunks of random rows to a replay.
+
+    obs: shape and data type of an observation. A chunk is 64 rows of each of 16 streams
+    (environments).
+    """
     feed, chunk_ids = endless(obs, 1), (ChunkId(0, 0, n) for n in itertools.count())
 
     def work(n: int) -> None:
@@ -130,7 +145,7 @@ def adding(obs: Space, replay: AwaitableReplay) -> Repetitions:
 
 
 def sampling(replay: AwaitableReplay) -> Repetitions:
-    """Returns a function that samples n batches."""
+    """Returns a function of n that samples n batches from a replay."""
 
     def work(n: int) -> None:
         for _ in range(n):
@@ -144,7 +159,10 @@ def sampling(replay: AwaitableReplay) -> Repetitions:
 
 
 def check_reverb(python: Path) -> str:
-    """Returns the version of Reverb in a Python interpreter. Raises UserError without Reverb."""
+    """Returns the version of Reverb that is installed for the Python interpreter `python`.
+
+    Raises UserError if the interpreter cannot be started, or lacks Reverb or TensorFlow.
+    """
     code = (
         "from importlib.util import find_spec; from importlib.metadata import version;"
         "assert find_spec('reverb') and find_spec('tensorflow');"
@@ -166,7 +184,11 @@ def check_reverb(python: Path) -> str:
 
 @contextmanager
 def transitions_on_reverb(scale: Scale, python: Path) -> Iterator[Workload]:
-    """Reverb: insert 256 transitions, and sample a batch of 256."""
+    """Yields a workload in which Reverb inserts 256 transitions and samples a batch of 256.
+
+    python: path of an interpreter that has Reverb. Two processes insert and sample at the same
+    time.
+    """
     with reverb(python, "transitions") as (writer, sampler):
         together([writer], [MIN_ROWS // BATCH])
         yield Workload("Reverb", lambda n: together([writer, sampler], [n, n]), 2 * BATCH)
@@ -174,7 +196,10 @@ def transitions_on_reverb(scale: Scale, python: Path) -> Iterator[Workload]:
 
 @contextmanager
 def sequences_on_reverb(scale: Scale, python: Path) -> Iterator[Workload]:
-    """Reverb: sample a batch of 16 × 64 frames."""
+    """Yields a workload in which Reverb samples 16 sequences of 64 frames.
+
+    python: path of an interpreter that has Reverb.
+    """
     with reverb(python, "sequences") as (writer, sampler):
         together([writer], [STORED_FRAMES // SEQUENCES.window])
         yield Workload("Reverb", lambda n: together([sampler], [n]), FRAMES)
@@ -182,7 +207,10 @@ def sequences_on_reverb(scale: Scale, python: Path) -> Iterator[Workload]:
 
 @contextmanager
 def reverb(python: Path, kind: str) -> Iterator[tuple[ReverbProcess, ReverbProcess]]:
-    """Starts a Reverb server, and yields a (writer, sampler) of this server."""
+    """Starts a Reverb server and two client processes, and yields the clients (writer, sampler).
+
+    python: path of an interpreter that has Reverb. kind: `transitions` or `sequences`.
+    """
     with ExitStack() as stack:
         port = str(stack.enter_context(ReverbProcess(python, kind, "server")).receive())
         writer, sampler = (
@@ -195,7 +223,11 @@ def reverb(python: Path, kind: str) -> Iterator[tuple[ReverbProcess, ReverbProce
 
 
 class ReverbProcess:
-    """A process of `reverb_process.py`. Requests and answers are lines of text."""
+    """A process that runs `reverb_process.py` as a server, writer or sampler of Reverb.
+
+    python: path of an interpreter that has Reverb. words: arguments of the script. Requests and
+    answers are lines of text.
+    """
 
     def __init__(self, python: Path, *words: str) -> None:
         self._name = f"the Reverb {words[1]}"
@@ -217,7 +249,7 @@ class ReverbProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the process."""
+        """Ends the process and closes its streams."""
         self._process.kill()
         self._process.wait()
         self._in.close()
@@ -225,12 +257,15 @@ class ReverbProcess:
         self._stderr.close()
 
     def send(self, amount: int) -> None:
-        """Requests so many repetitions of the work."""
+        """Asks the process to repeat its work `amount` times."""
         self._in.write(f"{amount}\n")
         self._in.flush()
 
     def receive(self) -> Any:
-        """Returns the next answer. Raises WorkerFailed if the process died, or does not answer."""
+        """Returns the next answer of the process.
+
+        Raises WorkerFailed if the process has died, or does not answer within TIMEOUT_S seconds.
+        """
         with selectors.DefaultSelector() as ready:
             ready.register(self._out, selectors.EVENT_READ)
             line = self._out.readline() if ready.select(TIMEOUT_S) else ""
@@ -244,7 +279,10 @@ class ReverbProcess:
 
 
 def together(processes: Sequence[ReverbProcess], amounts: Sequence[int]) -> None:
-    """Lets every process do its amount of work at the same time, and waits for all."""
+    """Lets all processes work at the same time, and waits until all have finished.
+
+    amounts: how often each process repeats its work.
+    """
     for process, amount in zip(processes, amounts, strict=True):
         process.send(amount)
     for process in processes:

@@ -1,17 +1,19 @@
-"""A Reverb process for the replay benchmark, in an interpreter with dm-reverb and TensorFlow.
+"""A server, writer or sampler of Reverb, run as a process of its own by the replay benchmark.
 
     PYTHON benchmarks/replay/reverb_process.py KIND server
     PYTHON benchmarks/replay/reverb_process.py KIND writer|sampler PORT
 
-KIND: `transitions`, or `sequences` of 64 pixel frames in batches of 16. A server prints its port
-and runs until its stdin ends. A writer or sampler prints `ready`. Each line of its stdin is an
-amount of work, and `done` is printed after this work. This file imports nothing of our own code,
-because the interpreter may lack our dependencies.
+PYTHON is an interpreter with dm-reverb and TensorFlow. It may lack our dependencies, so this file
+imports nothing of our own code. KIND is `transitions`, or `sequences` (64 pixel frames each, in
+batches of 16).
 
-The fastest parts of Reverb are used. The structured writer makes items in C++; the trajectory
-writer in Python reached 0.8 times its rate. The data set is used for sampling; `Client.sample`
-reached 0.3 times its rate for transitions, and 0.6 times for frames. A second writer process was
-not faster.
+A server prints its port and runs until its stdin ends. A writer or sampler prints `ready`. Then it
+reads numbers from stdin, one per line. It repeats its work that often, and prints `done`.
+
+The fastest parts of Reverb are used. For transitions this is the structured writer, which makes
+items in C++. The trajectory writer in Python reached 0.8 times its rate. A second writer process
+was not faster. Samples come from Reverb's data set. `Client.sample` reached 0.3 times its rate for
+transitions, and 0.6 times for frames.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def main() -> None:
 
 
 def send(what: Any) -> None:
-    """Prints a line of JSON."""
+    """Prints `what` as a line of JSON."""
     print(json.dumps(what), flush=True)
 
 
@@ -67,7 +69,10 @@ TRANSITION = {**STEP, "next_obs": STEP["obs"]}
 
 
 def transitions() -> reverb.Table:
-    """Returns a prioritized table that allows as many samples as inserts, within SLACK."""
+    """Returns a prioritized Reverb table of transitions that allows one sample per insert.
+
+    The numbers of samples and inserts may differ by SLACK.
+    """
     return reverb.Table(
         "transitions",
         sampler=reverb.selectors.Prioritized(0.6),
@@ -79,7 +84,10 @@ def transitions() -> reverb.Table:
 
 
 def write_transitions(address: str) -> Work:
-    """Returns a function that writes n * BATCH transitions of an endless episode."""
+    """Returns a function of n that writes n batches of BATCH transitions to a Reverb server.
+
+    address: `host:port` of the server. All transitions belong to one episode that never ends.
+    """
     reference = reverb.structured_writer.create_reference_step(dict.fromkeys(STEP))
     pattern = {
         **{name: reference[name][-2] for name in ("obs", "action")},
@@ -102,7 +110,7 @@ def write_transitions(address: str) -> Work:
 
 
 def endless() -> Iterator[dict[str, Any]]:
-    """Yields random steps of an episode that never ends."""
+    """Yields random steps (observation, action, reward, terminal) of an episode that never ends."""
     rng = np.random.default_rng(0)
     obs = rng.standard_normal((1024, 24), dtype=np.float32)
     reward = rng.standard_normal(1024, dtype=np.float32)
@@ -114,7 +122,10 @@ def endless() -> Iterator[dict[str, Any]]:
 
 
 def sample_transitions(address: str) -> Work:
-    """Returns a function that samples n batches of transitions."""
+    """Returns a function of n that samples n batches of transitions from a Reverb server.
+
+    address: `host:port` of the server.
+    """
     return sampling(address, "transitions", BATCH)
 
 
@@ -122,7 +133,7 @@ def sample_transitions(address: str) -> Work:
 
 
 def sequences() -> reverb.Table:
-    """Returns a table of sequences, sampled uniformly and without a limit."""
+    """Returns a Reverb table of frame sequences, sampled uniformly and without a rate limit."""
     return reverb.Table(
         "sequences",
         sampler=reverb.selectors.Uniform(),
@@ -137,9 +148,10 @@ def sequences() -> reverb.Table:
 
 
 def write_sequences(address: str) -> Work:
-    """Returns a function that writes n sequences.
+    """Returns a function of n that writes n sequences of LENGTH frames to a Reverb server.
 
-    Sequences do not overlap, and each is one chunk, which is the cheapest way to send frames.
+    address: `host:port` of the server. Sequences do not overlap. Each sequence is one chunk of
+    Reverb, which is the cheapest way to send frames.
     """
     writer = reverb.Client(address).trajectory_writer(num_keep_alive_refs=LENGTH)
     for name in ("obs", "reward"):
@@ -163,14 +175,18 @@ def write_sequences(address: str) -> Work:
 
 
 def sample_sequences(address: str) -> Work:
-    """Returns a function that samples n batches of 16 × 64 frames."""
+    """Returns a function of n that samples n batches of 16 sequences of 64 frames from Reverb.
+
+    address: `host:port` of the Reverb server.
+    """
     return sampling(address, "sequences", SEQUENCES)
 
 
 def sampling(address: str, table: str, batch: int) -> Work:
-    """Returns a function that samples n batches as numpy arrays.
+    """Returns a function of n that samples n batches from a Reverb table, as numpy arrays.
 
-    The batches come from the data set that Reverb recommends for training.
+    address: `host:port` of the Reverb server. table: its name. batch: items in a batch. The batches
+    come from `TrajectoryDataset`, which Reverb recommends for training.
     """
     data = reverb.TrajectoryDataset.from_table_signature(
         address, table, max_in_flight_samples_per_worker=2 * batch

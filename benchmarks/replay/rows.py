@@ -1,4 +1,4 @@
-"""Random rows of 16 streams, and our replay filled with such rows."""
+"""Makes random rows of 16 streams (environments) for the replay benchmark, and fills our replay."""
 
 from __future__ import annotations
 
@@ -29,14 +29,21 @@ TRANSITIONS: Final = Consumer(batch=BATCH, window=2, selector=PRIORITIZED, colum
 
 
 def columns(obs: Space) -> dict[str, Space]:
-    """Returns the columns of a table whose observations have the space `obs`."""
+    """Returns the spaces (shapes and data types) of a replay table's columns, by name.
+
+    obs: the space of an observation.
+    """
     flags = dict.fromkeys(("first", "last", "terminal"), Space((), "bool"))
     numbers = dict.fromkeys(("reward", "priority"), Space((), "float32"))
     return {"obs": obs, "action": Space((), "int64", 4), **numbers, **flags}
 
 
 def episodes(obs: Space, n: int) -> Batch:
-    """Returns n terminated episodes of random rows on every stream: (16, n * EPISODE, …)."""
+    """Returns random rows of n terminated episodes on each of 16 streams (environments).
+
+    Each column has the shape (16, n * EPISODE, …), with EPISODE rows per episode. obs: shape and
+    data type of an observation.
+    """
     rng = np.random.default_rng(0)
     lead = (STREAMS.size, n * EPISODE)
     values: Array
@@ -60,7 +67,10 @@ def episodes(obs: Space, n: int) -> Batch:
 
 
 def chunks(rows: Batch) -> list[Batch]:
-    """Returns rows (16, T, …) in chunks (16, CHUNK, …), as actors send them."""
+    """Splits rows of shape (16, T, …) into chunks of shape (16, CHUNK, …), as actors send them.
+
+    T: number of rows of each of 16 streams (environments).
+    """
     length = rows["last"].shape[1]
     return [
         {name: np.ascontiguousarray(values[:, t : t + CHUNK]) for name, values in rows.items()}
@@ -69,7 +79,11 @@ def chunks(rows: Batch) -> list[Batch]:
 
 
 def endless(obs: Space, n: int) -> Iterator[Batch]:
-    """Yields chunks of one episode that never ends, so that every row is an agent step."""
+    """Yields chunks (consecutive rows) of one episode per stream that never ends.
+
+    Every row of the episode is an agent step. The values repeat after n * EPISODE rows. obs: shape
+    and data type of an observation.
+    """
     rows = episodes(obs, n)
     for name in ("first", "last", "terminal"):
         rows[name] = np.zeros_like(rows[name])
@@ -79,7 +93,11 @@ def endless(obs: Space, n: int) -> Iterator[Batch]:
 
 
 def filled(obs: Space, capacity: int, consumer: Consumer, feed: Iterator[Batch]) -> ReplayServer:
-    """Returns a replay whose table `real` is full of rows from `feed`, which yields chunks."""
+    """Returns a replay server whose table `real` is filled to `capacity` rows.
+
+    obs: shape and data type of an observation. consumer: batch size, window and selector of
+    samples. feed: yields chunks of rows.
+    """
     spec = TableSpec(capacity, columns(obs), {"learner": consumer})
     server = ReplayServer({"real": spec}, seed=0)
     for _ in range(-(-capacity // ADDED)):
@@ -88,9 +106,9 @@ def filled(obs: Space, capacity: int, consumer: Consumer, feed: Iterator[Batch])
 
 
 class PrioritizedCycle:
-    """The replay calls of one prioritized update: sample, compute weights, update priorities.
+    """Repeats the replay calls of a prioritized update: sample, compute weights, update priorities.
 
-    The priorities are random numbers; nothing is learned.
+    Nothing is learned; the new priorities are random numbers.
     """
 
     def __init__(self, server: ReplayServer, batch: int) -> None:
@@ -99,7 +117,10 @@ class PrioritizedCycle:
         self._errors = itertools.cycle(errors)
 
     def __call__(self) -> tuple[Batch, Array]:
-        """Returns the sampled data and its importance weights, scaled to a maximum of 1."""
+        """Returns the sampled data and its importance weights, scaled to a maximum of 1.
+
+        The priorities of the sampled data are updated, too.
+        """
         sample = self._server.sample("real", "learner")
         assert sample is not None and not isinstance(sample, dict)
         weights = (sample.size * sample.prob) ** -BETA

@@ -1,6 +1,6 @@
-"""Workloads that are timed inside one process: our replay and those of other libraries.
+"""Replay workloads (work to be timed) inside one process: our replay and other libraries.
 
-Each function is a context manager that fills a replay and yields a workload of this replay.
+Functions that yield a workload are context managers. They fill the replay before they yield.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STACKS: Final = Consumer(ATARI_BATCH, 1 + STEPS, PRIORITIZED, context=STACK - 1)
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes and durations of the measurements."""
+    """Sizes and durations of the measurements in the replay benchmark."""
 
     seconds: float = 0.7  # of a workload in a round
     seconds_apart: float = 2.5  # the same for workloads across processes
@@ -73,7 +73,7 @@ QUICK: Final = Scale(
 
 @contextmanager
 def our_cycle(scale: Scale) -> Iterator[Workload]:
-    """Our replay: sample 256 transitions, and update their priorities."""
+    """Yields a workload in which our replay samples 256 transitions, then updates priorities."""
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
     yield Workload(
         "ours",
@@ -84,7 +84,7 @@ def our_cycle(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def our_adds(scale: Scale) -> Iterator[Workload]:
-    """Our replay: add 64 rows of 16 streams with priorities."""
+    """Yields a workload in which our replay adds 64 rows of each of 16 streams, with priorities."""
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
     server = filled(LOW, scale.transitions, TRANSITIONS, feed)
     yield Workload("ours", repeated(lambda: server.add("real", next(feed), STREAMS)), STEPS_ADDED)
@@ -92,7 +92,7 @@ def our_adds(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def cpprb_cycle(scale: Scale) -> Iterator[Workload]:
-    """cpprb: sample 256 transitions, and update their priorities."""
+    """Yields a workload in which cpprb samples 256 transitions, then updates priorities."""
     feed = itertools.cycle(libraries.transitions(episodes(LOW, 8)))
     yield Workload(
         "cpprb",
@@ -103,7 +103,10 @@ def cpprb_cycle(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def cpprb_adds(scale: Scale) -> Iterator[Workload]:
-    """cpprb: add the transitions of 64 rows of 16 streams with priorities."""
+    """Yields a workload in which cpprb adds the transitions of 64 rows of 16 streams.
+
+    The transitions are added with priorities. A stream is the rows of one environment.
+    """
     feed = itertools.cycle(libraries.transitions(episodes(LOW, 8)))
     buffer = libraries.cpprb_filled(scale.transitions, feed)
     yield Workload("cpprb", repeated(lambda: buffer.add(**next(feed))), STEPS_ADDED)
@@ -111,7 +114,7 @@ def cpprb_adds(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def our_uniform_samples(scale: Scale) -> Iterator[Workload]:
-    """Our replay: sample 256 transitions uniformly."""
+    """Yields a workload in which our replay samples 256 transitions uniformly."""
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
     server = filled(LOW, scale.transitions, Consumer(BATCH, window=2), feed)
     yield Workload("ours", repeated(lambda: server.sample("real", "learner")), BATCH)
@@ -119,7 +122,10 @@ def our_uniform_samples(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def sb3_adds(scale: Scale, compact: bool, environments: int) -> Iterator[Workload]:
-    """SB3: add one step of several environments. compact: see `libraries.SB3`."""
+    """Yields a workload in which SB3 (Stable-Baselines3) adds one step of several environments.
+
+    compact: use SB3's layout without a separate array of next observations. environments: how many.
+    """
     rows = {name: values[:environments] for name, values in episodes(LOW, 8).items()}
     steps = libraries.vector_steps(rows)
     sb3 = libraries.SB3((24,), "float32", scale.transitions, compact, environments).fill(steps)
@@ -128,7 +134,10 @@ def sb3_adds(scale: Scale, compact: bool, environments: int) -> Iterator[Workloa
 
 @contextmanager
 def sb3_samples(scale: Scale, compact: bool) -> Iterator[Workload]:
-    """SB3: sample 256 transitions uniformly."""
+    """Yields a workload in which SB3 (Stable-Baselines3) samples 256 transitions uniformly.
+
+    compact: use SB3's layout without a separate array of next observations.
+    """
     steps = libraries.vector_steps(episodes(LOW, 8))
     sb3 = libraries.SB3((24,), "float32", scale.transitions, compact).fill(steps)
     yield Workload(_sb3_name(compact), repeated(lambda: sb3.buffer.sample(BATCH)), BATCH)
@@ -136,9 +145,10 @@ def sb3_samples(scale: Scale, compact: bool) -> Iterator[Workload]:
 
 @contextmanager
 def our_stacks(scale: Scale) -> Iterator[Workload]:
-    """Our replay: frame stacks, n-step returns and importance weights of Atari transitions.
+    """Yields a workload in which our replay samples 512 Atari transitions with priorities.
 
-    Stacks are slices of the sampled frames, so no frame is stored or gathered twice.
+    The workload also makes frame stacks, n-step returns and importance weights, and updates the
+    priorities. Stacks are slices of the sampled frames, so no frame is stored or gathered twice.
     """
     feed = itertools.cycle(chunks(episodes(ATARI, 1)))
     cycle = PrioritizedCycle(filled(ATARI, scale.stacks, STACKS, feed), ATARI_BATCH)
@@ -156,7 +166,10 @@ def our_stacks(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def sb3_stacks(scale: Scale, compact: bool) -> Iterator[Workload]:
-    """SB3: sample 512 transitions with stacked Atari frames uniformly."""
+    """Yields a workload in which SB3 samples 512 Atari transitions with stacked frames uniformly.
+
+    compact: use SB3's layout without a separate array of next observations.
+    """
     steps = libraries.vector_steps(episodes(ATARI, 1), STACK)
     sb3 = libraries.SB3((STACK, *ATARI.shape), ATARI.dtype, scale.stacks, compact).fill(steps)
     yield Workload(
@@ -165,13 +178,17 @@ def sb3_stacks(scale: Scale, compact: bool) -> Iterator[Workload]:
 
 
 def _sb3_name(compact: bool) -> str:
-    """Returns the name of an SB3 workload, with the setting of its layout."""
+    """Returns the name of an SB3 workload, which tells the setting of `optimize_memory_usage`."""
     return f"SB3, optimize_memory_usage={compact}"
 
 
 @contextmanager
 def our_sequences(scale: Scale, size: int) -> Iterator[Workload]:
-    """Our replay: sample 16 sequences of 64 frames. size: an index of `Scale.frames`."""
+    """Yields a workload in which our replay samples 16 sequences of 64 frames uniformly.
+
+    size: index of the number of stored frames in `scale.frames`. If memory is too small, fewer
+    frames are stored, and the name of the workload says so.
+    """
     feed = itertools.cycle(chunks(episodes(PIXELS, 1)))
     count = frames_that_fit(scale.frames[size])
     server = filled(PIXELS, count, SEQUENCES, feed)
@@ -181,9 +198,11 @@ def our_sequences(scale: Scale, size: int) -> Iterator[Workload]:
 
 @contextmanager
 def numpy_sequences(scale: Scale, size: int) -> Iterator[Workload]:
-    """np.take: gather 16 sequences of 64 frames, from at most 10^5 frames.
+    """Yields a workload in which np.take gathers 16 sequences of 64 frames.
 
-    Memory has no room for 10^6 frames in two places, and np.take from fewer frames is not slower.
+    size: index of the number of stored frames in `scale.frames`. At most 10^5 frames are stored,
+    because memory has no room for our replay and another 10^6 frames. np.take from fewer frames is
+    not slower.
     """
     rows = episodes(PIXELS, 1)["obs"].reshape(-1, *PIXELS.shape)
     frames = np.resize(rows, (min(scale.frames[size], 10**5), *PIXELS.shape))
@@ -192,7 +211,10 @@ def numpy_sequences(scale: Scale, size: int) -> Iterator[Workload]:
 
 
 def frames_that_fit(wanted: int) -> int:
-    """Returns `wanted`, or how many frames fit into memory with 3 GB left (Linux)."""
+    """Returns `wanted`, or a smaller number of frames if memory is too small.
+
+    Memory is too small if less than 3 GB would be left free (Linux only).
+    """
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             room = int(line.split()[1]) * 1024 - 3 * 10**9

@@ -1,1 +1,1 @@
-"""Whole runs on Ray: start-up time, and training with many actors."""
+"""Benchmarks of whole runs on Ray: start-up time, and training with many actors."""

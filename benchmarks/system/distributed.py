@@ -1,8 +1,8 @@
-"""Times whole runs on Ray as `make train` starts them: 16 actors learn CartPole-v1.
+"""Times whole training runs on Ray: 16 actors learn CartPole-v1, as `make train` starts them.
 
     python benchmarks/system/distributed.py --seeds 3
 
-Each run is evaluated by `launch.py eval` afterwards. Use a machine that does nothing else.
+After training, `launch.py eval` evaluates each run. Use a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ def main() -> None:
 
 
 def train(seed: int, actors: int) -> dict[str, Any]:
-    """Trains and evaluates one seed, and returns its figures.
+    """Trains CartPole-v1 on Ray with one seed, evaluates the policy and returns the results.
 
-    Raises SystemExit if a process of the run is alive after its end.
+    actors: number of actors. The results are the time until the first gradient step, the time of
+    the whole run, and the return of 100 episodes. Raises SystemExit if a process of the run is
+    still alive after the run has ended.
     """
     run = new_run_folder(f"distributed_s{seed}")
     args = ["--num-actors", str(actors), "--seed", str(seed), "--run-dir", str(run)]
@@ -58,7 +60,10 @@ def train(seed: int, actors: int) -> dict[str, Any]:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Returns a table with a row per seed, and a row over all seeds: median (min to max)."""
+    """Returns a Markdown table of training runs on Ray, with one row per seed. runs: from `train`.
+
+    If there are several seeds, a last row shows the median (min to max) over seeds.
+    """
     rows = [
         (
             str(run["seed"]),

@@ -2,8 +2,8 @@
 
     python benchmarks/system/startup.py
 
-The measured commands are `--help`, a mistyped flag, and a run that is stopped by Ctrl-C after its
-first gradient step. The script fails if a process of the run is still alive then. Use a machine
+Three commands are timed: `--help`, a mistyped flag, and a run that is stopped by Ctrl-C after its
+first gradient step. The script fails if Ctrl-C leaves a process of the run alive. Use a machine
 that does nothing else.
 """
 
@@ -47,9 +47,9 @@ def main() -> None:
 
 
 def response_time(args: list[str], code: int) -> float:
-    """Returns the median wall time in seconds of REPETITIONS runs of a short command.
+    """Runs `launch.py` with `args` REPETITIONS times, and returns the median wall time in seconds.
 
-    code: the expected exit code. Raises SystemExit for any other exit code.
+    code: the expected exit code. Raises SystemExit if a run ends with another exit code.
     """
     seconds = []
     for _ in range(REPETITIONS):
@@ -62,9 +62,10 @@ def response_time(args: list[str], code: int) -> float:
 
 
 def first_gradient_step(actors: int) -> dict[str, float | int]:
-    """Starts a run, waits for its first gradient step and stops it with Ctrl-C.
+    """Starts a run on Ray, waits for its first gradient step and stops it with Ctrl-C.
 
-    Raises SystemExit unless the run ends with exit code 130 and leaves no process alive.
+    Returns the seconds until the first gradient step, and the seconds from Ctrl-C to the end of the
+    command. Raises SystemExit if the exit code is not 130, or if a process of the run stays alive.
     """
     run = new_run_folder("startup")
     launched = LaunchedRun(
@@ -81,7 +82,7 @@ def first_gradient_step(actors: int) -> dict[str, float | int]:
 
 
 def table(figures: dict[str, float | int | None]) -> str:
-    """Returns the figures as a table."""
+    """Returns a Markdown table of start-up times. figures: seconds, and the number of actors."""
     rows = [
         ("`launch.py --help`, median of 5", figures["help_s"]),
         ("error message for a mistyped flag, median of 5", figures["mistyped_flag_s"]),

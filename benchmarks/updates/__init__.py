@@ -1,1 +1,1 @@
-"""Speed of learners: updates per second, compared with other implementations."""
+"""Benchmarks of learners: updates per second, compared with other implementations."""

@@ -1,4 +1,4 @@
-"""The learners that are compared in a measurement of updates per second."""
+"""Defines which learners are compared in the benchmark of updates per second."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ Updates = Callable[[int], None]  # a function of n that does n updates
 
 @dataclass(frozen=True)
 class Comparison:
-    """Learners of one agent and of other implementations, on replays of equal size.
+    """Learners whose speed is compared: those of one of our agents, and other implementations.
 
-    A function in `learners` builds a learner with its filled replay.
+    `learners` maps a name to a function that builds the learner with its own, filled replay. All
+    replays have the same capacity.
     """
 
     batch: int
@@ -36,9 +37,11 @@ class Comparison:
 
 
 def our_updates(agent: Agent, rows: Batch) -> Updates:
-    """Returns the updates that `Learner` does in a run: sample, learn, send priorities, publish.
+    """Returns a function of n that does n updates as our `Learner` does in a run.
 
-    rows: (N, T, …), rows of N streams that fill the replay. The learner never waits for new rows.
+    An update samples a batch, learns, sends new priorities and publishes weights. rows: columns of
+    shape (N, T, …), T rows of each of N environments, which fill the replay. The learner never
+    waits for new rows.
     """
     real = agent.tables["real"]
     assert isinstance(real, TableSpec)

@@ -1,10 +1,10 @@
-"""The learners of Dreamwalker and of sb3-contrib's TQC with equal networks, on BipedalWalker rows.
+"""Learners on rows of BipedalWalker: Dreamwalker, and TQC of sb3-contrib with equal networks.
 
     pip install sb3-contrib        # the extra `peers`
 
-An update is a uniform sample and the gradient steps of critics, actor and temperature. TQC's update
-is `TQC.train` with TQC's own replay buffer. Both replays hold the same random rows. No learner uses
-dreamed rows.
+An update samples a batch uniformly, and takes the gradient steps of critics, actor and temperature.
+An update of TQC is `TQC.train` with TQC's own replay buffer. Both replays hold the same random
+rows. No learner uses dreamed rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ TQC: Final = "TQC of sb3-contrib"
 
 
 def comparison(config: Config = EQUAL) -> Comparison:
-    """Returns the compared learners: Dreamwalker with equal networks, with its own, and TQC."""
+    """Returns the compared learners: Dreamwalker twice, and TQC of sb3-contrib.
+
+    One Dreamwalker has the networks of TQC, the other has its own. config: settings of the first
+    one.
+    """
     spec = cache(lambda: GymVector(ENV, 1, seed=0).spec)
     rows = cache(lambda: random_episodes(spec(), config.capacity))
 
@@ -62,7 +66,11 @@ def comparison(config: Config = EQUAL) -> Comparison:
 
 
 def random_episodes(spec: EnvSpec, steps: int) -> Batch:
-    """Returns terminated episodes of random rows, (STREAMS, T, …), of at least `steps` steps."""
+    """Returns random rows of terminated episodes, with at least `steps` environment steps in total.
+
+    spec: shapes of observations and actions. Each column has the shape (STREAMS, T, …), T rows of
+    each of STREAMS environments.
+    """
     rng = np.random.default_rng(0)
     per_stream = -(-steps // (STREAMS * (EPISODE - 1)))  # episodes
     lead = (STREAMS, per_stream * EPISODE)
@@ -79,7 +87,10 @@ def random_episodes(spec: EnvSpec, steps: int) -> Batch:
 
 
 def tqc(config: Config, rows: Batch) -> Any:
-    """Returns sb3-contrib's TQC with networks of equal sizes, and `rows` in its replay buffer."""
+    """Returns TQC of sb3-contrib with networks of the sizes in `config`.
+
+    rows: the content of TQC's replay buffer, as returned by `random_episodes`.
+    """
     from sb3_contrib import TQC
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.logger import Logger
@@ -112,5 +123,5 @@ def tqc(config: Config, rows: Batch) -> Any:
 
 
 def tqc_updates(model: Any, batch: int) -> Updates:
-    """Returns the updates of an SB3 model."""
+    """Returns a function of n that does n updates of a TQC model. batch: transitions per update."""
     return lambda n: model.train(n, batch)

@@ -5,8 +5,9 @@ independent noise for every weight. An n-step transition stores both observation
 descended in Python, one sample at a time. The projection of the target distribution is a loop over
 the batch. The optimizer is plain Adam, and the target network is a hard copy.
 
-The vectorised variant avoids the slow parts: noise is factorised, the projection is one operation,
-and the replay is ours. The networks are those of Gated Rainbow without gate and normaliser.
+A second variant, called vectorised, avoids the slow parts: noise is factorised, the projection is
+one tensor operation, and the replay is ours. Both variants have the networks of Gated Rainbow
+without its gate and normaliser.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ COPY_EVERY: Final = 2_000  # updates; CleanRL: 8,000 steps with an update every 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes and settings of networks, replay and learner."""
+    """Settings of the eager Rainbow: sizes of networks and replay, and settings of the learner."""
 
     inputs: int  # numbers in an observation history
     actions: int
@@ -51,7 +52,10 @@ class Sizes:
 
 
 class Transition(NamedTuple):
-    """A transition over one step, or over n steps."""
+    """A transition over one environment step, or over n steps.
+
+    With n steps, `reward` is the discounted sum of n rewards, and `next_obs` comes after n steps.
+    """
 
     obs: Array
     action: int
@@ -63,9 +67,10 @@ class Transition(NamedTuple):
 def n_step_transitions(
     transitions: Iterable[Transition], n: int, gamma: float
 ) -> Iterator[Transition]:
-    """Yields n-step transitions of one environment from its one-step transitions in order.
+    """Yields n-step transitions of one environment, made from its one-step transitions.
 
-    As in CleanRL, no transition begins in the last n - 1 steps of an episode.
+    transitions: one-step transitions in order of time. gamma: the discount. As in CleanRL, no
+    n-step transition begins in the last n - 1 steps of an episode.
     """
     recent: deque[Transition] = deque(maxlen=n)
     for step in transitions:
@@ -83,7 +88,11 @@ def n_step_transitions(
 
 
 class Noisy(nn.Module):
-    """A linear layer with noisy weights. The noise is independent per weight, or factorised."""
+    """A linear layer of a noisy network, with learned noise on weights and biases.
+
+    factorised: the noise of a weight is a product of input noise and output noise. Otherwise it is
+    independent for every weight. sigma: initial scale of the noise.
+    """
 
     weight_noise: Tensor
     bias_noise: Tensor
@@ -100,7 +109,7 @@ class Noisy(nn.Module):
         self.register_buffer("bias_noise", torch.zeros(fan_out))
 
     def draw_noise(self) -> None:
-        """Draws new noise."""
+        """Draws new noise for all weights and biases of this layer."""
         if self.factorised:
             fan_out, fan_in = self.weight.shape
             input_noise, output_noise = (
@@ -119,7 +128,11 @@ class Noisy(nn.Module):
 
 
 class Network(nn.Module):
-    """Maps histories (B, inputs) to probabilities of Z atoms for each of A actions: (B, A, Z)."""
+    """Maps observation histories to probabilities of returns, as in Rainbow (dueling, C51).
+
+    The shapes are (B, inputs) and (B, A, Z): B histories, A actions, Z atoms (possible returns).
+    factorised: the kind of noise in noisy layers, see `Noisy`.
+    """
 
     support: Tensor
 
@@ -153,7 +166,7 @@ class Network(nn.Module):
         return F.softmax(value + advantage - advantage.mean(1, keepdim=True), -1)
 
     def draw_noise(self) -> None:
-        """Draws new noise in all noisy layers."""
+        """Draws new noise in all noisy layers of this network."""
         for layer in self.modules():
             if isinstance(layer, Noisy):
                 layer.draw_noise()
@@ -163,7 +176,7 @@ class Network(nn.Module):
 
 
 class TransitionBatch(NamedTuple):
-    """A batch of transitions: observations (B, inputs), all else (B,)."""
+    """A batch of B transitions: observations have the shape (B, inputs), all other fields (B,)."""
 
     obs: Tensor
     action: Tensor
@@ -175,14 +188,17 @@ class TransitionBatch(NamedTuple):
 
 
 class SegmentTree:
-    """A binary tree whose nodes hold the sum, or the minimum, of their two children."""
+    """A binary tree in an array, whose nodes hold the sum or the minimum of their two children.
+
+    capacity: number of leaves. minimum: hold minimums, not sums.
+    """
 
     def __init__(self, capacity: int, minimum: bool) -> None:
         self.size, self._minimum = 1 << (capacity - 1).bit_length(), minimum
         self.node = np.full(2 * self.size, np.inf if minimum else 0.0, np.float32)
 
     def set(self, index: int, value: float) -> None:
-        """Sets the value of a leaf, and updates its ancestors."""
+        """Sets the leaf `index` to `value`, and updates all nodes above this leaf."""
         at = index + self.size
         self.node[at] = value
         while at > 1:
@@ -191,7 +207,10 @@ class SegmentTree:
             self.node[at] = min(left, right) if self._minimum else left + right
 
     def find(self, total: float) -> int:
-        """Returns the first leaf at which the cumulative sum over leaves reaches `total`."""
+        """Returns the first leaf at which the cumulative sum of the leaves reaches `total`.
+
+        The tree must hold sums.
+        """
         at = 1
         while at < self.size:
             at *= 2
@@ -202,7 +221,7 @@ class SegmentTree:
 
 
 class TreeReplay:
-    """A prioritized replay that samples and updates transitions one at a time in Python."""
+    """A prioritized replay in Python that samples and updates one transition at a time."""
 
     def __init__(self, sizes: Sizes, seed: int) -> None:
         capacity = sizes.capacity
@@ -256,7 +275,10 @@ class TreeReplay:
 
 
 class OurReplay:
-    """Our replay with a whole transition in each row, so that a sample gathers single rows."""
+    """Our replay, with a whole transition (observation and next observation) in each row.
+
+    A sample gathers single rows and no windows of rows.
+    """
 
     def __init__(self, sizes: Sizes, seed: int) -> None:
         flag, number = Space((), "bool"), Space((), "float32")
@@ -295,9 +317,10 @@ class OurReplay:
 
 
 class EagerLearner:
-    """A Rainbow learner in eager PyTorch. A call does one update.
+    """A Rainbow learner in eager PyTorch. Each call of the object does one update.
 
-    vectorised: factorised noise, and a projection without a loop.
+    vectorised: use factorised noise, and project target distributions without a loop over the
+    batch.
     """
 
     def __init__(self, sizes: Sizes, replay: TreeReplay | OurReplay, vectorised: bool) -> None:
@@ -324,7 +347,10 @@ class EagerLearner:
             self.target.load_state_dict(self.online.state_dict())
 
     def targets(self, data: TransitionBatch) -> Tensor:
-        """Returns the target distribution of the action taken: (B, Z)."""
+        """Returns the target distributions for the actions taken, with shape (B, Z).
+
+        The shape has B transitions and Z atoms (possible returns).
+        """
         support = self.online.support
         best = (self.online(data.next_obs) * support).sum(-1).argmax(-1)  # double Q-learning
         following = self.target(data.next_obs)[torch.arange(len(best)), best]

@@ -1,7 +1,7 @@
-"""The learners of Gated Rainbow and of eager PyTorch with equal networks, on NumberGame rows.
+"""Learners on rows of NumberGame: Gated Rainbow, and eager PyTorch with equal networks.
 
-An update is a prioritized sample, a gradient step, and new priorities. The learners in eager
-PyTorch are described in `eager_rainbow.py` in this folder.
+An update samples a batch by priority, takes a gradient step and updates the priorities. The
+learners in eager PyTorch are defined in `eager_rainbow.py` in this folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ GATED: Final = "gated-rainbow with its gate"
 
 
 def comparison(config: Config = EQUAL) -> Comparison:
-    """Returns the compared learners: Gated Rainbow in three variants, and eager PyTorch in two."""
+    """Returns the compared learners: three variants of Gated Rainbow, and two of eager PyTorch.
+
+    Gated Rainbow is plain, compiled, or with its gate. Eager PyTorch is written as in CleanRL, or
+    is vectorised and uses our replay. config: settings of Gated Rainbow.
+    """
     played = cache(lambda: RandomPlay(config.capacity, config.gamma))
 
     def ours(**options: Any) -> Updates:
@@ -64,10 +68,12 @@ def comparison(config: Config = EQUAL) -> Comparison:
 
 
 class RandomPlay:
-    """At least `steps` agent steps of random play, as rows (N, T, …) of N environments.
+    """Rows of at least `steps` agent steps of random play in N environments of NumberGame.
 
-    The rows have the columns that Gated Rainbow adds: `history`, the last CONTEXT + 1 observations;
-    `trace`, the discounted reward so far in the episode; `score`, the reward so far.
+    Each column in `rows` has the shape (N, T, …), T rows of each environment. There are three
+    columns that Gated Rainbow adds: `history`, the last CONTEXT + 1 observations;
+    `discounted_return`, the discounted reward so far in the episode; and `episode_return`, the
+    reward so far. gamma: the discount.
     """
 
     def __init__(self, steps: int, gamma: float) -> None:
@@ -93,7 +99,7 @@ class RandomPlay:
         self.rows: Batch = {key: np.stack([row[key] for row in played], 1) for key in played[0]}
 
     def transitions(self, unit: float) -> Iterator[list[Transition]]:
-        """Yields the transitions of each environment, with rewards divided by `unit`."""
+        """Yields a list of transitions for each environment, with rewards divided by `unit`."""
         rows = self.rows
         history: Array = rows["history"].reshape(*rows["last"].shape, -1)
         for i in range(GAMES):
@@ -115,7 +121,11 @@ def eager_learner(
     replay: type[TreeReplay] | type[OurReplay],
     vectorised: bool,
 ) -> EagerLearner:
-    """Returns a learner in eager PyTorch with the networks, batch size and rows of `config`."""
+    """Returns a Rainbow learner in eager PyTorch, with networks and batch size as in `config`.
+
+    played: the rows that fill the replay. replay: the class of the replay. vectorised: use the
+    faster variant, see `EagerLearner`.
+    """
     unit = float(np.abs(played.rows["discounted_return"]).max()) / VALUE_RANGE
     obs = played.spec.obs.shape
     sizes = Sizes(

@@ -2,10 +2,10 @@
 
     python benchmarks/updates/speed.py [--agent dreamwalker]
 
-An update of ours is all that `Learner` does in a run: sample, learn, send new priorities, publish
-weights. All learners live in one process with one thread and take turns. Their processor time is
-measured, so that other work on the machine matters less. The compared learners are described in
-`gated_rainbow.py` and `dreamwalker.py` in this folder.
+An update of our learner is all that `Learner` does in a run: it samples a batch, learns, sends new
+priorities and publishes weights. All learners live in one process with one thread and take turns.
+Their processor time is measured, so that other work on the machine matters less. The compared
+learners are described in `gated_rainbow.py` and `dreamwalker.py` in this folder.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ COMPARISONS: Final[dict[str, Callable[[], Comparison]]] = {
     "dreamwalker": dreamwalker.comparison,
 }
 MEANING: Final = (
-    "Updates per second: median over rounds. Speed of ours: our updates per second divided by "
-    "those of the row, in the same round; median over rounds (lowest round)."
+    "A table shows how many updates per second each learner does, as the median over rounds. The "
+    "columns `Speed of …` show how many times as fast the named learner of ours is as the learner "
+    "of the row; median over rounds (lowest round)."
 )
 
 
@@ -69,9 +70,11 @@ def main() -> None:
 
 
 def measure(compared: Comparison, rounds: int, seconds: float) -> dict[str, Any]:
-    """Returns updates per second of each learner in each round, and how they were measured.
+    """Measures the updates per second of each learner in each round.
 
-    Learners whose package is not installed are left out and listed under `skipped`.
+    compared: the learners. seconds: measuring time per learner and round. The result also has the
+    machine and the versions. Learners whose package is not installed are left out and listed under
+    `skipped`.
     """
     found = {package: installed_version(package) for package in compared.needs.values()}
     skipped = {name: package for name, package in compared.needs.items() if not found[package]}
@@ -97,7 +100,7 @@ def measure(compared: Comparison, rounds: int, seconds: float) -> dict[str, Any]
 
 
 def without(compared: Comparison, names: Collection[str]) -> Comparison:
-    """Returns the comparison without the learners of these names."""
+    """Returns a copy of the comparison without the learners called `names`."""
     kept = {name: build for name, build in compared.learners.items() if name not in names}
     return replace(
         compared, ours=tuple(name for name in compared.ours if name in kept), learners=kept
@@ -105,7 +108,7 @@ def without(compared: Comparison, names: Collection[str]) -> Comparison:
 
 
 def installed_version(package: str) -> str:
-    """Returns the version of an installed package; an empty string if it is not installed."""
+    """Returns the version of an installed package, or an empty string if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -113,7 +116,10 @@ def installed_version(package: str) -> str:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Returns the table of a measurement; MEANING explains its columns."""
+    """Returns the Markdown table of learner speed, with one row per learner.
+
+    found: the result of `measure`. The constant MEANING explains the columns.
+    """
     rates, ours = found["rates"], found["ours"]
     rows = []
     for name, rate in rates.items():
@@ -129,13 +135,20 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def relative(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Returns `median (lowest)` of our rate divided by their rate, round by round."""
+    """Returns `median (lowest)` of `ours` divided by `theirs`, as text.
+
+    ours, theirs: updates per second of two learners in each round. The rates of each round are
+    divided.
+    """
     ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
     return f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}×)"
 
 
 def conditions(found: Mapping[str, Any]) -> str:
-    """Returns a description of how a measurement was made."""
+    """Returns as text how learner speed was measured: rounds, clock, replay size, CPUs, versions.
+
+    found: the result of `measure`.
+    """
     packages = "".join(f", {package} {version}" for package, version in found["peers"].items())
     return (
         f"{found['rounds']} interleaved rounds after a warm-up, processor time of one thread, "

@@ -1,4 +1,4 @@
-"""Cells of tables."""
+"""Tests the text of table cells and of Markdown tables."""
 
 from benchmarks.formatting import markdown_table, mean_and_range, median_and_range
 

@@ -1,4 +1,4 @@
-"""Watching a run from another process."""
+"""Tests functions that watch a run from another process."""
 
 import json
 import os

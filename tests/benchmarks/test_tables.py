@@ -1,4 +1,4 @@
-"""The tables of `docs/results.md` show the records."""
+"""Tests that the tables of `docs/results.md` show the recorded results."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Interleaved timing."""
+"""Tests the timing of workloads that take turns."""
 
 import itertools
 
@@ -6,7 +6,7 @@ from benchmarks.timing import Workload, interleaved, repeated
 
 
 class SteadyWorkload(Workload):
-    """A workload whose repetitions take exactly 1 ms each."""
+    """A workload whose repetitions appear to take exactly 1 ms each."""
 
     def time(self, n):
         self.run(n)

@@ -1,4 +1,4 @@
-"""Comparison of two checkouts, on small run folders."""
+"""Tests the comparison of two checkouts (copies of this repository) on small run folders."""
 
 import json
 import shutil
@@ -18,7 +18,11 @@ ARRAYS = {"weight": np.arange(6.0).reshape(2, 3), "bias": np.zeros(3), "steps": 
 
 
 def write_run(folder, name="lite-cartpole", events=EVENTS, arrays=ARRAYS, commit="abc"):
-    """Writes a run folder with one checkpoint."""
+    """Writes the run folder `folder / name` with one checkpoint, and returns its path.
+
+    events: the content of `metrics.jsonl`. arrays: the content of the checkpoint. commit: the git
+    commit in `versions.json`.
+    """
     run = folder / name
     checkpoint = run / "checkpoints" / "ckpt-000000000009.000"
     checkpoint.mkdir(parents=True)
@@ -30,7 +34,7 @@ def write_run(folder, name="lite-cartpole", events=EVENTS, arrays=ARRAYS, commit
 
 
 def renamed(event):
-    """The event with different names of metrics, and different times."""
+    """Returns the event with different names of metrics, and with different times."""
     times = {name: 9.0 for name in event if name.endswith("_s") or name.startswith("wait/")}
     event = {**event, **times}
     return {name.replace("loss/", "losses/"): value for name, value in event.items()}
@@ -98,7 +102,7 @@ def test_both_folders_must_have_the_same_runs(tmp_path):
 
 
 def same(monkeypatch, *paths):
-    """Runs the command `same`."""
+    """Runs the command `before_after.py same` with the arguments `paths`."""
     monkeypatch.setattr(sys, "argv", ["before_after.py", "same", *map(str, paths)])
     before_after.main()
 

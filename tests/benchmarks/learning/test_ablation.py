@@ -1,4 +1,4 @@
-"""Ablations: plan, comparison by seed, and table."""
+"""Tests ablations, which train an agent without one of its parts: plan, differences and table."""
 
 import json
 from itertools import combinations

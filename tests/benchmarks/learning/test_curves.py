@@ -1,4 +1,4 @@
-"""Figures of learning curves, on small curves."""
+"""Tests the results that are computed from learning curves, on small curves."""
 
 import json
 from dataclasses import replace
@@ -22,14 +22,17 @@ from benchmarks.learning.curves import (
 
 
 def curve(*returns, command=""):
-    """A curve with an evaluation every 500 steps and 60 s, of which the evaluation takes 6 s."""
+    """Returns a learning curve with the mean returns `returns`, one every 500 steps and 60 s.
+
+    Each evaluation takes 6 s of the 60 s.
+    """
     number = np.arange(1, len(returns) + 1)
     times = (60.0 * number, np.full(len(returns), 6.0))
     return Curve(500 * number, np.array(returns, float), *times, command=command)
 
 
 def evaluation(env_steps, mean, wall_s=1.0):
-    """An evaluation as an event of a run."""
+    """Returns the event of an evaluation with the mean return `mean`."""
     figures = {"return_mean": mean, "return_std": 0.0, "return_min": mean, "episodes": 100}
     return {"kind": "eval", "env_steps": env_steps, **figures, "wall_s": wall_s, "took_s": 0.25}
 

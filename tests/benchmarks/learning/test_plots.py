@@ -1,4 +1,4 @@
-"""Plots of learning curves."""
+"""Tests the plots of learning curves."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Tables and plots of learning curves."""
+"""Tests the tables and plots of learning curves."""
 
 import json
 
@@ -10,7 +10,10 @@ from tests.benchmarks.learning.test_curves import evaluation
 
 
 def write_records(out, name, *seeds, agent="dreamer-lite", final=None):
-    """Writes a record for each seed. seeds: the mean returns of its evaluations."""
+    """Writes a record (the file of a training run) for each seed of the method `name`.
+
+    seeds: the mean returns of the evaluations of each seed. final: the evaluation after training.
+    """
     for seed, returns in enumerate(seeds):
         evaluations = [
             evaluation(500 * (i + 1), mean, 10.0 * (i + 1)) for i, mean in enumerate(returns)

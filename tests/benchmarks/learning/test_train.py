@@ -1,4 +1,4 @@
-"""Training of several seeds: commands, resumed seeds, and records."""
+"""Tests the training of several seeds: commands, resumed seeds, and records."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The replay benchmark with tiny sizes, and the workloads of other libraries."""
+"""Tests the replay benchmark with tiny sizes, and its workloads of other libraries."""
 
 import json
 from importlib.util import find_spec
@@ -16,7 +16,10 @@ ACROSS_PROCESSES = ("processes", "processes-pixels")
 
 
 def measured(tmp_path, capsys, names):
-    """Measures rows with tiny sizes, and returns (JSON record, captured output)."""
+    """Runs the replay benchmark for the rows `names` with tiny sizes.
+
+    Returns (JSON record, captured output).
+    """
     file = tmp_path / "replay.json"
     args = ["bench", "replay", "--quick", "--rounds", "2", "--json", str(file), "--rows", *names]
     assert cli.main(args) == 0

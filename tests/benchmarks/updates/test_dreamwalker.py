@@ -1,4 +1,4 @@
-"""Dreamwalker and sb3-contrib's TQC are compared with equal networks on the same rows."""
+"""Tests that Dreamwalker and TQC of sb3-contrib have equal networks and learn from equal rows."""
 
 from dataclasses import replace
 
@@ -64,7 +64,10 @@ def numbers(net):
 
 
 def nonzero(net):
-    """How many parameters are not 0: our layers are padded with zeros that are never learned."""
+    """Returns how many parameters of a network are not 0.
+
+    Our layers are padded with zeros that are never learned. The padding must not be counted.
+    """
     return sum(int(parameter.count_nonzero()) for parameter in net.parameters())
 
 

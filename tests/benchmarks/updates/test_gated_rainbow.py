@@ -1,4 +1,4 @@
-"""Gated Rainbow and Rainbow in eager PyTorch are compared with equal networks on the same rows."""
+"""Tests that Gated Rainbow and Rainbow in eager PyTorch have equal networks and equal rows."""
 
 import itertools
 import json
