@@ -50,9 +50,9 @@ both = pytest.mark.parametrize("placement", ["local", CLUSTER], indirect=True)
         ("local", 1, 0),
         ("local", 2, 1),
         ("local", 2, 2),
-        pytest.param("cluster", 1, 0, marks=pytest.mark.ray),
+        pytest.param("cluster", 1, 0, marks=(pytest.mark.ray, pytest.mark.costly)),
         pytest.param("cluster", 2, 1, marks=pytest.mark.ray),
-        pytest.param("cluster", 1, 2, marks=pytest.mark.ray),
+        pytest.param("cluster", 1, 2, marks=(pytest.mark.ray, pytest.mark.costly)),
     ],
     indirect=["placement"],
 )
