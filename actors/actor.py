@@ -25,14 +25,14 @@ class Actor:
     """A worker that steps N environments with the newest policy, and adds their rows to the replay.
 
     A vector step is one step of all N environments. A chunk is the rows of several vector steps,
-    which the actor sends to the replay in one call. A weight group is the networks that one process
-    trains.
+    which the actor sends to the replay in one call. A stream is the rows of one environment, in
+    order. A weight group is the networks that one process trains.
 
     index: the number of this actor. restarts: how often this actor was restarted before; after each
-    restart, its chunks are numbered from 0. streams: (N,) i64, one id per environment. pulls: the
-    weight groups to pull from the store; empty if the learner shares its agent with the actor.
-    chunk: vector steps per chunk. pull_every: vector steps between pulls. Exceptions of an
-    environment are not caught here.
+    restart, its chunks are numbered from 0. streams: (N,) i64, one id for each environment's
+    stream. pulls: the weight groups that other processes train, which the actor pulls from the
+    weight store. chunk: vector steps per chunk. pull_every: vector steps between pulls. Exceptions
+    of an environment are not caught here.
     """
 
     def __init__(
@@ -63,10 +63,11 @@ class Actor:
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Takes one vector step: one step of all environments.
+        """Takes one step of all N environments (a vector step).
 
-        Returns False if the replay has no room. If a chunk of rows is complete, it is added to the
-        replay before the vector step.
+        The rows of several vector steps are sent to the replay in one call. If enough rows have
+        been collected, they are sent before this vector step. If the replay has no room for them,
+        returns False, and no environment is stepped.
         """
         if len(self._chunk) == self._chunk_length:
             rows = {
@@ -97,7 +98,10 @@ class Actor:
 
     @property
     def env_state(self) -> dict[str, Any]:
-        """The state from which new environments would continue, as `VectorEnv.state` returns it."""
+        """Returns state that lasts longer than an episode, such as the level of a curriculum.
+
+        New environments can continue from this state.
+        """
         return self._env.state()
 
     def close(self) -> None:
@@ -105,7 +109,11 @@ class Actor:
         self._env.close()
 
     def _report(self, rows: Batch) -> None:
-        """Records an event for each episode whose `last` row is among these rows (N, …)."""
+        """Records an event for each episode that ends with one of these rows.
+
+        rows: columns of shape (N, …), one row per environment. An episode ends with a row that is
+        `last`.
+        """
         for episode in self._episodes.add(rows, self._env.info):
             ended: Event = {"return": episode.total, **episode.facts, "length": episode.length}
             self._events.append({"kind": "episode", **ended, "actor": self._index})

@@ -13,7 +13,7 @@ from dreamfleet.core.types import Batch
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode: its return, its length, and its facts, which the environment reported."""
+    """One episode: its return, its length, and extra values from the environment (facts)."""
 
     environment: int  # its index
     total: float  # undiscounted return of the unshaped rewards
@@ -32,7 +32,8 @@ class Episodes:
     def add(self, rows: Batch, info: Batch) -> list[Episode]:
         """Adds one row of each of N environments. Returns the episodes that end with these rows.
 
-        rows: columns of shape (N, …). info: facts about these episodes, as in `VectorEnv.info`.
+        rows: columns of shape (N, …). info: name → (N,), extra values that the environments report
+        for the episodes that end, such as a category.
         """
         self._return = np.where(rows["first"], 0.0, self._return) + rows["reward"]
         self._length = np.where(rows["first"], 0, self._length + 1)
@@ -41,7 +42,7 @@ class Episodes:
     def truncate(self, i: int, info: Batch) -> Episode:
         """Returns the unfinished episode of environment `i`, marked as truncated.
 
-        info: facts about the episode, as in `VectorEnv.info`.
+        info: name → (N,), extra values that the environments report for their episodes.
         """
         return replace(self._episode(i, info), truncated=True)
 
@@ -59,9 +60,10 @@ def _python(value: Any) -> Any:
 def summary(episodes: Sequence[Episode]) -> dict[str, float]:
     """Returns the statistics of all episodes together, and of each category of episodes.
 
-    A fact with integer values, such as `tier`, divides the episodes into categories. The mean
-    return of category 2 of `tier` is called `tier_2/return_mean`. `reached_step_limit` is the
-    number of episodes that the step limit truncated.
+    A fact is a value that the environment reported for an episode, under a name. A fact with
+    integer values, such as `tier`, divides the episodes into categories. The mean return of the
+    episodes whose `tier` is 2 is called `tier_2/return_mean`. `reached_step_limit` is the number of
+    episodes that the evaluation's step limit truncated.
     """
     found = statistics(episodes)
     found["reached_step_limit"] = sum(episode.truncated for episode in episodes)
@@ -76,10 +78,11 @@ def summary(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Returns statistics of the episodes' returns and lengths, and the mean of each other fact.
+    """Returns statistics of the episodes' returns and lengths, and the mean of each reported fact.
 
-    Facts with integer values are left out, as they are categories. A fact's mean is over the
-    episodes that have this fact.
+    A fact is a value that the environment reported for an episode, under a name. Facts with integer
+    values are left out, as they stand for categories. If only some episodes have a fact, its mean
+    is over these episodes.
     """
     returns = np.array([episode.total for episode in episodes])
     found = {
@@ -96,9 +99,10 @@ def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def _names(episodes: Sequence[Episode], categories: bool) -> list[str]:
-    """Returns the names of the episodes' facts in order of appearance.
+    """Returns the names of the values that environments reported for episodes (facts).
 
-    categories: True for facts with integer values, which are categories; False for all other facts.
+    The names are in order of appearance. categories: True for facts with integer values, which
+    stand for categories; False for all other facts.
     """
     names: dict[str, None] = {}
     for episode in episodes:

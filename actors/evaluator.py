@@ -16,20 +16,21 @@ Stop = Callable[[], bool]  # returns whether the evaluation must end now
 
 
 class Stopped(Exception):
-    """Raised when an evaluation is interrupted."""
+    """Raised when an evaluation is interrupted, because its function `stop` has returned True."""
 
 
 class Evaluator:
     """A worker that plays `episodes` greedy episodes after every `every` agent steps of the run.
 
-    The seed of an evaluation is derived from `seed` and from the number of agent steps. A resumed
-    run therefore plays the same episodes as a run without interruption.
+    An agent step is one action in one environment of the actors. The seed of an evaluation is
+    derived from `seed` and from the number of agent steps. A resumed run therefore plays the same
+    episodes as a run without interruption.
 
-    pulls: the weight groups (networks of one process) to pull from the store. max_steps: steps
-    after which an episode is truncated. stop: called at every step; True interrupts the evaluation.
-    best_score: the best score of the run before a resume. An evaluation with at least the best
-    score keeps its weights for `take_best`. env_steps: agent steps before a resume; evaluations
-    that were due by then are not played.
+    pulls: the weight groups (networks of one process) to pull from the weight store. max_steps:
+    steps after which an episode is truncated. stop: called at every step; True interrupts the
+    evaluation. best_score: the best score (mean return) of the run before a resume. An evaluation
+    with at least the best score keeps its weights for `take_best`. env_steps: agent steps before a
+    resume; evaluations that were due by then are not played.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Evaluator:
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Plays one whole evaluation.
+        """Pulls the newest weights, and plays an evaluation with all its episodes.
 
         Returns False if no evaluation is due, or if it was interrupted.
         """
@@ -81,9 +82,9 @@ class Evaluator:
         self._evaluate(at)
 
     def _evaluate(self, at: int) -> bool:
-        """Plays an evaluation with the agent's present weights.
+        """Plays an evaluation with the weights that the agent has now.
 
-        Returns False if it was interrupted. at: agent steps of the run so far.
+        Returns False if the evaluation was interrupted. at: agent steps of the run so far.
         """
         began = time.monotonic()
         (seed,) = seeding.derive((self._seed, at // self._every), 1)
@@ -111,7 +112,10 @@ class Evaluator:
         return events
 
     def take_best(self) -> BestEvaluation | None:
-        """Returns the best evaluation of the run with its weights, once; None if it is not new."""
+        """Returns the run's best evaluation and its weights, if it is new since the last call.
+
+        Returns None if no evaluation since the last call was at least as good as the best before.
+        """
         best, self._best = self._best, None
         return best
 
@@ -126,12 +130,12 @@ def play(
 ) -> list[Episode]:
     """Plays `episodes` greedy episodes, and returns them in order.
 
-    The seed of episode k is the k-th seed derived from `seed`, whatever the number of environments.
+    The seed of episode k is the k-th seed derived from `seed`, however many environments there are.
     An episode is truncated after `max_steps` steps. All environments begin an episode together, and
-    wait until all have finished it. To count the episodes that finish first would favour short
+    wait until all have finished it. Counting the episodes that finish first would favour short
     episodes.
 
-    `stop` is called at every step. If it returns True, `play` raises Stopped.
+    stop: called at every step. If it returns True, `play` raises Stopped.
     """
     n = env.num_envs
     seeds = seeding.derive(seed, -(-episodes // n) * n)
@@ -145,7 +149,11 @@ def play(
 def _play_each(
     env: VectorEnv, agent: Agent, seeds: Sequence[int], due: int, max_steps: int, stop: Stop
 ) -> list[Episode]:
-    """Plays one greedy episode in each of the first `due` of N environments. seeds: (N,)."""
+    """Plays one greedy episode in each of the first `due` of N environments. Returns the episodes.
+
+    seeds: (N,), one per environment. max_steps: steps after which an episode is truncated. stop:
+    called at every step; if it returns True, Stopped is raised.
+    """
     running, ended = Episodes(env.num_envs), dict[int, Episode]()
     rows, state = env.reset(seeds), agent.initial_state(env.num_envs)
     for _ in range(max_steps):

@@ -16,11 +16,11 @@ from dreamfleet.core.types import Agent, Batch, Event, Replay, Sample, TableSpec
 class Dreamer:
     """A worker that makes dreams: rollouts of the policy inside the world model.
 
-    trains: whether this dreamer also trains the world model, and publishes its weights as weight
-    group "world"; one dreamer of a run does. pulls: the weight groups (networks of one process) to
-    pull from the store; empty if this process trains them with the same agent object.
-    publish_every: updates between two published versions. log_every: updates between two events
-    with metrics. updates: the number of updates before a resume.
+    A weight group is the networks that one process trains. trains: whether this dreamer also trains
+    the world model, and publishes its weights as weight group "world"; one dreamer of a run does.
+    pulls: the weight groups that other processes train, which the dreamer pulls from the weight
+    store. publish_every: updates between two published versions. log_every: updates between two
+    events with metrics. updates: the number of updates before a resume.
     """
 
     def __init__(
@@ -54,10 +54,12 @@ class Dreamer:
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Updates the world model, and makes a batch of dreams.
+        """Takes one update of the world model, and makes a batch of dreams.
 
-        Returns False if it could do neither. The update or the dreams are left out if their data is
-        missing.
+        A dream is a rollout of the policy in the world model. The update is left out if this
+        dreamer does not train the world model, or if the replay has no sample for it. The dreams
+        are left out if the replay has no rows to begin from or no room for dreams. Returns False if
+        neither was possible.
         """
         if self._trains and self.updates and self.version == 0:
             self._publish()  # resumed: its world model can dream before the next update
@@ -72,9 +74,10 @@ class Dreamer:
         return events
 
     def _train(self) -> str:
-        """Takes one update of the world model, and returns "".
+        """Takes one update of the world model on a sample from the replay. Returns "".
 
-        If no sample is available, returns which worker and which data the update waits for.
+        If the replay has no sample yet, takes no update, and returns a text that says what is
+        awaited.
         """
         real = cast(Sample | None, self._replay.sample("real", "world"))
         if real is None:
@@ -93,11 +96,11 @@ class Dreamer:
         return ""
 
     def _dream(self) -> str:
-        """Makes one batch of dreams, and adds it to the dream queue. Returns "".
+        """Makes one batch of dreams, and adds it to the queue of dreams. Returns "".
 
-        If this is not possible, returns which worker and what it waits for. While the queue is
-        full, one batch is kept, and no other batch is made. Otherwise the learner would get dreams
-        from old weights.
+        If this is not possible, returns a text that says what is awaited. If the queue is full, the
+        batch is kept until there is room, and no other batch is made meanwhile. Otherwise the
+        learner would get dreams from old weights.
         """
         waits = "learner: room for a dream"
         if self._pending is None:

@@ -1,4 +1,4 @@
-"""Compiles numeric loops with numba. No other module imports numba; this one does so in a call."""
+"""Compiles numeric loops with numba. Only this module imports numba, and only when it compiles."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 
 def compiled(loop: Callable[..., Any], arguments: str, **options: Any) -> Callable[..., Any]:
-    """Compiles `loop` at once for one set of argument types, so that its first call is fast.
+    """Returns `loop`, compiled by numba now, so that even its first call is fast.
 
-    arguments: the types of the arguments, as a numba signature. options: keyword arguments for
-    `numba.njit`. The machine code is cached beside the source file. If that folder is read-only, it
-    is cached in the user's cache folder. If neither is possible, each process compiles it again.
-    Raises ImportError if numba is missing.
+    It is compiled for one set of argument types. arguments: these types, as a numba signature.
+    options: keyword arguments for `numba.njit`. The machine code is cached in a folder beside the
+    source file. If that folder is read-only, the machine code is cached in the user's cache folder.
+    If neither is possible, each process compiles the loop again. Raises ImportError if numba is
+    missing.
     """
     from numba import njit
 

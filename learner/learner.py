@@ -24,10 +24,10 @@ from dreamfleet.core.types import (
 class Learner:
     """A worker that trains policy and critic, and publishes their weights as weight group "policy".
 
-    A weight group is the networks that one process trains. pulls: the weight groups to pull from
-    the store; empty if this process trains them with the same agent object. publish_every: updates
-    between two published versions. log_every: updates between two events with metrics. updates: the
-    number of updates before a resume.
+    A weight group is the networks that one process trains. pulls: the weight groups that other
+    processes train, which the learner pulls from the weight store. publish_every: updates between
+    two published versions. log_every: updates between two events with metrics. updates: the number
+    of updates before a resume.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Learner:
     def step(self) -> bool:
         """Takes one update of policy and critic. Returns False if a batch for it has not arrived.
 
-        If one of two batches has arrived, it is kept for the next call, as the replay has counted
-        it.
+        Depending on the agent, an update needs a batch of real rows, a batch of dreams, or both. If
+        only one of both has arrived, it is kept for the next call.
         """
         if self.version == 0:  # actors and dreamers begin with this learner's weights
             self._publish()

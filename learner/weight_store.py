@@ -6,7 +6,7 @@ from dreamfleet.core.types import Weights
 
 
 class LocalWeights:
-    """A weight store in memory, which keeps the newest weights of each weight group without a copy.
+    """A weight store in memory. It keeps the newest weights of each weight group, and copies none.
 
     A weight group is the networks that one process trains: "world" or "policy".
     """

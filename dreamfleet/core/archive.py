@@ -19,10 +19,11 @@ _HEADERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_hea
 class Archive:
     """An archive of arrays, as `np.savez` writes it, opened for reading.
 
-    Use it in a `with` statement. Sizes are checked before memory is allocated. The members of the
-    zip file must be uncompressed, all together must fit into the file, and each array must have the
-    size of its member. When an array is read, its checksum is checked. Raises ValueError, or an
-    error of `zipfile`, if a check fails.
+    Use it in a `with` statement. Sizes are checked before memory is allocated. The files inside the
+    zip archive (members) must be uncompressed, and their sizes must not add up to more than the
+    size of the archive. The shape and dtype of an array must fit the size of its member. When an
+    array is read, its checksum is checked. Raises ValueError, or an error of `zipfile`, if a check
+    fails.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,7 +73,10 @@ class Archive:
         return {member.filename: member for member in members}
 
     def _check_header(self, member: zipfile.ZipInfo) -> None:
-        """Raises ValueError unless the shape and dtype of an array fit the size of its member."""
+        """Raises ValueError unless an array's shape and dtype fit the size of its file.
+
+        member: this file inside the zip archive.
+        """
         with self._zip.open(member) as file:
             version = npy.read_magic(file)
             if version not in _HEADERS:

@@ -72,15 +72,16 @@ def save(
     env: str,
     kept: int = KEPT,
 ) -> Path:
-    """Writes `state` as the newest checkpoint in `folder`, and removes old ones. Returns its path.
+    """Writes `state` as the newest checkpoint in `folder`. Returns the path of the checkpoint.
 
     env_steps: agent steps of the run so far. state: nested dicts (str keys) of arrays, numbers,
-    strings, bools, None and lists of these. agent, env: names for the manifest. kept: how many
-    checkpoints, of different agent steps, stay in the folder.
-
-    Raises TypeError if `state` has values of other types. Raises NotFinite if its `LEARNED` parts
-    hold NaN or infinity. Raises OSError if the disk is full. After an error, no old checkpoint is
+    strings, bools, None and lists of these. agent, env: their names, which the checkpoint records.
+    kept: how many checkpoints, of different agent steps, stay in the folder; older ones are
     removed.
+
+    Raises TypeError if `state` has values of other types. Raises NotFinite if networks or
+    optimizers hold NaN or infinity. Raises OSError if the disk is full. After an error, no old
+    checkpoint is removed.
     """
     if problem := not_finite(state):
         raise NotFinite(problem)
@@ -103,10 +104,11 @@ def save(
 
 
 def not_finite(state: Mapping[str, Any]) -> str:
-    """Describes the first number that is NaN or infinite in the `LEARNED` parts of `state`.
+    """Describes the first number that is NaN or infinite in the networks or optimizers of `state`.
 
-    Returns "" if all are finite. An array filled with one infinity is allowed, as a minimum or
-    maximum has this value before any data.
+    These are the parts `agent` and `weights` of `state`. Returns "" if all their numbers are
+    finite. An array filled with one infinity is allowed, as this is how a running minimum or
+    maximum begins.
     """
     for part in LEARNED:
         for where, leaf in _leaves(state.get(part), part):
@@ -178,10 +180,11 @@ def load(
 ) -> dict[str, Any]:
     """Returns the state of the checkpoint at `path`. Tuples come back as lists.
 
-    agent, env: names that the checkpoint must have; None allows any name. parts: the keys of the
-    state to read; None for all. With `parts`, only the arrays that are read are checked, each by
-    its own checksum. check: called with the state; it raises UserError if the caller cannot use the
-    state. Raises UserError if the checkpoint is damaged or unsuitable.
+    agent, env: the names of the agent and the environment that the checkpoint must be of; None
+    allows any name. parts: the keys of the state to read; None for all. With `parts`, only the
+    arrays that are read are checked, each by its own checksum. check: called with the state; it
+    raises UserError if the caller cannot use the state. Raises UserError if the checkpoint is
+    damaged or unsuitable.
     """
     return read(path, agent=agent, env=env, parts=parts, check=check).state
 
@@ -196,7 +199,10 @@ def read(
 ) -> Saved:
     """Returns the path, the agent steps and the state of the checkpoint at `path`.
 
-    The arguments and errors are those of `load`.
+    agent, env: the names of the agent and the environment that the checkpoint must be of; None
+    allows any name. parts: the keys of the state to read; None for all. check: called with the
+    state; it raises UserError if the caller cannot use the state. Raises UserError if the
+    checkpoint is damaged or unsuitable.
     """
     about = manifest(path)
     for kind, wanted in (("agent", agent), ("env", env)):
@@ -222,9 +228,10 @@ def read(
 
 
 def manifest(path: Path) -> dict[str, Any]:
-    """Returns the manifest of a checkpoint: format, version, agent, env, env_steps, sha256, state.
+    """Returns a checkpoint's manifest: format, version, agent, env, env_steps, sha256, state.
 
-    Raises UserError if `path` holds no checkpoint of this format, or if the manifest is damaged.
+    The manifest is the JSON file that describes the checkpoint. Raises UserError if `path` holds no
+    checkpoint of this format, or if the manifest is damaged.
     """
     file = path / _MANIFEST
     with _reading(path, _MANIFEST):
@@ -255,7 +262,9 @@ def manifest(path: Path) -> dict[str, Any]:
 def newest(folder: Path, *, agent: str | None = None, env: str | None = None) -> Path | None:
     """Returns the path of the newest undamaged checkpoint in `folder`; None if there is none.
 
-    agent, env: names that the checkpoint must have; None allows any name.
+    agent, env: the names of the agent and the environment that a checkpoint must be of; None allows
+    any name. Raises UserError if there are checkpoints, but all checkpoints are damaged or
+    unsuitable.
     """
     saved = read_newest(folder, agent=agent, env=env)
     return saved.path if saved else None
@@ -271,9 +280,11 @@ def read_newest(
 ) -> Saved | None:
     """Returns the newest undamaged checkpoint in `folder`; None if there is no checkpoint.
 
-    Each damaged checkpoint is skipped with a warning. Raises UserError if all are damaged.
-    Meanwhile a run may save and remove checkpoints in the folder. The arguments are those of
-    `load`.
+    Each damaged or unsuitable checkpoint is skipped with a warning. Raises UserError if all are.
+    Another process may save and remove checkpoints in the folder during this call. agent, env: the
+    names of the agent and the environment that a checkpoint must be of; None allows any name.
+    parts: the keys of the state to read; None for all. check: called with the state; it raises
+    UserError if the caller cannot use the state.
     """
     paths = _all(folder)
     while paths:
@@ -294,7 +305,10 @@ def read_newest(
 
 
 def _check_fields(about: Mapping[str, Any]) -> None:
-    """Raises ValueError unless a manifest has all fields, right types and a right digest."""
+    """Raises ValueError unless a manifest has all fields, right types and a right digest.
+
+    about: the manifest (the JSON data that describe the checkpoint).
+    """
     expected = {"agent", "env", "env_steps", "sha256", "state", "manifest_sha256"}
     if missing := expected - about.keys():
         raise ValueError(f"lacks {sorted(missing)}")
@@ -341,9 +355,10 @@ def _check_digest(archive: Path, expected: str) -> None:
 
 
 def _encode(node: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
-    """Returns `node` as JSON values. Each array moves to `arrays`, and its name stays in its place.
+    """Returns a nested state as JSON values, with the name of each array in place of the array.
 
-    where: the dotted name of `node`, for error messages.
+    The arrays are added to `arrays`. where: the dotted name of `node` in the whole state, for error
+    messages.
     """
     if isinstance(node, np.generic):
         node = node.item()
@@ -402,17 +417,20 @@ def _steps(path: Path) -> int:
 def _free_name(folder: Path, env_steps: int) -> Path:
     """Returns the path ckpt-<env_steps>.<n> for a new checkpoint.
 
-    n is larger than the number of every checkpoint with equal agent steps; the first one has n = 0.
+    n is 0 for the first checkpoint with this number of agent steps, and 1 more than the largest n
+    so far for each later one.
     """
     taken = [int(path.suffix[1:]) for path in _all(folder) if _steps(path) == env_steps]
     return folder / f"ckpt-{env_steps:012d}.{max(taken, default=-1) + 1:03d}"
 
 
 def _prune(folder: Path, path: Path, kept: int) -> None:
-    """Removes old checkpoints: keeps `path` and the newest one at each of `kept` - 1 earlier steps.
+    """Removes all checkpoints in `folder` except the newest one, `path`, and some older ones.
 
-    Checkpoints without a readable manifest are not counted as kept. Checkpoints of later agent
-    steps are removed too, because the run has gone back to an earlier checkpoint.
+    In all, `kept` checkpoints of different agent steps are kept. Of several checkpoints with the
+    same agent steps only the newest is kept. Checkpoints without a readable manifest are removed.
+    Checkpoints of later agent steps are removed too, because the run has gone back to an earlier
+    checkpoint.
     """
     keep, steps = {path}, {_steps(path)}
     for other in reversed(_all(folder)):
@@ -444,9 +462,9 @@ def _remove(path: Path) -> None:
 
 
 def _manifest_digest(about: Mapping[str, Any]) -> str:
-    """Returns the sha256 of a manifest without its own digest.
+    """Returns the sha256 digest of a checkpoint's manifest. The order of keys does not matter.
 
-    The order of keys does not matter.
+    about: the manifest without the field that holds this digest.
     """
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 

@@ -1,8 +1,8 @@
 """The configuration of a run, and type-checked changes to any configuration dataclass.
 
-A setting has the default below, unless a preset, a flag or `--set a.b=v` changes it; each of these
-overrides the ones before it. `apply` checks every value, whether it comes from a file or from the
-command line.
+A setting has the default in this module, unless a preset, a flag or `--set a.b=v` changes it. A
+flag overrides a preset, and `--set` overrides both. `apply` checks every value, whether it comes
+from a file or from the command line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ LARGEST_SEED: Final = 2**31 - 1  # environments take seeds that fit a signed 32-
 def within(default: T, low: float, high: float = float("inf")) -> T:
     """Returns a dataclass field with a default, whose value must lie in [low, high].
 
-    `check_ranges` checks the value. If it is a tuple, each of its numbers must lie in the range.
+    `check_ranges` checks the value. If the value is a tuple, each of its numbers must lie in the
+    range.
     """
     declared: T = field(default=default, metadata={"range": (low, high)})
     return declared
@@ -104,9 +105,10 @@ class RunConfig(Flags):
 
     @property
     def evaluated_options(self) -> dict[str, Any]:
-        """The arguments of the environments in evaluations.
+        """Returns the arguments with which environments are made for evaluations.
 
-        These are the run's arguments, changed as `eval_env.…` says, without reward shaping.
+        These are the arguments from training, changed by the settings `eval_env.…`, and without the
+        arguments that shape rewards.
         """
         return unshaped({**self.env_options, **self.eval_env_options})
 
@@ -119,16 +121,16 @@ GROUPS: Final = {"agent": "agent_options", "env": "env_options", "eval_env": "ev
 
 
 def unshaped(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an environment's arguments, except the arguments that shape rewards."""
+    """Returns an environment's arguments without the arguments that shape rewards."""
     return {name: value for name, value in options.items() if name not in SHAPING}
 
 
 def configure(config: RunConfig, values: Mapping[str, Any], source: str = "") -> RunConfig:
     """Returns `config` with new values. Raises UserError for an unknown name or an invalid value.
 
-    values: by dotted name, such as `seed`, `train.chunk`, `agent.lr` or `env.size`. Values that
-    begin with a prefix of `GROUPS` are not checked here; the agent's Config and the environment
-    check them. source: the file of the values, for error messages.
+    values: by dotted name, such as `seed`, `train.chunk`, `agent.lr` or `env.size`. Values whose
+    names begin with `agent.`, `env.` or `eval_env.` are not checked here; the agent's Config and
+    the environment check them. source: the name of the file with the values, for error messages.
     """
     try:
         for key, value in values.items():
@@ -151,9 +153,10 @@ def _configured(config: RunConfig, key: str, value: Any) -> RunConfig:
 
 
 def _with_option(options: Any, path: list[str], value: Any) -> Any:
-    """Returns nested `options` with `value` at `path`.
+    """Returns the nested mapping `options` with a new value at `path`.
 
-    If the path is empty, `value` is merged in.
+    path: the keys that lead to the value, from the outermost mapping to the innermost. If it is
+    empty, `value` is a mapping, and its items are added to `options`.
     """
     before = options if isinstance(options, Mapping) else {}
     if not path:
@@ -220,7 +223,7 @@ _MISFIT: Any = object()
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """Returns `value` converted to the type `hint`, or _MISFIT if it is of another type."""
+    """Returns `value` converted to the type `hint`, or _MISFIT if this is not possible."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         fits = (_fit(value, option) for option in args)

@@ -7,15 +7,21 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Raised for a mistake of the user. One line says what is wrong and what to do. Exit code 2."""
+    """Raised for a mistake of the user. The program ends with exit code 2.
+
+    The message says in one line what is wrong and what to do.
+    """
 
 
 class EnvironmentFault(Exception):
-    """Raised when an environment returns bad data (NaN, a wrong shape). Its actor is restarted."""
+    """Raised when an environment returns bad data, such as NaN or an array of a wrong shape.
+
+    The actor that steps this environment is restarted.
+    """
 
 
 class WorkerFailed(Exception):
-    """Raised when a worker of a run has failed for good. Exit code 1.
+    """Raised when a worker of a run has failed and is not restarted. Exit code 1.
 
     The message begins with the traceback of the worker.
     """
@@ -26,9 +32,9 @@ class Gone(Exception):
 
 
 class Diverged(Exception):
-    """Raised when learning cannot continue, as numbers are NaN or infinite. Exit code 1.
+    """Raised when learning cannot continue, as losses, weights or actions are NaN or infinite.
 
-    The message is one line.
+    The message is one line. The program ends with exit code 1.
     """
 
 

@@ -1,4 +1,4 @@
-"""Checks updates, published weights and actions for NaN and infinity."""
+"""Checks losses, gradient norms, published weights and actions for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ MOST_BAD_UPDATES: Final = 100  # in a row without a finite loss and gradient
 
 
 class UpdateMonitor:
-    """Ends a run if the loss or a gradient norm was not finite in many consecutive updates.
+    """Ends a run after many consecutive bad updates: a loss or gradient norm was not finite.
 
     part: the name of the trained networks in messages. updates: the number of updates before a
-    resume. If the agent skips bad updates, it reports the number of consecutive bad updates as
-    metric `fault/in_a_row`. For other agents, this class checks the metrics `loss/…` and
-    `grad_norm/…`.
+    resume. An agent that skips bad updates reports the number of consecutive bad updates as metric
+    `fault/in_a_row`. For other agents, this class checks the metrics `loss/…` and `grad_norm/…`.
     """
 
     def __init__(self, part: str, updates: int = 0) -> None:
@@ -29,9 +28,10 @@ class UpdateMonitor:
         self._last_good = updates  # the newest update that was checked and found good
 
     def check(self, metrics: Mapping[str, Any], updates: int) -> None:
-        """Checks the metrics of update number `updates`, if a check is due.
+        """Checks the metrics of update number `updates`, if this is a multiple of `CHECK_EVERY`.
 
-        Raises Diverged after `MOST_BAD_UPDATES` consecutive bad updates.
+        An update is bad if a loss or a gradient norm is not finite. Raises Diverged after
+        `MOST_BAD_UPDATES` consecutive bad updates.
         """
         if updates % CHECK_EVERY:
             return
@@ -70,8 +70,8 @@ def check_weights(group: str, weights: Weights) -> Weights:
 def check_actions(action: Array, extras: Batch, space: Space) -> None:
     """Raises Diverged unless an agent's actions (N, …) are finite and within the action space.
 
-    extras: other columns that the agent adds to the rows; they must be finite too. No environment
-    is restarted for a bad action, as it is the agent's mistake.
+    extras: other columns that the agent adds to the rows; they must be finite too. The run ends,
+    since restarting an environment would not help: the agent has made the mistake.
     """
     for name, value in {"action": action, **extras}.items():
         found = np.asarray(value)

@@ -1,6 +1,6 @@
 """Prevents imports of code from the folder of a run.
 
-The folder may come from a stranger, and its config.yaml names modules to import.
+The folder may come from a stranger, and its file config.yaml names modules to import.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ def never_import_from(folder: Path) -> None:
 
 
 def importable_path() -> list[str]:
-    """Returns `sys.path` without the guarded folders, for new processes of the run.
+    """Returns `sys.path` without run folders, from which no code may be imported.
 
-    No code is imported from a guarded folder, which is the folder of a run.
+    New processes of the run use this path.
     """
     entries = [entry or str(Path.cwd()) for entry in sys.path]
     return [entry for entry in entries if not _guard.covers(entry)]
 
 
 class _Guard:
-    """An import finder that never lets Python import a module from a guarded folder."""
+    """An import finder that prevents imports from guarded folders: the folders of runs."""
 
     def __init__(self) -> None:
         self.folders: set[str] = set()
@@ -39,9 +39,11 @@ class _Guard:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Handles modules that Python would import from a guarded folder; returns None for others.
+        """Finds a module in other folders, if Python would import it from a guarded folder.
 
-        Returns the module of this name from another folder. Raises ImportError if there is none.
+        Returns None if Python would not import the module from a guarded folder; then other import
+        finders handle it. Raises ImportError if the module is only in guarded folders. path: the
+        folders to search; None for `sys.path`. target: not used.
         """
         if not self._inside(PathFinder.find_spec(name, path)):
             return None
@@ -53,7 +55,7 @@ class _Guard:
         return elsewhere
 
     def covers(self, place: str) -> bool:
-        """Returns whether a path is inside a guarded folder, before or after links are resolved."""
+        """Returns whether path `place` is in a guarded folder, directly or through links."""
         paths = {str(Path(place).absolute()), str(Path(place).resolve())}
         return any(
             path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

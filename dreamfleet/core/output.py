@@ -1,4 +1,7 @@
-"""Redirects standard output, so that a command's own output is the only text on it."""
+"""Redirects output of libraries to standard error, so that standard output stays clean.
+
+A command writes its own result to standard output, where no other text may appear.
+"""
 
 from __future__ import annotations
 

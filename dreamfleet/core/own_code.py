@@ -43,7 +43,10 @@ def import_module(module: str, kind: str) -> ModuleType:
 
 
 def pip_line(missing: ModuleNotFoundError) -> str:
-    """Returns the end of a message: the name of the missing package, and the pip command for it."""
+    """Returns the end of a message: the name of the missing package, and the pip command for it.
+
+    missing: the error that the import of the package raised.
+    """
     package = (missing.name or str(missing)).partition(".")[0]
     return f'"{package}", which is not installed. Run: pip install {package}'
 
@@ -57,9 +60,10 @@ def in_line(error: BaseException) -> str:
 def interrupts(error: BaseException) -> bool:
     """Returns whether an exception was caused by Ctrl-C, and not raised by an environment.
 
-    An environment may raise KeyboardInterrupt or SystemExit itself. After Ctrl-C, a run's own
-    signal handler raises the exception in code of this package. Python's default handler raises it
-    in any code; while that handler is installed, every KeyboardInterrupt counts as Ctrl-C.
+    An environment may raise KeyboardInterrupt or SystemExit itself. While Python's default signal
+    handler is installed, every KeyboardInterrupt counts as Ctrl-C. A run installs another handler,
+    which raises the exception in code of this package. An exception that was raised there counts as
+    Ctrl-C too.
     """
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if isinstance(error, KeyboardInterrupt) and default:

@@ -1,4 +1,4 @@
-"""Opens the files that a run writes. Refuses links and special files, which are never written."""
+"""Opens the files that a run writes. Refuses to write to links and special files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dreamfleet.core.errors import UserError
 def open_own(path: Path, flags: int) -> int:
     """Opens a file for writing, and creates it if it is missing. Returns its descriptor.
 
-    flags: of `os.open`. Raises UserError for a symbolic link, a hard link, or anything else that is
-    no plain file: writing to it could change something outside of the run's folder.
+    flags: passed to `os.open`. Raises UserError for a symbolic link, a hard link, or anything else
+    that is not a plain file: writing to it could change something outside of the run's folder.
     """
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

@@ -13,7 +13,10 @@ LARGEST: Final = 2**31 - 1  # of a signed 32-bit integer, which is what simulato
 
 
 def derive(seed: int | tuple[int, ...], n: int) -> list[int]:
-    """Returns n independent seeds from 0 to LARGEST, derived from one seed or from several."""
+    """Returns n independent seeds, derived from one seed or from a tuple of seeds.
+
+    The seeds are whole numbers from 0 to 2^31 - 1.
+    """
     words = np.random.SeedSequence(seed).generate_state(n)
     return [int(word) & LARGEST for word in words]
 

@@ -1,8 +1,8 @@
 """Specifications of selectors. A selector is the rule by which windows of a table are sampled.
 
-A specification is plain data, so that it can be part of settings and can be sent to other
-processes. For each specification, the replay server has a class that draws windows as specified
-(`replay_server/selectors.py`).
+A window is a sequence of consecutive rows. A specification is plain data, so that it can be part of
+settings and can be sent to other processes. For each specification, the replay server has a class
+that draws windows as specified (`replay_server/selectors.py`).
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 class Selector:
     """Base class of the specifications of selectors: the rules by which windows are sampled.
 
-    A specification is a frozen dataclass with the parameters of a rule. A new selector needs two
-    classes in one module: the specification, and a class that draws as specified, decorated with
+    A window is a sequence of consecutive rows. A specification is a frozen dataclass with the
+    parameters of a rule. A new selector needs two classes in one module: the specification, and a
+    class that draws windows by this rule. The second class is decorated with
     `replay_server.start_selector.implements`. No other code has to change.
     """
 
     @property
     def uses_priorities(self) -> bool:
-        """Whether draws depend on the priorities that an agent returns after an update."""
+        """Returns whether draws depend on the priorities that an agent returns after an update."""
         return False
 
     def fault(self, columns: Mapping[str, Space]) -> str | None:
-        """Returns in one line why this selector cannot be used with these columns of a table.
+        """Returns one line that says why this selector cannot be used with these columns.
 
         Returns None if it can be used.
         """
@@ -98,9 +99,9 @@ class Recency(Selector):
 class EmphasizeRecent(Selector):
     """Emphasizing Recent Experience (ERE): draws uniformly from the newest rows (Wang & Ross 2019).
 
-    The number of newest rows shrinks during a cycle of K samples. Sample k of a cycle draws from
-    the newest max(N * eta^(1000 k / K), floor) of N stored rows, as in section 4 of the paper.
-    `eta` rises linearly to 1 over the first `anneal` samples.
+    The number of newest rows shrinks during a cycle of K = `cycle` samples. Sample k of a cycle
+    draws from the newest max(N * eta^(1000 k / K), floor) of N stored rows, as in section 4 of the
+    paper. `eta` rises linearly to 1 over the first `anneal` samples.
     """
 
     eta: float = 0.996
@@ -119,12 +120,13 @@ class EmphasizeRecent(Selector):
 
 @dataclass(frozen=True)
 class ReturnDeviation(Selector):
-    """Prefers windows with an unusual sum of rewards.
+    """Prefers windows (consecutive rows) with an unusual sum of rewards.
 
-    The probability of a window is proportional to |sum - mean| / standard deviation. The mean and
-    the standard deviation are over the sums of all windows so far, with weights 2^(-age /
-    half_life). They are evaluated once for a window, when its last row arrives. This selector is
-    meant as a part of a `Mixture` with `Uniform`.
+    The probability of a window is proportional to |sum - mean| / standard deviation. Mean and
+    standard deviation are over the sums of all windows so far, weighted by 2^(-age / half_life),
+    where the age of a window is the number of newer windows. The probability of a window is
+    computed once, when its last row arrives. This selector is meant as a part of a `Mixture` with
+    `Uniform`.
     """
 
     half_life: float = 10_000.0  # windows
@@ -166,7 +168,7 @@ class Mixture(Selector):
 
 
 def unknown_column_fault(name: str, columns: Mapping[str, Space]) -> str | None:
-    """Returns one line that says that a column is unknown, or None if `columns` has it."""
+    """Returns one line that says that column `name` is unknown; None if `columns` has it."""
     if name in columns:
         return None
     near = difflib.get_close_matches(name, columns, 1, 0) or ["none"]
@@ -174,7 +176,10 @@ def unknown_column_fault(name: str, columns: Mapping[str, Space]) -> str | None:
 
 
 def number_column_fault(name: str, columns: Mapping[str, Space]) -> str | None:
-    """Returns None if a column holds one float per row, else one line that says why it does not."""
+    """Returns one line that says why column `name` does not hold one float per row.
+
+    Returns None if it holds one float per row. columns: the columns of the table.
+    """
     if fault := unknown_column_fault(name, columns):
         return fault
     space = columns[name]

@@ -42,7 +42,7 @@ ENV_COLUMNS = ("obs", "reward", "first", "last", "terminal")  # the columns with
 
 @dataclass(frozen=True)
 class Space:
-    """Shape and dtype of one observation, action or other column, without leading axes."""
+    """The shape and dtype of one observation, one action, or one value of another column."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -57,13 +57,16 @@ class Space:
 
     @property
     def image(self) -> bool:
-        """Whether a value is an image, with axes for rows, columns and channels."""
+        """Returns whether a value is an image, with axes for height, width and channels."""
         return len(self.shape) == 3
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """The name and the spaces of an environment. An agent is built for them."""
+    """The name of an environment, and its spaces of observations and actions.
+
+    An agent is built for one specification.
+    """
 
     env_id: str
     obs: Space
@@ -115,14 +118,17 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class QueueSpec:
-    """The specification of a queue: it returns each added batch once, in order, without copying."""
+    """The specification of a queue of batches (dreams): each batch is returned once, in order."""
 
     capacity: int  # batches
     updates_per_batch: int = 1  # learner updates that use each batch
 
 
 class EpisodeStats(NamedTuple):
-    """Statistics of the episodes that ended in a table, if its `episode_return` names a column."""
+    """The number of episodes that ended in a table, and the mean return of the newest ones.
+
+    Both are 0 unless the table's setting `episode_return` names the column with episode returns.
+    """
 
     episodes: int = 0  # ever
     mean_return: float = 0.0  # of the last hundred
@@ -130,10 +136,10 @@ class EpisodeStats(NamedTuple):
 
 @dataclass
 class Sample:
-    """A batch of windows that a consumer has sampled from a table.
+    """A batch of windows (consecutive rows) that a consumer (one use of a table) has sampled.
 
-    Each window has a key, which identifies its first row after the context. `Replay.update` takes
-    these keys; it ignores rows that were overwritten since.
+    Each window has a key, which identifies its first row after the context rows. `Replay.update`
+    takes these keys; it ignores rows that were overwritten since.
     """
 
     data: Batch  # (B, context + T, …)
@@ -175,12 +181,12 @@ class ChunkId:
 
 
 class VectorEnv(Protocol):
-    """N environments that are stepped together. Only their implementation knows gymnasium.
+    """N environments that are stepped together.
 
-    `info` holds extra facts about the episodes that end with the newest rows, name → (N,); it is
-    mostly empty. Integers are categories: evaluations report each category separately. Floats and
-    bools are averaged. None stands for a missing fact. If rewards are shaped, the fact `return` is
-    the sum of the unshaped rewards.
+    `info` holds extra values (facts) about the episodes that end with the newest rows, name → (N,);
+    it is mostly empty. Integers are categories: evaluations report each category separately. Floats
+    and bools are averaged. None stands for a missing fact. If rewards are shaped, the fact `return`
+    is the sum of the unshaped rewards.
     """
 
     spec: EnvSpec
@@ -188,19 +194,20 @@ class VectorEnv(Protocol):
     info: Batch
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
-        """Begins new episodes in all environments.
+        """Begins new episodes in all N environments.
 
-        Returns their first rows (N, …), without actions. seeds: one per environment; None continues
-        their random generators. The episode of a given seed does not depend on the other
-        environments.
+        Returns their first rows: columns of shape (N, …), but no actions yet. seeds: one per
+        environment; None continues their random generators. The episode of a given seed does not
+        depend on the other environments.
         """
         ...
 
     def step(self, action: Array) -> Batch:
-        """Takes one action (N, …) per environment. Returns the next rows (N, …), without actions.
+        """Takes one action (N, …) per environment. Returns the next rows: columns of shape (N, …).
 
-        An environment whose previous row was `last` ignores its action and begins a new episode.
-        Raises EnvironmentFault if an environment returns a value outside its spaces.
+        The rows have no actions yet. An environment whose previous row was `last` (the end of an
+        episode) ignores its action and begins a new episode. Raises EnvironmentFault if an
+        environment returns a value outside its spaces.
         """
         ...
 
@@ -209,7 +216,7 @@ class VectorEnv(Protocol):
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from a state that `state` returned."""
+        """Restores what `state` returned, such as the level of a curriculum."""
         ...
 
     def close(self) -> None:
@@ -218,7 +225,7 @@ class VectorEnv(Protocol):
 
 
 class Agent(Protocol):
-    """A learning algorithm: networks, losses and optimizers. It knows nothing of Ray or processes.
+    """A learning algorithm: networks, losses and optimizers, without any code for processes.
 
     An agent is built as `Agent(config, spec, seed, device)`. Its networks form two weight groups:
     `learn_world` trains "world", and `learn_policy` trains "policy".
@@ -234,27 +241,30 @@ class Agent(Protocol):
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
         """Chooses actions for rows (N, …) of N environments.
 
-        Returns the actions (N, …), the next recurrent state, and more columns (N, …). These columns
-        are stored with the rows, and replace columns of the same name. explore: False in
-        evaluations.
+        Returns the actions (N, …), the next recurrent state, and further columns (N, …). The
+        further columns are stored with the rows, and replace columns of the same name. state: the
+        recurrent state of the policy. explore: False in evaluations.
         """
         ...
 
     def learn_world(self, real: Sample) -> Feedback:
-        """Takes one update of the world model on a sample of real rows."""
+        """Takes one update of the world model. real: a sample of real rows."""
         ...
 
     def dream(self, starts: Sample) -> Batch:
-        """Rolls the policy out in the world model, from the last row of each window (B, T, …).
+        """Rolls the policy out in the world model, from the last row of each sampled window.
 
-        Returns the dreams: batches of rows of shape (B', H + 1, …), B' rollouts of H steps.
+        starts: a sample of windows (consecutive real rows), with columns of shape (B, T, …).
+        Returns the dreams, with columns of shape (B', H + 1, …): B' rollouts of H steps.
         """
         ...
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
-        """Takes one update of policy and critic.
+        """Takes one update of policy and critic. Returns metrics and new priorities.
 
-        Priorities in the result belong to sample `real`.
+        The priorities are for the windows of sample `real`. real: a sample of real rows; None if
+        the agent trains its policy on dreams only. dreams: rollouts in the world model; None if the
+        agent makes none.
         """
         ...
 
@@ -270,20 +280,27 @@ class Agent(Protocol):
         ...
 
     def state(self, group: str) -> dict[str, Any]:
-        """Returns copies of everything in a weight group that learning continues from.
+        """Returns copies of everything in a weight group that a resumed run needs to continue.
 
-        It includes networks, optimizers, random generators and counters, as nested dicts of numpy
+        A weight group is the networks that one process trains: "world" or "policy". The copies
+        include networks, optimizers, random generators and counters, as nested dicts of numpy
         arrays, numbers, strings and lists of numbers.
         """
         ...
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
-        """Restores what `state` returned for a weight group ("world" or "policy")."""
+        """Restores the networks, optimizers and counters of a weight group ("world" or "policy").
+
+        state: what `state` returned for this weight group.
+        """
         ...
 
 
 class Replay(Protocol):
-    """The replay service, which stores rows and batches; or its proxy in another process."""
+    """The replay: stores rows in tables and batches in queues, and returns samples of them.
+
+    A proxy in another process has the same methods.
+    """
 
     def add(
         self,
@@ -294,21 +311,28 @@ class Replay(Protocol):
     ) -> bool:
         """Adds T rows to each of N streams of a table, or a batch to a queue.
 
-        rows: columns of shape (N, T, …); a batch for a queue may have any shape. streams: (N,), the
-        streams' ids; None for a queue. chunk_id: identifies these rows, which are stored only once.
+        A stream is the rows of one environment, in order. rows: columns of shape (N, T, …); a batch
+        for a queue may have any shape. streams: (N,), the streams' ids; None for a queue. chunk_id:
+        identifies these rows, so that a repeated call does not store them twice.
 
         Returns False, and stores nothing, if there is no room; the caller then adds the same rows
-        again. Raises EnvironmentFault for rows with NaN, a wrong shape or dtype, or a missing
-        reset. A proxy may raise it in a later call.
+        again. Raises EnvironmentFault for rows with NaN or with a wrong shape or dtype, and for a
+        row that follows a `last` row but is not `first`. A proxy may raise it in a later call.
         """
         ...
 
     def sample(self, table: str, consumer: str) -> Sample | Batch | None:
-        """Returns a consumer's next sample, or a queue's next batch; None if none is available."""
+        """Returns the next sample of a consumer (one use of a table), or the next batch of a queue.
+
+        Returns None if none is available yet.
+        """
         ...
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities (B,) of the windows whose sample had these keys (B,)."""
+        """Replaces the priorities of sampled windows.
+
+        keys: (B,), the keys that came with the sample. priorities: (B,), the new priorities.
+        """
         ...
 
     def stats(self) -> dict[str, float]:
@@ -327,15 +351,16 @@ class WeightStore(Protocol):
         ...
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
-        """Returns the newest version and weights of a weight group, if the version is above `have`.
+        """Returns the newest version and weights of a weight group.
 
-        Returns None otherwise.
+        Returns None if there is no version newer than `have`, the version that the caller has. A
+        weight group is the networks that one process trains.
         """
         ...
 
 
 class Worker(Protocol):
-    """An actor, the learner, a dreamer or the evaluator: an object that works step by step."""
+    """A part of a run that works in steps: an actor, the learner, a dreamer or the evaluator."""
 
     waiting_for: str  # `worker: reason`, why the last step returned False; "" if it did not
 
@@ -344,5 +369,5 @@ class Worker(Protocol):
         ...
 
     def drain(self) -> list[Event]:
-        """Returns the events since the last call of `drain`."""
+        """Returns the events since the last call. An event is one line of metrics.jsonl."""
         ...

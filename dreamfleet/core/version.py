@@ -13,7 +13,7 @@ LAST_UNREADABLE: Final = "0.2.0"  # the newest version whose runs cannot be read
 def made_by_older_version(what: str) -> UserError:
     """Returns the error for a run or checkpoint that version 0.2.0 or an older version has made.
 
-    what: names the run or checkpoint in the message.
+    what: names the run or the checkpoint in the error's message.
     """
     return UserError(
         f"{what} was made by dreamfleet {LAST_UNREADABLE} or an older version, in which settings "
