@@ -23,7 +23,7 @@ class BatchQueue:
 
     @property
     def room(self) -> int:
-        """The number of batches that may be added before the queue is full."""
+        """Returns the number of batches that may be added before the queue is full."""
         return self.capacity - len(self._batches)
 
     def add(self, batch: Batch) -> bool:
@@ -44,8 +44,8 @@ class BatchQueue:
     def stats(self) -> dict[str, float]:
         """Returns how many batches were inserted, are queued, were sampled and were discarded.
 
-        A batch is discarded if it is in the queue while a state is saved and that state is
-        restored.
+        Checkpoints do not contain the batches in the queue. When a checkpoint is restored, the
+        batches that were in the queue count as discarded.
         """
         queued = len(self._batches)
         discarded = self.inserted - self._sampled - queued
@@ -57,9 +57,9 @@ class BatchQueue:
         }
 
     def snapshot(self) -> Snapshot:
-        """Returns a snapshot of the counters.
+        """Returns a copy of the queue's counters, for a checkpoint.
 
-        Queued batches are not saved, as they can be made again.
+        Batches in the queue are not saved, as they can be made again.
         """
         return Snapshot({"inserted": self.inserted, "samples": self._sampled})
 

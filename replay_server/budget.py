@@ -32,10 +32,11 @@ def capacity(spec: TableSpec) -> int:
 def limited(
     tables: Mapping[str, TableSpec | QueueSpec], max_bytes: float
 ) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the tables with lower `max_bytes`, so that together they need at most `max_bytes`.
+    """Returns table specifications that together need at most `max_bytes` of memory.
 
-    The memory is divided in proportion to the sizes of the full tables. If they need less memory
-    together, the tables stay unchanged. Queues always stay unchanged.
+    If the full tables of `tables` need more, each table gets a part of the memory in proportion to
+    its size; its specification's `max_bytes` is set to this part. Otherwise the specifications stay
+    unchanged. Specifications of queues always stay unchanged.
     """
     needs = {
         name: table_bytes(spec, capacity(spec))

@@ -13,7 +13,10 @@ from dreamfleet.replay_server import loops, vectorised
 
 
 class Loops(NamedTuple):
-    """One implementation of the replay's inner loops. Module `loops` documents each function."""
+    """One implementation of the replay's inner loops: one function for each loop.
+
+    Module `loops` documents the functions.
+    """
 
     write: Callable[[Array, Array, Array, Array], float]
     draw: Callable[[Array, Array, Array], Array]
@@ -35,9 +38,9 @@ IN_NUMPY = Loops(
 def fastest() -> Loops:
     """Returns the inner loops compiled by numba, or written in numpy if numba is not installed.
 
-    The first call in a process takes one second if an earlier process has cached the machine code,
-    else four seconds. A table makes the first call when it is built, so that no later call has to
-    wait. Processes without tables never import numba.
+    With numba, the first call in a process takes one second if an earlier process has cached the
+    machine code, else four seconds. A table makes this call when it is built, so that no later call
+    has to wait. Processes without tables never import numba.
     """
     if not find_spec("numba"):
         return IN_NUMPY

@@ -35,7 +35,7 @@ class Draw:
 
 
 class ColumnLayout(NamedTuple):
-    """The position of one column in the block of memory that holds a batch."""
+    """The position of one column in the block of memory that holds a sampled batch."""
 
     name: str
     column: Array  # the table's, (capacity, …)
@@ -59,22 +59,26 @@ class ConsumerView:
         self._layouts: dict[tuple[int, ...], tuple[list[ColumnLayout], int]] = {}
 
     def add(self, slots: Array) -> None:
-        """Adds starts, given by their slots (n,): rows at which a window may now begin."""
+        """Adds rows at which a window may now begin (starts).
+
+        slots: (n,), the positions of these rows in the ring buffer.
+        """
         self.starts.add(slots)
         self.selector.add(slots)
 
     def remove(self, slots: Array) -> None:
-        """Removes starts, given by their slots (n,).
+        """Removes rows from the starts: the rows at which a window may begin.
 
-        Slots of rows that are no starts are ignored.
+        slots: (n,), the positions of these rows in the ring buffer. Rows that are no starts are
+        ignored.
         """
         self.selector.remove(self.starts.remove(slots))
 
     def gather(self, slots: Array) -> Batch:
         """Copies rows into one block of memory, column after column. Returns the columns by name.
 
-        slots: (B, context + T), the slots of the rows: B windows of T rows, with the `context` rows
-        before.
+        slots: (B, context + T), the positions of the rows in the ring buffer: B windows of T rows,
+        each after the `context` rows before it.
         """
         if slots.shape not in self._layouts:
             self._layouts[slots.shape] = self._layout(slots.shape)
@@ -87,7 +91,10 @@ class ConsumerView:
         return batch
 
     def _layout(self, lead: tuple[int, ...]) -> tuple[list[ColumnLayout], int]:
-        """Returns the layouts of all columns of a batch with leading axes `lead`, and its bytes."""
+        """Returns each column's position in the block of memory of a batch, and the block's size.
+
+        lead: the leading axes of the columns, (B, context + T). The size is in bytes.
+        """
         layouts, size = [], 0
         for name, column in self._columns.items():
             layouts.append(ColumnLayout(name, column, lead + column.shape[1:], size))

@@ -12,13 +12,15 @@ from dreamfleet.core.types import Consumer
 class Limiter:
     """Counts agent steps and samples, and decides whether adding or sampling must wait.
 
-    A consumer (one use of a table) has a credit: the number of samples it may still take. It may
-    sample while its credit is at least 1. Adding rows must wait while any credit is above `slack`.
-    As `slack` is at least 1, adding and sampling never both wait.
+    A consumer (one use of a table) has a credit: the number of samples it may still take. After the
+    first `min_steps` agent steps, each added agent step raises the credit by `samples_per_step`,
+    and each sample lowers it by 1. The consumer may sample while its credit is at least 1. Adding
+    rows must wait while any credit is above `slack`. As `slack` is at least 1, adding and sampling
+    never both wait.
 
-    A credit is never below 0. It exceeds `slack` by at most the samples that one chunk of rows
-    earns. The rule is that of Reverb's rate limiter (Cassirer et al. 2021). No method of this class
-    blocks: the callers wait.
+    A credit is never below 0. It exceeds `slack` by at most the samples that one chunk (rows added
+    in one call) earns. The rule is that of Reverb's rate limiter (Cassirer et al. 2021). No method
+    of this class blocks: the callers wait.
     """
 
     def __init__(self, consumers: Mapping[str, Consumer], slack: float) -> None:
@@ -41,7 +43,10 @@ class Limiter:
         return self.credit(consumer) >= 1
 
     def behind(self, consumer: str) -> bool:
-        """Returns whether a consumer has so much credit that adding must wait for its samples."""
+        """Returns whether a consumer has sampled so little that adding rows must wait for it.
+
+        A consumer is one use of a table.
+        """
         return self.credit(consumer) > self._slack
 
     def room(self, consumer: str) -> float:
@@ -67,9 +72,11 @@ class Limiter:
         return {"steps": self.steps, "samples": dict(self.samples)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores the counts of a saved `state`, except that faster consumers count fewer samples.
+        """Restores the counts of agent steps and samples from a saved `state`.
 
-        `_uncount_lost` lowers their sample counts, as dreams in the queue are not saved.
+        Then lowers the sample counts of all consumers that are ahead of the slowest consumer, so
+        that they may sample again. The dreams that were made from their samples may be lost: the
+        queue of dreams is not saved. A consumer is one use of a table.
         """
         self.steps = int(state["steps"])
         self.samples = {name: int(state["samples"][name]) for name in self._consumers}
@@ -78,9 +85,10 @@ class Limiter:
     def _uncount_lost(self) -> None:
         """Lowers each consumer's sample count until no consumer is ahead of the slowest one.
 
+        A consumer is one use of a table. It is ahead if its samples correspond to more agent steps.
         Dreams in the queue are lost in a restore, but the samples from which they were made are
-        counted. If the dreamer then had no credit to sample for new dreams, the learner would wait
-        for ever.
+        counted. If the dreamer then could not sample for new dreams, the learner would wait for
+        ever.
         """
         rates = {
             name: consumer.samples_per_step

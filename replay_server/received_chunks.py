@@ -1,4 +1,7 @@
-"""Recognises chunks of rows that a table has already received, so that each is stored once."""
+"""Recognises chunks of rows (one call of an actor) that a table has received before.
+
+Each chunk is therefore stored only once.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from dreamfleet.core.types import ChunkId
 class ReceivedChunks:
     """Remembers the newest chunk of each actor, and rejects chunks that are not newer.
 
-    An actor sends its chunks of rows one after another, but a call may arrive late or twice. A
-    chunk that is not newer than the actor's newest chunk is rejected. Either the table has received
-    it before, or it is from a process of the actor that has been replaced since.
+    A chunk is the rows that an actor sends in one call. Calls may arrive late or twice. A chunk is
+    rejected if it is not newer than the actor's newest chunk. Then the table has received it
+    before, or it is from a process of this actor that another process has replaced since.
     """
 
     def __init__(self) -> None:
@@ -24,15 +27,22 @@ class ReceivedChunks:
 
     @property
     def actors(self) -> int:
-        """The number of actors that have sent chunks."""
+        """Returns the number of actors that have sent chunks of rows."""
         return len(self._newest)
 
     def newest(self, actor: int) -> ChunkId | None:
-        """Returns the id of the newest chunk that an actor has sent; None if it has sent none."""
+        """Returns the id of the newest chunk that an actor has sent; None if it has sent none.
+
+        A chunk is the rows that an actor sends in one call.
+        """
         return self._newest.get(actor)
 
     def reject(self, chunk_id: ChunkId) -> bool:
-        """Returns whether a chunk must not be stored. If it must not, counts it as rejected."""
+        """Returns whether a chunk must not be stored. If it must not, counts it as rejected.
+
+        A chunk is the rows that an actor sends in one call. It must not be stored if it is not
+        newer than the actor's newest stored chunk.
+        """
         newest = self._newest.get(chunk_id.actor)
         if newest is None or chunk_id > newest:
             return False
@@ -47,13 +57,18 @@ class ReceivedChunks:
         self._newest[chunk_id.actor] = chunk_id
 
     def stats(self) -> dict[str, float]:
-        """Returns how many chunks were rejected as duplicates, and how many as outdated."""
+        """Returns how many chunks were rejected as duplicates, and how many as outdated.
+
+        A chunk is the rows that an actor sends in one call. It is outdated if it is from an actor
+        process that has been replaced since.
+        """
         return {"duplicates": self.duplicates, "outdated": self.outdated}
 
     def state(self) -> dict[str, Any]:
-        """Returns the counts of rejected chunks and the ids of the actors' newest chunks.
+        """Returns the counts of rejected chunks, and the ids of the actors' newest chunks.
 
-        An id is a row of an (actors, 3) i64 array: actor, restarts, sequence.
+        A chunk is the rows that an actor sends in one call. Each id is a row of an (actors, 3) i64
+        array: actor, restarts, sequence.
         """
         newest = [(chunk.actor, chunk.restarts, chunk.sequence) for chunk in self._newest.values()]
         return {"newest": np.array(newest, np.int64).reshape(-1, 3), **self.stats()}

@@ -29,8 +29,8 @@ class RecentReturns:
     def summary(self) -> EpisodeStats:
         """Returns the number of episodes, and the mean of the last hundred returns except outliers.
 
-        A return is an outlier if its absolute value is over `OUTLIER` times the median absolute
-        value.
+        A return is an outlier if its absolute value is over `OUTLIER` times the median of the
+        absolute values.
         """
         if not self._returns:
             return EpisodeStats()

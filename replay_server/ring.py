@@ -1,4 +1,7 @@
-"""The arithmetic of a ring buffer, and the flags of the rows at which windows may begin."""
+"""The arithmetic of a ring buffer, and the flags of the rows at which windows may begin.
+
+A window is a sequence of consecutive rows of one environment.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from dreamfleet.replay_server.compiled import fastest
 
 @dataclass
 class Ring:
-    """Says which rows a ring buffer stores, and in which slots. It does not hold the rows.
+    """Computes which rows a ring buffer stores, and in which slots. It does not hold the rows.
 
     A row's key is the number of rows that were inserted before it. Its slot is key % capacity,
     until the row with key + capacity overwrites it. So the oldest row is evicted first, no key is
@@ -24,31 +27,47 @@ class Ring:
 
     @property
     def stored(self) -> int:
-        """The number of rows that the ring buffer stores at present."""
+        """Returns the number of rows that the ring buffer stores at present."""
         return min(self.inserted, self.capacity)
 
     @property
     def oldest(self) -> int:
-        """The key of the oldest stored row. It equals the number of evicted rows."""
+        """Returns the key of the oldest stored row.
+
+        A row's key is the number of rows that were inserted before it. The oldest stored row's key
+        therefore equals the number of evicted rows.
+        """
         return self.inserted - self.stored
 
     def contains(self, keys: Array) -> Array:
-        """Returns a mask of the keys whose rows are stored. Key -1 stands for no row: False."""
+        """Returns a mask that says which rows are stored.
+
+        keys: the rows' keys. A row's key is the number of rows that were inserted before it. Key -1
+        stands for no row, and gives False.
+        """
         return (keys >= self.oldest) & (keys < self.inserted)
 
     def slots(self, keys: Array) -> Array:
-        """Returns the slots in which the rows with these keys are stored."""
+        """Returns the slots in which the rows with these keys are stored.
+
+        A row's key is the number of rows that were inserted before it.
+        """
         return keys % self.capacity
 
     def keys_at(self, slots: Array) -> Array:
-        """Returns the keys of the newest rows that were written to these slots."""
+        """Returns the keys of the newest rows that were written to these slots.
+
+        A row's key is the number of rows that were inserted before it.
+        """
         return fastest().keys_at(slots, self.inserted, self.capacity)
 
     def slices(self, begin: int, end: int) -> list[tuple[slice, slice]]:
-        """Returns the slots of keys `begin` to `end` - 1 as one slice, or two if they wrap around.
+        """Returns where the rows with keys `begin` to `end` - 1 are: one pair of slices, or two.
 
-        Each slice of slots comes with a slice of the keys, counted from `begin`. There must be at
-        most `capacity` keys.
+        A row's key is the number of rows that were inserted before it. There are two pairs if the
+        rows wrap around the end of the buffer. The first slice of a pair gives the rows' slots in
+        the buffer. The second slice gives their keys minus `begin`. There must be at most
+        `capacity` keys.
         """
         n, slot = end - begin, begin % self.capacity
         fit = min(n, self.capacity - slot)
@@ -56,9 +75,9 @@ class Ring:
         return slices if fit < n else slices[:1]
 
     def oldest_first(self, column: Array) -> Array:
-        """Returns a copy of a column (capacity, …), reduced to the stored rows and ordered by age.
+        """Returns a copy of the stored rows of a column, from the oldest row to the newest.
 
-        The oldest row comes first.
+        column: (capacity, …), one entry per slot of the ring buffer.
         """
         return np.concatenate([column[at] for at, _ in self.slices(self.oldest, self.inserted)])
 
@@ -66,7 +85,8 @@ class Ring:
 class Starts:
     """Marks the rows at which one consumer's windows may begin (starts): one flag per slot.
 
-    A consumer is one use of a table. `count` is the number of starts.
+    A slot is a position in the ring buffer. A consumer is one use of a table. `count` is the number
+    of starts.
     """
 
     def __init__(self, ring: Ring) -> None:
@@ -75,29 +95,43 @@ class Starts:
         self.count = 0
 
     def add(self, slots: Array) -> None:
-        """Marks the rows in these slots as starts. None of them may be marked already."""
+        """Marks the rows in these slots as starts: rows at which a window may begin.
+
+        slots: positions in the ring buffer. None of these rows may be marked already.
+        """
         self.flags[slots] = True
         self.count += slots.size
 
     def remove(self, slots: Array) -> Array:
-        """Unmarks the starts among the rows in these slots. Returns the slots of these starts."""
+        """Unmarks those rows in `slots` that are starts. Returns the slots of the unmarked rows.
+
+        A start is a row at which a window may begin. A slot is a position in the ring buffer.
+        """
         slots = slots[self.flags[slots]]
         self.flags[slots] = False
         self.count -= slots.size
         return slots
 
     def between(self, begin: int, end: int) -> Array:
-        """Returns the slots of all starts with keys from `begin` to `end` - 1, the oldest first."""
+        """Returns the slots of all starts with keys from `begin` to `end` - 1, the oldest first.
+
+        A start is a row at which a window may begin. A row's key is the number of rows that were
+        inserted before it.
+        """
         slices = self.ring.slices(begin, end)
         return np.concatenate([at.start + np.flatnonzero(self.flags[at]) for at, _ in slices])
 
     def count_between(self, begin: int, end: int) -> int:
-        """Returns the number of starts with keys from `begin` to `end` - 1."""
+        """Returns the number of starts with keys from `begin` to `end` - 1.
+
+        A start is a row at which a window may begin. A row's key is the number of rows that were
+        inserted before it.
+        """
         slices = self.ring.slices(begin, end)
         return sum(int(np.count_nonzero(self.flags[at])) for at, _ in slices)
 
     def restore(self, flags: Array) -> None:
-        """Replaces the flags of all stored rows.
+        """Sets which of the stored rows are starts: rows at which a window may begin.
 
         flags: one per stored row, the oldest row first.
         """

@@ -1,4 +1,7 @@
-"""Stores the rows of a table, and links each row to the rows before and after it in its stream."""
+"""Stores the rows of a table, and links each row to the rows before and after it in its stream.
+
+A stream is the rows of one environment, in order.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,11 @@ from dreamfleet.replay_server.ring import Ring
 class Rows:
     """The columns of all rows of a ring buffer, and links between consecutive rows of a stream.
 
-    `previous` holds, for each slot, the key of the row before it in the stream; -1 if there is
-    none. That earlier row may be evicted already. `following` holds, for each slot, the slot of the
-    row after it in the stream. If that row has not arrived, `following` holds the slot itself.
+    A stream is the rows of one environment, in order. A row's key is the number of rows that were
+    inserted before it. `previous` holds, for each slot of the buffer, the key of the row before it
+    in the stream; -1 if there is none. That earlier row may be evicted already. `following` holds,
+    for each slot, the slot of the row after it in the stream. If that row has not arrived,
+    `following` holds the slot itself.
     """
 
     def __init__(self, ring: Ring, columns: Mapping[str, Space]) -> None:
@@ -31,8 +36,10 @@ class Rows:
     def write(self, rows: Batch, newest_keys: Array) -> Array:
         """Appends T rows to each of N streams, in place of the oldest rows.
 
-        Returns their keys (N, T). rows: columns of shape (N, T, …). newest_keys: (N,), the key of
-        each stream's newest row so far; -1 for a stream without rows.
+        Returns the keys of the new rows, (N, T). A stream is the rows of one environment, in order.
+        A row's key is the number of rows that were inserted before it. rows: columns of shape (N,
+        T, …). newest_keys: (N,), the key of each stream's newest row so far; -1 for a stream
+        without rows.
         """
         ring, shape = self.ring, rows["last"].shape
         begin, end = ring.inserted, ring.inserted + rows["last"].size
@@ -57,7 +64,10 @@ class Rows:
         return keys
 
     def restore_following(self) -> None:
-        """Computes the links `following` of all stored rows from the links `previous`."""
+        """Computes the links to the following rows from the links to the previous rows.
+
+        Each stored row is linked to the rows before and after it of the same environment.
+        """
         slots = self.ring.slots(np.arange(self.ring.oldest, self.ring.inserted))
         self.following[slots] = slots
         slots = slots[self.ring.contains(self.previous[slots])]
@@ -66,19 +76,20 @@ class Rows:
     def windows(self, starts: Array, context: int, window: int) -> Array:
         """Returns the slots (B, context + T) of all rows of B windows.
 
-        A window has T = `window` consecutive rows of one stream, after the `context` rows before
-        them. If the episode has fewer than `context` earlier rows, its first row is repeated.
-        starts: (B,), the slots of the first of each T rows.
+        A slot is a position in the ring buffer. A window has T = `window` consecutive rows of one
+        environment, after the `context` rows before them. If the episode has fewer than `context`
+        earlier rows, its first row is repeated. starts: (B,), the slots of the first of each T
+        rows.
         """
         return fastest().windows(
             starts, context, window, self.following, self.previous, self.columns["first"]
         )
 
     def has_context(self, slots: Array, context: int) -> Array:
-        """Returns a mask (n,) of the rows in `slots` (n,) whose context is stored completely.
+        """Returns a mask (n,) of the rows whose context is stored completely.
 
         The context of a row is the `context` rows before it in its episode, or all earlier rows of
-        the episode if they are fewer.
+        the episode if they are fewer. slots: (n,), the positions of the rows in the ring buffer.
         """
         complete = np.ones(slots.size, bool)
         for _ in range(context):
@@ -90,9 +101,10 @@ class Rows:
     def losing_context(self, end: int, context: int) -> Iterator[Array]:
         """Yields the slots of rows that lose context if rows with keys below `end` are evicted.
 
-        The context of a row is the `context` rows before it in its episode. For k = 1 to `context`,
-        the k-th array has the rows that are k steps after the newest evicted row of their stream,
-        in the same episode.
+        A slot is a position in the ring buffer. A row's key is the number of rows that were
+        inserted before it. The context of a row is the `context` rows before it in its episode. For
+        k = 1 to `context`, the k-th array has the rows that are k steps after the newest evicted
+        row of their environment, in the same episode.
         """
         if not context:
             return
@@ -107,6 +119,10 @@ class Rows:
             slots = after[after != slots]
 
     def _previous_in_episode(self, slots: Array) -> Array:
-        """Returns the keys of the rows before; for a row that begins an episode, its own key."""
+        """Returns the key of the row before each row; its own key if it begins an episode.
+
+        A row's key is the number of rows that were inserted before it. slots: the positions of the
+        rows in the ring buffer.
+        """
         first = self.columns["first"][slots]
         return np.where(first, self.ring.keys_at(slots), self.previous[slots])

@@ -1,6 +1,6 @@
 """Implements the built-in selectors.
 
-A selector is a rule by which starts of windows are sampled.
+A selector is a rule that draws the rows at which sampled windows begin (starts).
 """
 
 from __future__ import annotations
@@ -32,13 +32,17 @@ REBASE_AFTER = 500  # half-lives; f64 holds 2^-1022 to 2^1023
 def build(spec: Selector, starts: Starts, rows: Rows, window: int) -> StartSelector:
     """Returns a new selector, as `spec` specifies, that draws from `starts`.
 
-    starts: the rows at which windows may begin. rows: the stored rows. window: rows per window.
+    A selector is a rule that draws the rows at which sampled windows begin. starts: the rows at
+    which windows may begin. rows: the stored rows. window: rows per window.
     """
     return IMPLEMENTATIONS[type(spec)](spec, starts, rows, window)
 
 
 def nbytes(spec: Selector, rows: int) -> int:
-    """Returns the memory, in bytes, of a selector for `spec` in a table of `rows` rows."""
+    """Returns the memory, in bytes, of a selector for `spec` in a table of `rows` rows.
+
+    A selector is a rule that draws the rows at which sampled windows begin.
+    """
     return IMPLEMENTATIONS[type(spec)].nbytes(spec, rows)
 
 
@@ -47,7 +51,7 @@ def nbytes(spec: Selector, rows: int) -> int:
 
 @implements(Uniform)
 class UniformSelector:
-    """Draws all starts of windows with equal probability."""
+    """Draws all starts (rows at which a window may begin) with equal probability."""
 
     def __init__(self, spec: Selector, starts: Starts, rows: Rows, window: int) -> None:
         self._starts = starts
@@ -83,9 +87,9 @@ class UniformSelector:
     def _draw_from_newest(self, rows: int, n: int, rng: np.random.Generator) -> Array:
         """Draws n starts uniformly from the starts among the newest `rows` rows.
 
-        This is rejection sampling: rows are drawn uniformly, and each row that is not a start is
-        drawn again. After `REJECTION_ROUNDS` rounds, the missing starts are drawn from a list of
-        all starts among these rows.
+        A start is a row at which a window may begin. This is rejection sampling: rows are drawn
+        uniformly, and each row that is not a start is drawn again. After `REJECTION_ROUNDS` rounds,
+        the missing starts are drawn from a list of all starts among these rows.
         """
         ring, flags = self._starts.ring, self._starts.flags
         slots = np.empty(n, np.int64)
@@ -106,8 +110,9 @@ class UniformSelector:
 class EmphasizeRecentSelector(UniformSelector):
     """Emphasizing Recent Experience (Wang & Ross 2019): draws uniformly from the newest rows.
 
-    Each draw of a cycle uses fewer of the newest rows than the draw before. If none of these rows
-    is a start, it draws from all starts.
+    The draws form cycles. Within a cycle, each draw uses fewer of the newest rows than the draw
+    before. If none of these rows is a start (row at which a window may begin), it draws from all
+    starts.
     """
 
     def __init__(self, spec: EmphasizeRecent, starts: Starts, rows: Rows, window: int) -> None:
@@ -149,7 +154,8 @@ class EmphasizeRecentSelector(UniformSelector):
 class WeightedSelector:
     """Base class: draws starts with probability proportional to a weight, from a sum tree.
 
-    Rows that are no starts have weight 0. A subclass computes the weights of the starts.
+    A start is a row at which a window may begin. All other rows have weight 0. A subclass computes
+    the weights of the starts.
     """
 
     def __init__(self, spec: Selector, starts: Starts, rows: Rows, window: int) -> None:
@@ -188,8 +194,9 @@ class WeightedSelector:
 class PrioritizedSelector(WeightedSelector):
     """Prioritized replay: the weight of a start is priority^exponent (Schaul et al. 2016).
 
-    The first priority of a start is read from the column of initial priorities. Without such a
-    column, it is the largest priority so far. Priorities are clipped to `PRIORITY_RANGE`.
+    A start is a row at which a window may begin. Its first priority is read from the column of
+    initial priorities. Without such a column, it is the largest priority so far. Priorities are
+    clipped to `PRIORITY_RANGE`.
     """
 
     def __init__(self, spec: Prioritized, starts: Starts, rows: Rows, window: int) -> None:
@@ -226,10 +233,10 @@ class PrioritizedSelector(WeightedSelector):
 class RecencySelector(WeightedSelector):
     """Prefers recent rows: the weight of a start is 2^(-age / half_life).
 
-    The age of a row is the number of rows inserted after it. The sum tree holds 2^((key - base) /
-    half_life) instead, where a row's key is the number of rows inserted before it. This weight
-    differs by a factor that is equal for all rows, so probabilities are the same, and it stays
-    constant while the row ages.
+    A start is a row at which a window may begin. The age of a row is the number of rows inserted
+    after it. The sum tree holds 2^((key - base) / half_life) instead, where a row's key is the
+    number of rows inserted before it. This weight differs by a factor that is equal for all rows,
+    so probabilities are the same, and it stays constant while the row ages.
     """
 
     def __init__(self, spec: Recency, starts: Starts, rows: Rows, window: int) -> None:
@@ -265,7 +272,11 @@ class RecencySelector(WeightedSelector):
         return np.exp2((keys - self._base) / self._half_life)
 
     def _rebase(self) -> None:
-        """Rescales all weights so that the newest start has weight 1, before they overflow."""
+        """Rescales all weights so that the newest start has weight 1.
+
+        This is done before weights overflow, and when all weights have become 0. A start is a row
+        at which a window may begin.
+        """
         slots = np.flatnonzero(self._starts.flags)
         keys = self._ring.keys_at(slots)
         self._base = int(keys.max())
@@ -276,8 +287,8 @@ class RecencySelector(WeightedSelector):
 class ReturnDeviationSelector(WeightedSelector):
     """Prefers unusual sums of rewards: the weight of a start is |sum - mean| / standard deviation.
 
-    The sum is over the rewards of the start's window. Mean and standard deviation are moving
-    averages over the sums of all windows so far.
+    A start is a row at which a window may begin. The sum is over the rewards of the start's window.
+    Mean and standard deviation are moving averages over the sums of all windows so far.
     """
 
     def __init__(self, spec: ReturnDeviation, starts: Starts, rows: Rows, window: int) -> None:
@@ -306,7 +317,10 @@ class ReturnDeviationSelector(WeightedSelector):
         self._weight = float(state["weight"])
 
     def _update_statistics(self, sums: Array) -> None:
-        """Updates the moving mean and variance by a batch of sums, each with the same weight."""
+        """Updates the moving mean and variance of the windows' sums of rewards by a batch of sums.
+
+        All sums of the batch have the same weight.
+        """
         kept = self._weight * 2 ** (-sums.size / self._half_life)
         self._weight = kept + 1 - 2 ** (-sums.size / self._half_life)
         share = 1 - kept / self._weight
@@ -321,7 +335,10 @@ class ReturnDeviationSelector(WeightedSelector):
 
 @implements(Mixture)
 class MixtureSelector:
-    """Draws each start by one of several selectors, chosen at random with fixed probabilities."""
+    """Draws each start by one of several selectors, chosen at random with fixed probabilities.
+
+    A start is a row at which a window begins. A selector is a rule that draws starts.
+    """
 
     def __init__(self, spec: Mixture, starts: Starts, rows: Rows, window: int) -> None:
         probabilities = [probability for probability, _ in spec.parts]
@@ -357,7 +374,8 @@ class MixtureSelector:
     def priority_mass(self) -> float:
         """Returns the priority mass (sum of weights) of the selector with the largest probability.
 
-        The masses of different selectors have different units, so they are not added.
+        A mixture draws by several selectors. Their masses have different units, so they are not
+        added.
         """
         return self._parts[int(np.argmax(self._probabilities))].priority_mass()
 

@@ -17,8 +17,8 @@ from dreamfleet.replay_server.table import Table
 class ReplayServer:
     """Holds all tables of rows and all queues of batches, by name.
 
-    Two calls on the same table must not overlap, but calls on different tables may. A caller with
-    several threads needs one lock per table.
+    Two calls on the same table must not overlap in time, but calls on different tables may. A
+    caller with several threads needs one lock per table.
     """
 
     def __init__(self, tables: Mapping[str, TableSpec | QueueSpec], seed: int) -> None:
@@ -37,12 +37,12 @@ class ReplayServer:
         streams: Array | None = None,
         chunk_id: ChunkId | None = None,
     ) -> bool:
-        """Adds rows to a table, or a batch to a queue.
+        """Adds rows to a table, or a batch to a queue. Returns False if there is no room.
 
-        Returns False if there is no room at present. rows: columns of shape (N, T, …), T rows of
-        each of N streams. streams: (N,), the ids of the streams, any distinct numbers >= 0; None
-        for a queue. chunk_id: identifies this call. A chunk that was stored before, or comes from
-        an actor process that has been replaced, is not stored; the call then returns True.
+        A stream is the rows of one environment, in order. rows: columns of shape (N, T, …), T rows
+        of each of N streams. streams: (N,), the ids of the streams, any distinct numbers >= 0; None
+        for a queue. chunk_id: identifies this call. Rows that were stored before, or that come from
+        an actor process that has been replaced, are not stored; the call then returns True.
         """
         target, received = self._table(table), self._received[table]
         if chunk_id is not None and received.reject(chunk_id):
@@ -58,9 +58,10 @@ class ReplayServer:
         return added
 
     def sample(self, table: str, consumer: str, count: int | None = None) -> Sample | Batch | None:
-        """Returns a consumer's next sample, or a queue's next batch; None if none is available yet.
+        """Returns the next sample of a consumer (one use of a table), or the next batch of a queue.
 
-        count: number of windows; None for the consumer's batch size.
+        Returns None if none is available yet. count: number of windows; None for the consumer's
+        batch size.
         """
         source = self._table(table)
         return source.sample() if isinstance(source, BatchQueue) else source.sample(consumer, count)
@@ -68,25 +69,32 @@ class ReplayServer:
     def draw(self, table: str, consumer: str, count: int | None = None) -> Draw | Batch | None:
         """Draws windows without copying their rows, or takes the next batch of a queue.
 
-        Returns None if no sample or batch is available yet. `Table.sample` describes how to use
-        drawn windows. count: number of windows; None for the consumer's batch size.
+        Returns None if no sample or batch is available yet. Rows of drawn windows are copied by
+        `gather`; `intact` then says whether they were overwritten meanwhile. consumer: the use of
+        the table. count: number of windows; None for the consumer's batch size.
         """
         source = self._table(table)
         return source.sample() if isinstance(source, BatchQueue) else source.draw(consumer, count)
 
     def gather(self, table: str, draw: Draw) -> Batch:
-        """Copies the rows of drawn windows. The table's lock is not needed.
+        """Copies the rows of drawn windows. The caller need not hold the table's lock.
 
-        Call `intact` afterwards.
+        As rows may be overwritten during the copy, the caller then calls `intact`.
         """
         return self._stored(table).gather(draw)
 
     def intact(self, table: str, draw: Draw) -> bool:
-        """Returns whether all rows of a draw are still unchanged; if not, uncounts the sample."""
+        """Returns whether all rows of drawn windows are still unchanged.
+
+        If not, the copied rows must not be used, and the sample is no longer counted.
+        """
         return self._stored(table).intact(draw)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities (B,) of the windows whose sample had these keys (B,)."""
+        """Replaces the priorities of sampled windows in a table.
+
+        keys: (B,), the keys that came with the sample. priorities: (B,), the new priorities.
+        """
         self._stored(table).update(keys, priorities)
 
     def end_at(self, steps: int) -> None:
@@ -98,7 +106,7 @@ class ReplayServer:
     def room(self, table: str) -> float:
         """Returns how many agent steps may be added to a table, or how many batches to a queue.
 
-        Below 0 for a table, or below 1 for a queue, `add` returns False.
+        If the number is below 0 for a table, or below 1 for a queue, `add` returns False.
         """
         return self._table(table).room
 
@@ -112,11 +120,15 @@ class ReplayServer:
         return target.inserted if isinstance(target, BatchQueue) else target.steps
 
     def actors(self, table: str) -> int:
-        """Returns the number of actors that have added chunks of rows to a table."""
+        """Returns the number of actors that have added rows to a table."""
         return self._received[table].actors
 
     def newest(self, table: str, actor: int) -> ChunkId | None:
-        """Returns the id of the newest chunk that an actor has added to a table, or None."""
+        """Returns the id of the newest chunk that an actor has added to a table.
+
+        A chunk is the rows that an actor sends in one call. Returns None if the actor has added
+        none.
+        """
         return self._received[table].newest(actor)
 
     def stats(self) -> dict[str, float]:
@@ -141,13 +153,16 @@ class ReplayServer:
         return {name: self.snapshot(name).state() for name in self._tables}
 
     def snapshot(self, table: str) -> Snapshot:
-        """Returns a snapshot of one table's present state, whose rows are copied piece by piece."""
+        """Returns a snapshot of one table's present state, for a checkpoint.
+
+        The snapshot copies the table's rows piece by piece, while rows are added to the table.
+        """
         snapshot = self._table(table).snapshot()
         snapshot.rest["received"] = self._received[table].state()
         return snapshot
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores a saved `state`: the next samples are those that would have followed the save.
+        """Restores all tables and queues from a saved `state`. Batches in queues were not saved.
 
         Raises UserError if the state has other tables.
         """

@@ -17,7 +17,9 @@ from dreamfleet.replay_server.server import ReplayServer
 
 
 class Shard(Protocol):
-    """One of several replays that together act as one, in this process or in another.
+    """A shard: one of several replays that each store a part of the rows.
+
+    It is in this process or in another process.
 
     A sample is first requested by `ask`, and later fetched by `answer`.
     """
@@ -25,34 +27,45 @@ class Shard(Protocol):
     def add(
         self, table: str, rows: Batch, streams: Array | None = None, chunk_id: ChunkId | None = None
     ) -> bool:
-        """Adds rows to a table, or a batch to a queue, as `Replay.add` does."""
+        """Adds rows to a table, or a batch to a queue. Returns False if there is no room.
+
+        rows: columns of shape (N, T, …), T rows of each of N streams (a stream is the rows of one
+        environment). streams: (N,), the ids of the streams; None for a queue. chunk_id: identifies
+        these rows, so that a repeated call does not store them twice.
+        """
         ...
 
     def ask(self, table: str, consumer: str, count: int | None) -> Any:
         """Requests a sample of `count` windows, or a queue's next batch.
 
-        Returns a handle for `answer`.
+        Returns a handle, with which `answer` fetches the result.
         """
         ...
 
     def answer(self, asked: Any) -> Sample | Batch | None:
-        """Returns the requested sample or batch, once; returns None until it has arrived.
+        """Returns the sample or the batch that was requested; returns None until it has arrived.
 
-        asked: the handle that `ask` returned.
+        asked: the handle that `ask` returned. The result is returned only once.
         """
         ...
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities (B,) of the windows with these keys (B,) in this shard."""
+        """Replaces the priorities of sampled windows in this shard (part of a replay).
+
+        keys: (B,), the windows' keys in this shard. priorities: (B,), the new priorities.
+        """
         ...
 
     def stats(self) -> dict[str, float]:
-        """Returns the counters of this shard by name."""
+        """Returns the counters of this shard (part of a replay) by name."""
         ...
 
 
 class NearShard(ReplayServer):
-    """A shard (one part of a replay) in the caller's own thread. `answer` draws the sample."""
+    """A shard (replay that stores a part of the rows) in the caller's own thread.
+
+    `ask` only notes the request for a sample; `answer` draws the sample.
+    """
 
     def ask(self, table: str, consumer: str, count: int | None) -> Any:
         return table, consumer, count
@@ -63,7 +76,10 @@ class NearShard(ReplayServer):
 
 @dataclass
 class _PendingSample:
-    """A sample that was requested from all shards, with the parts that have arrived."""
+    """A sample that was requested from all shards, with the parts that have arrived.
+
+    A shard is a replay that stores a part of the rows.
+    """
 
     probabilities: Array  # (shards,), with which each window is drawn from a shard
     counts: Array  # (shards,), of windows
@@ -75,14 +91,14 @@ class ShardedReplay:
     """Combines several shards (replays that each store a part of the rows) to one replay.
 
     Each actor writes to one shard, and all queues are in the first shard. Each sample takes windows
-    from all shards. Their numbers are multinomial, with probabilities proportional to the shards'
-    priority masses (sums of sampling weights) as last reported. The probability of a window is the
-    probability of its shard times its probability within the shard. It is exact even if a reported
-    mass is old.
+    from all shards. How many windows come from each shard is multinomial, with probabilities
+    proportional to the shards' priority masses (sums of sampling weights) as last reported. The
+    probability of a window is the probability of its shard times its probability within the shard.
+    It is exact even if a reported mass is old.
 
-    A sample is requested from all shards, even from those that give 0 windows. So all shards count
-    equally many samples and report their masses. tables: of the whole replay. ahead: how many
-    samples of a consumer are requested before they are needed.
+    A sample is requested from all shards, even from shards that give 0 windows. So all shards count
+    equally many samples and report their masses. tables: the specifications of the whole replay.
+    ahead: how many samples of a consumer (one use of a table) are requested before they are needed.
     """
 
     def __init__(
@@ -129,7 +145,10 @@ class ShardedReplay:
         return merged_stats([shard.stats() for shard in self._shards])
 
     def _request(self, table: str, consumer: str) -> _PendingSample:
-        """Requests a consumer's sample from all shards, or a queue's batch from the first shard."""
+        """Requests a consumer's sample from all shards, or a queue's batch from the first shard.
+
+        A shard is a replay that stores a part of the rows. A consumer is one use of a table.
+        """
         spec = self._tables.get(table)
         if not isinstance(spec, TableSpec) or consumer not in spec.consumers:
             # A queue. For an unknown table or consumer, the shard raises the error.
@@ -149,7 +168,8 @@ class ShardedReplay:
     def _complete(self, pending: _PendingSample, table: str, consumer: str) -> bool:
         """Fetches the parts of a requested sample that have arrived.
 
-        Returns whether all have arrived.
+        Returns whether all parts have arrived. Each shard (replay that stores a part of the rows)
+        sends one part.
         """
         for i, handle in enumerate(pending.handles):
             if pending.parts[i] is None:
@@ -161,8 +181,9 @@ class ShardedReplay:
     def _merge(self, complete: _PendingSample) -> Sample:
         """Returns the parts of all shards as one sample, with the windows in random order.
 
-        The random order makes any slice of the batch as good a sample as the whole batch. The key
-        of a window becomes its key in the shard times the number of shards, plus the shard's index.
+        A shard is a replay that stores a part of the rows. The random order makes any slice of the
+        batch as good a sample as the whole batch. A window's key (the number that identifies it)
+        becomes its key in the shard times the number of shards, plus the shard's index.
         """
         samples = [part for part in complete.parts if isinstance(part, Sample)]
         n, first = len(samples), samples[0]
@@ -196,10 +217,11 @@ class ShardedReplay:
 def shard_tables(
     tables: Mapping[str, TableSpec | QueueSpec], shards: int
 ) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the table specifications for each of `shards` replay processes (shards).
+    """Returns the table specifications for each of several shards of a replay.
 
-    All shards together store as many rows, and sample as fast, as `tables` specifies. The
-    specifications of queues stay unchanged.
+    A shard is a replay process that stores a part of the rows. shards: their number. All shards
+    together store as many rows, and sample as fast, as `tables` specifies. The specifications of
+    queues stay unchanged.
     """
     return {
         name: spec if isinstance(spec, QueueSpec) else _shard_table(spec, shards)
@@ -218,11 +240,12 @@ def _shard_table(spec: TableSpec, shards: int) -> TableSpec:
 
 
 def _shard_consumer(spec: Consumer, shards: int) -> Consumer:
-    """Returns a consumer's specification for one shard of a replay.
+    """Returns a consumer's specification for one of several shards of a replay.
 
-    A shard takes part in every sample, but receives only its part of the agent steps. Therefore
-    `samples_per_step` is multiplied by the number of shards, and `batch` and `min_steps` are
-    divided.
+    A consumer is one use of a table. A shard is a replay process that stores a part of the rows. It
+    takes part in every sample, but receives only its part of the agent steps. Therefore
+    `samples_per_step` is multiplied by the number of shards, and `batch` and `min_steps` (agent
+    steps before the first sample) are divided by it.
     """
     return replace(
         spec,
@@ -234,10 +257,10 @@ def _shard_consumer(spec: Consumer, shards: int) -> Consumer:
 
 
 def merged_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Returns the counters of the whole replay, from the counters of each shard.
+    """Returns the counters of the whole replay, from the counters of each shard (replay process).
 
-    Most counters are summed. `samples_…` counters are not, as every shard counts each sample; the
-    smallest count is the number of samples that are complete.
+    Most counters are summed. Counters `samples_…` are not, as every shard counts each sample; their
+    smallest value is the number of samples that are complete.
     """
     merged: dict[str, float] = {}
     for name in stats[0]:
@@ -253,7 +276,7 @@ def merged_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the saved states of all shards as one state.
+    """Returns the saved states of all shards (replay processes) as one state.
 
     A single shard's state stays unchanged.
     """
@@ -261,9 +284,9 @@ def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def split_state(state: Mapping[str, Any], shards: int) -> list[dict[str, Any]]:
-    """Returns the state of each shard, from the state that `join_states` returned.
+    """Returns the state of each shard (replay process), from a state that `join_states` returned.
 
-    Raises UserError unless the state is of `shards` shards.
+    Raises UserError unless `join_states` has joined the states of `shards` shards.
     """
     found = next(i for i in itertools.count() if f"shard-{i}" not in state) or 1
     if found != shards:
@@ -275,10 +298,10 @@ def split_state(state: Mapping[str, Any], shards: int) -> list[dict[str, Any]]:
 
 
 def last_steps(steps: int, states: Sequence[Mapping[str, Any] | None]) -> list[int]:
-    """Returns for each shard the number of agent steps at which it must stop adding rows.
+    """Returns the number of agent steps after which each shard (replay process) takes no more rows.
 
-    steps: agent steps of the whole run. states: the state of each shard; None for a new shard. The
-    agent steps that are left are divided equally among the shards.
+    steps: agent steps of the whole run. states: the saved state of each shard; None for a new
+    shard. The agent steps that are left are divided equally among the shards.
     """
     added = [int(state["real"]["limiter"]["steps"]) if state else 0 for state in states]
     left, n = max(steps - sum(added), 0), len(added)

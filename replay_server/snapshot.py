@@ -16,7 +16,8 @@ class Snapshot:
     """The state of a table at the moment when this object was made. Rows are copied piece by piece.
 
     The oldest rows are copied first, as they are overwritten first. Before the table overwrites
-    rows, it has them copied. Call the methods only while you hold the table's lock.
+    rows, it calls `copy_until`, which copies them. Call the methods only while you hold the table's
+    lock.
 
     rest: copies of everything in the state except rows. rows: the table's rows; None for a queue,
     whose state has no rows.
@@ -40,13 +41,17 @@ class Snapshot:
         self._piece = max(PIECE_BYTES // row_bytes, 1)  # rows
 
     def copy_piece(self) -> bool:
-        """Copies the next rows, about a megabyte. Returns whether any rows are left to copy."""
+        """Copies the next rows, about a megabyte. Returns whether rows are left to copy."""
         if self._next < self._end:
             self.copy_until(self._next + self._piece)
         return self._next < self._end
 
     def copy_until(self, key: int) -> None:
-        """Copies all remaining rows with keys below `key`, before the table overwrites them."""
+        """Copies all rows with keys below `key` that are not copied yet.
+
+        A row's key is the number of rows that were inserted before it. The table calls this method
+        before it overwrites these rows.
+        """
         begin, end = self._next, min(key, self._end)
         if begin >= end:
             return
@@ -57,14 +62,15 @@ class Snapshot:
         self._next = end
 
     def note_truncated(self, keys: Array) -> None:
-        """Notes rows that the table is about to mark as `last`.
+        """Notes rows that the table is about to mark as `last` (the end of an episode).
 
-        They stay unmarked in the snapshot.
+        In the snapshot, which shows an earlier moment, they stay unmarked. keys: the keys of these
+        rows. A row's key is the number of rows that were inserted before it.
         """
         self._truncated += [key for key in keys.tolist() if self._next <= key < self._end]
 
     def state(self) -> dict[str, Any]:
-        """Copies all remaining rows, and returns the whole state as nested dicts, to be saved."""
+        """Copies all remaining rows. Returns the table's whole state as nested dicts."""
         while self.copy_piece():
             pass
         if self._truncated:

@@ -1,4 +1,7 @@
-"""The protocol of selectors (rules by which starts of windows are sampled), and their registry."""
+"""The protocol of selectors, and the registry of their implementations.
+
+A selector is a rule that draws the rows at which sampled windows begin (starts).
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,19 @@ Implementation = TypeVar("Implementation", bound="type[StartSelector]")
 
 
 class StartSelector(Protocol):
-    """Samples starts: rows at which windows may begin. One object serves one consumer of a table.
+    """Draws starts: rows at which windows may begin. One object serves one consumer of a table.
 
-    A row is given by its slot in the ring buffer. `add`, `remove` and `update` are called after the
-    flags in `starts` have changed. `probability` must return the exact probabilities of `draw`.
+    A consumer is one use of a table. Each row is given by its slot: its position in the ring
+    buffer. `add` and `remove` are called after the flags in `starts` have changed. `probability`
+    must return the exact probabilities of `draw`.
     """
 
     def __init__(self, spec: Any, starts: Starts, rows: Rows, window: int) -> None:
         """Makes the selector that `spec` specifies, for windows of `window` rows.
 
-        starts: the rows at which windows may begin. rows: all stored rows. `window` does not count
-        the context rows before a window.
+        A selector is a rule that draws the rows at which sampled windows begin. starts: the rows at
+        which windows may begin. rows: all stored rows. `window` does not count the context rows
+        before a window.
         """
 
     @staticmethod
@@ -35,44 +40,62 @@ class StartSelector(Protocol):
         ...
 
     def add(self, slots: Array) -> None:
-        """Adds the rows in slots (n,), which have become starts."""
+        """Adds rows that have become starts: rows at which a window may begin.
+
+        slots: (n,), the positions of these rows in the ring buffer.
+        """
         ...
 
     def remove(self, slots: Array) -> None:
-        """Removes the rows in slots (n,), which have stopped being starts."""
+        """Removes rows that are no longer starts: rows at which a window may begin.
+
+        slots: (n,), the positions of these rows in the ring buffer.
+        """
         ...
 
     def update(self, slots: Array, priorities: Array) -> None:
-        """Replaces the priorities (n,) f64 of the starts in slots (n,).
+        """Replaces the priorities of starts: rows at which a window may begin.
 
-        All are finite and not negative.
+        slots: (n,), the positions of the starts in the ring buffer. priorities: (n,) f64, finite
+        and not negative.
         """
         ...
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        """Draws n starts with replacement, and returns their slots (n,) i64.
+        """Draws n starts with replacement. Returns their slots (n,) i64.
 
-        At least one start exists.
+        A start is a row at which a window may begin. A slot is a position in the ring buffer. This
+        is only called if there is a start.
         """
         ...
 
     def probability(self, slots: Array) -> Array:
-        """Returns the probability with which the last `draw` drew each slot. (n,) -> (n,) f64."""
+        """Returns the probability of each slot in the last call of `draw`, (n,) f64.
+
+        slots: (n,), positions of rows in the ring buffer.
+        """
         ...
 
     def priority_mass(self) -> float:
-        """Returns the sum of the weights of all starts. At least one start exists.
+        """Returns the sum of the weights of all starts: the rows at which a window may begin.
 
-        The unit must be the same in all shards (processes) of a replay.
+        This is only called if there is a start. The unit must be the same in all shards (processes)
+        of a replay.
         """
         ...
 
     def state(self) -> dict[str, Any]:
-        """Returns everything that later draws depend on, except the starts, for a checkpoint."""
+        """Returns everything, for a checkpoint, that later draws depend on.
+
+        The starts (rows at which a window may begin) are not included, as the table saves them.
+        """
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores a saved `state`. The starts have been restored before this call."""
+        """Restores a saved `state` of this selector.
+
+        The table has already restored the starts: the rows at which a window may begin.
+        """
         ...
 
 
@@ -82,7 +105,8 @@ IMPLEMENTATIONS: dict[type[Selector], type[StartSelector]] = {}  # by specificat
 def implements(spec: type[Selector]) -> Callable[[Implementation], Implementation]:
     """Returns a class decorator, which registers the class as the implementation of a selector.
 
-    spec: the class of specifications that the decorated class implements.
+    A selector is a rule that draws the rows at which sampled windows begin. spec: the class of
+    specifications that the decorated class implements.
     """
 
     def register(implementation: Implementation) -> Implementation:

@@ -1,4 +1,7 @@
-"""Remembers the end of each stream (the rows of one environment), where new rows continue it."""
+"""Remembers the newest rows of each stream, so that later rows can be linked to them.
+
+A stream is the rows of one environment, in order.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from dreamfleet.core.types import Array
 class Streams:
     """The keys of the newest `depth` rows of each stream, and whether its newest episode has ended.
 
-    A stream is the rows of one environment in order. Key -1 stands for no row. The arrays of this
-    class have one entry per stream. Entry 0 stands for all streams without rows: their episode
-    counts as ended, so that their first row must begin an episode.
+    A stream is the rows of one environment, in order. A row's key is the number of rows that were
+    inserted before it; -1 stands for no row. The arrays of this class have one entry per stream.
+    Entry 0 stands for all streams without rows: their episode counts as ended, so that their first
+    row must begin an episode.
     """
 
     def __init__(self, depth: int) -> None:
@@ -24,17 +28,19 @@ class Streams:
         self.ended = np.ones(1, bool)  # (indices,)
 
     def indices(self, ids: Array) -> Array:
-        """Returns the index of each of N streams in the arrays of this object; 0 if unknown.
+        """Returns the index of each of N streams in the arrays of this object, (N,); 0 if unknown.
 
-        ids: (N,), the ids of the streams. The result has shape (N,).
+        A stream is the rows of one environment. ids: (N,), the ids of the streams.
         """
         return np.array([self._index.get(i, 0) for i in ids.tolist()], np.int64)
 
     def store(self, ids: Array, indices: Array, newest_keys: Array, ended: Array) -> None:
-        """Stores the newest keys (N, depth) of N streams, and whether their episodes have ended.
+        """Stores the keys of the newest rows of N streams, and whether their episodes have ended.
 
-        ids: (N,), of the streams. indices: (N,), the result of `indices(ids)`. Unknown streams are
-        added. ended: (N,).
+        A stream is the rows of one environment. A row's key is the number of rows that were
+        inserted before it. ids: (N,), of the streams. indices: (N,), the result of `indices(ids)`.
+        newest_keys: (N, depth), the `depth` newest keys of each stream. ended: (N,). Unknown
+        streams are added.
         """
         if new := ids[indices == 0].tolist():
             known = len(self.ended)
@@ -46,13 +52,17 @@ class Streams:
         self.newest_keys[indices], self.ended[indices] = newest_keys, ended
 
     def state(self) -> dict[str, Any]:
-        """Returns copies of the ids, the newest keys and the `ended` flags of all streams."""
+        """Returns copies of all streams' ids, newest keys and `ended` flags, for a checkpoint.
+
+        A stream is the rows of one environment. A row's key is the number of rows that were
+        inserted before it.
+        """
         ids = np.array(list(self._index), np.int64)
         at = self.indices(ids)
         return {"ids": ids, "newest_keys": self.newest_keys[at], "ended": self.ended[at]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Replaces all streams by the streams of a saved `state`."""
+        """Replaces all streams (rows of one environment each) by the streams of a saved `state`."""
         self._index.clear()
         self.newest_keys, self.ended = self.newest_keys[:1], self.ended[:1]
         ids = state["ids"]

@@ -1,4 +1,7 @@
-"""A sum tree, which draws slots with probability proportional to their weights."""
+"""A sum tree, which draws slots with probability proportional to their weights.
+
+A slot is a position in the ring buffer.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class SumTree:
     def write(self, slots: Array, weights: Array | float) -> None:
         """Sets the weights of slots (n,).
 
-        It is fastest for consecutive slots, which share parents.
+        Consecutive slots are fastest, as they share parent nodes.
         """
         if not isinstance(weights, np.ndarray):
             weights = np.full(slots.size, weights)

@@ -39,13 +39,13 @@ COUNTERS = (
 
 
 class Table:
-    """The rows of many streams in one ring buffer, each stored once, in the order of arrival.
+    """The rows of many streams in one ring buffer, each row stored once, in the order of arrival.
 
     A stream is the rows of one environment. A window is T consecutive rows of a stream, and its
     first row is its start. The `context` rows before the start, in its episode, are sampled too.
 
-    A row is a start for a consumer (one use of the table) if all rows of its window and its context
-    are stored, and it is not `last`. `nbytes` is the memory of the full table.
+    A consumer is one use of the table. A row is a start for a consumer if it is not `last`, and if
+    all rows of its window and of its context are stored. `nbytes` is the memory of the full table.
     """
 
     def __init__(self, name: str, spec: TableSpec, seed: int | Sequence[int]) -> None:
@@ -72,20 +72,20 @@ class Table:
 
     @property
     def steps(self) -> int:
-        """The number of agent steps ever added: rows that are not `last`."""
+        """Returns the number of agent steps ever added: the rows that are not `last`."""
         return self._limiter.steps
 
     @property
     def capacity(self) -> int:
-        """The number of rows that the table can store."""
+        """Returns the number of rows that the table can store."""
         return self._ring.capacity
 
     @property
     def room(self) -> float:
-        """The number of agent steps that may be added before adding must wait or the run ends.
+        """Returns how many agent steps may be added until the run ends or adding must wait.
 
-        Adding must wait if a consumer has sampled too little. The number is negative while `add`
-        returns False.
+        Adding must wait if a consumer (one use of the table) has sampled too little. The number is
+        negative while `add` returns False.
         """
         if self.steps >= self.last_step:
             return -1.0
@@ -99,9 +99,9 @@ class Table:
         """Adds T rows to each of N streams. A stream is the rows of one environment.
 
         rows: columns of shape (N, T, …). streams: (N,), the streams' ids. Returns False, and stores
-        nothing, while a consumer has sampled too little, and after the last step of the run. Agent
-        steps beyond `last_step` are not stored. Raises EnvironmentFault, and stores nothing, if the
-        rows are malformed.
+        nothing, while a consumer (one use of the table) has sampled too little, and after the last
+        step of the run. Agent steps after step number `last_step` of the run are not stored. Raises
+        EnvironmentFault, and stores nothing, if the rows are malformed.
 
         If a stream's first new row is `first` although its episode has not ended, that episode is
         truncated: its newest stored row becomes `last`.
@@ -124,7 +124,8 @@ class Table:
     def _store(self, rows: Batch, streams: Array, indices: Array) -> None:
         """Stores valid rows (N, T, …) of N streams, and adds the starts of complete windows.
 
-        A start is a row at which a window may begin. streams: (N,), ids. indices: (N,), in
+        A stream is the rows of one environment. A start is a row at which a window may begin.
+        streams: (N,), the ids of the streams. indices: (N,), their indices in the arrays of class
         `Streams`.
         """
         first, last = rows["first"], rows["last"]
@@ -142,9 +143,10 @@ class Table:
             self._recent_returns.add(rows[self._spec.episode_return][last])
 
     def _stream_indices(self, rows: Batch, streams: Array) -> Array:
-        """Returns the indices (N,) of N streams in `Streams`.
+        """Returns the indices (N,) of N streams in the arrays of class `Streams`.
 
-        Raises EnvironmentFault for invalid rows.
+        A stream is the rows of one environment. streams: (N,), the ids of the streams. Raises
+        EnvironmentFault if the rows are invalid.
         """
         fault = find_fault(rows, streams, self._spec.columns)
         if not fault:
@@ -159,7 +161,8 @@ class Table:
     def _truncate(self, keys: Array) -> None:
         """Marks the newest rows of open episodes as `last`: a reset has ended these episodes.
 
-        keys: of these rows. Rows that are not stored any more are left out.
+        keys: the keys of these rows. A row's key is the number of rows that were inserted before
+        it. Rows that are not stored any more are left out.
         """
         self._counters["truncated"] += keys.size
         keys = keys[self._ring.contains(keys)]
@@ -173,7 +176,8 @@ class Table:
     def _evict(self, end: int) -> None:
         """Evicts all rows with keys below `end`, and removes all starts that need one of them.
 
-        A start (row at which a window may begin) needs the rows of its window and of its context.
+        A row's key is the number of rows that were inserted before it. A start (row at which a
+        window may begin) needs the rows of its window and of its context.
         """
         oldest = self._ring.oldest
         if end <= oldest:
@@ -190,8 +194,9 @@ class Table:
     def _add_starts(self, keys: Array, new: int) -> None:
         """Adds the starts whose windows became complete by the last `new` rows of each stream.
 
-        A start is a row at which a window may begin. keys: (N, depth + new), the newest keys of
-        each of N streams; -1 where there is no row.
+        A stream is the rows of one environment. A start is a row at which a window may begin. A
+        row's key is the number of rows that were inserted before it. keys: (N, depth + new), the
+        keys of the newest rows of each of N streams; -1 where there is no row.
         """
         slots = self._ring.slots(keys)
         usable = self._ring.contains(keys) & ~self._rows.columns["last"][slots]
@@ -206,10 +211,10 @@ class Table:
     def sample(self, consumer: str, count: int | None = None) -> Sample | None:
         """Returns a sample of B windows, with copies of their rows; None if the consumer must wait.
 
-        A consumer must wait while no window is complete, and while it has taken as many samples as
-        the agent steps so far allow. The sample's columns have shape (B, context + T, …): T rows
-        per window, after `context` earlier rows. count: the number of windows B; None for the
-        consumer's batch size.
+        A consumer is one use of the table. It must wait while no window is complete, and while it
+        has taken as many samples as the agent steps so far allow. The sample's columns have shape
+        (B, context + T, …): T rows per window, after `context` earlier rows. count: the number of
+        windows B; None for the consumer's batch size.
 
         A caller with several threads calls `draw`, `gather` and `intact` instead, so that no thread
         waits while rows are copied. It holds the table's lock during `draw` and `intact`, but not
@@ -221,8 +226,9 @@ class Table:
     def draw(self, consumer: str, count: int | None = None) -> Draw | None:
         """Draws windows without copying their rows, and counts a sample.
 
-        Returns None if the consumer must wait. `sample` describes how to use the result. count: the
-        number of windows; None for the consumer's batch size.
+        Returns None if the consumer (one use of the table) must wait. The caller then copies the
+        rows with `gather`, and checks with `intact` that they were not overwritten meanwhile.
+        count: the number of windows; None for the consumer's batch size.
         """
         if consumer not in self._views:
             known = ", ".join(sorted(self._views))
@@ -245,9 +251,9 @@ class Table:
         return Draw(consumer, slots, self._ring.inserted, self._counters["truncated"], sample)
 
     def gather(self, draw: Draw) -> Batch:
-        """Copies the rows of drawn windows. The table's lock is not needed.
+        """Copies the rows of drawn windows. The caller need not hold the table's lock.
 
-        Call `intact` afterwards.
+        As rows may be overwritten during the copy, the caller then calls `intact`.
         """
         return self._views[draw.consumer].gather(draw.slots)
 
@@ -265,10 +271,12 @@ class Table:
         return intact
 
     def update(self, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities (B,) of the starts with these keys (B,), for all consumers.
+        """Replaces the priorities of sampled windows, for all consumers (uses of the table).
 
-        A priority for an overwritten row is ignored, and counted as `stale_priorities`. A priority
-        that is negative or not finite is ignored, and counted as `invalid_priorities`.
+        keys: (B,), the keys that came with the sample; each identifies a window's first row.
+        priorities: (B,). A priority for an overwritten row is ignored, and counted as
+        `stale_priorities`. A priority that is negative or not finite is ignored, and counted as
+        `invalid_priorities`.
         """
         keys, priorities = np.array(keys, np.int64), np.array(priorities, np.float64)
         if keys.shape != priorities.shape or keys.ndim != 1:
@@ -286,9 +294,10 @@ class Table:
     def stats(self) -> dict[str, float]:
         """Returns the counters of the table by name.
 
-        `inserted` rows are either `stored` or `evicted`. `COUNTERS` describes more counters. Each
-        consumer has `samples_<consumer>`, `ratio_<consumer>` (samples per agent step) and
-        `starts_<consumer>` (rows at which its windows may begin).
+        `inserted` rows are either `stored` or `evicted`. For each consumer (one use of the table),
+        there are `samples_<consumer>`, `ratio_<consumer>` (samples per agent step) and
+        `starts_<consumer>` (rows at which its windows may begin). The comments at `COUNTERS`
+        describe more counters.
         """
         ring, limiter = self._ring, self._limiter
         stats: dict[str, float] = {"inserted": ring.inserted, "stored": ring.stored}
@@ -303,7 +312,10 @@ class Table:
     # ------------------------------------------------------------------------------- saving
 
     def snapshot(self) -> Snapshot:
-        """Returns a snapshot of the table's present state, whose rows are copied piece by piece."""
+        """Returns a snapshot of the table's present state, for a checkpoint.
+
+        The snapshot copies the table's rows piece by piece, while rows are added to the table.
+        """
         consumers = {
             name: {
                 "starts": self._ring.oldest_first(view.starts.flags),
@@ -355,7 +367,10 @@ class Table:
         self._rng.bit_generator.state = state["rng"]
 
     def _layout(self) -> dict[str, str]:
-        """Returns the properties of this table that a state must share to be restored here."""
+        """Returns the properties of this table that a saved table must share.
+
+        Otherwise the saved table cannot be restored here.
+        """
         layout = {"capacity": f"{self._ring.capacity} rows"}
         for name, space in self._spec.columns.items():
             layout[f"column {name}"] = f"{space.dtype} {space.shape}"
@@ -367,10 +382,12 @@ class Table:
 
 
 def _first_steps(rows: Batch, steps: float) -> Iterator[tuple[Batch, int]]:
-    """Yields the parts of a chunk of rows that contain its first `steps` agent steps.
+    """Yields the rows of a chunk (rows of one call) up to agent step number `steps` of the chunk.
 
-    rows: columns of shape (N, T, …), T rows of each of N streams. Agent steps are ordered by time,
-    then by stream. Each result is columns of shape (n, T', …), for the first n streams, and n.
+    An agent step is a row that is not `last`. Agent steps are ordered by time, then by stream.
+    rows: columns of shape (N, T, …), T rows of each of N streams (a stream is the rows of one
+    environment). Each result is columns of shape (n, T', …), for the first n streams, and the
+    number n.
     """
     acted = ~rows["last"]
     after = acted.sum(axis=0).cumsum()  # (T,) agent steps up to each time

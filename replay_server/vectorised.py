@@ -1,7 +1,7 @@
 """The replay's inner loops in numpy, for systems without numba.
 
-Each function returns the bit-identical result of the function with the same name in `loops`, where
-the arguments are described.
+The function with the same name in module `loops` describes the arguments, and returns the
+bit-identical result.
 """
 
 from __future__ import annotations
