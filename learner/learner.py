@@ -93,7 +93,10 @@ class Learner:
         return events
 
     def _gather(self) -> bool:
-        """Fetches the batches that the next update lacks. Returns whether all have arrived."""
+        """Fetches the batches that the next update still lacks: of real rows, of dreams, or both.
+
+        Returns whether the update now has all its batches.
+        """
         missing = []
         if self._wants_real and self._real is None:
             self._real = cast(Sample | None, self._replay.sample("real", "policy"))

@@ -1,4 +1,7 @@
-"""The weight store of one process: holds the newest weights of each weight group."""
+"""The weight store of one process: holds the newest weights of each weight group.
+
+A weight group is the networks that one process trains.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,29 @@ from dreamfleet.core.types import Weights
 
 
 class LocalWeights:
-    """A weight store in memory. It keeps the newest weights of each weight group, and copies none.
+    """A weight store in memory, which keeps the newest weights of each weight group.
 
-    A weight group is the networks that one process trains: "world" or "policy".
+    It does not copy the weights. A weight group is the networks that one process trains: "world" or
+    "policy".
     """
 
     def __init__(self) -> None:
         self._newest: dict[str, tuple[int, Weights]] = {}
 
     def publish(self, group: str, weights: Weights) -> int:
-        """Replaces the weights of a weight group. Returns their version, which counts from 1."""
+        """Replaces the weights of a weight group. Returns their version, which counts from 1.
+
+        A weight group is the networks that one process trains.
+        """
         version = self._newest[group][0] + 1 if group in self._newest else 1
         self._newest[group] = (version, weights)
         return version
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
-        """Returns the newest version and weights of a weight group, if the version is above `have`.
+        """Returns the newest version and weights of a weight group.
 
-        Returns None if the caller has the newest version already, or if none was published.
+        A weight group is the networks that one process trains. Returns None if no version is newer
+        than `have`, the version that the caller has, or if none was published.
         """
         newest = self._newest.get(group)
         return newest if newest is not None and newest[0] > have else None

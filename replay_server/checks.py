@@ -1,4 +1,4 @@
-"""Checks the specifications of tables, and the chunks of rows that actors add to a table."""
+"""Checks the specifications of tables, and the rows that actors add to a table."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check_spec(name: str, spec: TableSpec, limits: Limits = SPEC_FIELDS) -> None
 def _consumer_fault(consumer: Consumer, columns: Mapping[str, Space]) -> str | None:
     """Returns one line about an invalid field of a consumer's specification; None if all are valid.
 
-    columns: the columns of the consumer's table.
+    A consumer is one use of a table. columns: the columns of the table.
     """
     if consumer.batch < 1 or consumer.window < 1 or consumer.context < 0:
         return (

@@ -21,7 +21,7 @@ from dreamfleet.replay_server.selectors import build
 
 @dataclass
 class Draw:
-    """A sample of windows whose rows are not copied yet.
+    """A sample of windows (consecutive rows) whose rows are not copied yet.
 
     `inserted` and `truncated` are the table's counters when the windows were drawn. If they have
     changed after the copy, a drawn row may have been overwritten or changed during the copy.
@@ -67,7 +67,7 @@ class ConsumerView:
         self.selector.add(slots)
 
     def remove(self, slots: Array) -> None:
-        """Removes rows from the starts: the rows at which a window may begin.
+        """Removes starts (rows at which a window may begin).
 
         slots: (n,), the positions of these rows in the ring buffer. Rows that are no starts are
         ignored.

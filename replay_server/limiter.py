@@ -1,4 +1,7 @@
-"""Keeps each consumer's number of samples in proportion to the agent steps added to its table."""
+"""Keeps each consumer's number of samples in proportion to the agent steps added to its table.
+
+A consumer is one use of a table.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Limiter:
         self.samples = dict.fromkeys(consumers, 0)  # ever taken, by consumer
 
     def credit(self, consumer: str) -> float:
-        """Returns the number of samples that a consumer may still take."""
+        """Returns the number of samples that a consumer (one use of a table) may still take."""
         spec = self._consumers[consumer]
         if self.steps < spec.min_steps:
             return 0.0
@@ -39,7 +42,7 @@ class Limiter:
         return (self.steps - spec.min_steps) * spec.samples_per_step - self.samples[consumer]
 
     def may_sample(self, consumer: str) -> bool:
-        """Returns whether a consumer may take a sample now."""
+        """Returns whether a consumer (one use of a table) may take a sample now."""
         return self.credit(consumer) >= 1
 
     def behind(self, consumer: str) -> bool:
@@ -52,6 +55,7 @@ class Limiter:
     def room(self, consumer: str) -> float:
         """Returns how many agent steps may be added until adding must wait for this consumer.
 
+        A consumer is one use of a table. Adding must wait if the consumer has sampled too little.
         The number is negative if adding must wait already.
         """
         spec = self._consumers[consumer]
@@ -63,12 +67,18 @@ class Limiter:
         return min(room, -1e-9) if self.behind(consumer) else max(room, 0.0)
 
     def ratio(self, consumer: str) -> float:
-        """Returns a consumer's samples per agent step, not counting the first `min_steps` steps."""
+        """Returns a consumer's samples per agent step, not counting the first `min_steps` steps.
+
+        A consumer is one use of a table. It takes no samples before `min_steps` agent steps.
+        """
         steps = self.steps - self._consumers[consumer].min_steps
         return self.samples[consumer] / steps if steps > 0 else 0.0
 
     def state(self) -> dict[str, Any]:
-        """Returns the counts of agent steps and samples, for a checkpoint."""
+        """Returns the counts of agent steps and of each consumer's samples, for a checkpoint.
+
+        A consumer is one use of a table.
+        """
         return {"steps": self.steps, "samples": dict(self.samples)}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -53,7 +53,10 @@ class ReceivedChunks:
         return True
 
     def record(self, chunk_id: ChunkId) -> None:
-        """Records a stored chunk as the newest chunk of its actor."""
+        """Records a stored chunk as the newest chunk of its actor.
+
+        A chunk is the rows that an actor sends in one call.
+        """
         self._newest[chunk_id.actor] = chunk_id
 
     def stats(self) -> dict[str, float]:
@@ -74,7 +77,10 @@ class ReceivedChunks:
         return {"newest": np.array(newest, np.int64).reshape(-1, 3), **self.stats()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores the counts and the ids of chunks that `state` returned."""
+        """Restores the counts of rejected chunks and the ids of the actors' newest chunks.
+
+        A chunk is the rows that an actor sends in one call. state: what method `state` returned.
+        """
         newest = [ChunkId(*row) for row in state["newest"].tolist()]
         self._newest = {chunk_id.actor: chunk_id for chunk_id in newest}
         self.duplicates, self.outdated = int(state["duplicates"]), int(state["outdated"])

@@ -15,7 +15,7 @@ OUTLIER = 3000.0  # a return whose size exceeds the median size so many times is
 
 
 class RecentReturns:
-    """Counts episodes, and computes the mean return of the last hundred."""
+    """Counts episodes, and computes the mean return of the last hundred of them."""
 
     def __init__(self) -> None:
         self._episodes = 0

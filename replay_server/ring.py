@@ -95,7 +95,7 @@ class Starts:
         self.count = 0
 
     def add(self, slots: Array) -> None:
-        """Marks the rows in these slots as starts: rows at which a window may begin.
+        """Marks the rows in these slots as starts (rows at which a window may begin).
 
         slots: positions in the ring buffer. None of these rows may be marked already.
         """
@@ -103,7 +103,7 @@ class Starts:
         self.count += slots.size
 
     def remove(self, slots: Array) -> Array:
-        """Unmarks those rows in `slots` that are starts. Returns the slots of the unmarked rows.
+        """Removes the marks of the starts in `slots`. Returns the slots of these starts.
 
         A start is a row at which a window may begin. A slot is a position in the ring buffer.
         """
@@ -131,7 +131,7 @@ class Starts:
         return sum(int(np.count_nonzero(self.flags[at])) for at, _ in slices)
 
     def restore(self, flags: Array) -> None:
-        """Sets which of the stored rows are starts: rows at which a window may begin.
+        """Sets which of the stored rows are starts (rows at which a window may begin).
 
         flags: one per stored row, the oldest row first.
         """

@@ -64,9 +64,9 @@ class Rows:
         return keys
 
     def restore_following(self) -> None:
-        """Computes the links to the following rows from the links to the previous rows.
+        """Computes each stored row's link to the next row of the same environment.
 
-        Each stored row is linked to the rows before and after it of the same environment.
+        The links are computed from the links to the previous rows.
         """
         slots = self.ring.slots(np.arange(self.ring.oldest, self.ring.inserted))
         self.following[slots] = slots

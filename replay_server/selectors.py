@@ -257,7 +257,10 @@ class RecencySelector(WeightedSelector):
         return super().draw(n, rng)
 
     def priority_mass(self) -> float:
-        """Returns the sum of all weights, in units of the weight of the newest row."""
+        """Returns the sum of the weights of all starts, in units of the weight of the newest row.
+
+        A start is a row at which a window may begin.
+        """
         newest = (self._ring.inserted - 1 - self._base) / self._half_life
         return float(self._tree.total * np.exp2(-newest))
 

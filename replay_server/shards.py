@@ -19,9 +19,8 @@ from dreamfleet.replay_server.server import ReplayServer
 class Shard(Protocol):
     """A shard: one of several replays that each store a part of the rows.
 
-    It is in this process or in another process.
-
-    A sample is first requested by `ask`, and later fetched by `answer`.
+    It is in this process or in another process. A sample is first requested by `ask`, and later
+    fetched by `answer`.
     """
 
     def add(

@@ -36,25 +36,29 @@ class StartSelector(Protocol):
 
     @staticmethod
     def nbytes(spec: Any, rows: int) -> int:
-        """Returns the memory, in bytes, of a selector in a table with a capacity of `rows` rows."""
+        """Returns the memory, in bytes, of a selector in a table with a capacity of `rows` rows.
+
+        A selector is a rule that draws the rows at which sampled windows begin. spec: its
+        specification.
+        """
         ...
 
     def add(self, slots: Array) -> None:
-        """Adds rows that have become starts: rows at which a window may begin.
+        """Adds rows that have become starts (rows at which a window may begin).
 
         slots: (n,), the positions of these rows in the ring buffer.
         """
         ...
 
     def remove(self, slots: Array) -> None:
-        """Removes rows that are no longer starts: rows at which a window may begin.
+        """Removes rows that are starts no longer (rows at which a window may begin).
 
         slots: (n,), the positions of these rows in the ring buffer.
         """
         ...
 
     def update(self, slots: Array, priorities: Array) -> None:
-        """Replaces the priorities of starts: rows at which a window may begin.
+        """Replaces the priorities of starts (rows at which a window may begin).
 
         slots: (n,), the positions of the starts in the ring buffer. priorities: (n,) f64, finite
         and not negative.
@@ -70,14 +74,14 @@ class StartSelector(Protocol):
         ...
 
     def probability(self, slots: Array) -> Array:
-        """Returns the probability of each slot in the last call of `draw`, (n,) f64.
+        """Returns the probability with which the last draw drew each of these slots, (n,) f64.
 
         slots: (n,), positions of rows in the ring buffer.
         """
         ...
 
     def priority_mass(self) -> float:
-        """Returns the sum of the weights of all starts: the rows at which a window may begin.
+        """Returns the sum of the weights of all starts (rows at which a window may begin).
 
         This is only called if there is a start. The unit must be the same in all shards (processes)
         of a replay.
@@ -85,16 +89,16 @@ class StartSelector(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Returns everything, for a checkpoint, that later draws depend on.
+        """Returns everything, except the starts, that later draws depend on, for a checkpoint.
 
-        The starts (rows at which a window may begin) are not included, as the table saves them.
+        The starts (rows at which a window may begin) are saved by the table.
         """
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restores a saved `state` of this selector.
 
-        The table has already restored the starts: the rows at which a window may begin.
+        The table has already restored the starts (rows at which a window may begin).
         """
         ...
 

@@ -62,7 +62,10 @@ class Streams:
         return {"ids": ids, "newest_keys": self.newest_keys[at], "ended": self.ended[at]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Replaces all streams (rows of one environment each) by the streams of a saved `state`."""
+        """Replaces all streams by the streams of a saved `state`.
+
+        A stream is the rows of one environment, in order.
+        """
         self._index.clear()
         self.newest_keys, self.ended = self.newest_keys[:1], self.ended[:1]
         ids = state["ids"]

@@ -18,8 +18,9 @@ TOP = 256  # nodes of the top level, at most; scanning so many costs less than o
 class SumTree:
     """A tree over the weights of all slots. Each inner node is the sum of its `FAN_OUT` children.
 
-    `write` recomputes the changed sums from their children, so that rounding errors do not
-    accumulate. If a slot occurs several times in one call, its last weight is kept.
+    A slot is a position in a ring buffer. `write` recomputes the changed sums from their children,
+    so that rounding errors do not accumulate. If a slot occurs several times in one call, its last
+    weight is kept.
     """
 
     def __init__(self, size: int) -> None:
@@ -36,9 +37,9 @@ class SumTree:
         return sum(level_sizes(size)) * 8
 
     def write(self, slots: Array, weights: Array | float) -> None:
-        """Sets the weights of slots (n,).
+        """Sets the weights of slots (n,). A slot is a position in a ring buffer.
 
-        Consecutive slots are fastest, as they share parent nodes.
+        This is fastest for consecutive slots, as they share parent nodes.
         """
         if not isinstance(weights, np.ndarray):
             weights = np.full(slots.size, weights)
@@ -62,7 +63,8 @@ class SumTree:
 def level_sizes(size: int) -> list[int]:
     """Returns the number of nodes on each level of a sum tree over `size` slots, top level first.
 
-    Each number is a multiple of `FAN_OUT`, the number of children of a node.
+    A slot is a position in a ring buffer. Each number is a multiple of `FAN_OUT`, the number of
+    children of a node.
     """
     families = -(-size // FAN_OUT)
     above = level_sizes(families) if families * FAN_OUT > TOP else []

@@ -1,4 +1,7 @@
-"""A table: a ring buffer of rows, from which consumers sample windows of consecutive rows."""
+"""A table: a ring buffer of rows, from which consumers sample windows of consecutive rows.
+
+A consumer is one use of a table.
+"""
 
 from __future__ import annotations
 
@@ -258,10 +261,10 @@ class Table:
         return self._views[draw.consumer].gather(draw.slots)
 
     def intact(self, draw: Draw) -> bool:
-        """Returns whether no drawn row was overwritten, and no episode truncated, since the draw.
+        """Returns True if no drawn row was overwritten and no episode was truncated since the draw.
 
-        If not, the copied rows must not be used, and the sample is no longer counted. Call this
-        method once per draw.
+        Otherwise returns False; then the copied rows must not be used, and the sample is no longer
+        counted. Call this method once per draw.
         """
         ring_then = replace(self._ring, inserted=draw.inserted)
         oldest = ring_then.keys_at(draw.slots[:, 0]).min(initial=draw.inserted)
@@ -367,9 +370,9 @@ class Table:
         self._rng.bit_generator.state = state["rng"]
 
     def _layout(self) -> dict[str, str]:
-        """Returns the properties of this table that a saved table must share.
+        """Returns this table's columns, capacity and consumers, to compare them with a saved table.
 
-        Otherwise the saved table cannot be restored here.
+        A saved table that differs in one of them cannot be restored here.
         """
         layout = {"capacity": f"{self._ring.capacity} rows"}
         for name, space in self._spec.columns.items():

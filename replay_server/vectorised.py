@@ -1,7 +1,7 @@
 """The replay's inner loops in numpy, for systems without numba.
 
-The function with the same name in module `loops` describes the arguments, and returns the
-bit-identical result.
+Module `loops` has a function of the same name for each function here. That function's docstring
+describes the arguments, and its result is bit-identical.
 """
 
 from __future__ import annotations

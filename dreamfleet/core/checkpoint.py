@@ -326,9 +326,10 @@ def _check_fields(about: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _reading(path: Path, name: str) -> Iterator[None]:
-    """Turns any exception in a block that reads file `name` of a checkpoint into a UserError.
+    """A context manager: turns any exception while a checkpoint's file is read into a UserError.
 
-    A damaged file may raise any exception, even RecursionError and MemoryError.
+    name: the file's name in the checkpoint's folder. A damaged file may raise any exception, even
+    RecursionError and MemoryError.
     """
     try:
         yield

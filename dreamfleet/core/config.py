@@ -1,8 +1,8 @@
 """The configuration of a run, and type-checked changes to any configuration dataclass.
 
-A setting has the default in this module, unless a preset, a flag or `--set a.b=v` changes it. A
-flag overrides a preset, and `--set` overrides both. `apply` checks every value, whether it comes
-from a file or from the command line.
+A setting has the default in this module, unless a preset (settings for one environment), a flag or
+`--set a.b=v` changes it. A flag overrides a preset, and `--set` overrides both. `apply` checks
+every value, whether it comes from a file or from the command line.
 """
 
 from __future__ import annotations
@@ -281,9 +281,10 @@ def _describe(hint: Any) -> str:
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Raises UserError if a field of the dataclass `config` is outside its range (see `within`).
+    """Raises UserError if a field of the dataclass `config` is outside its declared range.
 
-    prefix: text before a field's name in messages: `--` for flags, `train.` for settings.
+    `within` declares the ranges. prefix: text before a field's name in messages: `--` for flags,
+    `train.` for settings.
     """
     for item in fields(config):
         if "range" not in item.metadata:

@@ -36,22 +36,26 @@ class Selector:
     def fault(self, columns: Mapping[str, Space]) -> str | None:
         """Returns one line that says why this selector cannot be used with these columns.
 
-        Returns None if it can be used.
+        A selector is a rule by which windows of a table are sampled. columns: the columns of the
+        table. Returns None if the selector can be used.
         """
         return None
 
     def for_shard(self, shards: int) -> Selector:
         """Returns the specification of this selector for one of several shards of a replay.
 
-        A shard is a process that stores a part of the rows. Parameters that count rows are divided
-        by `shards`, the number of shards.
+        A selector is a rule by which windows are sampled. A shard is a process that stores a part
+        of the rows. Parameters that count rows are divided by `shards`, the number of shards.
         """
         return self
 
 
 @dataclass(frozen=True)
 class Uniform(Selector):
-    """Draws every start (row at which a window may begin) with the same probability."""
+    """Draws every start (row at which a window may begin) with the same probability.
+
+    A window is a sequence of consecutive rows.
+    """
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,10 @@ class ReturnDeviation(Selector):
 
 @dataclass(frozen=True)
 class Mixture(Selector):
-    """Draws each window by one of several selectors, chosen at random with given probabilities."""
+    """Draws each window by one of several selectors, chosen at random with given probabilities.
+
+    A window is a sequence of consecutive rows. A selector is a rule by which windows are drawn.
+    """
 
     parts: tuple[tuple[float, Selector], ...]  # (probability, selector); probabilities sum to 1
 

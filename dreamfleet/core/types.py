@@ -170,7 +170,10 @@ class BestEvaluation:
 
 @dataclass(frozen=True, order=True)
 class ChunkId:
-    """The id of a chunk (rows sent in one call), by which the replay detects repeated calls."""
+    """The id of a chunk of rows, by which the replay detects repeated calls.
+
+    A chunk is the rows that an actor sends in one call.
+    """
 
     actor: int
     restarts: int  # times the actor had been restarted
@@ -225,7 +228,7 @@ class VectorEnv(Protocol):
 
 
 class Agent(Protocol):
-    """A learning algorithm: networks, losses and optimizers, without any code for processes.
+    """A learning algorithm: networks, losses and optimizers. It uses neither Ray nor processes.
 
     An agent is built as `Agent(config, spec, seed, device)`. Its networks form two weight groups:
     `learn_world` trains "world", and `learn_policy` trains "policy".
@@ -347,7 +350,10 @@ class WeightStore(Protocol):
     """
 
     def publish(self, group: str, weights: Weights) -> int:
-        """Stores new weights of a weight group. Returns their version, which counts from 1."""
+        """Stores new weights of a weight group. Returns their version, which counts from 1.
+
+        A weight group is the networks that one process trains.
+        """
         ...
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
@@ -365,7 +371,7 @@ class Worker(Protocol):
     waiting_for: str  # `worker: reason`, why the last step returned False; "" if it did not
 
     def step(self) -> bool:
-        """Does one piece of work. Returns False if there was nothing to do."""
+        """Does one piece of work, such as one update. Returns False if no work was possible."""
         ...
 
     def drain(self) -> list[Event]:
