@@ -1,1 +1,1 @@
-"""Environments of gymnasium and of this package. Only this package imports gymnasium."""
+"""Environments of gymnasium and of this project. No other part of `dreamfleet` imports gymnasium."""
