@@ -1,1 +1,1 @@
-"""Environments of gymnasium and of this project. No other part of `dreamfleet` imports gymnasium."""
+"""Environments of gymnasium and of this project. The rest of `dreamfleet` does not use gymnasium."""

@@ -270,7 +270,7 @@ def _picture(space: Box) -> bool:
 
 
 def _channels_first(space: Box) -> bool:
-    """Returns whether the channels are the first axis of an image space, as in stacked grey frames."""
+    """Returns whether an image space has its channels as first axis, as stacked grey frames have."""
     counts = (1, 3, 4)
     return len(space.shape) == 3 and space.shape[0] in counts and space.shape[2] not in counts
 
