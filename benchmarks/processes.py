@@ -56,7 +56,7 @@ class LaunchedRun:
         raise SystemExit(f"no gradient step within {timeout_s:.0f} s; see {self.log}")
 
     def finish(self) -> float:
-        """Waits until the process has ended, and returns the seconds since it was started.
+        """Waits for the end of the process of `launch.py`, and returns the seconds since its start.
 
         Raises SystemExit if the exit code is not 0.
         """
@@ -85,8 +85,8 @@ class LaunchedRun:
 def evaluate(run: Path, episodes: int) -> dict[str, Any]:
     """Evaluates the run in the folder `run` with `launch.py eval`, and returns the printed JSON.
 
-    episodes: the number of episodes. The default seed is used, so all runs of an environment are
-    evaluated on the same episodes. Raises SystemExit if the command fails.
+    episodes: the number of episodes. The seed is the default of `launch.py eval`, so all runs of an
+    environment are evaluated on the same episodes. Raises SystemExit if the command fails.
     """
     words = ["launch.py", "eval", str(run), "--episodes", str(episodes), "--json"]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)

@@ -70,8 +70,8 @@ def tables(results: Path) -> str:
 def learning_tables(learned: list[dict[str, Any]], on_ray: dict[str, Any] | None) -> Iterator[str]:
     """Yields three tables with headings: returns, steps to thresholds, and commands.
 
-    learned: the content of `summary.json` of each environment. on_ray: the record of
-    `system/distributed.py`, or None.
+    learned: the content of `summary.json` of each environment. on_ray: the record of the training
+    on Ray by `system/distributed.py`, or None.
     """
     returns, thresholds, commands = [], [], []
     for summary in learned:

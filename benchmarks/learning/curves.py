@@ -125,8 +125,8 @@ class Curve:
     def lasting_steps_at(self, threshold: float) -> int | None:
         """Returns the environment steps after which no evaluation is below `threshold` any more.
 
-        These are the steps of an evaluation. Its mean return and all later ones are ≥ `threshold`.
-        Returns None if the last evaluation is below the threshold.
+        These are the steps of the first evaluation whose mean return is ≥ `threshold`, as are all
+        later mean returns. Returns None if the last evaluation is below the threshold.
         """
         below = np.flatnonzero(self.returns < threshold)
         first = int(below[-1]) + 1 if below.size else 0

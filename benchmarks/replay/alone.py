@@ -41,8 +41,8 @@ def sum_error(size: int, updates: int) -> float:
     """Returns the relative error of a sum tree's root after many updates of leaves, times 10¹².
 
     size: number of leaves. updates: number of leaf updates. The root is compared with the exact sum
-    of the leaves. Leaves are set to random values between 1e-6 and 1e6, in batches of ADDED leaves.
-    A batch may contain the same leaf twice.
+    of the leaves. Leaves are set to random values between 1e-6 and 1e6, in batches of 1,024
+    updates. A batch may update the same leaf twice.
     """
     tree, rng = SumTree(size), np.random.default_rng(0)
     for _ in range(updates // ADDED):

@@ -277,9 +277,10 @@ class TreeReplay:
 
 
 class OurReplay:
-    """Our replay, with a whole transition (observation and next observation) in each row.
+    """The replay of this project, used with a whole transition in each row.
 
-    A sample gathers single rows and no windows of rows.
+    A row holds both observations of the transition. A sample therefore needs single rows only, and
+    no windows of consecutive rows.
     """
 
     def __init__(self, sizes: Sizes, seed: int) -> None:

@@ -1,1 +1,1 @@
-"""Environments of gymnasium and of this project. The rest of `dreamfleet` does not use gymnasium."""
+"""Environments of gymnasium and of this project. Nothing else in `dreamfleet` imports gymnasium."""

@@ -270,7 +270,7 @@ def _picture(space: Box) -> bool:
 
 
 def _channels_first(space: Box) -> bool:
-    """Returns whether an image space has its channels as first axis, as stacked grey frames have."""
+    """Returns whether an image space has its channels as first axis, like stacked grey frames."""
     counts = (1, 3, 4)
     return len(space.shape) == 3 and space.shape[0] in counts and space.shape[2] not in counts
 
