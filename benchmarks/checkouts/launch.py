@@ -1,4 +1,4 @@
-"""Runs `launch.py` of a checkout (a copy of this repository), and reads the versions it used."""
+"""Runs `launch.py` of a checkout (a copy of this repository), and reads the versions of a run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Defines the rows of the replay benchmark.
 
-A row compares the speed of our replay with another library, or one of its properties (such as
-memory growth) with an upper limit.
+A row compares the speed of our replay with that of another library, or a property of our replay
+(such as memory growth) with an upper limit.
 """
 
 from __future__ import annotations

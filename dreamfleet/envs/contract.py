@@ -156,7 +156,7 @@ def named(key: str) -> str:
 
 
 def _column(value: Any, n: int, kinds: str) -> bool:
-    """Returns whether a value is an array (n,) whose dtype is of one of `kinds`.
+    """Returns whether a value is an array (n,) with a dtype of the given kinds.
 
     kinds: numpy's letters for kinds of dtypes, such as "biuf" for bool, integers and floats.
     """

@@ -1,8 +1,9 @@
-"""Tiny environments with known values for tests, and environments that are broken on purpose.
+"""Tiny environments with known state values for tests, and environments broken on purpose.
 
-Their ids are `dreamfleet.envs.probe:Delayed-v0` and so on. The environments from `Constant` to
-`Continuous` become harder in small steps. The first of them that an agent does not solve shows what
-is broken (after Andy Jones, "Debugging RL, Without the Agonizing Pain", 2021).
+Their ids are `dreamfleet.envs.probe:Delayed-v0` and so on. The environments `Constant`,
+`ObsReward`, `Delayed`, `ActionReward`, `ObsActionReward` and `Continuous` become harder in this
+order. The first of them that an agent does not solve shows what is broken (after Andy Jones,
+"Debugging RL, Without the Agonizing Pain", 2021).
 """
 
 from __future__ import annotations
