@@ -1,4 +1,4 @@
-"""Starts `launch.py` as a process, watches its run, finds processes left behind (Linux only)."""
+"""Starts `launch.py` as a process, and finds processes that it left behind (Linux only)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class LaunchedRun:
     """A process of `launch.py`, started with the arguments `args`.
 
     log: the file for its output. began: when the process was started, in seconds of the monotonic
-    clock. mark: the value of an environment variable by which all processes of the run are found.
+    clock. mark: a random value that is unique to this run. All processes of the run have it in an
+    environment variable, by which they are found.
     """
 
     def __init__(self, args: Sequence[str], log: Path) -> None:
@@ -42,8 +43,8 @@ class LaunchedRun:
     def wait_for_gradient_step(self, run: Path, timeout_s: float) -> float:
         """Waits for the first gradient step, and returns the seconds since the process was started.
 
-        run: the run folder. If no gradient step comes within `timeout_s` seconds, or the process
-        ends, the run is stopped and SystemExit is raised.
+        run: the run folder. If the process ends before, or `timeout_s` seconds pass without a
+        gradient step, the run is stopped and SystemExit is raised.
         """
         while time.monotonic() - self.began < timeout_s:
             if first_gradient_step(run / "metrics.jsonl"):
@@ -55,7 +56,7 @@ class LaunchedRun:
         raise SystemExit(f"no gradient step within {timeout_s:.0f} s; see {self.log}")
 
     def finish(self) -> float:
-        """Waits until the process has ended, and returns the seconds since it was started.
+        """Waits for the end of the process of `launch.py`, and returns the seconds since its start.
 
         Raises SystemExit if the exit code is not 0.
         """
@@ -84,8 +85,8 @@ class LaunchedRun:
 def evaluate(run: Path, episodes: int) -> dict[str, Any]:
     """Evaluates the run in the folder `run` with `launch.py eval`, and returns the printed JSON.
 
-    episodes: the number of episodes. The default seed is used, so all runs of an environment are
-    evaluated on the same episodes. Raises SystemExit if the command fails.
+    episodes: the number of episodes. The seed is the default of `launch.py eval`, so all runs of an
+    environment are evaluated on the same episodes. Raises SystemExit if the command fails.
     """
     words = ["launch.py", "eval", str(run), "--episodes", str(episodes), "--json"]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
@@ -96,7 +97,10 @@ def evaluate(run: Path, episodes: int) -> dict[str, Any]:
 
 
 def first_gradient_step(metrics: Path) -> bool:
-    """Returns whether the metrics file of a run reports the first gradient step."""
+    """Returns whether a run has taken its first gradient step.
+
+    metrics: the file `metrics.jsonl` of the run.
+    """
     if not metrics.is_file():
         return False
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -107,9 +111,10 @@ def first_gradient_step(metrics: Path) -> bool:
 
 
 def processes_with(mark: str) -> list[str]:
-    """Returns the command lines of all processes whose environment variable MARK is `mark`.
+    """Returns the command lines of all processes that belong to the run with the value `mark`.
 
-    Each benchmarked run has its own value, which all processes of the run inherit.
+    Every benchmarked run has its own value. All processes of the run inherit it in the environment
+    variable that MARK names.
     """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

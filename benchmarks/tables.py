@@ -50,7 +50,8 @@ def main() -> None:
 def tables(results: Path) -> str:
     """Returns the generated part of `docs/results.md`, all tables of measurements, as Markdown.
 
-    results: the folder of recorded results. On the page, this part stands between BEGIN and END.
+    results: the folder of recorded results. In the page, this part is between the lines BEGIN and
+    END.
     """
     learned = [json.loads(path.read_text()) for path in sorted(results.glob("*/summary.json"))]
     parts = (
@@ -69,8 +70,8 @@ def tables(results: Path) -> str:
 def learning_tables(learned: list[dict[str, Any]], on_ray: dict[str, Any] | None) -> Iterator[str]:
     """Yields three tables with headings: returns, steps to thresholds, and commands.
 
-    learned: the content of `summary.json` of each environment. on_ray: the record of
-    `system/distributed.py`, or None.
+    learned: the content of `summary.json` of each environment. on_ray: the record of the training
+    on Ray by `system/distributed.py`, or None.
     """
     returns, thresholds, commands = [], [], []
     for summary in learned:
@@ -100,7 +101,7 @@ def learning_tables(learned: list[dict[str, Any]], on_ray: dict[str, Any] | None
 
 
 def distributed_row(found: dict[str, Any] | None) -> tuple[str, ...]:
-    """Returns the row of the table of returns for runs on Ray that `make train` starts.
+    """Returns the row of `make train` (training on Ray) for the table of returns.
 
     found: the record of `system/distributed.py`. If it is None, the row says "not measured yet".
     """
@@ -120,8 +121,8 @@ def distributed_row(found: dict[str, Any] | None) -> tuple[str, ...]:
 def command(row: Mapping[str, Any], env: str) -> str:
     """Returns the command that trains all seeds of a method (an agent or a baseline) on `env`.
 
-    row: results of the method from `summary.json`, with the recorded command of its first seed.
-    Renamed settings and moved scripts get their present names.
+    row: results of the method from `summary.json`, with the recorded command of its first seed. If
+    a setting was renamed or a script was moved since then, the present name is returned.
     """
     text, task = with_present_settings(row["command"]), TASKS[env]
     for old, new in (("launch.py", TRAIN), ("benchmarks/peers.py", "benchmarks/learning/sb3.py")):
@@ -154,9 +155,10 @@ def pictures(results: Path) -> Iterator[str]:
 
 
 def category_tables(learned: list[dict[str, Any]]) -> Iterator[str]:
-    """Yields a table of returns by category of episodes, for environments that report categories.
+    """Yields a table of returns by category of episodes, such as the kind of enemy in NumberGame.
 
-    learned: the content of `summary.json` of each environment.
+    Environments that report no categories are left out. learned: the content of `summary.json` of
+    each environment.
     """
     for summary in learned:
         if "finals" not in summary:
@@ -178,12 +180,16 @@ def category_tables(learned: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def form(figure: str) -> str:
-    """Returns the number format for the column `figure`: one decimal for `return`, or 3 digits."""
+    """Returns the number format of a table column, as a format specification.
+
+    figure: name of the column. Numbers have one decimal in the column `return`, and three
+    significant digits in all other columns.
+    """
     return ".1f" if figure == "return" else ".3g"
 
 
 def training_table(learned: list[dict[str, Any]]) -> Iterator[str]:
-    """Yields the table of training episodes, for environments that report training episodes.
+    """Yields the table of training episodes, for environments whose training episodes are recorded.
 
     learned: the content of `summary.json` of each environment.
     """
@@ -209,13 +215,19 @@ def ablation_tables(results: Path) -> Iterator[str]:
 
 
 def startup_table(found: dict[str, Any] | None) -> Iterator[str]:
-    """Yields the table of start-up times. found: the record of `system/startup.py`, or None."""
+    """Yields the table of start-up times, or "not measured yet" if `found` is None.
+
+    found: the record of `system/startup.py`.
+    """
     yield "### Start-up time"
     yield startup.table(found) if found else f"Start-up: {MISSING}."
 
 
 def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
-    """Yields the table of the replay benchmark. found: JSON record of the benchmark, or None."""
+    """Yields the table of the replay benchmark, or "not measured yet" if `found` is None.
+
+    found: the JSON record of the benchmark.
+    """
     yield "### Speed of the replay"
     if found is None:
         yield f"Replay: {MISSING}."

@@ -1,4 +1,4 @@
-"""Times workloads in turns, so that a slow moment of the machine affects all of them alike."""
+"""Times workloads alternately, so that a slow moment of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Workload:
     def repetitions(self, seconds: float) -> int:
         """Returns how many repetitions of the work take about `seconds`, at least 1.
 
-        The work is tried out for this. The trial also warms up caches, memory pages and lazy
+        The method runs the work to find this out. This also warms up caches, memory pages and lazy
         imports.
         """
         n = 1
@@ -48,11 +48,11 @@ class Workload:
 
 
 def interleaved(workloads: list[Workload], rounds: int, seconds: float) -> Iterator[list[float]]:
-    """Times all workloads in turns; yields a list of their rates (items per second) per round.
+    """Times all workloads in every round, and yields a list of their rates per round.
 
-    In each round every workload runs once, for about `seconds`. Every second round runs the
-    workloads in reverse order, so that no workload is always the first. All workloads are warmed up
-    before the first round.
+    A rate is a number of items per second. In each round every workload runs once, for about
+    `seconds`. Every second round runs the workloads in reverse order, so that no workload is always
+    the first. All workloads are warmed up before the first round.
     """
     repetitions = [workload.repetitions(seconds) for workload in workloads]
     indices = range(len(workloads))
@@ -73,14 +73,14 @@ def repeated(once: Callable[[], object]) -> Callable[[int], None]:
 
 
 class CopyBandwidth:
-    """Measures how fast the machine copies memory: `np.copyto` of `size` bytes."""
+    """Measures how fast the machine copies memory: `size` bytes with `np.copyto`."""
 
     def __init__(self, size: int = COPY_BYTES) -> None:
         self._source, self._target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
         self.measure()
 
     def measure(self, times: int = 4) -> float:
-        """Copies the bytes `times` times, and returns the bandwidth in gigabytes per second."""
+        """Copies an array `times` times, and returns the bandwidth in gigabytes per second."""
         began = time.perf_counter()
         for _ in range(times):
             np.copyto(self._target, self._source)

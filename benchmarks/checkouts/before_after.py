@@ -155,7 +155,8 @@ def row(task: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Returns the table cells of one task: returns before and after a change, and their difference.
 
     The returns are the mean of the evaluations during training, and the return after training. old,
-    new: results of `summarise` before and after the change. Only runs in both of them are compared.
+    new: results of `summarise` before and after the change. A run is compared only if `old` and
+    `new` both have it.
     """
     names = [name for name in old if name.startswith(task) and name in new]
 

@@ -1,4 +1,4 @@
-"""Runs `launch.py` of a checkout (a copy of this repository), and reads how a run was made."""
+"""Runs `launch.py` of a checkout (a copy of this repository), and reads the versions of a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def launch(checkout: Path, run: Path, args: list[str]) -> str:
 
 
 def made_by(run: Path) -> dict[str, str]:
-    """Returns the git commit and the versions of Python and torch that made a run.
+    """Returns the git commit and the versions of Python and torch with which a run was made.
 
     run: the run folder.
     """

@@ -1,9 +1,11 @@
 """Makes short runs of every agent with two checkouts, and compares their results bit by bit.
 
-Two checkouts (copies of this repository) compute the same numbers if the same commands give the
-same arrays in the last checkpoint, and the same values in `metrics.jsonl`. Arrays and metrics may
-have different names. Values that depend on the clock are not compared. These are durations, and
-events of the kind `run`.
+A checkout is a copy of this repository. Both checkouts execute the same commands. They compute the
+same numbers if the last checkpoints have the same arrays, and if the files `metrics.jsonl` have the
+same values. Names of arrays and metrics may differ.
+
+Values that depend on the clock are not compared: durations, and the events of kind `run`, which are
+written every ten seconds.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ HEADS: Final = ("Run", "Arrays", "Arrays that differ", "Events", "Events that di
 def run(checkout: Path, folder: Path) -> None:
     """Makes all short runs of RUNS with the code in `checkout`, and writes them to `folder`.
 
-    RUNS maps the name of a run to its command-line flags. Finished runs are skipped. Raises
-    SystemExit if a run folder exists whose run has not finished.
+    checkout: a copy of this repository. RUNS maps the name of a run to its command-line flags.
+    Finished runs are skipped. Raises SystemExit if an unfinished run is in `folder`.
     """
     for name, flags in RUNS.items():
         path = folder / name
@@ -63,8 +65,8 @@ def run(checkout: Path, folder: Path) -> None:
 def compare(old: Path, new: Path) -> dict[str, Any]:
     """Compares the short runs in the folders `old` and `new`, and returns how they differ.
 
-    For each run, the result has the command, the commits, the versions and the numbers of
-    differences. Raises SystemExit if the two folders have different runs, or no runs of RUNS.
+    For each run, the result has the command, the git commits, the versions, and how many arrays and
+    events differ. Raises SystemExit if the two folders have different runs, or no runs.
     """
     names = [[name for name in RUNS if (folder / name).is_dir()] for folder in (old, new)]
     if names[0] != names[1] or not names[0]:
@@ -86,15 +88,15 @@ def compare(old: Path, new: Path) -> dict[str, Any]:
 
 
 def command(name: str) -> str:
-    """Returns the command line of the short run `name`, without its run folder."""
+    """Returns the command that makes the short run `name`, without the flag for its run folder."""
     return " ".join(("python launch.py", *COMMON, *RUNS[name]))
 
 
 def compare_run(old: Path, new: Path) -> dict[str, Any]:
     """Returns how many arrays and events the run folder `old` has, and how many differ in `new`.
 
-    Arrays of the last checkpoints are compared by content, whatever their names and order. Events
-    in `metrics.jsonl` are compared in order.
+    The arrays are those of the last checkpoint. They are compared by content, whatever their names
+    and order. The events are the lines of `metrics.jsonl`, which are compared in order.
     """
     arrays = [array_hashes(run) for run in (old, new)]
     events = [event_values(run) for run in (old, new)]
@@ -110,10 +112,11 @@ def compare_run(old: Path, new: Path) -> dict[str, Any]:
 
 
 def array_hashes(run: Path) -> Counter[str]:
-    """Returns the SHA-256 hashes of all arrays in the last checkpoint of a run, with their counts.
+    """Returns the SHA-256 hashes of all arrays in a run's last checkpoint, with their counts.
 
     run: the run folder. A hash covers the `.npy` file of an array: its data type, shape and values.
-    Raises SystemExit if the run has no checkpoint.
+    Equal arrays have equal hashes, which are counted. Raises SystemExit if the run has no
+    checkpoint.
     """
     checkpoints = sorted((run / "checkpoints").glob("ckpt-*"))
     if not checkpoints:
@@ -128,8 +131,9 @@ def array_hashes(run: Path) -> Counter[str]:
 def event_values(run: Path) -> list[list[str]]:
     """Returns a sorted list of numbers, as text, for each event in `metrics.jsonl` of a run.
 
-    run: the run folder. Values that depend on the clock are left out. These are events of the kind
-    `run`, and fields whose name ends in `_s` (durations in seconds).
+    run: the run folder. Values that depend on the clock are left out. These are all events of the
+    kind `run`, which are written every ten seconds, and fields whose name ends in `_s` (durations
+    in seconds).
     """
     found = []
     for line in (run / "metrics.jsonl").read_text().splitlines():
@@ -145,7 +149,10 @@ def event_values(run: Path) -> list[list[str]]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Returns a Markdown table with one row per short run. found: the result of `compare`."""
+    """Returns a Markdown table of how the short runs of two checkouts differ, one row per run.
+
+    found: the result of `compare`.
+    """
     rows = [
         (
             name,

@@ -59,9 +59,9 @@ def main() -> None:
 def plan(preset: Training, count: int, out: Path) -> list[SeedRun]:
     """Returns the training runs of an ablation: each variant of `preset` with seeds 0 to count - 1.
 
-    A variant is the agent without one of its parts, or the whole agent. out: folder of the records.
-    The runs are sorted by seed, so that an interrupted ablation can compare all variants of some
-    seeds.
+    preset: settings of the whole agent. A variant is the agent without one of its parts, or the
+    whole agent. out: folder of the records. The runs are sorted by seed. An interrupted ablation
+    therefore has all variants of the first seeds.
     """
     variants = {PRESET: preset}
     for name, setting in VARIANTS[preset.agent].items():
@@ -74,7 +74,10 @@ def plan(preset: Training, count: int, out: Path) -> list[SeedRun]:
 
 
 def folder(variant: str) -> str:
-    """Returns the folder name of an ablation's variant, with hyphens instead of spaces."""
+    """Returns the name of a variant's folder: the name of the variant with hyphens for spaces.
+
+    A variant is an agent without one of its parts, such as `without gate`.
+    """
     return variant.replace(" ", "-")
 
 
@@ -119,7 +122,11 @@ def title(found: Mapping[str, Any]) -> str:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Returns the Markdown table of an ablation, one row per variant. found: from `summarise`."""
+    """Returns the Markdown table of an ablation, with one row per variant of the agent.
+
+    A variant is the agent without one of its parts, or the whole agent. found: the result of
+    `summarise`.
+    """
     preset = found["variants"][PRESET]
     rows = []
     for name, variant in found["variants"].items():
@@ -145,7 +152,8 @@ def table(found: Mapping[str, Any]) -> str:
 def difference(variant: Sequence[float], preset: Sequence[float]) -> str:
     """Returns mean and range of `variant` minus `preset` as text.
 
-    The arguments are the returns of a variant and of the preset, with one value per seed.
+    variant: returns of an agent without one of its parts, one value per seed. preset: returns of
+    the whole agent with the same seeds. The difference is taken seed by seed.
     """
     pairs = zip(variant, preset, strict=True)
     return mean_and_range([ours - other for ours, other in pairs], "+.1f")

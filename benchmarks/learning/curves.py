@@ -1,8 +1,9 @@
 """Reads and writes records of training runs, and computes results of learning curves from them.
 
 The record of one seed is the file `<results>/<method>/seed-<seed>.jsonl`. A method is an agent with
-its settings, or a baseline of another library. The first line says how the run was made. The other
-lines are evaluations during training, training episodes, and an evaluation after training.
+its settings, or a baseline of another library. The first line of a record has the command and the
+versions of the run. The other lines are evaluations during training, training episodes, and an
+evaluation after training.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ RENAMED_SETTINGS: Final = {
 
 @dataclass(frozen=True)
 class Task:
-    """The benchmark of one environment: how agents are evaluated, which returns count as solved."""
+    """Settings of one environment's benchmark: evaluations, and returns that count as solved."""
 
     thresholds: tuple[float, ...]  # mean returns of an evaluation that count as solved
     ours: str = DEFAULT_AGENT  # the method that all methods are compared with
@@ -79,29 +80,34 @@ class Curve:
 
     @property
     def final_return(self) -> float:
-        """The mean return of the evaluation after training, or else of the last one before it."""
+        """The mean return of the evaluation after training.
+
+        Without an evaluation after training, it is the mean return of the last evaluation during
+        training.
+        """
         return float(self.final.get("return_mean", self.returns[-1]))
 
     @property
     def mean_return(self) -> float:
-        """The mean over all evaluations during training: the normalised area under the curve."""
+        """The mean return of all evaluations during training (normalised area under the curve)."""
         return float(self.returns.mean())
 
     @property
     def training_minutes(self) -> Array:
         """Minutes of training until each of the E evaluations, shape (E,).
 
-        The time of evaluations is subtracted from the wall time. On Ray it is not subtracted,
-        because evaluations run beside training there.
+        The duration of evaluations is subtracted from the wall time. In a run on Ray it is not
+        subtracted, because a separate process evaluates while training goes on.
         """
         beside = "launch.py" in self.command and "--local" not in self.command
         waiting = 0.0 if beside else np.cumsum(self.eval_s)
         return np.asarray((self.wall_s - waiting) / 60)
 
     def first_steps_at(self, threshold: float) -> int | None:
-        """Returns the environment steps until an evaluation first has a mean return ≥ `threshold`.
+        """Returns the environment steps until the first evaluation that reaches `threshold`.
 
-        Returns None if no evaluation reaches the threshold.
+        An evaluation reaches the threshold if its mean return is ≥ `threshold`. Returns None if no
+        evaluation reaches it.
         """
         above = self.returns >= threshold
         return int(self.steps[above.argmax()]) if above.any() else None
@@ -117,10 +123,10 @@ class Curve:
         return float(later.mean()) if later.size else None
 
     def lasting_steps_at(self, threshold: float) -> int | None:
-        """Returns the environment steps until the evaluations stay at or above `threshold`.
+        """Returns the environment steps after which no evaluation is below `threshold` any more.
 
-        These are the steps of the first evaluation from which on every mean return is ≥
-        `threshold`. Returns None if the last evaluation is below the threshold.
+        These are the steps of the first evaluation whose mean return is ≥ `threshold`, as are all
+        later mean returns. Returns None if the last evaluation is below the threshold.
         """
         below = np.flatnonzero(self.returns < threshold)
         first = int(below[-1]) + 1 if below.size else 0
@@ -129,7 +135,8 @@ class Curve:
     def first_episode_at(self, threshold: float) -> tuple[int, int] | None:
         """Returns the first training episode with a return ≥ `threshold`, or None if there is none.
 
-        The episode is given as (its number, counted from 1; environment steps at its end).
+        The episode is returned as a pair: its number, counted from 1, and the environment steps at
+        its end.
         """
         above = np.flatnonzero(self.episode_returns >= threshold)
         return (int(above[0]) + 1, int(self.episode_ends[above[0]])) if above.size else None
@@ -138,8 +145,8 @@ class Curve:
     def running_mean(self) -> tuple[Array, Array]:
         """The running mean of training returns over the last WINDOW episodes.
 
-        The value is (environment steps, mean returns). Both arrays have one entry per training
-        episode, from episode number WINDOW on.
+        The value is a pair of arrays: environment steps, and mean returns. Both have one entry per
+        training episode, from episode number WINDOW on.
         """
         if self.episode_returns.size < WINDOW:
             return self.episode_ends[:0], self.episode_returns[:0]
@@ -151,10 +158,10 @@ class Curve:
 
 
 def read_events(path: Path) -> list[Event]:
-    """Returns the events of a metrics file, without events that were repeated after a resume.
+    """Returns the events of a metrics file in order of environment steps, without repetitions.
 
-    A resumed run repeats the steps after its checkpoint. The repeated events replace the first
-    ones, so the result is that of a run without interruption.
+    A resumed run continues from its last checkpoint. It repeats the steps after that checkpoint,
+    and logs them again. Only the later log of these steps is returned.
     """
     events: list[Event] = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -170,9 +177,8 @@ def write_record(
 ) -> None:
     """Writes the record of a training run with one seed to `path`, as JSON lines.
 
-    about: how the run was made, such as its command. events: all events of the run, of which
-    evaluations and training episodes are recorded. final: the evaluation after training, if there
-    was one.
+    about: how the run was made, such as its command. events: all events of the run; only
+    evaluations and training episodes are written. final: the evaluation after training, or None.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(".part")
@@ -218,10 +224,11 @@ def read_curve(path: Path) -> Curve:
 
 
 def read_methods(results: Path, first: str) -> dict[str, list[Curve]]:
-    """Returns the learning curves of all methods in one environment, a list over seeds per method.
+    """Returns the learning curves of all methods in one environment, by name of the method.
 
-    A method is an agent with its settings, or a baseline. results: the folder of the environment's
-    records. first: the method that is placed first. The other methods follow in alphabetical order.
+    A method is an agent with its settings, or a baseline. It has a list of curves, one per seed.
+    results: the folder of the environment's records. first: the method that is placed first. The
+    other methods follow in alphabetical order.
     """
     found = {path.parent.name for path in results.glob("*/seed-*.jsonl")}
     return {
@@ -255,10 +262,11 @@ def _rounded(value: Any) -> Any:
 def summarise(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
     """Returns the results of one method (an agent or a baseline), most of them as lists over seeds.
 
-    curves: one learning curve per seed. threshold: the mean return to reach. `steps` are the
-    environment steps until the first evaluation at the threshold; None if there is none.
-    `steps_for_good` are the steps from which on all evaluations are at the threshold; None if the
-    last one is below it.
+    curves: one learning curve per seed. threshold: the mean return to reach.
+
+    `steps` are the environment steps until the first evaluation with a mean return ≥ threshold.
+    `steps_for_good` are the environment steps until an evaluation from which on all mean returns
+    are ≥ threshold. Both are None for a seed without such an evaluation.
     """
     later = [share for curve in curves if (share := curve.later_share_at(threshold)) is not None]
     return {
@@ -278,8 +286,8 @@ def summarise_training(curves: Sequence[Curve], threshold: float) -> dict[str, A
     """Returns results of one method's training episodes, most of them as lists over seeds.
 
     Training episodes include exploration. A method is an agent or a baseline. curves: one learning
-    curve per seed. threshold: the return to reach. The number of steps or episodes until the
-    threshold is None for a seed that never reaches the threshold.
+    curve per seed. threshold: the return to reach. Numbers of steps or episodes until the threshold
+    are None for a seed that never reaches the threshold.
     """
     firsts = [curve.first_episode_at(threshold) for curve in curves]
     means = [curve.running_mean for curve in curves]
@@ -296,11 +304,12 @@ def summarise_training(curves: Sequence[Curve], threshold: float) -> dict[str, A
 
 
 def final_by_category(curves: Sequence[Curve]) -> dict[str, dict[str, list[float]]]:
-    """Returns the results of evaluations after training, by category of episodes and by figure.
+    """Returns the results of the evaluation after training, for each category of episodes.
 
-    A figure, such as `return`, has a list of values, one per seed. curves: one learning curve per
-    seed. The category `all` has all episodes. Further categories and figures come from the
-    environment. The result is empty if the environment reports no categories.
+    The result maps category → name of a statistic (such as `return`) → its means, one per seed. The
+    category `all` has all episodes. The environment defines the other categories, such as the kind
+    of enemy in NumberGame. The result is empty if the environment has no categories. curves: one
+    learning curve per seed.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for key in curves[0].final:
@@ -314,8 +323,9 @@ def final_by_category(curves: Sequence[Curve]) -> dict[str, dict[str, list[float
 def ratio(theirs: Sequence[int | None], ours: Sequence[int | None]) -> float | None:
     """Returns the median of `theirs` divided by the median of `ours`.
 
-    Both are environment steps to a threshold, with one value per seed. None stands for a seed that
-    never reached the threshold. The result is None if a median is infinite, or if `ours` is empty.
+    ours, theirs: environment steps of two methods to a threshold, one value per seed. The value
+    None stands for a seed that never reached the threshold, and counts as infinity. Returns None if
+    a median is infinite, or if `ours` is empty.
     """
     if not ours:
         return None

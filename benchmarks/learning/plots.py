@@ -125,8 +125,8 @@ def new_figure(width: float, height: float) -> Figure:
 def colours_of(methods: Sequence[str] | Mapping[str, object]) -> dict[str, str]:
     """Returns the line colours of methods (agents and baselines), by name of the method.
 
-    Colours come from COLOURS. Methods without an entry in COLOURS get those of OTHER_COLOURS in
-    order.
+    The colour of a method is its entry in COLOURS. Methods without an entry get the colours of
+    OTHER_COLOURS, one after the other.
     """
     unknown = [name for name in methods if name not in COLOURS]
     spare = {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(unknown)}
@@ -138,7 +138,7 @@ def over_seeds(curves: Sequence[Curve]) -> tuple[Array, Array, Array]:
 
     Returns (steps, minutes of training, returns), of shapes (E,), (E,) and (S, E). Interpolation is
     linear, because seeds are evaluated at slightly different steps. The common steps are the steps
-    of the first seed that lie within the range of all seeds. Minutes are means over the seeds.
+    of the first seed, clipped to the range that all seeds have. Minutes are means over the seeds.
     """
     first = max(curve.steps[0] for curve in curves)
     last = min(curve.steps[-1] for curve in curves)
@@ -151,11 +151,11 @@ def over_seeds(curves: Sequence[Curve]) -> tuple[Array, Array, Array]:
 def draw(
     by_steps: Axes, by_minutes: Axes, curves: Sequence[Curve], colour: str, label: str
 ) -> None:
-    """Draws the returns of one method against environment steps, and against minutes.
+    """Draws the returns of one method (an agent or a baseline) against steps, and against minutes.
 
-    by_steps, by_minutes: the two panels. curves: one learning curve per seed. Several seeds give a
-    mean line with a band from the lowest to the highest seed. A single seed gives dots on a dashed
-    line.
+    by_steps, by_minutes: the two panels. curves: one learning curve per seed. label: the text in
+    the legend. Several seeds give a mean line with a band from the lowest to the highest seed. A
+    single seed gives dots on a dashed line.
     """
     steps, minutes, returns = over_seeds(curves)
     single = len(curves) == 1
@@ -212,9 +212,9 @@ def add_explanations(
 ) -> None:
     """Adds entries to a plot's legend that explain the lines, bands and dots of this plot.
 
-    lines, labels: the legend so far, which is extended. methods: the learning curves in the plot, a
-    list over seeds per method. training_episodes: whether the plot shows means of training
-    episodes.
+    lines, labels: the entries of the legend so far; new entries are appended. methods: the learning
+    curves in the plot, as a list over seeds for each agent or baseline. training_episodes: whether
+    the plot also shows the running mean of training returns.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

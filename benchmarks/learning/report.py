@@ -66,8 +66,8 @@ TRAINING_MEANING: Final = (
 def report(env: str, results: Path) -> str:
     """Writes `summary.json` and `curves.png` of one environment, and returns its Markdown tables.
 
-    results: the folder with the records (files of training runs) of the environment. Both files are
-    written into this folder.
+    results: the folder of the environment. It has the records, one file per training run. Both
+    files are written into it.
     """
     task = TASKS[env]
     methods = read_methods(results, task.ours)
@@ -107,8 +107,8 @@ def report(env: str, results: Path) -> str:
 def returns_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Returns the rows of the table of returns, one per method (an agent or a baseline).
 
-    figures: the list `figures` in `summary.json` of the environment. The columns are listed in
-    RETURNS.
+    env: the environment. figures: the list `figures` in its `summary.json`. RETURNS names the
+    columns.
     """
     methods: dict[str, Mapping[str, Any]] = {}
     for row in figures:
@@ -129,8 +129,8 @@ def returns_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple[s
 def threshold_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Returns the rows of the table of steps to a threshold, one per threshold and method.
 
-    A method is an agent or a baseline. figures: the list `figures` in `summary.json` of the
-    environment. The columns are listed in THRESHOLDS.
+    A method is an agent or a baseline. env: the environment. figures: the list `figures` in its
+    `summary.json`. THRESHOLDS names the columns.
     """
     rows: list[tuple[str, ...]] = []
     for row in figures:
@@ -151,9 +151,10 @@ def threshold_rows(env: str, figures: Sequence[Mapping[str, Any]]) -> list[tuple
 
 
 def reached(steps: Sequence[int | None]) -> str:
-    """Returns `k/n` as text: k of the n values are numbers, and not None.
+    """Returns how many seeds reached a threshold, as text `k/n`: k of n seeds.
 
-    A value in `steps` is None for a seed that did not reach the threshold.
+    steps: the environment steps that each seed needed; None for a seed that did not reach the
+    threshold.
     """
     return f"{sum(value is not None for value in steps)}/{len(steps)}"
 
@@ -161,8 +162,7 @@ def reached(steps: Sequence[int | None]) -> str:
 def training_rows(env: str, training: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Returns the rows of the table of training episodes, one per method (an agent or a baseline).
 
-    training: the result of `summarise_training` for each method. The columns are listed in
-    TRAINING.
+    training: name of a method → the result of `summarise_training`. TRAINING names the columns.
     """
     return [
         (

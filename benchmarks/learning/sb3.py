@@ -3,9 +3,9 @@
     pip install stable-baselines3        # the extra `peers`; matplotlib is the extra `bench`
     python benchmarks/learning/sb3.py --env CartPole-v1 --seeds 3
 
-The baselines are DQN on CartPole-v1 and SAC on Pendulum-v1. Our own evaluator plays 100 greedy
-episodes, new ones in every evaluation. Finished seeds are not trained again. The settings come from
-DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml and sac.yml, at commit 22e3ff2.
+The baselines are DQN on CartPole-v1 and SAC on Pendulum-v1. They are evaluated by the same code as
+our agents: every evaluation plays 100 new episodes greedily. Finished seeds are not trained again.
+The settings come from DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml and sac.yml, at commit 22e3ff2.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EVAL_EPISODES = 100
 
 @dataclass(frozen=True)
 class Baseline:
-    """An algorithm of SB3 (Stable-Baselines3), its settings, and for how many steps it trains."""
+    """An algorithm of SB3 (Stable-Baselines3), its settings, and its number of training steps."""
 
     algorithm: str
     steps: int
@@ -77,7 +77,7 @@ BASELINES = {
 
 
 class Greedy:
-    """Gives a model of Stable-Baselines3 the interface of an agent, for use in our evaluator."""
+    """Wraps a model of Stable-Baselines3 as an agent of ours, so that our code can evaluate it."""
 
     def __init__(self, model: BaseAlgorithm) -> None:
         self._model, self._space = model, model.action_space
@@ -101,7 +101,7 @@ class Greedy:
 
 
 class Recorder(BaseCallback):
-    """A callback of SB3 that evaluates the model every EVAL_EVERY environment steps.
+    """A callback of SB3 (Stable-Baselines3) that evaluates the model every EVAL_EVERY steps.
 
     `events` collects evaluations and training episodes, in the format of the metrics of our own
     runs.
@@ -134,7 +134,10 @@ class Recorder(BaseCallback):
 
 
 def train(env: str, seed: int, baseline: Baseline) -> list[Event]:
-    """Trains an SB3 baseline with one seed, and returns its evaluations and episodes as events."""
+    """Trains a baseline of SB3 (Stable-Baselines3) with one seed.
+
+    Returns its evaluations and its training episodes as events.
+    """
     model = getattr(stable_baselines3, baseline.algorithm)(
         "MlpPolicy", env, seed=seed, device="cpu", **baseline.settings
     )

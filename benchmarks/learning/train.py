@@ -43,7 +43,7 @@ class Training:
     settings: tuple[str, ...] = ()  # KEY=VALUE
 
     def command(self, seed: int) -> list[str]:
-        """Returns the arguments of `launch.py` that train one seed, without the run folder."""
+        """Returns the arguments of `launch.py` that train one seed, without `--run-dir`."""
         args = [] if self.agent == DEFAULT_AGENT else ["--agent", self.agent]
         args += ["--env", self.env]
         if self.num_actors is None:
@@ -66,7 +66,7 @@ class Training:
 class SeedRun:
     """The training run of one seed.
 
-    training: settings that all seeds share. name: the method, which is an agent with its settings.
+    training: settings that all seeds share. name: name of the method (an agent with its settings).
     record: the file for the results.
     """
 
@@ -106,8 +106,9 @@ def seed_runs(
 ) -> list[SeedRun]:
     """Returns the training runs of the seeds 0 to count - 1.
 
-    name: the method, which is an agent with its settings. out: folder of the records. group: name
-    of a folder for the run folders, which keeps the runs of an ablation apart from others.
+    name: name of the method (an agent with its settings). out: folder of the records (files of
+    results). group: name of a subfolder for the run folders, so that the runs of an ablation are
+    not mixed with others.
     """
     runs = RUNS / training.env / group / name
     return [
@@ -117,7 +118,10 @@ def seed_runs(
 
 
 def finish_all(runs: Sequence[SeedRun], at_once: int) -> None:
-    """Trains, evaluates and records all runs, `at_once` of them in parallel, with one core each."""
+    """Trains, evaluates and records all runs, `at_once` of them in parallel.
+
+    Each run uses one CPU core.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(at_once) as pool:
         futures = [pool.submit(run.finish) for run in runs]
@@ -160,7 +164,8 @@ def train(args: Sequence[str], run: Path, steps: int) -> bool:
 def without_steps(args: Sequence[str]) -> str:
     """Returns the arguments `args` of a command as text, without `--steps N`.
 
-    A resumed run may have another number of steps than before. All other arguments must be equal.
+    Two commands that differ only in `--steps` give the same text. A run may be resumed by such a
+    command, for example to train longer.
     """
     at = args.index("--steps")
     return " ".join([*args[:at], *args[at + 2 :]])
@@ -169,7 +174,7 @@ def without_steps(args: Sequence[str]) -> str:
 def provenance(args: Sequence[str], run: Path) -> Event:
     """Returns how a run was made: command, git commit, versions, number of CPUs.
 
-    args: arguments of `launch.py`. run: the run folder.
+    args: the arguments of `launch.py` that made the run. run: the run folder.
     """
     versions = json.loads((run / "versions.json").read_text())
     return {

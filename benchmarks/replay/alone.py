@@ -1,7 +1,7 @@
 """Measures our replay alone, without comparison to another library.
 
-The measured figures are the rounding error of the sum tree, the growth of memory, and the longest
-call during a snapshot.
+Three things are measured: the rounding error of the sum tree, the growth of memory, and the longest
+call during a snapshot (a copy of the replay for a checkpoint).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def sum_error(size: int, updates: int) -> float:
     """Returns the relative error of a sum tree's root after many updates of leaves, times 10¹².
 
     size: number of leaves. updates: number of leaf updates. The root is compared with the exact sum
-    of the leaves. Leaves are set to random values between 1e-6 and 1e6, and one update may set the
-    same leaf twice.
+    of the leaves. Leaves are set to random values between 1e-6 and 1e6, in batches of 1,024
+    updates. A batch may update the same leaf twice.
     """
     tree, rng = SumTree(size), np.random.default_rng(0)
     for _ in range(updates // ADDED):
@@ -66,10 +66,11 @@ def memory_growth(capacity: int, inserts: int) -> float:
 
 
 def print_memory() -> None:
-    """Prints the memory of this process as JSON: [bytes with a full replay, highest later value].
+    """Prints the resident memory of this process as JSON: two numbers of bytes.
 
-    The command-line arguments are the capacity of the replay, and the number of rows that are added
-    to the full replay. Memory is the resident memory.
+    The first number is the memory with a full replay. The second is the highest memory while more
+    rows are added. The command-line arguments are the capacity of the replay, and the number of
+    rows that are added to the full replay.
     """
     capacity, inserts = map(int, sys.argv[1:])
     feed = itertools.cycle(chunks(episodes(LOW, 2)))
@@ -93,9 +94,9 @@ def resident() -> int:
 def snapshot_stalls(capacity: int) -> Iterator[float]:
     """Yields the duration in milliseconds of the longest replay call during a snapshot.
 
-    The iterator has no end: every value is measured with a new snapshot of `capacity` rows. A
-    second thread takes the snapshot, as for a checkpoint. Meanwhile the first thread adds and
-    samples in turn.
+    A snapshot is a copy of the replay for a checkpoint. A second thread takes it, while the first
+    thread adds and samples in turn. Values are yielded without end, each from a new snapshot.
+    capacity: rows in the replay.
     """
     feed = itertools.cycle(chunks(episodes(LOW, 2)))
     host = ReplayHost({"real": TableSpec(capacity, columns(LOW), {"learner": TRANSITIONS})}, 0)

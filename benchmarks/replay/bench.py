@@ -50,10 +50,10 @@ def bench(
 ) -> int:
     """Measures rows of the replay benchmark, prints their table and returns exit code 0.
 
-    names: the rows; if empty, all rows. rounds: how often each row is measured. quick: use tiny
-    sizes, to see that everything runs. With `quick`, rows that start Ray are left out unless they
-    are named. reverb_python: path of a Python interpreter that has Reverb. keep: file for the
-    figures as JSON.
+    names: the rows to measure; if empty, all rows. rounds: how often each row is measured. quick:
+    use tiny sizes, to test that everything runs. With `quick`, rows that start Ray are left out
+    unless `names` has them. reverb_python: path of a Python interpreter that has Reverb; None: do
+    not measure Reverb. keep: file for the results as JSON.
     """
     check(names, rounds, reverb_python, keep)
     rows = comparisons.rows(reverb_python)
@@ -88,8 +88,8 @@ def bench(
 def check(names: Sequence[str], rounds: int, reverb_python: Path | None, keep: Path | None) -> None:
     """Raises UserError if an argument of `bench` is invalid.
 
-    The following is invalid: the name of an unknown row, less than one round, a file in a folder
-    that does not exist, and an interpreter without Reverb.
+    Invalid are the name of an unknown row, less than one round, a file `keep` in a folder that does
+    not exist, and an interpreter `reverb_python` without Reverb.
     """
     if rounds < 1:
         raise UserError(f"--rounds must be at least 1; found {rounds}.")
@@ -105,10 +105,10 @@ def check(names: Sequence[str], rounds: int, reverb_python: Path | None, keep: P
 
 
 def selected(names: Sequence[str], quick: bool) -> tuple[list[str], list[str]]:
-    """Returns (rows to measure, rows left out) of the replay benchmark.
+    """Returns two lists of rows of the replay benchmark: rows to measure, and rows left out.
 
-    names: the rows asked for; if empty, all rows. quick: leave out the rows that start Ray, unless
-    `names` has entries.
+    names: the rows that the user asked for; if empty, all rows. quick: leave out the rows that
+    start Ray, unless `names` has entries.
     """
     rows = comparisons.rows()
     left_out = [name for name, row in rows.items() if row.apart] if quick and not names else []
@@ -138,7 +138,7 @@ def progress(text: str) -> None:
 def cells(result: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the table cells of one row of the replay benchmark, in the order of HEADS.
 
-    result: the measurement of the row, as it stands in the JSON record.
+    result: the measurement of the row, from the JSON record of the benchmark.
     """
     alone = result["against"] == ITSELF
     unit, sign, worst = (f" {result['unit']}", "≤", max) if alone else ("×", "≥", min)
@@ -163,8 +163,8 @@ def cells(result: Mapping[str, Any]) -> tuple[str, ...]:
 def description(result: Mapping[str, Any]) -> str:
     """Returns the description of a row of the replay benchmark, with its remark in brackets.
 
-    result: the measurement of the row, as it stands in the JSON record. The description is taken
-    from the present code, or from the record if the code has no such row.
+    result: the measurement of the row, from the JSON record of the benchmark. The description is
+    that in the code, or that in the record if the code has no such row any more.
     """
     row = comparisons.rows().get(result.get("name", ""))
     remark = result.get("remark")
@@ -172,7 +172,7 @@ def description(result: Mapping[str, Any]) -> str:
 
 
 def conditions(found: Mapping[str, Any]) -> str:
-    """Returns as text how the benchmark was measured: rounds, memory bandwidth, CPUs, versions.
+    """Returns a text about how the replay was measured: rounds, memory bandwidth, CPUs, versions.
 
     found: the JSON record of the benchmark.
     """

@@ -1,6 +1,7 @@
 """Defines the rows of the replay benchmark.
 
-A row compares our replay with another library, or a figure of our replay with an upper limit.
+A row compares the speed of our replay with that of another library, or a property of our replay
+(such as memory growth) with an upper limit.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ REVERB: Final = Library(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row of the replay benchmark that divides our replay's rate by another library's rate."""
+    """A row of the replay benchmark: the speed of our replay divided by that of another library."""
 
     what: str
     library: Library
@@ -77,10 +78,11 @@ class Comparison:
         return self.library.name
 
     def measure(self, result: Result, scale: Scale, rounds: int) -> Iterator[str]:
-        """Measures the rates in every round, adds them to `result`, and yields a text per round.
+        """Measures the rates of our replay and of the other library in every round.
 
-        If the other library has several settings, only the fastest setting is measured. If the
-        library is not installed, only our rate is measured. scale: sizes and durations.
+        Adds the rates and their ratio to `result`, and yields a progress text per round. If the
+        other library has several settings, only the fastest setting is measured. If the library is
+        not installed, only our rate is measured. scale: sizes and durations.
         """
         seconds = scale.seconds_apart if self.apart else scale.seconds
         with ExitStack() as stack:
@@ -103,8 +105,8 @@ class Comparison:
 def fastest(settings: list[Workload], seconds: float) -> Workload:
     """Returns the workload with the highest rate over two short rounds.
 
-    settings: workloads of one library with different settings. seconds: measuring time of each
-    workload.
+    settings: workloads of one library, one per setting of the library. seconds: measuring time of
+    each workload.
     """
     if len(settings) == 1:
         return settings[0]
@@ -123,7 +125,10 @@ def short(rate: float) -> str:
 
 @dataclass(frozen=True)
 class Limit:
-    """A row of the replay benchmark that compares a figure of our replay with an upper limit."""
+    """A row of the replay benchmark: one property of our replay, compared with an upper limit.
+
+    An example is the growth of memory.
+    """
 
     what: str
     must: float  # highest figure
@@ -134,9 +139,10 @@ class Limit:
     apart: ClassVar[bool] = False
 
     def measure(self, result: Result, scale: Scale, rounds: int) -> Iterator[str]:
-        """Measures the figure in every round, adds it to `result`, and yields a text per round.
+        """Measures the property of our replay, such as memory growth, in every round.
 
-        scale: sizes and durations. If the row has a fixed number of rounds, `rounds` is not used.
+        Adds the values to `result`, and yields a progress text per round. scale: sizes and
+        durations. rounds: the number of rounds, unless this row has a fixed number.
         """
         for figure in itertools.islice(self.figures(scale), self.rounds or rounds):
             result.measured.append(figure)
@@ -248,11 +254,12 @@ def compare(
     *theirs: Builder,
     unit: str = "transitions",
 ) -> Comparison:
-    """Returns a row that compares our replay with a library inside one process.
+    """Returns a row that compares our replay with another library inside one process.
 
     what: description of the row. must: the target, the lowest ratio of our rate to the library's
-    rate. ours, theirs: functions that build the workloads, in `theirs` one per setting of the
-    library. unit: the counted items. If the library is not installed, only our replay is measured.
+    rate. ours: a function that builds our workload (work to be timed). theirs: the same for the
+    library, one function per setting. unit: what the rate counts. If the library is not installed,
+    only our replay is measured.
     """
     installed = find_spec(library.package) is not None
     return Comparison(what, library, must, unit, ours, theirs if installed else ())
@@ -269,8 +276,8 @@ def across_processes(
     """Returns a row that compares our replay on Ray with Reverb, across processes.
 
     what: description of the row. must: the target, the lowest ratio of our rate to Reverb's rate.
-    unit: the counted items. ours, theirs: functions that build the workloads. python: path of an
-    interpreter that has Reverb. If it is None, only our replay is measured.
+    unit: what the rate counts. ours, theirs: functions that build the workloads (work to be timed).
+    python: path of an interpreter that has Reverb. If it is None, only our replay is measured.
     """
     builders = (partial(theirs, python=python),) if python else ()
     return Comparison(what, REVERB, must, unit, ours, builders, apart=True)
@@ -279,6 +286,7 @@ def across_processes(
 def layouts(build: Callable[..., AbstractContextManager[Workload]]) -> list[Builder]:
     """Returns workload builders for both layouts in which Stable-Baselines3 can store transitions.
 
-    build: a function that builds a workload; its parameter `compact` chooses the layout.
+    build: a function that builds a workload (work to be timed). Its parameter `compact` chooses the
+    layout.
     """
     return [partial(build, compact=compact) for compact in (False, True)]

@@ -1,8 +1,8 @@
 """Replay buffers of other libraries for the replay benchmark, each with its fastest setting.
 
 cpprb is used without its option `next_of`. With this option, adding batches took 1.4 times as long,
-and sampling with new priorities took 1.1 times as long. The next observations at the ends of chunks
-were wrong.
+and sampling with new priorities took 1.1 times as long. In addition, next observations were wrong
+at the ends of chunks (parts that are added in one call).
 
 Stable-Baselines3 (SB3) is used without `handle_timeout_termination`, so that it stores one array
 less. SB3 has two storage layouts. The benchmark measures the layout that was faster in a trial.
@@ -23,10 +23,10 @@ STREAM_COUNT = STREAMS.size
 
 
 def transitions(rows: Batch) -> list[Batch]:
-    """Converts rows of 16 environments to transitions, and returns a batch of them per chunk.
+    """Converts rows of 16 environments to transitions, and returns them as a list of batches.
 
-    rows: arrays of shape (16, T, …), T rows of each environment. A chunk is CHUNK rows of each
-    environment. The conversion is not timed, so the other library does not pay for it.
+    rows: arrays of shape (16, T, …), T rows of each environment. A batch has the transitions that
+    start in CHUNK rows of each environment. The conversion is not part of the timed work.
     """
     rng = np.random.default_rng(2)
     chunks = []
@@ -93,7 +93,7 @@ class SB3:
     """A uniform replay buffer of Stable-Baselines3 for n environments.
 
     A call of `add` adds one step of all n environments. shape, dtype: of an observation. compact:
-    use the layout without a separate array of next observations.
+    use the storage layout that has no separate array of next observations.
     """
 
     def __init__(
@@ -119,7 +119,10 @@ class SB3:
         self._infos: list[dict[str, Any]] = [{} for _ in range(n)]
 
     def fill(self, steps: Iterator[tuple[Array, ...]]) -> SB3:
-        """Adds steps until the buffer is full, and returns this object."""
+        """Adds steps of all environments until the replay buffer is full, and returns this object.
+
+        steps: yields arguments of `add`: obs, next_obs, action, reward and done.
+        """
         while not self.buffer.full:
             self.add(next(steps))
         return self
@@ -129,11 +132,11 @@ class SB3:
 
 
 def vector_steps(rows: Batch, stack: int = 1) -> Iterator[tuple[Array, ...]]:
-    """Yields one step of 16 environments after the other, without end.
+    """Yields steps of 16 environments, one after the other, without end.
 
-    A step is (obs, next_obs, action, reward, done), arrays with first dimension 16. rows: arrays of
-    shape (16, T, …), T rows of each environment. stack: frames per observation. With more than one
-    frame, obs and next_obs have the shape (16, stack, …).
+    A step is (obs, next_obs, action, reward, done), arrays whose first dimension is 16. rows:
+    arrays of shape (16, T, …), T rows of each environment. stack: frames per observation. With more
+    than one frame, obs and next_obs have the shape (16, stack, …).
     """
     obs = rows["obs"]
 
@@ -161,10 +164,10 @@ def vector_steps(rows: Batch, stack: int = 1) -> Iterator[tuple[Array, ...]]:
 
 
 def bare_gather(frames: Array, batch: int, length: int) -> Callable[[], Array]:
-    """Returns a function that gathers random windows of consecutive frames with np.take.
+    """Returns a function that copies random windows of consecutive frames into one array (np.take).
 
-    batch: number of windows. length: frames of a window. The function returns an array of shape
-    (batch, length, …). The indices are computed before the timing begins.
+    batch: number of windows. length: frames in a window. The function returns an array of shape
+    (batch, length, …). The random indices are drawn before the timing begins.
     """
     rng = np.random.default_rng(3)
     starts = rng.integers(0, len(frames) - length + 1, (64, batch, 1))

@@ -1,6 +1,7 @@
 """Replay workloads across processes: our replay on Ray, and Reverb in a separate interpreter.
 
-Each workload has three processes. One process stores the rows, one adds rows, and one samples.
+A workload (work to be timed) has three processes. One process stores the rows, one adds rows, and
+one samples.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ Repetitions = Callable[[int], None]  # a function of n that adds or samples n ti
 
 @contextmanager
 def transitions_on_ray(scale: Scale) -> Iterator[Workload]:
-    """Yields a workload in which our replay on Ray adds and samples 1,024 transitions.
+    """Yields a workload in which our replay on Ray adds 1,024 transitions and samples 1,024.
 
-    The transitions are added as 64 rows of each of 16 streams (environments), and sampled in 4
-    prioritized batches of 256. Two processes add and sample at the same time.
+    A workload is work to be timed. It adds 64 rows of each of 16 environments, and samples 4
+    prioritized batches of 256 transitions. Two processes add and sample at the same time. scale:
+    not used.
     """
     consumer = Consumer(
         batch=BATCH,
@@ -69,7 +71,10 @@ def transitions_on_ray(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def sequences_on_ray(scale: Scale) -> Iterator[Workload]:
-    """Yields a workload in which our replay on Ray samples 16 sequences of 64 frames."""
+    """Yields a workload (work to be timed): our replay on Ray samples 16 sequences of 64 frames.
+
+    scale: not used.
+    """
     spec = TableSpec(STORED_FRAMES, columns(PIXELS), {"learner": SEQUENCES})
     with on_ray(spec, PIXELS) as add_and_sample:
         add_and_sample((STORED_FRAMES // ADDED, 0))
@@ -80,8 +85,9 @@ def sequences_on_ray(scale: Scale) -> Iterator[Workload]:
 def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], None]]:
     """Starts our replay on Ray, and yields a function that adds and samples at the same time.
 
-    The function takes [number of chunks to add, number of batches to sample]. spec: the table of
-    the replay. obs: shape and data type of an observation.
+    The argument of the function is [number of chunks to add, number of batches to sample]. A chunk
+    is 64 rows of each of 16 environments. spec: specification of the replay table. obs: shape and
+    data type of an observation.
     """
     from dreamfleet.runtime.cluster import RayCluster
     from dreamfleet.runtime.fleet import ANSWER_S
@@ -113,7 +119,7 @@ def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], No
 class Worker:
     """A process that repeats work on a replay: it adds rows, or samples batches.
 
-    make: takes the replay, and returns a function of n that does the work n times.
+    make: a function that takes the replay. It returns a function of n that does the work n times.
     """
 
     def __init__(
@@ -128,8 +134,7 @@ class Worker:
 def adding(obs: Space, replay: AwaitableReplay) -> Repetitions:
     """Returns a function of n that adds n chunks of random rows to a replay.
 
-    obs: shape and data type of an observation. A chunk is 64 rows of each of 16 streams
-    (environments).
+    A chunk is 64 rows of each of 16 environments. obs: shape and data type of an observation.
     """
     feed, chunk_ids = endless(obs, 1), (ChunkId(0, 0, n) for n in itertools.count())
 
@@ -186,8 +191,8 @@ def check_reverb(python: Path) -> str:
 def transitions_on_reverb(scale: Scale, python: Path) -> Iterator[Workload]:
     """Yields a workload in which Reverb inserts 256 transitions and samples a batch of 256.
 
-    python: path of an interpreter that has Reverb. Two processes insert and sample at the same
-    time.
+    A workload is work to be timed. Two processes insert and sample at the same time. scale: not
+    used. python: path of an interpreter that has Reverb.
     """
     with reverb(python, "transitions") as (writer, sampler):
         together([writer], [MIN_ROWS // BATCH])
@@ -196,9 +201,9 @@ def transitions_on_reverb(scale: Scale, python: Path) -> Iterator[Workload]:
 
 @contextmanager
 def sequences_on_reverb(scale: Scale, python: Path) -> Iterator[Workload]:
-    """Yields a workload in which Reverb samples 16 sequences of 64 frames.
+    """Yields a workload (work to be timed): Reverb samples 16 sequences of 64 frames.
 
-    python: path of an interpreter that has Reverb.
+    scale: not used. python: path of an interpreter that has Reverb.
     """
     with reverb(python, "sequences") as (writer, sampler):
         together([writer], [STORED_FRAMES // SEQUENCES.window])
@@ -207,9 +212,10 @@ def sequences_on_reverb(scale: Scale, python: Path) -> Iterator[Workload]:
 
 @contextmanager
 def reverb(python: Path, kind: str) -> Iterator[tuple[ReverbProcess, ReverbProcess]]:
-    """Starts a Reverb server and two client processes, and yields the clients (writer, sampler).
+    """Starts a Reverb server and its two client processes. Yields the clients (writer, sampler).
 
-    python: path of an interpreter that has Reverb. kind: `transitions` or `sequences`.
+    python: path of an interpreter that has Reverb. kind: what is stored, `transitions` or
+    `sequences`.
     """
     with ExitStack() as stack:
         port = str(stack.enter_context(ReverbProcess(python, kind, "server")).receive())
@@ -225,8 +231,8 @@ def reverb(python: Path, kind: str) -> Iterator[tuple[ReverbProcess, ReverbProce
 class ReverbProcess:
     """A process that runs `reverb_process.py` as a server, writer or sampler of Reverb.
 
-    python: path of an interpreter that has Reverb. words: arguments of the script. Requests and
-    answers are lines of text.
+    python: path of an interpreter that has Reverb. words: command-line arguments of the script.
+    Requests to the process and its answers are lines of text.
     """
 
     def __init__(self, python: Path, *words: str) -> None:
@@ -249,7 +255,7 @@ class ReverbProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the process and closes its streams."""
+        """Kills the Reverb process, and closes its input and output."""
         self._process.kill()
         self._process.wait()
         self._in.close()
@@ -257,12 +263,12 @@ class ReverbProcess:
         self._stderr.close()
 
     def send(self, amount: int) -> None:
-        """Asks the process to repeat its work `amount` times."""
+        """Asks the Reverb process to repeat its work (writing or sampling) `amount` times."""
         self._in.write(f"{amount}\n")
         self._in.flush()
 
     def receive(self) -> Any:
-        """Returns the next answer of the process.
+        """Waits for the next answer of the Reverb process, and returns it.
 
         Raises WorkerFailed if the process has died, or does not answer within TIMEOUT_S seconds.
         """
@@ -279,7 +285,7 @@ class ReverbProcess:
 
 
 def together(processes: Sequence[ReverbProcess], amounts: Sequence[int]) -> None:
-    """Lets all processes work at the same time, and waits until all have finished.
+    """Lets several Reverb processes work at the same time, and waits until all have finished.
 
     amounts: how often each process repeats its work.
     """

@@ -8,11 +8,13 @@ imports nothing of our own code. KIND is `transitions`, or `sequences` (64 pixel
 batches of 16).
 
 A server prints its port and runs until its stdin ends. A writer or sampler prints `ready`. Then it
-reads numbers from stdin, one per line. It repeats its work that often, and prints `done`.
+reads numbers from stdin, one per line. For each number n, it does its work n times and prints
+`done`.
 
-The fastest parts of Reverb are used. For transitions this is the structured writer, which makes
-items in C++. The trajectory writer in Python reached 0.8 times its rate. A second writer process
-was not faster. Samples come from Reverb's data set. `Client.sample` reached 0.3 times its rate for
+The fastest parts of Reverb are used. Transitions are written by Reverb's structured writer, which
+makes items in C++. Reverb's trajectory writer in Python reached 0.8 times the rate of the
+structured writer. A second writer process was not faster. Samples come from Reverb's
+`TrajectoryDataset`. `Client.sample` reached 0.3 times the rate of `TrajectoryDataset` for
 transitions, and 0.6 times for frames.
 """
 
@@ -53,7 +55,7 @@ def main() -> None:
 
 
 def send(what: Any) -> None:
-    """Prints `what` as a line of JSON."""
+    """Prints the value `what` as a line of JSON, for the process that started this one."""
     print(json.dumps(what), flush=True)
 
 
@@ -71,7 +73,7 @@ TRANSITION = {**STEP, "next_obs": STEP["obs"]}
 def transitions() -> reverb.Table:
     """Returns a prioritized Reverb table of transitions that allows one sample per insert.
 
-    The numbers of samples and inserts may differ by SLACK.
+    The number of samples may differ from the number of inserts by up to SLACK.
     """
     return reverb.Table(
         "transitions",
@@ -150,8 +152,8 @@ def sequences() -> reverb.Table:
 def write_sequences(address: str) -> Work:
     """Returns a function of n that writes n sequences of LENGTH frames to a Reverb server.
 
-    address: `host:port` of the server. Sequences do not overlap. Each sequence is one chunk of
-    Reverb, which is the cheapest way to send frames.
+    address: `host:port` of the server. Sequences do not overlap. Each is sent as one chunk
+    (Reverb's unit of compression), which is the cheapest way to send frames.
     """
     writer = reverb.Client(address).trajectory_writer(num_keep_alive_refs=LENGTH)
     for name in ("obs", "reward"):
@@ -185,8 +187,8 @@ def sample_sequences(address: str) -> Work:
 def sampling(address: str, table: str, batch: int) -> Work:
     """Returns a function of n that samples n batches from a Reverb table, as numpy arrays.
 
-    address: `host:port` of the Reverb server. table: its name. batch: items in a batch. The batches
-    come from `TrajectoryDataset`, which Reverb recommends for training.
+    address: `host:port` of the Reverb server. table: name of the table. batch: number of items in a
+    batch. The batches come from `TrajectoryDataset`, which Reverb recommends for training.
     """
     data = reverb.TrajectoryDataset.from_table_signature(
         address, table, max_in_flight_samples_per_worker=2 * batch

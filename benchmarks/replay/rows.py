@@ -29,7 +29,7 @@ TRANSITIONS: Final = Consumer(batch=BATCH, window=2, selector=PRIORITIZED, colum
 
 
 def columns(obs: Space) -> dict[str, Space]:
-    """Returns the spaces (shapes and data types) of a replay table's columns, by name.
+    """Returns the spaces (shapes and data types) of a replay table's columns, by column name.
 
     obs: the space of an observation.
     """
@@ -39,10 +39,10 @@ def columns(obs: Space) -> dict[str, Space]:
 
 
 def episodes(obs: Space, n: int) -> Batch:
-    """Returns random rows of n terminated episodes on each of 16 streams (environments).
+    """Returns random rows for the replay benchmark: n episodes of each of 16 environments.
 
-    Each column has the shape (16, n * EPISODE, …), with EPISODE rows per episode. obs: shape and
-    data type of an observation.
+    All episodes end by termination. Each column has the shape (16, n * EPISODE, …), with EPISODE
+    rows per episode. obs: shape and data type of an observation.
     """
     rng = np.random.default_rng(0)
     lead = (STREAMS.size, n * EPISODE)
@@ -67,9 +67,10 @@ def episodes(obs: Space, n: int) -> Batch:
 
 
 def chunks(rows: Batch) -> list[Batch]:
-    """Splits rows of shape (16, T, …) into chunks of shape (16, CHUNK, …), as actors send them.
+    """Splits rows of 16 environments into chunks, the parts that an actor sends in one call.
 
-    T: number of rows of each of 16 streams (environments).
+    rows: columns of shape (16, T, …), T rows of each environment. A chunk has columns of shape (16,
+    CHUNK, …).
     """
     length = rows["last"].shape[1]
     return [
@@ -79,10 +80,10 @@ def chunks(rows: Batch) -> list[Batch]:
 
 
 def endless(obs: Space, n: int) -> Iterator[Batch]:
-    """Yields chunks (consecutive rows) of one episode per stream that never ends.
+    """Yields random chunks of episodes that never end, one episode for each of 16 environments.
 
-    Every row of the episode is an agent step. The values repeat after n * EPISODE rows. obs: shape
-    and data type of an observation.
+    A chunk is 64 rows of each environment. The values repeat after n * EPISODE rows. obs: shape and
+    data type of an observation.
     """
     rows = episodes(obs, n)
     for name in ("first", "last", "terminal"):
@@ -95,8 +96,8 @@ def endless(obs: Space, n: int) -> Iterator[Batch]:
 def filled(obs: Space, capacity: int, consumer: Consumer, feed: Iterator[Batch]) -> ReplayServer:
     """Returns a replay server whose table `real` is filled to `capacity` rows.
 
-    obs: shape and data type of an observation. consumer: batch size, window and selector of
-    samples. feed: yields chunks of rows.
+    obs: shape and data type of an observation. consumer: how the table is sampled (batch size,
+    length of windows, uniform or by priority). feed: yields chunks of rows that fill the table.
     """
     spec = TableSpec(capacity, columns(obs), {"learner": consumer})
     server = ReplayServer({"real": spec}, seed=0)
@@ -108,7 +109,7 @@ def filled(obs: Space, capacity: int, consumer: Consumer, feed: Iterator[Batch])
 class PrioritizedCycle:
     """Repeats the replay calls of a prioritized update: sample, compute weights, update priorities.
 
-    Nothing is learned; the new priorities are random numbers.
+    Each call of the object does one such update, without learning: the new priorities are random.
     """
 
     def __init__(self, server: ReplayServer, batch: int) -> None:
@@ -117,9 +118,9 @@ class PrioritizedCycle:
         self._errors = itertools.cycle(errors)
 
     def __call__(self) -> tuple[Batch, Array]:
-        """Returns the sampled data and its importance weights, scaled to a maximum of 1.
+        """Samples a batch, updates its priorities with random numbers, and returns it.
 
-        The priorities of the sampled data are updated, too.
+        Returns the sampled data and its importance weights, which are scaled to a maximum of 1.
         """
         sample = self._server.sample("real", "learner")
         assert sample is not None and not isinstance(sample, dict)

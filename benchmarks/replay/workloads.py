@@ -1,6 +1,7 @@
 """Replay workloads (work to be timed) inside one process: our replay and other libraries.
 
-Functions that yield a workload are context managers. They fill the replay before they yield.
+Functions that yield a workload are context managers. They fill the replay before they yield, so
+that filling is not timed.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ QUICK: Final = Scale(
 
 @contextmanager
 def our_cycle(scale: Scale) -> Iterator[Workload]:
-    """Yields a workload in which our replay samples 256 transitions, then updates priorities."""
+    """Yields a workload (work to be timed): our replay samples 256 transitions by priority.
+
+    The workload then updates the priorities of these transitions. scale: sizes of the benchmark.
+    """
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
     yield Workload(
         "ours",
@@ -84,7 +88,10 @@ def our_cycle(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def our_adds(scale: Scale) -> Iterator[Workload]:
-    """Yields a workload in which our replay adds 64 rows of each of 16 streams, with priorities."""
+    """Yields a workload (work to be timed): our replay adds 64 rows of each of 16 environments.
+
+    The rows are added with priorities. scale: sizes of the benchmark.
+    """
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
     server = filled(LOW, scale.transitions, TRANSITIONS, feed)
     yield Workload("ours", repeated(lambda: server.add("real", next(feed), STREAMS)), STEPS_ADDED)
@@ -92,7 +99,10 @@ def our_adds(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def cpprb_cycle(scale: Scale) -> Iterator[Workload]:
-    """Yields a workload in which cpprb samples 256 transitions, then updates priorities."""
+    """Yields a workload (work to be timed): the library cpprb samples 256 transitions by priority.
+
+    The workload then updates the priorities of these transitions. scale: sizes of the benchmark.
+    """
     feed = itertools.cycle(libraries.transitions(episodes(LOW, 8)))
     yield Workload(
         "cpprb",
@@ -103,9 +113,10 @@ def cpprb_cycle(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def cpprb_adds(scale: Scale) -> Iterator[Workload]:
-    """Yields a workload in which cpprb adds the transitions of 64 rows of 16 streams.
+    """Yields a workload (work to be timed): the library cpprb adds a batch of transitions.
 
-    The transitions are added with priorities. A stream is the rows of one environment.
+    The transitions are those of 64 rows of each of 16 environments. They are added with priorities.
+    scale: sizes of the benchmark.
     """
     feed = itertools.cycle(libraries.transitions(episodes(LOW, 8)))
     buffer = libraries.cpprb_filled(scale.transitions, feed)
@@ -114,7 +125,10 @@ def cpprb_adds(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def our_uniform_samples(scale: Scale) -> Iterator[Workload]:
-    """Yields a workload in which our replay samples 256 transitions uniformly."""
+    """Yields a workload (work to be timed): our replay samples 256 transitions uniformly.
+
+    scale: sizes of the benchmark.
+    """
     feed = itertools.cycle(chunks(episodes(LOW, 8)))
     server = filled(LOW, scale.transitions, Consumer(BATCH, window=2), feed)
     yield Workload("ours", repeated(lambda: server.sample("real", "learner")), BATCH)
@@ -122,9 +136,10 @@ def our_uniform_samples(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def sb3_adds(scale: Scale, compact: bool, environments: int) -> Iterator[Workload]:
-    """Yields a workload in which SB3 (Stable-Baselines3) adds one step of several environments.
+    """Yields a workload (work to be timed): Stable-Baselines3 adds one step of some environments.
 
-    compact: use SB3's layout without a separate array of next observations. environments: how many.
+    compact: use the storage layout that has no separate array of next observations. environments:
+    number of environments. scale: sizes of the benchmark.
     """
     rows = {name: values[:environments] for name, values in episodes(LOW, 8).items()}
     steps = libraries.vector_steps(rows)
@@ -134,9 +149,10 @@ def sb3_adds(scale: Scale, compact: bool, environments: int) -> Iterator[Workloa
 
 @contextmanager
 def sb3_samples(scale: Scale, compact: bool) -> Iterator[Workload]:
-    """Yields a workload in which SB3 (Stable-Baselines3) samples 256 transitions uniformly.
+    """Yields a workload (work to be timed): Stable-Baselines3 samples 256 transitions uniformly.
 
-    compact: use SB3's layout without a separate array of next observations.
+    compact: use the storage layout that has no separate array of next observations. scale: sizes of
+    the benchmark.
     """
     steps = libraries.vector_steps(episodes(LOW, 8))
     sb3 = libraries.SB3((24,), "float32", scale.transitions, compact).fill(steps)
@@ -145,10 +161,11 @@ def sb3_samples(scale: Scale, compact: bool) -> Iterator[Workload]:
 
 @contextmanager
 def our_stacks(scale: Scale) -> Iterator[Workload]:
-    """Yields a workload in which our replay samples 512 Atari transitions with priorities.
+    """Yields a workload (work to be timed): our replay samples 512 Atari transitions by priority.
 
     The workload also makes frame stacks, n-step returns and importance weights, and updates the
-    priorities. Stacks are slices of the sampled frames, so no frame is stored or gathered twice.
+    priorities. Stacks are slices of the sampled frames, so no frame is stored or copied twice.
+    scale: sizes of the benchmark.
     """
     feed = itertools.cycle(chunks(episodes(ATARI, 1)))
     cycle = PrioritizedCycle(filled(ATARI, scale.stacks, STACKS, feed), ATARI_BATCH)
@@ -166,9 +183,10 @@ def our_stacks(scale: Scale) -> Iterator[Workload]:
 
 @contextmanager
 def sb3_stacks(scale: Scale, compact: bool) -> Iterator[Workload]:
-    """Yields a workload in which SB3 samples 512 Atari transitions with stacked frames uniformly.
+    """Yields a workload (work to be timed): Stable-Baselines3 samples 512 Atari transitions.
 
-    compact: use SB3's layout without a separate array of next observations.
+    The transitions are sampled uniformly. Each observation is a stack of frames. compact: use the
+    storage layout that has no separate array of next observations. scale: sizes of the benchmark.
     """
     steps = libraries.vector_steps(episodes(ATARI, 1), STACK)
     sb3 = libraries.SB3((STACK, *ATARI.shape), ATARI.dtype, scale.stacks, compact).fill(steps)
@@ -178,16 +196,19 @@ def sb3_stacks(scale: Scale, compact: bool) -> Iterator[Workload]:
 
 
 def _sb3_name(compact: bool) -> str:
-    """Returns the name of an SB3 workload, which tells the setting of `optimize_memory_usage`."""
+    """Returns the name of a workload of Stable-Baselines3.
+
+    The name has the value of the library's option `optimize_memory_usage`, which is `compact`.
+    """
     return f"SB3, optimize_memory_usage={compact}"
 
 
 @contextmanager
 def our_sequences(scale: Scale, size: int) -> Iterator[Workload]:
-    """Yields a workload in which our replay samples 16 sequences of 64 frames uniformly.
+    """Yields a workload (work to be timed): our replay samples 16 sequences of 64 frames uniformly.
 
-    size: index of the number of stored frames in `scale.frames`. If memory is too small, fewer
-    frames are stored, and the name of the workload says so.
+    The replay stores `scale.frames[size]` frames. If memory is too small, fewer frames are stored,
+    and the name of the workload says so.
     """
     feed = itertools.cycle(chunks(episodes(PIXELS, 1)))
     count = frames_that_fit(scale.frames[size])
@@ -198,11 +219,11 @@ def our_sequences(scale: Scale, size: int) -> Iterator[Workload]:
 
 @contextmanager
 def numpy_sequences(scale: Scale, size: int) -> Iterator[Workload]:
-    """Yields a workload in which np.take gathers 16 sequences of 64 frames.
+    """Yields a workload (work to be timed): np.take copies 16 sequences of 64 frames.
 
-    size: index of the number of stored frames in `scale.frames`. At most 10^5 frames are stored,
-    because memory has no room for our replay and another 10^6 frames. np.take from fewer frames is
-    not slower.
+    The sequences are copied from an array of `scale.frames[size]` frames, but at most 10^5 frames.
+    Memory has no room for our replay and another 10^6 frames. np.take from fewer frames is not
+    slower.
     """
     rows = episodes(PIXELS, 1)["obs"].reshape(-1, *PIXELS.shape)
     frames = np.resize(rows, (min(scale.frames[size], 10**5), *PIXELS.shape))
@@ -213,7 +234,7 @@ def numpy_sequences(scale: Scale, size: int) -> Iterator[Workload]:
 def frames_that_fit(wanted: int) -> int:
     """Returns `wanted`, or a smaller number of frames if memory is too small.
 
-    Memory is too small if less than 3 GB would be left free (Linux only).
+    Memory is too small if `wanted` frames would leave less than 3 GB free (Linux only).
     """
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):

@@ -42,7 +42,7 @@ def train(seed: int, actors: int) -> dict[str, Any]:
     """Trains CartPole-v1 on Ray with one seed, evaluates the policy and returns the results.
 
     actors: number of actors. The results are the time until the first gradient step, the time of
-    the whole run, and the return of 100 episodes. Raises SystemExit if a process of the run is
+    the whole run, and the mean return of 100 episodes. Raises SystemExit if a process of the run is
     still alive after the run has ended.
     """
     run = new_run_folder(f"distributed_s{seed}")
@@ -60,9 +60,10 @@ def train(seed: int, actors: int) -> dict[str, Any]:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Returns a Markdown table of training runs on Ray, with one row per seed. runs: from `train`.
+    """Returns a Markdown table of training runs on Ray, with one row per seed.
 
-    If there are several seeds, a last row shows the median (min to max) over seeds.
+    runs: results of `train`, one per seed. If there are several seeds, a last row shows the median
+    (min to max) over seeds.
     """
     rows = [
         (

@@ -1,4 +1,4 @@
-"""Measures how fast `launch.py` answers, and how soon a run with 16 actors learns.
+"""Measures how fast `launch.py` answers, and how soon 16 actors lead to a first gradient step.
 
     python benchmarks/system/startup.py
 
@@ -82,7 +82,10 @@ def first_gradient_step(actors: int) -> dict[str, float | int]:
 
 
 def table(figures: dict[str, float | int | None]) -> str:
-    """Returns a Markdown table of start-up times. figures: seconds, and the number of actors."""
+    """Returns a Markdown table of start-up times.
+
+    figures: the measured times in seconds, by name, and the number of actors.
+    """
     rows = [
         ("`launch.py --help`, median of 5", figures["help_s"]),
         ("error message for a mistyped flag, median of 5", figures["mistyped_flag_s"]),

@@ -22,7 +22,7 @@ Updates = Callable[[int], None]  # a function of n that does n updates
 
 @dataclass(frozen=True)
 class Comparison:
-    """Learners whose speed is compared: those of one of our agents, and other implementations.
+    """Learners whose speed is compared: learners of one of our agents, and other implementations.
 
     `learners` maps a name to a function that builds the learner with its own, filled replay. All
     replays have the same capacity.
@@ -39,9 +39,9 @@ class Comparison:
 def our_updates(agent: Agent, rows: Batch) -> Updates:
     """Returns a function of n that does n updates as our `Learner` does in a run.
 
-    An update samples a batch, learns, sends new priorities and publishes weights. rows: columns of
-    shape (N, T, …), T rows of each of N environments, which fill the replay. The learner never
-    waits for new rows.
+    An update samples a batch, learns, sends new priorities and publishes weights. rows: the rows
+    that fill the replay, as columns of shape (N, T, …), T rows of each of N environments. The
+    learner never waits for new rows.
     """
     real = agent.tables["real"]
     assert isinstance(real, TableSpec)

@@ -1,10 +1,10 @@
-"""Learners on rows of BipedalWalker: Dreamwalker, and TQC of sb3-contrib with equal networks.
+"""Defines learners for BipedalWalker: Dreamwalker, and TQC of sb3-contrib with equal networks.
 
     pip install sb3-contrib        # the extra `peers`
 
-An update samples a batch uniformly, and takes the gradient steps of critics, actor and temperature.
-An update of TQC is `TQC.train` with TQC's own replay buffer. Both replays hold the same random
-rows. No learner uses dreamed rows.
+TQC is Truncated Quantile Critics. An update samples a batch uniformly, and takes the gradient steps
+of critics, actor and temperature. An update of TQC is `TQC.train` with TQC's own replay buffer. All
+replays hold the same random rows, with the shapes of BipedalWalker. No learner uses dreamed rows.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ TQC: Final = "TQC of sb3-contrib"
 def comparison(config: Config = EQUAL) -> Comparison:
     """Returns the compared learners: Dreamwalker twice, and TQC of sb3-contrib.
 
-    One Dreamwalker has the networks of TQC, the other has its own. config: settings of the first
-    one.
+    The first Dreamwalker has networks equal to those of TQC, and the settings `config`. The second
+    has its own default networks.
     """
     spec = cache(lambda: GymVector(ENV, 1, seed=0).spec)
     rows = cache(lambda: random_episodes(spec(), config.capacity))
@@ -87,9 +87,9 @@ def random_episodes(spec: EnvSpec, steps: int) -> Batch:
 
 
 def tqc(config: Config, rows: Batch) -> Any:
-    """Returns TQC of sb3-contrib with networks of the sizes in `config`.
+    """Returns TQC of sb3-contrib with network sizes as in `config`, and a filled replay buffer.
 
-    rows: the content of TQC's replay buffer, as returned by `random_episodes`.
+    rows: the content of the replay buffer, as returned by `random_episodes`.
     """
     from sb3_contrib import TQC
     from stable_baselines3.common.env_util import make_vec_env
@@ -123,5 +123,8 @@ def tqc(config: Config, rows: Batch) -> Any:
 
 
 def tqc_updates(model: Any, batch: int) -> Updates:
-    """Returns a function of n that does n updates of a TQC model. batch: transitions per update."""
+    """Returns a function of n that does n updates of a TQC model of sb3-contrib.
+
+    batch: transitions per update.
+    """
     return lambda n: model.train(n, batch)

@@ -1,9 +1,10 @@
 """Rainbow in eager PyTorch, written like a single-file implementation, to compare ours with.
 
 The structure is that of CleanRL's `rainbow_atari.py` (commit 1149db8). Noisy layers have
-independent noise for every weight. An n-step transition stores both observations. Segment trees are
-descended in Python, one sample at a time. The projection of the target distribution is a loop over
-the batch. The optimizer is plain Adam, and the target network is a hard copy.
+independent noise for every weight. The replay stores n-step transitions with both observations. Its
+segment trees are descended in Python, one sample at a time. The projection of the target
+distribution is a loop over the batch. The optimizer is plain Adam, and the target network is a hard
+copy.
 
 A second variant, called vectorised, avoids the slow parts: noise is factorised, the projection is
 one tensor operation, and the replay is ours. Both variants have the networks of Gated Rainbow
@@ -88,7 +89,7 @@ def n_step_transitions(
 
 
 class Noisy(nn.Module):
-    """A linear layer of a noisy network, with learned noise on weights and biases.
+    """A linear layer of a noisy network: noise with a learned scale is added to weights and biases.
 
     factorised: the noise of a weight is a product of input noise and output noise. Otherwise it is
     independent for every weight. sigma: initial scale of the noise.
@@ -130,8 +131,9 @@ class Noisy(nn.Module):
 class Network(nn.Module):
     """Maps observation histories to probabilities of returns, as in Rainbow (dueling, C51).
 
-    The shapes are (B, inputs) and (B, A, Z): B histories, A actions, Z atoms (possible returns).
-    factorised: the kind of noise in noisy layers, see `Noisy`.
+    An observation history is the last observations in one vector. The input has the shape (B,
+    inputs) for B histories, and the output (B, A, Z) for A actions and Z atoms (possible returns).
+    factorised: the noise of a weight is a product of input noise and output noise.
     """
 
     support: Tensor
@@ -275,9 +277,10 @@ class TreeReplay:
 
 
 class OurReplay:
-    """Our replay, with a whole transition (observation and next observation) in each row.
+    """The replay of this project, used with a whole transition in each row.
 
-    A sample gathers single rows and no windows of rows.
+    A row holds both observations of the transition. A sample therefore needs single rows only, and
+    no windows of consecutive rows.
     """
 
     def __init__(self, sizes: Sizes, seed: int) -> None:
@@ -347,9 +350,9 @@ class EagerLearner:
             self.target.load_state_dict(self.online.state_dict())
 
     def targets(self, data: TransitionBatch) -> Tensor:
-        """Returns the target distributions for the actions taken, with shape (B, Z).
+        """Returns the target distributions of a batch of B transitions, with shape (B, Z).
 
-        The shape has B transitions and Z atoms (possible returns).
+        Each row has the probabilities of Z atoms (possible returns) for the action that was taken.
         """
         support = self.online.support
         best = (self.online(data.next_obs) * support).sum(-1).argmax(-1)  # double Q-learning

@@ -1,4 +1,4 @@
-"""Learners on rows of NumberGame: Gated Rainbow, and eager PyTorch with equal networks.
+"""Defines learners for NumberGame: Gated Rainbow, and eager PyTorch with equal networks.
 
 An update samples a batch by priority, takes a gradient step and updates the priorities. The
 learners in eager PyTorch are defined in `eager_rainbow.py` in this folder.
@@ -38,10 +38,11 @@ GATED: Final = "gated-rainbow with its gate"
 
 
 def comparison(config: Config = EQUAL) -> Comparison:
-    """Returns the compared learners: three variants of Gated Rainbow, and two of eager PyTorch.
+    """Returns the compared learners: three variants of Gated Rainbow, and two in eager PyTorch.
 
-    Gated Rainbow is plain, compiled, or with its gate. Eager PyTorch is written as in CleanRL, or
-    is vectorised and uses our replay. config: settings of Gated Rainbow.
+    The variants of Gated Rainbow are: plain, compiled, and with its gate. One learner in eager
+    PyTorch is written as in CleanRL. The other is vectorised and uses our replay. config: settings
+    of Gated Rainbow.
     """
     played = cache(lambda: RandomPlay(config.capacity, config.gamma))
 
@@ -68,12 +69,15 @@ def comparison(config: Config = EQUAL) -> Comparison:
 
 
 class RandomPlay:
-    """Rows of at least `steps` agent steps of random play in N environments of NumberGame.
+    """Plays random actions in N environments of NumberGame, and keeps the rows in `rows`.
 
-    Each column in `rows` has the shape (N, T, …), T rows of each environment. There are three
-    columns that Gated Rainbow adds: `history`, the last CONTEXT + 1 observations;
+    The action that ends a game (draw) is never chosen. steps: the number of agent steps in all
+    environments together, at least. gamma: the discount. Each column in `rows` has the shape (N, T,
+    …), T rows of each environment.
+
+    Three columns are those that Gated Rainbow adds: `history`, the last CONTEXT + 1 observations;
     `discounted_return`, the discounted reward so far in the episode; and `episode_return`, the
-    reward so far. gamma: the discount.
+    reward so far in the episode.
     """
 
     def __init__(self, steps: int, gamma: float) -> None:
@@ -99,7 +103,7 @@ class RandomPlay:
         self.rows: Batch = {key: np.stack([row[key] for row in played], 1) for key in played[0]}
 
     def transitions(self, unit: float) -> Iterator[list[Transition]]:
-        """Yields a list of transitions for each environment, with rewards divided by `unit`."""
+        """Yields the transitions of each environment as a list. Rewards are divided by `unit`."""
         rows = self.rows
         history: Array = rows["history"].reshape(*rows["last"].shape, -1)
         for i in range(GAMES):
@@ -123,8 +127,8 @@ def eager_learner(
 ) -> EagerLearner:
     """Returns a Rainbow learner in eager PyTorch, with networks and batch size as in `config`.
 
-    played: the rows that fill the replay. replay: the class of the replay. vectorised: use the
-    faster variant, see `EagerLearner`.
+    played: the rows that fill the replay. replay: the class of the replay. vectorised: use
+    factorised noise, and project target distributions without a loop over the batch.
     """
     unit = float(np.abs(played.rows["discounted_return"]).max()) / VALUE_RANGE
     obs = played.spec.obs.shape

@@ -1,1 +1,1 @@
-"""Environments of gymnasium and of this package. Only this package imports gymnasium."""
+"""Environments of gymnasium and of this project. Nothing else in `dreamfleet` imports gymnasium."""

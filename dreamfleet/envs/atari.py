@@ -1,8 +1,8 @@
-"""Atari games from ale-py's vectorised emulator. An observation is one small grey frame.
+"""Atari games from ale-py's vectorised emulator. An observation is one grey frame of 84 × 84.
 
-`register` makes them the environments of the `ALE/…` ids. A frame is that of gymnasium's
-AtariPreprocessing: grey, resized to 84 × 84 by area, the maximum of the last two screens of a step.
-Games start with no-ops. The id determines frame skip and sticky actions.
+After `register`, gymnasium builds the classes of this module for the ids `ALE/…`. A frame is that
+of gymnasium's AtariPreprocessing: grey, resized to 84 × 84 by area, the maximum of the last two
+screens of a step. Games start with no-ops. The id determines frame skip and sticky actions.
 
 Frames are not stacked, so that the replay stores each frame once. Rewards are not clipped, so that
 returns are scores of the game.
@@ -23,23 +23,25 @@ FRAMES_PER_SECOND = 60  # of the console
 
 
 def register() -> None:
-    """Makes the classes of this module the environments of every `ALE/…` id."""
+    """Makes gymnasium build the Atari classes of this module for every id `ALE/…`."""
     for spec in [spec for spec in gym.registry.values() if spec.namespace == "ALE"]:
         one, many = f"{__name__}:AtariGame", f"{__name__}:AtariGames"
         gym.registry[spec.id] = replace(spec, entry_point=one, vector_entry_point=many)
 
 
 class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
-    """N copies of one game, stepped by threads of the emulator.
+    """A batched environment: N copies of one Atari game, stepped by threads of the emulator.
 
     A game that is over starts again on the next step. Games cannot be saved: a resumed run starts
     new games.
 
-    game: the name of the ROM. repeat_action_probability: the probability of a sticky action.
-    frameskip: frames per step, in which the action is repeated. max_num_frames_per_episode: frames
-    after which a game is truncated. noop_max: limit of the random number of no-ops at the start,
-    which stays below it. episodic_life: whether the loss of a life ends the episode; the next
-    episode continues the same game.
+    game: the name of the ROM. repeat_action_probability: the probability of a sticky action (the
+    game repeats the previous action instead). full_action_space: whether the agent can choose all
+    actions of the console, or only those that the game uses. frameskip: frames per step, in which
+    the action is repeated. max_num_frames_per_episode: frames after which a game is truncated.
+    noop_max: a game starts with a random number of no-ops, which is below this limit.
+    episodic_life: whether the loss of a life ends the episode; the next episode continues the same
+    game.
     """
 
     SHAPE = (84, 84, 1)  # rows, columns and channels of a frame; Mnih et al. 2015
@@ -85,7 +87,10 @@ class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Starts all games. seed: a list with one seed per game, or one number for all games."""
+        """Starts all games. seed: a list with one seed per game, or one number for all games.
+
+        options: ignored.
+        """
         if isinstance(seed, int):
             seed = np.random.SeedSequence(seed).generate_state(self.num_envs)
         if seed is not None:
@@ -102,16 +107,16 @@ class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
 
 
 class Screens(AtariGames):
-    """Atari games whose observations are the colour screens that a person would see."""
+    """Atari games whose observations are the full colour screens, for `AtariGame.render`."""
 
     SHAPE = (210, 160, 3)
 
 
 class AtariGame(gym.Env[Array, Any]):
-    """One Atari game. In render mode rgb_array, `render` returns its screen in colour.
+    """One Atari game. In render mode rgb_array, `render` returns the game's screen in colour.
 
-    The screen comes from a second emulator, which plays the same game with the same actions. A seed
-    has the same effect as in a batch of one game.
+    The screen comes from a second emulator, which plays the same game with the same actions. With a
+    given seed, the game is the same as in `AtariGames` with one copy.
     """
 
     metadata = {  # noqa: RUF012 - as gymnasium has it

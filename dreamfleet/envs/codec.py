@@ -28,8 +28,8 @@ class Codec:
     def encode(self, obs: Any) -> tuple[Array, bool]:
         """Converts N observations to one array (N, …). Also returns whether `obs` was a batch.
 
-        obs: one observation (then N is 1), or a batch, in which each array has one more axis in
-        front. The observation may be a Dict or a Tuple of arrays. Raises ValueError for any other
+        obs: one observation (then N is 1), or a batch. In a batch, each array has one more axis in
+        front. An observation may be a Dict or a Tuple of arrays. Raises ValueError for a wrong
         shape, and for NaN or infinity.
         """
         try:
@@ -53,7 +53,8 @@ class Codec:
     def _number(self, obs: Any) -> int | None:
         """Returns the batch size of `obs`; None if it is a single observation.
 
-        Raises Mismatch if the parts of `obs` disagree, or if the batch is empty.
+        Raises Mismatch if the batch is empty, or if parts of `obs` (such as entries of a Dict) have
+        different batch sizes.
         """
         parts = self._encode.parts
         numbers = [_leading(part, spaces.follow(part, obs)) for part in parts]
@@ -70,7 +71,8 @@ class Codec:
 def _leading(part: spaces.Part, seen: Any) -> int | None:
     """Returns the batch size of one part of an observation; None if it is a single value.
 
-    part: its name and space. seen: its value. Raises Mismatch if the number of axes is wrong.
+    part: name and space of the part, such as an entry of a Dict. seen: the value of the part.
+    Raises Mismatch if the number of axes is wrong.
     """
     axes, name = len(part.space.shape or ()), f" {part.name}:" if part.name else ""
     try:

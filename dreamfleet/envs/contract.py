@@ -48,10 +48,10 @@ def shown(value: Any) -> str:
 
 
 def misunderstanding(error: Exception) -> str:
-    """Returns which rule of gymnasium's interface an environment breaks, if `error` shows it.
+    """Returns which rule of gymnasium's interface an environment breaks, if an exception shows it.
 
-    Environments with the old Gym interface cause exceptions in the code of gymnasium's wrappers.
-    Returns "" for any other exception.
+    error: the exception. Environments with the interface of old Gym cause exceptions in the code of
+    gymnasium's wrappers. Returns "" for any other exception.
     """
     text = str(error)
     if isinstance(error, TypeError) and "reset()" in text and "unexpected keyword" in text:
@@ -82,7 +82,10 @@ def number(value: Any) -> float | None:
 
 
 def flag(value: Any) -> bool | None:
-    """Converts a bool, 1, 0 or an array of one of these to a bool. Returns None for others."""
+    """Converts a bool, 1, 0 or an array of one of these to a bool.
+
+    Returns None for any other value.
+    """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     found = number(value)
@@ -102,10 +105,11 @@ def _float(value: Any) -> float | None:
 
 
 def facts(info: Mapping[Any, Any]) -> dict[str, bool | float]:
-    """Returns the numbers and bools in an environment's info, by name: facts about an episode.
+    """Returns the numbers and bools in an environment's `info`, by name.
 
-    An array of one number is a number. Integers become floats, so that evaluations average them.
-    Text, larger arrays, nested mappings, objects, NaN and infinity are left out.
+    They are logged as facts about an episode. An array of one number counts as a number. Integers
+    become floats, so that evaluations average them. Text, larger arrays, nested mappings, objects,
+    NaN and infinity are left out.
     """
     found: dict[str, bool | float] = {}
     for key, value in info.items():
@@ -123,11 +127,13 @@ def facts(info: Mapping[Any, Any]) -> dict[str, bool | float]:
 
 
 def batched_facts(info: Mapping[Any, Any], n: int) -> dict[str, Array]:
-    """Returns the arrays (N,) of numbers or bools in a batched environment's info, by name.
+    """Returns the arrays (N,) of numbers or bools in a batched environment's `info`, by name.
 
-    Integers stay integers, as evaluations report each integer value (such as NumberGame's tier)
-    separately. n: the number of environments. If info has a bool array `_name`, as in gymnasium,
-    values of `name` where it is False become None.
+    n: the number of environments. Integers stay integers, as evaluations report each integer value
+    (such as NumberGame's tier) separately.
+
+    As in gymnasium, a bool array `_name` in `info` tells for which environments `name` has a value.
+    For the other environments, the value becomes None.
     """
     found = {}
     for key, value in info.items():
@@ -140,11 +146,18 @@ def batched_facts(info: Mapping[Any, Any], n: int) -> dict[str, Array]:
 
 
 def named(key: str) -> str:
-    """Returns the name under which a fact is logged. It has no slash, and is not one of `OURS`."""
+    """Returns the name under which a value of an environment's `info` is logged.
+
+    Slashes become underscores. A name that the log itself uses (a name in OURS) gets the prefix
+    `info_`.
+    """
     key = key.replace("/", "_")
     return f"info_{key}" if key in OURS else key
 
 
 def _column(value: Any, n: int, kinds: str) -> bool:
-    """Returns whether a value is an array (n,) with a dtype of these kinds."""
+    """Returns whether a value is an array (n,) with a dtype of the given kinds.
+
+    kinds: numpy's letters for kinds of dtypes, such as "biuf" for bool, integers and floats.
+    """
     return isinstance(value, np.ndarray) and value.shape == (n,) and value.dtype.kind in kinds

@@ -22,7 +22,7 @@ SCREENS: Final = ("DISPLAY", "WAYLAND_DISPLAY")  # variables of a machine that h
 
 
 class Film:
-    """Writes one film per episode into a folder.
+    """Writes films of episodes into a folder, one mp4 file per episode.
 
     env: an environment that `filmed_env` returned. env_id: the beginning of each film's file name.
     """
@@ -40,7 +40,10 @@ class Film:
         self.files: list[Path] = []  # the finished films
 
     def begin(self, episode: int) -> None:
-        """Starts the film of an episode. Call it after the reset. episode: its number, from 0."""
+        """Starts the film of an episode. Call this method after the environment's reset.
+
+        episode: number of the episode, from 0.
+        """
         self.finish("cut-short")
         self._episode, self._filming = episode, True
         self.add_frame()
@@ -59,7 +62,7 @@ class Film:
     def finish(self, ending: str = "") -> None:
         """Ends the film of the episode, if one is being filmed.
 
-        ending: the end of the file's name; "" for a complete episode.
+        ending: text at the end of the file's name, such as `cut-short`; "" for a complete episode.
         """
         if self._filming:
             self._close_writer()
@@ -70,7 +73,7 @@ class Film:
         self._filming = False
 
     def discard(self) -> None:
-        """Deletes the film of the episode that is being filmed."""
+        """Deletes the film of the episode that is being filmed, if there is one."""
         self._close_writer()
         (self._folder / UNFINISHED).unlink(missing_ok=True)
         self._filming = False
@@ -84,10 +87,11 @@ class Film:
 def filmed_env(
     env_id: str, env: gym.Env[Any, Any], folder: Path, options: dict[str, Any]
 ) -> gym.Env[Any, Any]:
-    """Returns a new environment like `env` that can be filmed into `folder`. Closes `env`.
+    """Returns a new environment like `env` that can be filmed, and closes `env`.
 
-    Raises UserError if the environment draws no pictures, if the folder cannot be made, or if
-    moviepy is missing.
+    folder: the folder for the films, which is made. options: arguments of the environment. Raises
+    UserError if the environment draws no pictures, if the folder cannot be made, or if moviepy is
+    missing.
     """
     modes = env.metadata.get("render_modes") or ()
     if "rgb_array" not in modes:
@@ -114,7 +118,7 @@ def filmed_env(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides the warnings that libraries print while they draw, during a `with` block."""
+    """Hides all warnings during a `with` block, such as those of libraries that draw."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -18,7 +18,8 @@ ATTEMPTS: Final = 5  # an environment may fail now and then; failing always is a
 def try_first_step(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, list[str]]:
     """Resets an environment and takes one step. Returns its spaces, and warnings for the user.
 
-    Raises UserError if the environment cannot be built, or if all of several attempts fail.
+    options: arguments of the environment. Raises UserError if the environment cannot be built, or
+    if all ATTEMPTS attempts at a reset and a step fail.
     """
     fault: Exception | None = None
     for attempt in range(ATTEMPTS):
@@ -43,9 +44,10 @@ def try_first_step(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, li
 
 
 def _coarse(env: GymVector, before: Array, after: Array) -> list[str]:
-    """Returns a warning if an observation changed by too little for float32 to hold the change.
+    """Returns a list with a warning, if float32 is too coarse for a change of the observation.
 
-    before, after: the observations before and after one step.
+    before, after: the observations before and after one step. The list is empty if every number
+    that changed also changes as float32.
     """
     with np.errstate(over="ignore"):
         old, new = before.astype(np.float32), after.astype(np.float32)

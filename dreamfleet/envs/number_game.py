@@ -1,7 +1,7 @@
 """NumberGame: survive an enemy whose strength is hidden. docs/number-game.md has the rules.
 
 The rules are those of skjazz/Model-based-DQN. The code plays N games at a time; a single game is a
-batch of one.
+batch with N = 1.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ LUCK: Final = 7  # uniform random numbers for the start of a game; a step uses t
 class Games:
     """The state of N games of NumberGame, and the rules that change it.
 
-    The class draws no random numbers. The caller passes them as `luck`, uniform in [0, 1).
+    The class draws no random numbers. Its methods take them as the argument `luck`, numbers uniform
+    in [0, 1).
     """
 
     def __init__(self, n: int) -> None:
@@ -66,9 +67,13 @@ class Games:
     def start(self, rows: Array, luck: Array, tier: int | None, difficulty: float) -> None:
         """Starts k games against enemies of kind `tier`, or of any kind if `tier` is None.
 
+        The blows of tiers 0, 1 and 2 come from the lower, middle and upper third of the damage
+        range. The fourth kind, BETA, has blows from the whole range. difficulty: 0 to 1, the
+        fraction of the damage range in use.
+
         rows: (k,), the indices of the games. luck: (7, k), numbers uniform in [0, 1). They decide
-        the mana regained per tick, whether the enemy is of kind BETA, its tier, and its four blows.
-        difficulty: 0 to 1, the fraction of the damage range in use.
+        the mana regained per tick, whether the enemy is of kind BETA, its tier otherwise, and its
+        four blows.
         """
         self.hp[rows], self.old_hp[rows], self.mana[rows] = START_HP, CAP, MAX_MANA
         self.progress[rows], self.resist[rows], self.last[rows] = 0.0, 0.0, -1
@@ -87,9 +92,12 @@ class Games:
     def play(self, action: Array, luck: Array) -> tuple[Array, Array]:
         """Takes one step of N games with actions (N,).
 
-        Returns the rewards (N,) f64, and whether each game is over (N,). luck: (7, N), numbers
-        uniform in [0, 1). They decide blow and regeneration of the tick, and then length, blow and
-        regeneration of the early tick of a delayed heal. The last two are not used.
+        Returns the rewards (N,) f64, and whether each game is over (N,).
+
+        luck: (7, N), numbers uniform in [0, 1). The first two decide the enemy's blow and the
+        regeneration in the tick (unit of game time) that ends the step. The action "delayed heal"
+        has a short tick before it: the next three decide the length, the blow and the regeneration
+        of this tick. The last two are not used.
         """
         before = self.hp.copy()
         reward = 4 * np.minimum(before - 5, 0)
@@ -117,7 +125,11 @@ class Games:
         return np.clip(reward, -600, 400), lost | draw | won
 
     def observe(self) -> Array:
-        """Returns the observations (N, 7) f32 of N games. `bounds` lists the seven numbers."""
+        """Returns the observations (N, 7) f32 of N games.
+
+        The numbers are hp / 10 (hit points), mana / 220, the last action (one-hot, four numbers),
+        and the change of hp in the last tick (unit of game time) / 10.
+        """
         obs = np.empty((len(self.hp), 7), np.float32)
         obs[:, 0] = self.hp / 10
         obs[:, 1] = self.mana / MAX_MANA
@@ -126,10 +138,10 @@ class Games:
         return obs
 
     def _tick(self, rows: Array, time: Any, luck: Array) -> None:
-        """Lets time pass in k games: the enemy strikes, then health (hp) and mana recover.
+        """Plays a tick in k games: the enemy strikes, then hp (hit points) and mana recover.
 
-        rows: (k,), the indices of the games. time: the length of the tick. luck: (2, k), which
-        decides blow and regeneration.
+        rows: (k,), the indices of the games. time: the length of the tick, where 1 is a full tick.
+        luck: (2, k), numbers uniform in [0, 1) that decide the blow and the regeneration.
         """
         hp = self.hp[rows]
         self.progress[rows] += time
@@ -146,7 +158,7 @@ class Games:
     def _light(self, on: Array) -> Array:
         """Applies a light heal in the games where `on` is True. Returns the rewards (N,).
 
-        In a game without enough mana, the heal costs health (hp) instead.
+        In a game without enough mana, the heal costs one hit point, and the reward is negative.
         """
         paid = on & (self.mana > LIGHT_COST)
         broke = on ^ paid
@@ -155,9 +167,9 @@ class Games:
         return -60.0 * broke
 
     def _heal(self, action: Array) -> Array:
-        """Applies the heavy or delayed heal of every action except a draw.
+        """Applies the last heal of each action, heavy or delayed. Returns the rewards (N,).
 
-        Returns the rewards (N,).
+        The action "draw", which ends a game, has no heal. action: (N,).
         """
         full = self.hp >= CAP
         healed = np.where(full, OVERFULL, np.minimum(self.hp + HEAVY_HEAL, CAP))
@@ -177,7 +189,8 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
 
     A game that is over starts again on its next step, which ignores the action. With one seed for
     all games, game i depends on the seed, on N and on its own actions. With a seed for each game, a
-    game depends on its seed and its own actions, and equals the game that `NumberGame` plays.
+    game depends only on its seed and its own actions; it is the game that `NumberGame` plays with
+    this seed.
 
     The options of a reset hold until the next reset. infos: "tier" (N,), the kind of enemy; "won"
     (N,), whether the last step won the game.
@@ -211,8 +224,9 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
     ) -> tuple[Array, dict[str, Any]]:
         """Starts all games. seed: one for all games, or a list with one per game.
 
-        If `seed` is None, the random generators continue. options: "tier" (0, 1, 2 or "beta") and
-        "difficulty" (from 0 to 1). Raises UserError for any other option.
+        If `seed` is None, the random generators continue. options: "tier", the kind of enemy (0, 1,
+        2 or "beta"), and "difficulty" (from 0 to 1). Raises UserError for any other option or
+        value.
         """
         if isinstance(seed, Sequence):
             assert len(seed) == self.num_envs, f"{len(seed)} seeds for {self.num_envs} games"
@@ -256,7 +270,11 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
 
 
 class NumberGame(gym.Env[Array, int]):
-    """One game of NumberGame. The arguments are those of `batched`."""
+    """One game of NumberGame as a gymnasium environment.
+
+    render_mode: "ansi" for a line of text, or None. progressive: whether enemies become stronger as
+    the mean return rises.
+    """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own
         "render_modes": ["ansi"],
@@ -274,7 +292,11 @@ class NumberGame(gym.Env[Array, int]):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Starts a game. The options are those of `NumberGameVector.reset`."""
+        """Starts a game. Returns the observation and the info.
+
+        options: "tier", the kind of enemy (0, 1, 2 or "beta"), and "difficulty" (from 0 to 1).
+        Raises UserError for any other option or value.
+        """
         super().reset(seed=seed)
         self._batch.np_random = self.np_random
         obs, info = self._batch.reset(options=dict(options or {}))
@@ -299,7 +321,8 @@ def batched(
 ) -> VectorEnv[Any, Any, Any]:
     """Returns N games of NumberGame as one batched environment.
 
-    progressive: whether enemies become stronger as the mean return rises.
+    render_mode: "ansi" for lines of text, or None. progressive: whether enemies become stronger as
+    the mean return rises.
     """
     games = NumberGameVector(num_envs, render_mode)
     return Progressive(games, THRESHOLDS) if progressive else games
@@ -308,9 +331,10 @@ def batched(
 def bounds() -> gym.spaces.Box:
     """Returns the observation space of NumberGame, with the bounds of each of its seven numbers.
 
-    The numbers are hp / 10, mana / 220, the last action (one-hot) and the change of hp / 10. hp is
-    lowest after two light heals without mana, a heavy heal and the strongest blow. hp rises in a
-    tick only at the start of a game.
+    The numbers are hp / 10 (hit points), mana / 220, the last action (one-hot, four numbers), and
+    the change of hp in the last tick (unit of game time) / 10. hp is lowest after an action of two
+    light heals without mana and a heavy heal, followed by the strongest blow. The change of hp is
+    positive only at the start of a game, where hp is 11 and the hp before counts as 10.
     """
     weakest = -2 + HEAVY_HEAL
     change = -DAMAGE[1] * (1 + 0.025 * (5 - weakest)) + 0.06
@@ -324,7 +348,7 @@ def _alone(info: Mapping[str, Array]) -> dict[str, int | bool]:
 
 
 def _chosen(options: Mapping[str, Any]) -> tuple[int | None, float]:
-    """Returns the kind of enemy (None for any kind) and the difficulty that `options` choose.
+    """Returns the kind of enemy (None for any kind) and the difficulty in the options of a reset.
 
     Raises UserError for an unknown option or a wrong value.
     """

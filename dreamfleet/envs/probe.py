@@ -1,8 +1,9 @@
-"""Tiny environments with known values for tests, and environments that are broken on purpose.
+"""Tiny environments with known state values for tests, and environments broken on purpose.
 
-Their ids are `dreamfleet.envs.probe:Delayed-v0` and so on. Each one-step environment needs one more
-ability of an agent than the one before. The first one that an agent does not solve shows what is
-broken (after Andy Jones, "Debugging RL, Without the Agonizing Pain", 2021).
+Their ids are `dreamfleet.envs.probe:Delayed-v0` and so on. The environments `Constant`,
+`ObsReward`, `Delayed`, `ActionReward`, `ObsActionReward` and `Continuous` become harder in this
+order. The first of them that an agent does not solve shows what is broken (after Andy Jones,
+"Debugging RL, Without the Agonizing Pain", 2021).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Step = tuple[Any, float, bool, bool, dict[str, Any]]
 
 
 class _Probe(gym.Env[Array, Any]):
-    """Base class of test environments: one observation of one number, one action, then the end."""
+    """Base class of test environments: an observation is one number, an episode is one step."""
 
     observation_space = Box(-1.0, 1.0, (1,), np.float32)
     action_space: gym.Space[Any] = Discrete(2)
@@ -44,7 +45,10 @@ class _Probe(gym.Env[Array, Any]):
 
 
 class Constant(_Probe):
-    """A one-step environment with reward 1. The value is 1: can the critic learn a constant?"""
+    """A one-step environment with reward 1.
+
+    It tests whether the critic can learn a constant: the value is 1.
+    """
 
     action_space = Discrete(1)
 
@@ -65,7 +69,7 @@ class ObsReward(_Probe):
 
 
 class Delayed(_Probe):
-    """Observes 0, then 1, and pays a reward of 1 at the end.
+    """A two-step environment: the observation is 0, then 1, and the second step has reward 1.
 
     The value of observation 1 is 1, and the value of observation 0 is the discount factor.
     """
@@ -118,10 +122,10 @@ class Continuous(_Probe):
 
 
 class Count(gym.Env[Array, Any]):
-    """Observes [episode, t] and pays t. An episode has `length` steps.
+    """An environment that counts: in step t, the reward is t and the observation is [episode, t].
 
-    The numbers show whether rows are lost. truncate: whether episodes are truncated instead of
-    terminated.
+    In tests, the numbers show whether rows are lost. length: steps of an episode. truncate: whether
+    episodes are truncated instead of terminated.
     """
 
     observation_space = Box(0.0, np.inf, (2,), np.float32)
@@ -160,7 +164,7 @@ class FaultyNaN(Count):
 
 
 class FaultyShape(Count):
-    """An environment whose observations, except an episode's first, have one number too many."""
+    """A broken environment: observations after the first of an episode have one number too many."""
 
     def step(self, action: Any) -> Step:
         obs, reward, terminated, truncated, info = super().step(action)

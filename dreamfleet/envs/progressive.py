@@ -15,13 +15,14 @@ from dreamfleet.core.errors import UserError
 class Progressive(VectorWrapper):
     """A curriculum: makes a batched environment harder, level by level, and never easier again.
 
-    thresholds: level l ends when the mean return of the last `window` episodes that began at level
-    l reaches thresholds[l]. Of L levels, level l has difficulty (l + 1) / L, so that the last level
-    has difficulty 1. infos["level"]: (N,), the level at which each environment's episode began.
+    thresholds: mean returns. Level l ends when the last `window` episodes that began at level l
+    have a mean return of thresholds[l] or more. Of L levels, level l has difficulty (l + 1) / L, so
+    that the last level has difficulty 1. infos["level"]: (N,), the level at which each
+    environment's episode began.
 
-    env: must reset an environment on the step after the end of its episode. It must accept the
-    reset option "difficulty", and start each episode with the difficulty in its attribute
-    `difficulty`.
+    env: must restart a finished environment on its next step (gymnasium's NEXT_STEP mode). It must
+    accept the reset option "difficulty", and start each episode with the difficulty in its
+    attribute `difficulty`.
     """
 
     def __init__(self, env: VectorEnv, thresholds: Sequence[float], window: int = 100) -> None:
@@ -35,7 +36,7 @@ class Progressive(VectorWrapper):
 
     @property
     def level(self) -> int:
-        """The level of the episodes that start next."""
+        """The level of the curriculum at which the next episodes start, from 0."""
         return self._level
 
     @property
@@ -45,7 +46,10 @@ class Progressive(VectorWrapper):
     def reset(
         self, *, seed: Any = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Starts all episodes at the current level of the curriculum. A reset keeps the level."""
+        """Starts all episodes at the current level of the curriculum. A reset keeps the level.
+
+        The level determines the difficulty. Raises UserError if `options` has "difficulty".
+        """
         if options and "difficulty" in options:
             raise UserError('option "difficulty" follows the score here: leave it out')
         options = {**(options or {}), "difficulty": self.difficulty}
@@ -65,13 +69,17 @@ class Progressive(VectorWrapper):
         return obs, reward, terminated, truncated, {**info, "level": self._begun_at.copy()}
 
     def state(self) -> dict[str, Any]:
-        """Returns the level, and the returns of episodes that count towards the next level."""
+        """Returns the level of the curriculum, and the returns that decide when the level ends.
+
+        These are the returns of the last episodes that began at this level.
+        """
         return {"level": self._level, "scores": list(self._scores)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restores the level and the returns of a saved `state`.
+        """Restores the level of the curriculum, and the returns that decide when the level ends.
 
-        Running episodes keep their level.
+        state: the result of the method `state`. Running episodes keep the level at which they
+        began.
         """
         self._climb_to(int(state["level"]))
         self._scores.extend(state["scores"])

@@ -42,7 +42,10 @@ def close(env: Any) -> None:
 
 
 def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
-    """Returns the spaces of `env` as an agent sees them. Raises UserError if `env` lacks spaces."""
+    """Returns the spaces of `env` as an agent sees them. Raises UserError if `env` lacks spaces.
+
+    env_id: the id of `env`, for the error message.
+    """
     for name in ("observation_space", "action_space"):
         declared = guarded(env_id, {}, partial(getattr, env, name, None))
         if not isinstance(declared, gym.Space):
@@ -60,9 +63,9 @@ def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
 def make(env_id: str, /, *, reward_floor: float | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
     """Builds one environment from a Gymnasium id, `ALE/…` or `pkg.module:EnvId-v0`.
 
-    reward_floor: raise every lower reward to this number. kwargs: arguments of the environment.
-    Raises UserError for an unknown id, a module that cannot be imported, a missing package, and any
-    exception of the environment's constructor.
+    reward_floor: the lowest reward; lower rewards are raised to this number. kwargs: arguments of
+    the environment. Raises UserError for an unknown id, a module that cannot be imported, a missing
+    package, and any exception of the environment's constructor.
     """
     find(env_id)
     # `GymVector` checks every step; gymnasium's checker would check the first step only.
@@ -83,10 +86,10 @@ def make(env_id: str, /, *, reward_floor: float | None = None, **kwargs: Any) ->
 
 
 def guarded(env_id: str, options: Mapping[str, Any], build: Callable[[], Any]) -> Any:
-    """Calls `build` and returns its result. Turns any exception of it into a UserError of one line.
+    """Calls the function `build` and returns its result. Turns its exceptions into UserErrors.
 
-    env_id, options: the environment and its arguments, for the message. KeyboardInterrupt after
-    Ctrl-C passes through.
+    The message has one line. env_id, options: the environment and its arguments, for the message.
+    KeyboardInterrupt after Ctrl-C is not converted.
     """
     try:
         with np.errstate():  # a constructor's np.seterr ends here
@@ -108,9 +111,10 @@ def guarded(env_id: str, options: Mapping[str, Any], build: Callable[[], Any]) -
 
 
 def _advice(error: BaseException) -> str:
-    """Returns advice for the end of a message if an argument is missing or unknown; else "".
+    """Returns what a user can do about a missing or unknown argument of an environment; else "".
 
-    error: an exception of an environment's constructor.
+    error: an exception of the environment's constructor. The advice is appended to the error
+    message.
     """
     if not isinstance(error, TypeError):
         return ""
@@ -124,7 +128,7 @@ def _advice(error: BaseException) -> str:
 def find(env_id: str) -> None:
     """Imports the module of `env_id`, so that gymnasium knows the id.
 
-    Raises UserError if it fails.
+    Raises UserError if the module cannot be imported, or if gymnasium does not know the id then.
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -139,15 +143,19 @@ def find(env_id: str) -> None:
 
 
 def registered(env_id: str) -> Any:
-    """Returns gymnasium's registration of `env_id`, to be sent to processes that lack it.
+    """Returns gymnasium's registration of `env_id`, to send it to processes that lack it.
 
-    Returns None if `env_id` names a module, as an import of the module registers the id.
+    Returns None if `env_id` names a module (`pkg.module:EnvId-v0`): the import of the module
+    registers the id there.
     """
     return None if ":" in env_id else gym.registry.get(env_id)
 
 
 def register_missing(entry: Any) -> None:
-    """Registers an environment here, unless its id is known. entry: the result of `registered`."""
+    """Registers an environment in this process, unless gymnasium knows its id already.
+
+    entry: the result of `registered` in another process, which may be None.
+    """
     if entry is not None:
         gym.registry.setdefault(entry.id, entry)
 

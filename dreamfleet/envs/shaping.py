@@ -1,4 +1,4 @@
-"""Changes the rewards that agents learn from. Reported returns keep the original rewards."""
+"""Changes the rewards that agents learn from. The returns in logs are sums of original rewards."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dreamfleet.envs import contract
 class RewardFloor(gym.Wrapper[Any, Any, Any, Any]):
     """Raises every reward below `floor` to `floor`.
 
-    A rare penalty may be much larger than all other rewards, such as the -100 for a fall in
-    BipedalWalker. It teaches an agent to stand still before it has learned to walk.
+    An example is BipedalWalker, in which a fall has the reward -100, and all other rewards are
+    small. This penalty teaches an agent to stand still before it has learned to walk.
 
     `unshaped_return` is the sum of the original rewards of the episode so far. If `step` returns
-    values of wrong types, they are not changed; `GymVector` reports them.
+    values of wrong types, they are passed on unchanged; `GymVector` then raises the error.
     """
 
     def __init__(self, env: gym.Env[Any, Any], floor: float) -> None:

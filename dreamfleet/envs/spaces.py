@@ -1,7 +1,8 @@
 """Encodes observations of gymnasium spaces for an agent, and decodes the agent's actions.
 
 An agent sees either an image of uint8 with axes (height, width, channels), or one vector of
-float32. If an image has its channels in front, its axes are moved. A 2-D image gets one channel.
+float32. If an image has the channels as its first axis, they become the last. A 2-D image gets one
+channel.
 
 All other observations become a vector. A Box is flattened. A Discrete and each entry of a
 MultiDiscrete become one-hot. A MultiBinary stays as it is. The parts of a Dict or Tuple are
@@ -28,7 +29,7 @@ MOST_CHOICES: Final = 1_024  # combinations of a MultiDiscrete or MultiBinary ac
 
 
 class Mismatch(Exception):
-    """Raised for an observation outside its declared space. The text says what was found."""
+    """Raised for an observation outside its declared space. The message says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Encoder:
     def __call__(self, seen: Any) -> Array:
         """Returns one encoded observation, with the shape of attribute `space` and any real dtype.
 
-        seen: an observation as the environment returned it. The result may share its memory. Raises
-        Mismatch if the observation is outside its declared space.
+        seen: an observation as the environment returned it. The result may share memory with
+        `seen`. Raises Mismatch if the observation is outside its declared space.
         """
         if self.box is not None:
             return self._turned(self._numbers(seen, self._shape))
@@ -94,7 +95,11 @@ class Encoder:
         return ""
 
     def _turned(self, array: Array) -> Array:
-        """Brings values of a Box into the shape of the encoded observation. Leading axes stay."""
+        """Brings an array of Box values into the shape of the encoded observation.
+
+        If the channels are the first axis of an image, they become the last. A batch axis in front
+        is kept.
+        """
         lead = array.shape[: array.ndim - len(self._shape)]
         array = np.moveaxis(array, -3, -1) if self._channels_first else array
         return array.reshape(*lead, *self.space.shape)
@@ -108,10 +113,11 @@ class Encoder:
         return self._numbers(seen, space.shape or (), part).ravel()
 
     def _numbers(self, seen: Any, shape: tuple[int, ...], part: Part | None = None) -> Array:
-        """Returns an observation as an array of real numbers.
+        """Returns an observation, or one part of it, as an array of real numbers.
 
+        seen: the observation or part. shape: its declared shape. part: the part, for the message.
         Raises Mismatch for a wrong shape or dtype. Pixels must be uint8. Other numbers keep their
-        dtype. part: names the part of the observation in the message.
+        dtype.
         """
         array, image = _array(seen, part), self.space.image
         if array.shape != shape or not (
@@ -125,7 +131,8 @@ class Encoder:
 def observation(env_id: str, space: gym.Space[Any]) -> Space:
     """Returns the space of encoded observations for the gymnasium space `space`.
 
-    Raises UserError if the gymnasium space is not supported. env_id: for the message.
+    env_id: the environment, for the error message. Raises UserError if the gymnasium space is not
+    supported.
     """
     return Encoder(env_id, space).space
 
@@ -133,9 +140,9 @@ def observation(env_id: str, space: gym.Space[Any]) -> Space:
 def action(env_id: str, space: gym.Space[Any]) -> Space:
     """Returns the space of an agent's actions: choices from 0, or a flat vector in [-1, 1].
 
-    space: the action space of environment `env_id`. A MultiDiscrete or MultiBinary with few
-    combinations becomes one choice among all combinations. Raises UserError for other spaces; the
-    message names a wrapper that helps.
+    space: the action space of environment `env_id`. A MultiDiscrete or MultiBinary becomes one
+    choice among all combinations. Raises UserError if there are too many combinations, or if
+    another space is not supported; the message names a wrapper that helps.
     """
     if isinstance(space, Discrete):
         return Space((), "int64", n=int(space.n))
@@ -216,8 +223,8 @@ def _leaves(
 def _size(env_id: str, whole: gym.Space[Any], space: Any, path: tuple[str | int, ...]) -> int:
     """Returns the length of the vector that encodes one part of an observation.
 
-    whole: the space of the observation. space, path: of the part. Raises UserError if the part's
-    space is not supported.
+    whole: the space of the whole observation. space: the space of the part. path: the keys that
+    lead to the part. Raises UserError if the part's space is not supported.
     """
     opening = f'env "{env_id}" observes {_short(whole)}'
     if isinstance(space, Box) and space.dtype is not None and space.dtype.kind in "biuf":
@@ -263,7 +270,7 @@ def _picture(space: Box) -> bool:
 
 
 def _channels_first(space: Box) -> bool:
-    """Returns whether an image space has its channels in front, as stacked grey frames have."""
+    """Returns whether an image space has its channels as first axis, like stacked grey frames."""
     counts = (1, 3, 4)
     return len(space.shape) == 3 and space.shape[0] in counts and space.shape[2] not in counts
 
@@ -280,7 +287,11 @@ def _of(part: Part | None) -> str:
 
 
 def follow(part: Part, seen: Any) -> Any:
-    """Returns the value of one part of an observation. Raises Mismatch if the part is missing."""
+    """Returns the value of one part of an observation, such as an entry of a Dict.
+
+    part: the name of the part, and the keys that lead to it. seen: the observation. Raises Mismatch
+    if the part is missing.
+    """
     for depth, key in enumerate(part.path):
         name = _name(part.path[: depth + 1])
         if isinstance(key, int):
@@ -301,9 +312,10 @@ def _array(seen: Any, part: Part | None) -> Array:
 
 
 def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
-    """Returns the integers in a part of an observation. Raises Mismatch unless it has `shape`.
+    """Returns the integers in a part of an observation as an array of shape `shape`.
 
-    For shape (), an array of one element is accepted too.
+    part: the part, for the message. seen: its value. For shape (), an array of one element is
+    accepted too. Raises Mismatch for any other shape, and for numbers that are not whole.
     """
     array = _array(seen, part)
     if shape == () and array.size == 1:
@@ -316,9 +328,11 @@ def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _one_hot(part: Part, chosen: Array, sizes: Array, start: Any) -> Array:
-    """Returns the concatenated one-hot vectors of choices. The lowest choice is `start`.
+    """Returns the concatenated one-hot vectors of several choices.
 
-    chosen: the choices. sizes: the number of options of each choice.
+    part: the part of an observation that holds the choices. chosen: the choices. sizes: the number
+    of options of each choice. start: the number of the first option. Raises Mismatch for a choice
+    outside its options.
     """
     choices, sizes, start = np.ravel(chosen - start), np.ravel(sizes), np.ravel(start)
     beyond = (choices < 0) | (choices >= sizes)
@@ -360,7 +374,10 @@ def _combinations(env_id: str, space: MultiDiscrete | MultiBinary) -> int:
 
 
 def _options(space: MultiDiscrete | MultiBinary) -> Array:
-    """Returns the number of options of each entry of an action, as a flat array."""
+    """Returns the number of options of each entry of an action, as a flat array.
+
+    space: the action space. An entry of a MultiBinary has two options.
+    """
     if isinstance(space, MultiBinary):
         return np.full(int(np.prod(space.shape)), 2)
     return space.nvec.ravel()

@@ -1,4 +1,4 @@
-"""Steps N gymnasium environments together, and returns their rows."""
+"""Steps N gymnasium environments together, and returns their rows (observation, reward, flags)."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ BATCHED_AT_ONCE: Final = 1_000  # the same, when one call steps all environments
 
 
 class GymVector:
-    """N gymnasium environments that are stepped together, as a `VectorEnv`.
+    """Steps N gymnasium environments together, with the interface `VectorEnv` of this project.
 
     An episode's final observation is a row of its own, and the next step resets the environment, as
-    in gymnasium's NEXT_STEP mode. Truncation differs from termination. Errors name the index of the
-    environment and its last action. core.types.VectorEnv describes `info`.
+    in gymnasium's NEXT_STEP mode. A row tells whether its episode was truncated or terminated.
+    Errors name the index of the environment and its last action. `info` holds facts about the
+    episodes that end with the newest rows, such as the return before reward shaping.
 
     If the environment's metadata has `batched`, one call steps all environments, in the vectorised
     form of the id. Otherwise they are a plain list: gymnasium's SyncVectorEnv is not faster, and it
     broadcasts an observation of a wrong shape without an error.
 
     options: arguments of each environment. video_dir: a folder for films of environment 0, one for
-    each episode that a `reset` with seeds starts. For a batch, a separate environment with the same
-    seeds and actions is filmed.
+    each episode that a `reset` with seeds starts. If one call steps all environments, a separate
+    environment with the same seeds and actions is filmed.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class GymVector:
     def to_play(cls, env_id: str, episodes: int, options: Mapping[str, Any] | None = None) -> Self:
         """Returns environments for an evaluation of `episodes` episodes.
 
-        `reset` must be given seeds. options: arguments of each environment. Rewards are not shaped:
-        options that shape them are ignored.
+        Pass seeds to their `reset`. options: arguments of each environment. Arguments that shape
+        rewards are ignored, so that returns are sums of the original rewards.
         """
         options = unshaped(options or {})
         env = registry.make(env_id, **options)
@@ -85,10 +86,10 @@ class GymVector:
         return cls(env_id, min(episodes, most), seed=0, options=options)
 
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
-        """Starts an episode in each environment. Returns their first rows (N, …), without actions.
+        """Starts an episode in each environment. Returns the first rows (N, …) of these episodes.
 
-        seeds: one per environment; None continues their random generators. A batched environment
-        gets the seeds as a list.
+        The rows have all columns but the action. seeds: one per environment; None continues their
+        random generators. An environment that steps all N in one call gets the seeds as a list.
         """
         if seeds is not None:
             self._seeds = [int(seed) for seed in seeds]
@@ -101,13 +102,13 @@ class GymVector:
         return rows
 
     def step(self, action: Array) -> Batch:
-        """Takes one action (N, …) per environment. Returns the next rows (N, …), without actions.
+        """Takes one action (N, …) per environment. Returns the next rows (N, …).
 
-        An environment whose previous row was `last` is reset instead, and its action is ignored.
-        Actions must be finite.
+        The rows have all columns but the action. An environment whose previous row ended an episode
+        (`last`) is reset instead, and its action is ignored. Actions must be finite.
 
         Raises EnvironmentFault if an environment returns values outside its spaces, or if it raises
-        SystemExit or KeyboardInterrupt. Other exceptions of an environment pass through.
+        SystemExit or KeyboardInterrupt. Other exceptions of an environment are not caught.
         """
         rows = self._advance(self._decode(action))
         if self._film is not None and not rows["first"][0]:
@@ -117,18 +118,21 @@ class GymVector:
         return rows
 
     def films(self) -> list[Path]:
-        """Returns the files of all films. Ends the film of an episode that has not finished."""
+        """Returns the files of all films. Ends the film of an episode that is still running."""
         if self._film is None:
             return []
         self._film.finish("cut-short")
         return self._film.files
 
     def state(self) -> dict[str, Any]:
-        """Returns what the method `state` of a batched environment returns; {} without one."""
+        """Returns the state that outlasts an episode, such as the level of a curriculum.
+
+        This is the result of the batched environment's own method `state`, or {} if it has none.
+        """
         return self._batch.state() if hasattr(self._batch, "state") else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from a state that `state` returned."""
+        """Restores what the method `state` returned, such as the level of a curriculum."""
         if state:
             self._batch.restore(state)
 
@@ -159,9 +163,10 @@ class GymVector:
         }
 
     def where(self, place: Sequence[int]) -> str:
-        """Names the part of a Dict or Tuple observation that holds a number, or returns "".
+        """Names the part of a Dict or Tuple observation to which a number belongs.
 
-        place: the index of the number in the encoded observation.
+        place: the index of the number in the encoded observation. Returns "" if the observation has
+        no parts.
         """
         return self._encode.where(int(place[0])) if len(place) == 1 else ""
 
@@ -293,10 +298,11 @@ class GymVector:
     def _call(
         self, i: int, action: Any, method: Callable[..., Any], *args: Any, **given: Any
     ) -> Any:
-        """Calls a method of environment `i` and returns its result. action: for messages.
+        """Calls a method of environment `i` and returns its result.
 
-        Raises EnvironmentFault for an exception that would end the process, and for an exception
-        that shows an old interface.
+        action: the actions of all environments, for messages. Raises EnvironmentFault for an
+        exception that would end the process, and for an exception that shows the interface of old
+        Gym.
         """
         try:
             return method(*args, **given)
@@ -315,7 +321,8 @@ class GymVector:
     def _not_finite(self, name: str, seen: Any, taken: Array, action: Any) -> EnvironmentFault:
         """Returns an EnvironmentFault that names the first number in `taken` that is not finite.
 
-        name: "an observation" or "a reward". seen: the numbers before the conversion to float32.
+        name: what `taken` is, "an observation" or "a reward". seen: the same numbers before the
+        conversion to float32. action: the actions of all environments, for the message.
         """
         i, *place = (int(index) for index in np.argwhere(~np.isfinite(taken))[0])
         value = np.asarray(seen[i])[tuple(place)]
@@ -329,7 +336,7 @@ class GymVector:
 
 
 def _seed(env: Any, seed: int) -> None:
-    """Seeds the spaces and `np_random` of an environment, which its `reset` may leave unseeded."""
+    """Seeds the spaces and `np_random` of an environment, because its `reset` may not do so."""
     for owner in (env, env.unwrapped):
         for name in ("action_space", "observation_space"):
             space = getattr(owner, name, None)
