@@ -1,6 +1,6 @@
-"""The command line. Commands are train (the default), eval, list, check and bench.
+"""The command line, with the commands train (the default), eval, list, check and bench.
 
-Packages that take long to import are imported only after the arguments were checked.
+Packages that take long to import, such as torch, are imported after the arguments were checked.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ commands: train (the default) · eval RUN · check AGENT · bench replay
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code.
 
-    Exit codes: 0 success, 1 a failure of the run or a bug, 2 a mistake of the user, 130 stopped by
-    Ctrl-C, 143 stopped by SIGTERM.
+    argv: the command and its arguments; None: those of the process. Exit codes: 0 success, 1 a
+    failure of the run or a bug, 2 a mistake of the user, 130 stopped by Ctrl-C, 143 stopped by
+    SIGTERM.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks are slower with more threads
     args = list(sys.argv[1:] if argv is None else argv)
@@ -142,7 +143,8 @@ def evaluate(args: Sequence[str]) -> int:
 def in_words(figures: Mapping[str, Any]) -> str:
     """Returns the statistics of an evaluation as one line of text.
 
-    figures: statistics over all episodes, or over the episodes of one category.
+    figures: statistic → value, such as `return_mean`, over all episodes or over one category of
+    them.
     """
     facts = [key for key in figures if key.endswith("_mean") and "/" not in key]
     others = [key for key in facts if key not in ("return_mean", "length_mean")]
@@ -217,7 +219,7 @@ def show(args: Sequence[str]) -> int:
 
 
 def check(args: Sequence[str]) -> int:
-    """Runs the command `check`: tests whether an agent obeys the rules for agents."""
+    """Runs the command `check`: tests whether an agent obeys the contract tests for agents."""
 
     def command(
         agent: Annotated[Positional[str], arg(metavar="AGENT")],
@@ -248,7 +250,7 @@ def check(args: Sequence[str]) -> int:
 
 
 def measure(args: Sequence[str]) -> int:
-    """Runs the command `bench`: compares the speed of this replay with that of other libraries."""
+    """Runs the command `bench`: compares the speed of dreamfleet's replay with other libraries."""
 
     def command(
         what: Positional[Literal["replay"]],
@@ -295,10 +297,10 @@ def configured(args: Sequence[str]) -> Plan:
 
 
 def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tuple[str, ...]]:
-    """Parses the arguments of `train`.
+    """Parses the arguments of the command `train`.
 
-    Returns the flags, the value of --resume, and all values of --set. Flags that are not given have
-    the values of `base`.
+    Returns the flags, the value of --resume, and all values of --set. base: the values of flags
+    that are not given.
     """
 
     def command(
@@ -320,9 +322,9 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
 
 
 def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
-    """Parses the values of --set, such as `env.size=[3, 4]`. Returns setting → value.
+    """Parses the values of --set, such as `env.size=[3, 4]`. Returns a dict: setting → value.
 
-    The part after the equals sign is parsed as YAML.
+    The text after the equals sign is parsed as YAML.
     """
     import yaml
 
@@ -339,9 +341,9 @@ def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
 
 
 def exponents(value: Any) -> Any:
-    """Returns `value` with texts such as `3e-4` converted to numbers, also inside lists and dicts.
+    """Converts texts such as `3e-4` to numbers, also inside lists and dicts; returns the new value.
 
-    YAML 1.1 parses such a number as text.
+    The YAML parser returns such numbers as text.
     """
     if isinstance(value, list):
         return [exponents(item) for item in value]
@@ -352,11 +354,11 @@ def exponents(value: Any) -> Any:
 
 
 def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str = "") -> Any:
-    """Parses `args` with the signature of `command`, calls `command`, and returns its result.
+    """Parses arguments for a function with tyro, calls the function, and returns its result.
 
-    name: the name of the command, for messages. more: text to show before the help. Raises
-    UserError with a message of one line for a wrong flag or value. The message is the first
-    sentence of the error that tyro prints.
+    command: the function; its parameters are the allowed flags. args: the arguments. name: the name
+    of the command, for messages. more: text to show before the help. Raises UserError for a wrong
+    flag or value, with the first sentence of tyro's error as the message.
     """
     description = f"{more}\n{(command.__doc__ or '').partition('Args:')[0].strip()}".strip()
     printed = io.StringIO()
@@ -383,7 +385,10 @@ def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str
 
 
 def flag_names(command: Callable[..., Any]) -> list[str]:
-    """Returns all flags of a command as they are typed, such as `--num-actors`."""
+    """Returns all flags of a command as a user types them, such as `--num-actors`.
+
+    command: the function whose parameters are the flags.
+    """
     names: list[str] = []
     for name, parameter in inspect.signature(command).parameters.items():
         inner = parameter.default
@@ -393,9 +398,9 @@ def flag_names(command: Callable[..., Any]) -> list[str]:
 
 
 def first_sentence(box: str) -> str:
-    """Returns the first sentence of an error message of tyro.
+    """Returns the first sentence of an error message of tyro, the library that parses the flags.
 
-    box: the printed message, a title and text inside a box of several lines.
+    box: the whole message as tyro prints it: a title and text inside a drawn box.
     """
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]
     below = itertools.dropwhile(_is_rule, lines)
