@@ -107,7 +107,7 @@ def evaluate(args: Sequence[str]) -> int:
             episodes: number of episodes
             seed: seed of the environments; the same seed plays the same episodes
             checkpoint: latest, best (highest mean return of an evaluation), or a checkpoint's path
-            max_steps: steps after which an episode is truncated; default: train.eval_steps
+            max_steps: steps after which an episode is truncated; default: the run's train.eval_steps
             device: device of the networks: auto, cpu or cuda
             video: folder for films, one of every tenth episode
             json: prints one JSON object on standard output, and nothing else
@@ -171,7 +171,8 @@ def show(args: Sequence[str]) -> int:
         """Lists agents, environments and presets, or all settings, or all metrics.
 
         Args:
-            agent: lists only the settings of this agent; for `list settings` alone
+            what: what to list; all: agents, environments and presets
+            agent: lists the settings of this agent only; allowed after `list settings`
         """
         return what, agent
 
@@ -224,7 +225,7 @@ def check(args: Sequence[str]) -> int:
     def command(
         agent: Annotated[Positional[str], arg(metavar="AGENT")],
     ) -> str:
-        """Runs the contract tests on an agent, in every kind of space that the agent declares.
+        """Tests an agent with the contract tests, in every kind of space that the agent declares.
 
         Args:
             agent: a name of `list agents`, or pkg.module:Class for your own
@@ -260,15 +261,16 @@ def measure(args: Sequence[str]) -> int:
         reverb_python: Path | None = None,
         json: Path | None = None,
     ) -> dict[str, Any]:
-        """Measures the speed of this replay and of other libraries' replays; prints a table.
+        """Measures the speed of dreamfleet's replay and of other libraries' replays; prints a
+        table.
 
         Args:
-            what: the part to measure
-            rows: names of the rows of the table to measure; default: all
-            rounds: how often each library is measured
-            quick: tests with tiny sizes that the benchmark runs; leaves out rows that start Ray
+            what: what to measure; only the replay has a benchmark
+            rows: names of the measurements (rows of the table) to make; default: all
+            rounds: how often each measurement is repeated
+            quick: measures tiny sizes, to test the benchmark; leaves out rows that start Ray
             reverb_python: a Python interpreter that has dm-reverb and TensorFlow
-            json: file for the measurements
+            json: file to write the measurements to
         """
         return dict(locals())
 
@@ -313,7 +315,8 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
         Args:
             resume: continues an earlier run: its folder, or latest
             set: any other setting, such as train.chunk=32 or agent.dream_horizon=10; or an argument
-                of the environment, env.gravity=5, or of evaluations alone, eval_env.gravity=9.8
+                of the environment, such as env.gravity=5; or an argument that the environment gets
+                in evaluations only, such as eval_env.gravity=9.8
         """
         return run, resume, set
 

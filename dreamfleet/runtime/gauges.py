@@ -40,14 +40,13 @@ class Gauges:
     def forget_waits(self) -> None:
         """Forgets all waiting times so far. Called at the first gradient step.
 
-        Before the first gradient step the learner always waits for rows, which says nothing about
-        its speed.
+        Until then the learner only waits for rows, which says nothing about its speed.
         """
         self.waits = {}
         self._spent.clear()
 
     def add_return(self, episode_return: float) -> None:
-        """Records the return of a finished training episode, for the mean of the last 100 returns."""
+        """Records the return of a training episode, for the mean of the last 100 returns."""
         self._returns.append(episode_return)
 
     @property

@@ -44,19 +44,19 @@ RETRY_S: Final = (0.005, 0.5)  # bounds on the retry delay of a refused add
 
 
 class AwaitableReplay(Replay, Protocol):
-    """The replay in another process. Its method `wait` sleeps until the replay answers."""
+    """The replay in another process. Its method `wait` sleeps until an answer arrives."""
 
     def wait(self, seconds: float) -> None:
         """Sleeps up to `seconds`, until the replay answers a call that has not been answered yet."""
         ...
 
     def flush(self) -> bool:
-        """Sends the rows that wait to be sent. Returns whether the replay has accepted all rows."""
+        """Sends the rows that wait to be sent. Returns whether the replay has accepted all."""
         ...
 
 
 class AddReply(NamedTuple):
-    """The replay's answer to added rows, or to a batch of dreams that was added to a queue."""
+    """The replay's answer to rows, or to a batch of dreams, that a worker wants to add."""
 
     accepted: bool
     credit: int  # agent steps, or batches, that this caller may send before the next answer

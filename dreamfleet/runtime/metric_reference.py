@@ -38,9 +38,9 @@ the counter has changed.
 
 @dataclass(frozen=True)
 class Metric:
-    """The description of a metric, or of all metrics with names such as `model/error_N`.
+    """The description of one metric, or of all metrics whose names fit one pattern.
 
-    N stands for a number.
+    An example of a pattern is `model/error_N`, in which N stands for any number.
     """
 
     name: str  # as in TensorBoard; words in capitals stand for varying parts

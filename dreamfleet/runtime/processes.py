@@ -98,7 +98,7 @@ class Cluster(Protocol):
         ...
 
     def share(self, value: Any) -> Any:
-        """Stores a value once for many processes. Returns a reference to pass as an argument."""
+        """Stores a value once for many processes. Returns a reference that calls can pass on."""
         ...
 
     def wait(self, calls: Collection[Any], seconds: float, every: bool = False) -> list[Any]:
@@ -113,7 +113,7 @@ class Cluster(Protocol):
         ...
 
     def dead_services(self) -> list[str]:
-        """Returns the names of the cluster's own processes, such as Ray's `raylet`, that have died."""
+        """Returns the names of the cluster's own processes, such as `raylet`, that have died."""
         ...
 
     def resources(self) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""Proxies for the replay and the weight store: workers use them to call these in other processes."""
+"""Proxies through which workers call the replay and the weight store in other processes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Connection(Protocol):
 
 @dataclass
 class _Chunk:
-    """A chunk of an actor's rows, or a batch for a queue, that is sent to the replay in one call."""
+    """A chunk of an actor's rows, or a batch for a queue, which one call sends to the replay."""
 
     rows: Batch
     streams: Array | None
@@ -361,12 +361,11 @@ class WeightsProxy:
         return cast(int, self.connection.get(self.connection.call("publish", group, weights)))
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
-        """Returns (version, weights) if the weight store has a newer version than `have`, else
-        None.
+        """Returns (version, weights) if the store has a newer version than `have`, else None.
 
-        Also returns None, without asking the store, within `PULL_EVERY_S` seconds after the last
-        request for this weight group. group: the set of networks that one process trains (`world`
-        or `policy`). have: the version that the caller has.
+        Also returns None, without asking the weight store, within `PULL_EVERY_S` seconds after the
+        last request for this weight group. group: the set of networks that one process trains
+        (`world` or `policy`). have: the version that the caller has.
         """
         if time.monotonic() < self._pull_at.get(group, 0.0):
             return None

@@ -46,8 +46,9 @@ class RayStartup:
     spared: list[int]  # ids of descendants of this process from before Ray was started
 
     def abandon(self) -> None:
-        """Kills all processes of Ray that were started so far, without waiting for the start to
-        end.
+        """Kills all processes of Ray that were started so far.
+
+        Does not wait for the start to end.
         """
         kill_descendants(self.spared)
         shutil.rmtree(self.importable, ignore_errors=True)

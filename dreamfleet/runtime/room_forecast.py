@@ -11,10 +11,9 @@ MEASURED_S: Final = 0.25  # shortest time over which the rate is measured, in se
 class RoomForecast:
     """Predicts how long an actor must wait until a replay table accepts its rows.
 
-    A table accepts more agent steps (actions taken) only after more samples have been drawn. Its
-    limit is the number of agent steps that it would have after accepting all that it can accept
-    now. The forecast measures how fast the limit grows. All times are seconds of one monotonic
-    clock.
+    The table's limit is the number of agent steps (actions taken) added so far plus the number that
+    the table still accepts. The limit grows as samples are drawn. The forecast measures how fast
+    the limit grows. All times are seconds of one monotonic clock.
     """
 
     def __init__(self) -> None:
