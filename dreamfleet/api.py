@@ -122,7 +122,10 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """All settings of the run, with the changes that were made when the run was resumed."""
+        """All settings of the run.
+
+        After a resume they include the settings that were changed then.
+        """
         return read_config(self.path)
 
     def metrics(self, kind: str | None = None) -> list[Event]:
@@ -185,10 +188,7 @@ class Run:
 
 @dataclass(frozen=True)
 class PolicyState:
-    """The state of a policy in n environments.
-
-    `Policy.act` returns it, and its next call takes it.
-    """
+    """The state of a policy in n environments, which `Policy.act` returns for its next call."""
 
     n: int
     memory: State = field(repr=False)

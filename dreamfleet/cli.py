@@ -107,7 +107,7 @@ def evaluate(args: Sequence[str]) -> int:
             episodes: number of episodes
             seed: seed of the environments; the same seed plays the same episodes
             checkpoint: latest, best (highest mean return of an evaluation), or a checkpoint's path
-            max_steps: steps after which an episode is truncated; default: the run's train.eval_steps
+            max_steps: steps after which an episode is truncated; default: the setting train.eval_steps
             device: device of the networks: auto, cpu or cuda
             video: folder for films, one of every tenth episode
             json: prints one JSON object on standard output, and nothing else
@@ -143,8 +143,8 @@ def evaluate(args: Sequence[str]) -> int:
 def in_words(figures: Mapping[str, Any]) -> str:
     """Returns the statistics of an evaluation as one line of text.
 
-    figures: statistic → value, such as `return_mean`, over all episodes or over one category of
-    them.
+    figures: name, such as `return_mean` → value. They are of all episodes, or of one category of
+    episodes, such as one level of difficulty.
     """
     facts = [key for key in figures if key.endswith("_mean") and "/" not in key]
     others = [key for key in facts if key not in ("return_mean", "length_mean")]
@@ -220,7 +220,7 @@ def show(args: Sequence[str]) -> int:
 
 
 def check(args: Sequence[str]) -> int:
-    """Runs the command `check`: tests whether an agent obeys the contract tests for agents."""
+    """Runs the command `check`: tests whether an agent does what the contract tests demand."""
 
     def command(
         agent: Annotated[Positional[str], arg(metavar="AGENT")],
@@ -261,8 +261,7 @@ def measure(args: Sequence[str]) -> int:
         reverb_python: Path | None = None,
         json: Path | None = None,
     ) -> dict[str, Any]:
-        """Measures the speed of dreamfleet's replay and of other libraries' replays; prints a
-        table.
+        """Measures the speed of dreamfleet's replay and of other libraries; prints a table.
 
         Args:
             what: what to measure; only the replay has a benchmark

@@ -67,9 +67,9 @@ def advice(waits: Mapping[str, float]) -> str:
 def waited(waits: Mapping[str, float], pair: Pair) -> float:
     """Returns the fraction of its time for which one part of a run waits for another part.
 
-    pair: the part that waits and the awaited part, such as ("learner", "replay"). waits: fractions
-    by key, such as `{"learner → replay": 0.4, "learner → replay + dreamer": 0.2}`. All keys with
-    this pair are summed: here the result is 0.6.
+    pair: the part that waits and the awaited part, such as ("learner", "replay"). waits: pairs →
+    fractions of time, such as `{"learner → replay": 0.4, "learner → replay + dreamer": 0.2}`. Here
+    the learner waits for the replay for 0.4 + 0.2 = 0.6 of its time.
     """
     role, partner = pair
     return sum(

@@ -204,8 +204,7 @@ class RayCluster:
     def resources(self) -> Mapping[str, float]:
         """Returns the amount of each resource ("CPU", "GPU") that this run may use.
 
-        On a cluster that was running before, these are the resources that other programs leave
-        free.
+        On a Ray cluster that the run has joined, it is the amount that is free at present.
         """
         joined = bool(self._config.address)
         return dict(ray.available_resources() if joined else ray.cluster_resources())

@@ -174,7 +174,8 @@ class Fleet:
     def _ended_turns(self, seconds: float) -> list[Process]:
         """Waits up to `seconds` until a worker process ends its turn (one second of work).
 
-        Returns the processes whose turn has ended, and also the processes whose turn is too late.
+        Returns the processes whose turn has ended, and the processes whose turn is past its
+        deadline.
         """
         by_turn = {process.turn: process for process in self._processes.values()}
         done, now = self._cluster.wait(list(by_turn), seconds), time.monotonic()
@@ -193,9 +194,10 @@ class Fleet:
     def _handle_turns(self, processes: Sequence[Process], next_s: float | None) -> None:
         """Records the reports of processes whose turn has ended, and starts their next turns.
 
-        A turn is one second of work of a process. Workers with an error are restarted in their
-        process. A process whose turn is late or failed is stopped, to be replaced. next_s: the
-        length of the next turns in seconds; None starts no turns, as the run ends.
+        A turn is one second of work of a process. Workers with an error are restarted in the same
+        process. A process whose turn is past its deadline, or failed, is stopped and later
+        replaced. next_s: the length of the next turns in seconds; None starts no turns, as the run
+        ends.
         """
         if not processes:
             return
@@ -240,7 +242,7 @@ class Fleet:
         self._restart_at[process.names] = time.monotonic() + delay_s
 
     def _has_added_rows(self, name: str) -> bool:
-        """Returns whether the replay has rows that an actor has sent since its last start.
+        """Returns whether the replay has accepted rows of an actor since the actor's last start.
 
         name: the actor, such as `actor-3`. For any other worker the result is False.
         """
@@ -310,9 +312,9 @@ class Fleet:
             session.take_last_evaluation(report)
 
     def _turn_ends(self, process: Process) -> bool:
-        """Waits until a process ends its turn (a second of work, or an evaluation). Returns True.
+        """Waits until a process ends its turn (a second of work) or evaluation. Then returns True.
 
-        Returns False if the turn is too late or a signal interrupts the run.
+        Returns False if the process misses its deadline or a signal interrupts the run.
         """
         while not self._cluster.wait([process.turn], POLL_S):
             self._session.refresh()
@@ -323,10 +325,10 @@ class Fleet:
     # ------------------------------------------------------------------------------- faults
 
     def _replay_answers(self, calls: Sequence[Any]) -> list[Any]:
-        """Returns the answers of all replay shards to one call. Waits for them.
+        """Waits until all replay shards have answered a call. Returns the answers.
 
-        A shard stores a part of the rows, in its own process. calls: one call for each shard, in
-        the order of the shards. Raises WorkerFailed if a shard is dead or does not answer in time.
+        A shard stores a part of the rows, in its own process. calls: the call to each shard, in the
+        order of the shards. Raises WorkerFailed if a shard is dead or does not answer in time.
         """
         shards = zip(calls, self._replays, self._replay_names, strict=True)
         return [self._answer(call, handle, name) for call, handle, name in shards]
@@ -383,7 +385,7 @@ class Fleet:
         return Fault(failure.reason, failure.reason if failure.died else str(failure))
 
     def _check_services(self) -> None:
-        """Raises WorkerFailed if a process of Ray itself is dead. Later calls raise nothing."""
+        """Raises WorkerFailed if a process of Ray itself is dead. Raises it only once per run."""
         dead = self._cluster.dead_services()
         if not dead or self._dead_services:
             return

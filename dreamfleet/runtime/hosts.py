@@ -47,7 +47,7 @@ class AwaitableReplay(Replay, Protocol):
     """The replay in another process. Its method `wait` sleeps until an answer arrives."""
 
     def wait(self, seconds: float) -> None:
-        """Sleeps up to `seconds`, until the replay answers a call that has not been answered yet."""
+        """Sleeps up to `seconds`, until the replay answers a call that is not answered yet."""
         ...
 
     def flush(self) -> bool:
@@ -72,10 +72,7 @@ class SampleRequest(NamedTuple):
 
 
 class _TableAccess:
-    """The lock of one replay table.
-
-    Also counts callers that wait and samples that are being sent.
-    """
+    """The lock of one replay table, with the callers that wait and the samples being sent."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -121,7 +118,7 @@ class ReplayHost:
     holding the lock.
 
     state: the saved state from which the shard continues; None: empty. end_at: the number of agent
-    steps (actions taken) after which `add` accepts no more rows.
+    steps (actions taken) after which `add` accepts no more rows; None: no limit.
     """
 
     def __init__(
@@ -187,7 +184,7 @@ class ReplayHost:
     ) -> PackedSample | Packed | None:
         """Samples windows from a table, or takes a batch from a queue.
 
-        Waits up to `wait_s` seconds. Returns a packed sample of a table, a packed batch of a queue,
+        Waits up to `wait_s` seconds for enough rows or a batch. Returns it packed into one buffer,
         or None if the time is up. consumer: the use of the sample, such as `policy`. count: the
         number of windows; None: the batch size of the consumer. request: the client's name and the
         number of the request; a client's requests are answered in order.

@@ -40,7 +40,7 @@ class NoAnswer(Exception):
 
 
 class ProcessHandle(Connection, Protocol):
-    """A connection to a process of this run, which can call its methods and stop it."""
+    """A connection to a process of this run, to call the process's methods and to stop it."""
 
     def stop(self) -> None:
         """Kills the process."""

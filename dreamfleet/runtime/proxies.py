@@ -25,10 +25,7 @@ PULL_EVERY_S: Final = 0.2  # between two requests for newer weights of a group
 
 
 class Unreachable(Gone):
-    """Raised when a process does not answer a call.
-
-    The process may have executed the call or not.
-    """
+    """Raised if a process does not answer a call. The call may have been executed or not."""
 
 
 class Connection(Protocol):
@@ -117,11 +114,11 @@ class _Request:
 class ShardProxy:
     """A proxy for one replay shard (a part of the replay) in another process.
 
-    Its methods send calls and do not wait for the answers. For each table at most one chunk of rows
-    is in flight (sent and not answered), so that chunks arrive in order. Every answer grants a
-    credit: the number of agent steps (actions taken) that may be sent before the next answer.
-    Within the credit `add` returns True at once. Chunks that are added while one is in flight are
-    sent together afterwards. Beyond the credit `add` returns False until the answer has come.
+    `add`, `ask` and `answer` never wait. For each table at most one chunk of rows is in flight
+    (sent and not answered), so that chunks arrive in order. Every answer grants a credit: the
+    number of agent steps (actions taken) that may be sent before the next answer. Within the credit
+    `add` returns True at once. Chunks that are added while one is in flight are sent together
+    afterwards. Beyond the credit `add` returns False until the answer has come.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -292,11 +289,11 @@ class ShardProxy:
 
 
 class ReplayProxy(ShardedReplay):
-    """A proxy for the replay, whose shards are in other processes.
+    """A proxy for the replay in other processes, one process for each of its shards.
 
     A shard stores a part of the rows. The method `wait` sleeps until an answer arrives.
-    connections: one to the process of each shard. tables: the tables of the whole replay. seed:
-    seed of the random numbers that decide how many windows of a sample come from which shard.
+    connections: one to each shard. tables: the tables of the whole replay. seed: seed of the random
+    numbers that decide how many windows of a sample come from which shard.
     """
 
     def __init__(
@@ -320,8 +317,8 @@ class ReplayProxy(ShardedReplay):
     def wait(self, seconds: float) -> None:
         """Sleeps up to `seconds`, until an answer arrives or it is time to send refused rows again.
 
-        Waits only for answers that other methods of this proxy needed since the last `wait` and
-        that had not arrived.
+        Only those answers count that other methods of this proxy have looked for in vain since the
+        last `wait`.
         """
         unanswered = [call for proxy in self._proxies for call in proxy.unanswered]
         for proxy in self._proxies:
@@ -347,7 +344,7 @@ def _same_start(chunk: _Chunk, previous: _Chunk) -> bool:
 class WeightsProxy:
     """A proxy for the weight store in another process.
 
-    It asks for new weights only now and then.
+    Weights are requested at most once in `PULL_EVERY_S` seconds.
     """
 
     connection: Connection

@@ -39,7 +39,10 @@ ESSENTIAL: Final = ("gcs_server", "raylet")  # processes of Ray without which no
 
 @dataclass
 class RayStartup:
-    """The start of Ray in a thread: a future that ends with it, and what has to be cleaned up."""
+    """The start of Ray in a thread.
+
+    `dashboard` is a future that is done when Ray is ready. `abandon` ends the start.
+    """
 
     dashboard: Future[str]  # the dashboard's address, or ""; done once Ray is ready
     importable: Path  # the folder from which Ray's processes import dreamfleet

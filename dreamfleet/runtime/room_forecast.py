@@ -42,8 +42,8 @@ class RoomForecast:
         """Returns the expected seconds until the replay table accepts `steps` more agent steps.
 
         An agent step is an action taken. now: the present time. The result is at least the time
-        since the table's limit last changed. If the limit has not changed for ten seconds, no
-        change is expected for another ten seconds.
+        since the table's limit (agent steps added plus agent steps still accepted) last changed. If
+        the limit has not changed for ten seconds, no change is expected for another ten seconds.
         """
         at_rate = steps / self._steps_per_s if self._steps_per_s > 0 else 0.0
         return max(at_rate, now - self._changed_at)

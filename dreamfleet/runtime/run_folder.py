@@ -95,9 +95,9 @@ class RunFolder:
     def create(cls, config: RunConfig, runs: Path = RUNS, command: str = "") -> Self:
         """Creates and locks the folder of a new run, and writes the run's config.yaml.
 
-        The folder is `config.run_dir`, or, if that is None, a folder in `runs` named after the
-        time. command: the command line that started the run, for config.yaml. Raises UserError if
-        the folder cannot be created or used.
+        The folder is `config.run_dir`. If that is None, it is a new folder in `runs`, named after
+        the time, the agent, the environment and the seed. command: the command line that started
+        the run, for config.yaml. Raises UserError if the folder cannot be created or used.
         """
         path = Path(config.run_dir) if config.run_dir else _free_path(config, runs)
         check_new(path)
@@ -117,9 +117,9 @@ class RunFolder:
     def reopen(cls, path: Path, config: RunConfig, command: str = "") -> Self:
         """Locks the folder of an earlier run, in order to continue the run.
 
-        Changes no earlier file. path: the folder. config: the configuration with which the run
-        continues. command: the command line, for config.yaml. Raises UserError if the folder cannot
-        be written to.
+        path: the folder. config: the configuration with which the run continues. command: the
+        command line, which `record` will write to config.yaml. Raises UserError if the folder
+        cannot be written to.
         """
         try:
             return cls(path, replace(config, run_dir=str(path)), command, ())

@@ -198,7 +198,7 @@ class Session:
         return min(shortest * 2 ** (repeated - 1), longest) if repeated > 0 else 0.0
 
     def refresh(self) -> None:
-        """Updates the display and writes a line of metrics, each if it is time to."""
+        """Updates the display if it is due, and writes a line of metrics every ten seconds."""
         self.announce()
         if time.monotonic() >= self._period_ends:
             self._period_ends = time.monotonic() + PERIOD_S

@@ -153,7 +153,7 @@ def _count(n: int, noun: str) -> str:
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raises UserError for a setting not named `train.…`, `agent.…`, `env.…` or `eval_env.…`.
 
-    settings: name → value.
+    settings: dotted name → value, as `--set` gives them.
     """
     for key in settings:
         if not key.startswith(SETTABLE) or key.endswith("."):
@@ -166,10 +166,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def check_same_run(
     saved: RunConfig, config: RunConfig, settings: Mapping[str, Any], path: Path
 ) -> None:
-    """Raises UserError if new flags or settings change what must not change in a resumed run.
+    """Raises UserError if new flags or settings contradict those of the run to resume.
 
-    saved: the configuration of the run. config: the same, with the new flags. settings: dotted name
-    → new value. path: the run's folder.
+    Only some flags, such as `--steps`, may change; settings `agent.…` may not. saved: the
+    configuration of the run. config: the same, with the new flags. settings: dotted name → new
+    value. path: the run's folder.
     """
     for field in fields(Flags):
         was, now = getattr(saved, field.name), getattr(config, field.name)

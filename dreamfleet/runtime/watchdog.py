@@ -60,7 +60,7 @@ class EnvCalls:
 
 
 class WatchedEnv:
-    """N environments whose calls are recorded, so that a watchdog can see how long they take."""
+    """N environments whose calls are recorded, so that a watchdog sees how long each call takes."""
 
     def __init__(self, env: VectorEnv, worker: str, calls: EnvCalls) -> None:
         self._env, self._worker, self._calls = env, worker, calls

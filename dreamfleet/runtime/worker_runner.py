@@ -74,15 +74,12 @@ class WorkerRunner:
 
     @property
     def waiting_for(self) -> str:
-        """The parts of the run that the worker waits for, such as `replay + dreamer`; "" for none."""
+        """The parts of the run that the worker waits for, such as `replay + dreamer`, or ""."""
         reasons = self._worker.waiting_for.split(", ") if self._worker else []
         return " + ".join(dict.fromkeys(reason.partition(":")[0] for reason in reasons))
 
     def step(self) -> bool:
-        """Lets the worker take one step.
-
-        Returns False if the worker had to wait or had an error.
-        """
+        """Lets the worker take one step. Returns False if the worker had to wait or failed."""
         began = time.perf_counter()
         moved = self._try(lambda worker: worker.step())
         if self.broken:
@@ -153,10 +150,7 @@ class WorkerRunner:
         self._worker, self._fault, self._progress = None, None, progress
 
     def report(self) -> Report:
-        """Returns what the worker has done since the previous report.
-
-        Sets the measured times to 0.
-        """
+        """Returns the worker's report since the previous report. Sets its measured times to 0."""
         worker = self._worker
         report = Report(
             worker=self.name,
