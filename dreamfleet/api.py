@@ -122,10 +122,7 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """All settings of the run.
-
-        After a resume they include the settings that were changed then.
-        """
+        """All settings of the run, with the values of its last start or resume."""
         return read_config(self.path)
 
     def metrics(self, kind: str | None = None) -> list[Event]:

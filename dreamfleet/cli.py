@@ -107,7 +107,7 @@ def evaluate(args: Sequence[str]) -> int:
             episodes: number of episodes
             seed: seed of the environments; the same seed plays the same episodes
             checkpoint: latest, best (highest mean return of an evaluation), or a checkpoint's path
-            max_steps: steps after which an episode is truncated; default: the setting train.eval_steps
+            max_steps: steps after which an episode is truncated; default: setting train.eval_steps
             device: device of the networks: auto, cpu or cuda
             video: folder for films, one of every tenth episode
             json: prints one JSON object on standard output, and nothing else

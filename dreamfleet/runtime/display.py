@@ -187,7 +187,10 @@ class Display:
         self._live.update(Group(*parts), refresh=True)
 
     def _tick(self) -> None:
-        """Shows again and again for how many seconds the run has been waiting. Runs in a thread."""
+        """Keeps the seconds of a wait up to date, which `wait_for` began to show.
+
+        Runs in a thread.
+        """
         # While Ray starts, `Interrupts` ignores Ctrl-C but blocks it in the main thread, where it
         # stays pending. In a thread that did not block Ctrl-C, it would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

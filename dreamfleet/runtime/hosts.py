@@ -184,10 +184,10 @@ class ReplayHost:
     ) -> PackedSample | Packed | None:
         """Samples windows from a table, or takes a batch from a queue.
 
-        Waits up to `wait_s` seconds for enough rows or a batch. Returns it packed into one buffer,
-        or None if the time is up. consumer: the use of the sample, such as `policy`. count: the
-        number of windows; None: the batch size of the consumer. request: the client's name and the
-        number of the request; a client's requests are answered in order.
+        Waits up to `wait_s` seconds. Returns the sample or batch, packed into one buffer, or None
+        if the time is up. consumer: the use of the sample, such as `policy`. count: the number of
+        windows; None: the batch size of the consumer. request: the client's name and the number of
+        the request; a client's requests are answered in order.
         """
         access, server = self._access_to(table), self._server
         deadline = time.monotonic() + wait_s

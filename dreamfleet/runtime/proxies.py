@@ -317,8 +317,7 @@ class ReplayProxy(ShardedReplay):
     def wait(self, seconds: float) -> None:
         """Sleeps up to `seconds`, until an answer arrives or it is time to send refused rows again.
 
-        Only those answers count that other methods of this proxy have looked for in vain since the
-        last `wait`.
+        It waits for the answers to calls that were found unanswered since the last `wait`.
         """
         unanswered = [call for proxy in self._proxies for call in proxy.unanswered]
         for proxy in self._proxies:
