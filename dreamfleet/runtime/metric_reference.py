@@ -54,7 +54,7 @@ class Metric:
         return _pattern(self.name).fullmatch(name) is not None
 
     def shown(self, value: float) -> str:
-        """Returns a value of this metric as text: with its unit, or as a percentage for fractions."""
+        """Returns a value of this metric as text, with its unit; fractions as percentages."""
         if self.unit == "fraction":
             return f"{value:.0%}"
         number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
