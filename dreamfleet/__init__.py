@@ -1,10 +1,11 @@
 """World-model reinforcement learning: actors, dreamers and a learner that share one replay.
 
     policy = dreamfleet.load("runs/NAME")
-    action, state = policy.act(obs, state)
+    action, state = policy.act(obs, state)  # state: None at first
     run = dreamfleet.train(agent="dreamwalker", env="BipedalWalker-v3", steps=100_000, local=True)
 
-`import dreamfleet` is fast: heavy packages are imported when one of these names is first used.
+`import dreamfleet` is fast: numpy, torch and other packages are imported when `load`, `train`,
+`Run` or `Policy` is first used.
 """
 
 from __future__ import annotations

@@ -30,9 +30,10 @@ def load(
 ) -> Policy:
     """Returns the trained policy of a run.
 
-    run: the run's folder, or `latest`. checkpoint: `latest`, `best` (the highest mean return of an
-    evaluation), or the path of a checkpoint. device: auto, cpu or cuda. Raises UserError when the
-    run or the checkpoint does not exist.
+    run: the run's folder, or `latest` for the run in `runs/` with the most recent activity.
+    checkpoint: `latest`, `best` (the highest mean return of an evaluation), or the path of a
+    checkpoint. device: cpu, cuda, or auto (a GPU if there is one). Raises UserError when the run or
+    the checkpoint does not exist.
     """
     return Run(start.run_path(os.fspath(run))).policy(checkpoint, device)
 
@@ -47,13 +48,14 @@ def train(
 ) -> Run:
     """Trains an agent until the run has taken all its steps, and returns the run.
 
-    agent, env: an agent and an environment, with the defaults of `--agent` and `--env`. settings:
-    dotted name → value, as `--set` takes them, such as `{"agent.dream_horizon": 10}`. resume: the
-    folder of a run to continue, or `latest`; agent and env are then those of the run. flags: other
-    flags of the command line, such as `steps=5_000`, `seed=1` or `local=True`.
+    agent, env: names of an agent and an environment; None: dreamer-lite and CartPole-v1. settings:
+    dotted name → value, such as `{"agent.dream_horizon": 10}`. resume: the folder of a run to
+    continue, or `latest`; agent and env are then those of the run. flags: flags of the command line
+    as keyword arguments, such as `steps=5_000`, `seed=1` or `local=True`.
 
-    Raises UserError for wrong arguments, and WorkerFailed when a part of the run breaks for good.
-    Raises KeyboardInterrupt after Ctrl-C, once a checkpoint is saved.
+    Raises UserError for wrong arguments. Raises WorkerFailed when a part of the run, such as the
+    learner, fails and cannot be restarted. After Ctrl-C, saves a checkpoint and raises
+    KeyboardInterrupt.
     """
     named = {"agent": agent, "env": env}
     given = {name: value for name, value in named.items() if value is not None} | flags
@@ -82,9 +84,10 @@ def train(
 
 
 def plain(name: str, value: Any) -> Any:
-    """Converts the value of a setting to plain numbers, texts, lists and dicts, as YAML needs them.
+    """Converts the value of a setting to plain numbers, texts, lists and dicts, as YAML needs.
 
-    name: the setting, for the message. Raises UserError for a value that cannot be converted.
+    name: the name of the setting, for error messages. Raises UserError for a value that cannot be
+    converted.
     """
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -119,14 +122,15 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """All settings of the run after its last start."""
+        """All settings of the run, with the values of its last start or resume."""
         return read_config(self.path)
 
     def metrics(self, kind: str | None = None) -> list[Event]:
-        """Returns the events (lines) of the run's `metrics.jsonl` as dicts, oldest first.
+        """Returns the lines of the run's `metrics.jsonl` as dicts (events), oldest first.
 
-        kind: one of `KINDS`, such as "eval"; None: all kinds. docs/metrics.md describes the
-        metrics. Raises UserError for an unknown kind, and when there is no run in the folder.
+        kind: the kind of events to return, such as "eval" or "episode"; None: all kinds.
+        docs/metrics.md describes the metrics. Raises UserError for an unknown kind, and when the
+        folder holds no run.
         """
         if kind not in (None, *KINDS):
             raise UserError(f"no events of kind {kind!r}.{nearest(str(kind), KINDS)}")
@@ -144,11 +148,13 @@ class Run:
         device: str = "auto",
         video: str | Path | None = None,
     ) -> dict[str, Any]:
-        """Plays greedy episodes with the policy of a checkpoint. Returns their statistics.
+        """Plays greedy episodes with the policy of a checkpoint.
 
-        The result is the dict that `launch.py eval --json` prints. checkpoint: `latest`, `best` or
-        the path of a checkpoint. video: a folder for films of every tenth episode; the key `films`
-        of the result then holds their paths.
+        Returns statistics of the episodes. The result is the dict that `launch.py eval --json`
+        prints. episodes: the number of episodes. seed: the same seed plays the same episodes.
+        checkpoint: `latest`, `best` (the highest mean return of an evaluation), or the path of a
+        checkpoint. device: auto, cpu or cuda. video: a folder for films of every tenth episode; the
+        key `films` of the result then holds the paths of the films.
         """
         from dreamfleet.runtime.evaluate import evaluate
 
@@ -179,7 +185,7 @@ class Run:
 
 @dataclass(frozen=True)
 class PolicyState:
-    """A policy's memory of the present episodes of n environments, for the next call of `act`."""
+    """The state of a policy in n environments, which `Policy.act` returns for its next call."""
 
     n: int
     memory: State = field(repr=False)
@@ -189,8 +195,8 @@ class PolicyState:
 class Policy:
     """A trained policy, loaded from a checkpoint. It acts greedily, without exploration.
 
-    env_steps: env steps of the run when the checkpoint was saved. checkpoint: the checkpoint's
-    path.
+    env_steps: number of env steps after which the checkpoint was saved. checkpoint: the path of the
+    checkpoint.
     """
 
     def __init__(
@@ -204,13 +210,14 @@ class Policy:
     ) -> tuple[Any, PolicyState]:
         """Chooses an action for one observation, or N actions for a batch of N observations.
 
-        Returns the action, in the environment's own units, and the state for the next call. obs: an
-        observation as the environment returns it. state: the state from the last call, or None if
-        all episodes begin with this observation. first: bools of shape (N,), one for each
-        observation: True if an episode begins with it, while the other episodes go on.
+        Returns the action, as the environment's `step` takes it, and the state for the next call.
+        obs: an observation as the environment returns it. state: the state that the last call
+        returned; None if an episode begins with each observation in `obs`. first: bools of shape
+        (N,); True for an observation that begins an episode. With `first`, some environments can
+        begin an episode while others continue theirs.
 
         Raises ValueError for an observation outside the observation space. Raises ValueError for a
-        state or `first` that belongs to another policy or to another number of environments.
+        state of another policy, and for a state or `first` of another number of environments.
         """
         rows, batched = self._codec.encode(obs)
         n = len(rows)

@@ -1,6 +1,6 @@
-"""The command line. Commands are train (the default), eval, list, check and bench.
+"""The command line, with the commands train (the default), eval, list, check and bench.
 
-Packages that take long to import are imported only after the arguments were checked.
+Packages that take long to import, such as torch, are imported after the arguments were checked.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ commands: train (the default) · eval RUN · check AGENT · bench replay
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code.
 
-    Exit codes: 0 success, 1 a failure of the run or a bug, 2 a mistake of the user, 130 stopped by
-    Ctrl-C, 143 stopped by SIGTERM.
+    argv: the command and its arguments; None: those of the process. Exit codes: 0 success, 1 a
+    failure of the run or a bug, 2 a mistake of the user, 130 stopped by Ctrl-C, 143 stopped by
+    SIGTERM.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks are slower with more threads
     args = list(sys.argv[1:] if argv is None else argv)
@@ -106,7 +107,7 @@ def evaluate(args: Sequence[str]) -> int:
             episodes: number of episodes
             seed: seed of the environments; the same seed plays the same episodes
             checkpoint: latest, best (highest mean return of an evaluation), or a checkpoint's path
-            max_steps: steps after which an episode is truncated; default: train.eval_steps
+            max_steps: steps after which an episode is truncated; default: setting train.eval_steps
             device: device of the networks: auto, cpu or cuda
             video: folder for films, one of every tenth episode
             json: prints one JSON object on standard output, and nothing else
@@ -142,7 +143,8 @@ def evaluate(args: Sequence[str]) -> int:
 def in_words(figures: Mapping[str, Any]) -> str:
     """Returns the statistics of an evaluation as one line of text.
 
-    figures: statistics over all episodes, or over the episodes of one category.
+    figures: name, such as `return_mean` → value. They are of all episodes, or of one category of
+    episodes, such as one level of difficulty.
     """
     facts = [key for key in figures if key.endswith("_mean") and "/" not in key]
     others = [key for key in facts if key not in ("return_mean", "length_mean")]
@@ -169,7 +171,8 @@ def show(args: Sequence[str]) -> int:
         """Lists agents, environments and presets, or all settings, or all metrics.
 
         Args:
-            agent: lists only the settings of this agent; for `list settings` alone
+            what: what to list; all: agents, environments and presets
+            agent: lists the settings of this agent only; allowed after `list settings`
         """
         return what, agent
 
@@ -217,12 +220,12 @@ def show(args: Sequence[str]) -> int:
 
 
 def check(args: Sequence[str]) -> int:
-    """Runs the command `check`: tests whether an agent obeys the rules for agents."""
+    """Runs the command `check`: tests whether an agent does what the contract tests demand."""
 
     def command(
         agent: Annotated[Positional[str], arg(metavar="AGENT")],
     ) -> str:
-        """Runs the contract tests on an agent, in every kind of space that the agent declares.
+        """Tests an agent with the contract tests, in every kind of space that the agent declares.
 
         Args:
             agent: a name of `list agents`, or pkg.module:Class for your own
@@ -248,7 +251,7 @@ def check(args: Sequence[str]) -> int:
 
 
 def measure(args: Sequence[str]) -> int:
-    """Runs the command `bench`: compares the speed of this replay with that of other libraries."""
+    """Runs the command `bench`: compares the speed of dreamfleet's replay with other libraries."""
 
     def command(
         what: Positional[Literal["replay"]],
@@ -258,15 +261,15 @@ def measure(args: Sequence[str]) -> int:
         reverb_python: Path | None = None,
         json: Path | None = None,
     ) -> dict[str, Any]:
-        """Measures the speed of this replay and of other libraries' replays; prints a table.
+        """Measures the speed of dreamfleet's replay and of other libraries; prints a table.
 
         Args:
-            what: the part to measure
-            rows: names of the rows of the table to measure; default: all
-            rounds: how often each library is measured
-            quick: tests with tiny sizes that the benchmark runs; leaves out rows that start Ray
+            what: what to measure; only the replay has a benchmark
+            rows: names of the measurements (rows of the table) to make; default: all
+            rounds: how often each measurement is repeated
+            quick: measures tiny sizes, to test the benchmark; leaves out rows that start Ray
             reverb_python: a Python interpreter that has dm-reverb and TensorFlow
-            json: file for the measurements
+            json: file to write the measurements to
         """
         return dict(locals())
 
@@ -295,10 +298,10 @@ def configured(args: Sequence[str]) -> Plan:
 
 
 def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tuple[str, ...]]:
-    """Parses the arguments of `train`.
+    """Parses the arguments of the command `train`.
 
-    Returns the flags, the value of --resume, and all values of --set. Flags that are not given have
-    the values of `base`.
+    Returns the flags, the value of --resume, and all values of --set. base: the values of flags
+    that are not given.
     """
 
     def command(
@@ -311,7 +314,8 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
         Args:
             resume: continues an earlier run: its folder, or latest
             set: any other setting, such as train.chunk=32 or agent.dream_horizon=10; or an argument
-                of the environment, env.gravity=5, or of evaluations alone, eval_env.gravity=9.8
+                of the environment, such as env.gravity=5; or an argument that the environment gets
+                in evaluations only, such as eval_env.gravity=9.8
         """
         return run, resume, set
 
@@ -320,9 +324,9 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
 
 
 def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
-    """Parses the values of --set, such as `env.size=[3, 4]`. Returns setting → value.
+    """Parses the values of --set, such as `env.size=[3, 4]`. Returns a dict: setting → value.
 
-    The part after the equals sign is parsed as YAML.
+    The text after the equals sign is parsed as YAML.
     """
     import yaml
 
@@ -339,9 +343,9 @@ def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
 
 
 def exponents(value: Any) -> Any:
-    """Returns `value` with texts such as `3e-4` converted to numbers, also inside lists and dicts.
+    """Converts texts such as `3e-4` to numbers, also inside lists and dicts; returns the new value.
 
-    YAML 1.1 parses such a number as text.
+    The YAML parser returns such numbers as text.
     """
     if isinstance(value, list):
         return [exponents(item) for item in value]
@@ -352,11 +356,11 @@ def exponents(value: Any) -> Any:
 
 
 def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str = "") -> Any:
-    """Parses `args` with the signature of `command`, calls `command`, and returns its result.
+    """Parses arguments for a function with tyro, calls the function, and returns its result.
 
-    name: the name of the command, for messages. more: text to show before the help. Raises
-    UserError with a message of one line for a wrong flag or value. The message is the first
-    sentence of the error that tyro prints.
+    command: the function; its parameters are the allowed flags. args: the arguments. name: the name
+    of the command, for messages. more: text to show before the help. Raises UserError for a wrong
+    flag or value, with the first sentence of tyro's error as the message.
     """
     description = f"{more}\n{(command.__doc__ or '').partition('Args:')[0].strip()}".strip()
     printed = io.StringIO()
@@ -383,7 +387,10 @@ def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str
 
 
 def flag_names(command: Callable[..., Any]) -> list[str]:
-    """Returns all flags of a command as they are typed, such as `--num-actors`."""
+    """Returns all flags of a command as a user types them, such as `--num-actors`.
+
+    command: the function whose parameters are the flags.
+    """
     names: list[str] = []
     for name, parameter in inspect.signature(command).parameters.items():
         inner = parameter.default
@@ -393,9 +400,9 @@ def flag_names(command: Callable[..., Any]) -> list[str]:
 
 
 def first_sentence(box: str) -> str:
-    """Returns the first sentence of an error message of tyro.
+    """Returns the first sentence of an error message of tyro, the library that parses the flags.
 
-    box: the printed message, a title and text inside a box of several lines.
+    box: the whole message as tyro prints it: a title and text inside a drawn box.
     """
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]
     below = itertools.dropwhile(_is_rule, lines)

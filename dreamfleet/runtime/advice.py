@@ -13,7 +13,7 @@ Pair = tuple[str, str]  # the role that waits, and the role or replay that it wa
 
 @dataclass(frozen=True)
 class Rule:
-    """A piece of advice on speed, with the waiting times under which the advice is given."""
+    """A piece of advice on how to make a run faster, and the waiting times that lead to it."""
 
     long: tuple[Pair, ...]  # pairs that wait at least `LONG`
     short: tuple[Pair, ...]  # pairs that wait less
@@ -50,11 +50,11 @@ RULES: Final = (
 
 
 def advice(waits: Mapping[str, float]) -> str:
-    """Returns advice, one or two sentences, that would make a run faster; "" if no rule fits.
+    """Returns one or two sentences on how to make a run faster, or "" if there is no advice.
 
-    waits: the key `learner → replay` has as value the fraction of the learner's time in which the
-    learner waited for the replay. In the key `learner → replay + dreamer` the learner waited for
-    both.
+    waits: how long parts of the run wait for each other, as fractions of their time. `{"learner →
+    replay": 0.6}` means that the learner waits for the replay for 60% of its time. With the key
+    `learner → replay + dreamer` the learner waits for both at once.
     """
     for rule in RULES:
         if all(waited(waits, pair) >= LONG for pair in rule.long) and all(
@@ -65,11 +65,11 @@ def advice(waits: Mapping[str, float]) -> str:
 
 
 def waited(waits: Mapping[str, float], pair: Pair) -> float:
-    """Returns the fraction of a role's time in which it waited for a partner.
+    """Returns the fraction of its time for which one part of a run waits for another part.
 
-    pair: the role and the partner, such as ("learner", "replay"). waits: `role → partner` or `role
-    → partner + partner` to a fraction of the role's time. All keys that contain the partner are
-    added up.
+    pair: the part that waits and the awaited part, such as ("learner", "replay"). waits: pairs →
+    fractions of time, such as `{"learner → replay": 0.4, "learner → replay + dreamer": 0.2}`. Here
+    the learner waits for the replay for 0.4 + 0.2 = 0.6 of its time.
     """
     role, partner = pair
     return sum(
@@ -91,7 +91,7 @@ WAITED_FOR: Final = {
 
 
 def in_words(pair: str) -> str:
-    """Returns a key of waiting times in words: `learner → replay` is `learner waits for rows`."""
+    """Returns a waiting pair in words: `learner → replay` becomes `learner waits for rows`."""
     role, _, partners = pair.partition(" → ")
     things = [WAITED_FOR.get((role, partner), partner) for partner in partners.split(" + ")]
     name = NAMES.get(role, role)

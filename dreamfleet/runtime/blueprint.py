@@ -1,4 +1,4 @@
-"""Builds every part of a run (agent, tables, workers) from the run's configuration."""
+"""Builds every part of a run (agent, replay tables, workers) from the run's configuration."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ from dreamfleet.runtime.watchdog import EnvCalls, WatchedEnv
 
 @dataclass(frozen=True)
 class Progress:
-    """The counters and saved state of a run from which a worker starts.
+    """The counters and saved environment states with which a worker (such as an actor) starts.
 
-    A worker starts at the beginning of a run, after a resume of the run, or after a fault of the
-    worker.
+    A worker starts when the run begins, when the run is resumed, and after the worker has failed.
     """
 
     env_steps: int = 0
@@ -50,7 +49,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Dependencies:
-    """The objects of a process that a worker is built with, such as agent, replay and weights."""
+    """The objects from which a worker (actor, learner, …) is built, such as agent and replay."""
 
     agent: Agent
     replay: Replay
@@ -63,10 +62,11 @@ class Dependencies:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """The configuration of a run and the spaces of its environment. Builds all parts of the run.
+    """The configuration of a run and its environment's spaces.
 
-    A blueprint is small and is sent to every process. A process imports only the libraries of the
-    parts that it builds: torch for an agent, gymnasium for an environment.
+    Its methods build all parts of the run. A blueprint is small and is sent to every process. A
+    process imports only the libraries of the parts that it builds: torch for an agent, gymnasium
+    for an environment.
 
     agent_path: `module:Class` of the agent. registry_entry: the environment's entry in Gymnasium's
     registry, for processes in which the environment is not registered yet.
@@ -79,7 +79,7 @@ class Blueprint:
 
     @classmethod
     def of(cls, config: RunConfig) -> Blueprint:
-        """Returns the blueprint of the run with this configuration.
+        """Returns the blueprint of a run: its configuration and the spaces of its environment.
 
         Raises UserError for an unknown agent or environment.
         """
@@ -91,33 +91,33 @@ class Blueprint:
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
         """Builds the agent of one process, with random generators of its own. Imports torch.
 
-        part: the name of the process, from which the seed follows. device: cpu, cuda or auto.
-        starts: how many times this process was started before.
+        part, starts: the name of the process, and how many times it was started before; the seed of
+        the random generators depends on both. device: cpu, cuda or auto.
         """
         agent_class, options = self._agent_class()
         return cast(Agent, agent_class(options, self.spec, self.seed(part, starts), device))
 
     def agent_options(self, agent: Agent) -> dict[str, Any]:
-        """Returns every option of an agent with its value.
+        """Returns every option of an agent with the value that the agent uses.
 
-        An agent may replace options of the configuration, such as a size of 0, by values that it
-        computes. The result contains the computed values, from the agent's attribute `config`.
+        An agent may compute a value itself, such as a batch size that the configuration gives as 0.
+        The result then has the computed value, from the agent's attribute `config`.
         """
         agent_class, options = self._agent_class()
         resolved = getattr(agent, "config", None)
         return asdict(resolved if isinstance(resolved, agent_class.Config) else options)
 
     def _agent_class(self) -> tuple[Any, Any]:
-        """Returns the agent's class, and the options with which to build the agent."""
+        """Returns the agent's class, and the options with which the class is called."""
         agent_class = agents.class_at(self.agent_path)
         return agent_class, apply(agent_class.Config(), self.config.agent_options, prefix="agent.")
 
     def tables(self, agent: Agent) -> dict[str, TableSpec | QueueSpec]:
-        """Returns the agent's replay tables, limited to the memory that `train.replay_gb` allows.
+        """Returns the agent's replay tables, made smaller if `train.replay_gb` allows less memory.
 
-        Raises UserError for tables that the replay cannot serve, and for tables that do not fit
-        into the memory of this machine. Memory is not checked if the run joins a cluster, because
-        the machine of the replay is not known yet.
+        Raises UserError for invalid tables, and for tables that do not fit into the memory of this
+        machine. Memory is not checked if the run joins a Ray cluster, because the machine that will
+        hold the replay is not known yet.
         """
         allowed, shards = self.config.train.replay_gb, self.config.train.replay_shards
         tables = agent.tables if allowed is None else budget.limited(agent.tables, allowed * 1e9)
@@ -131,10 +131,10 @@ class Blueprint:
         return tables
 
     def worker_names(self, groups: tuple[str, ...]) -> list[str]:
-        """Returns the names of all workers: actors, dreamers, the learner, the evaluator.
+        """Returns the names of all workers: actors, dreamers, the learner and the evaluator.
 
-        groups: the agent's weight groups (`world`, `policy`). An agent without the group `world`
-        has no dreamers.
+        groups: the agent's weight groups (networks that one process trains): `world` and `policy`,
+        or `policy` alone. Without `world` there are no dreamers.
         """
         config = self.config
         actors = [f"actor-{index}" for index in range(config.num_actors)]
@@ -143,10 +143,10 @@ class Blueprint:
         return actors + (dreamers if "world" in groups else []) + ["learner"] + evaluators
 
     def worker(self, name: str, deps: Dependencies) -> Worker:
-        """Builds one worker of a run.
+        """Builds one worker: an actor, a dreamer, the learner or the evaluator.
 
-        name: `actor-3`, `dreamer-0`, `learner` or `evaluator`. deps: the objects of the process,
-        such as agent and replay, that the worker uses.
+        name: `actor-3`, `dreamer-0`, `learner` or `evaluator`. deps: the objects that the worker
+        uses, such as agent and replay.
         """
         role, _, index = name.partition("-")
         if role in ("actor", "evaluator"):
@@ -160,23 +160,26 @@ class Blueprint:
         return self._learner(deps) if role == "learner" else self._evaluator(deps)
 
     def seed(self, part: str, starts: int = 0) -> int:
-        """Returns the seed of a part of the run; every process computes the same seed.
+        """Returns the seed of one part of the run. It is the same in every process.
 
-        part: any name, such as `replay`. starts: how many times the part was started before. The
-        seed depends on the run's seed, `part` and `starts`, so that a restarted actor does not
-        repeat its episodes.
+        part: a name, such as `replay`. starts: how many times the part was started before. The seed
+        depends on the run's seed, `part` and `starts`, so that a restarted actor does not repeat
+        its episodes.
         """
         return seeding.derive((self.config.seed, zlib.crc32(part.encode()), starts), 1)[0]
 
     def shard_seeds(self) -> list[int]:
-        """Returns a list with the seed of each replay shard (one of several replay processes)."""
+        """Returns the seeds of the replay shards.
+
+        A shard stores a part of the rows, in its own process.
+        """
         names = ["replay", *(f"replay-{i}" for i in range(1, self.config.train.replay_shards))]
         return [self.seed(name) for name in names]
 
     def evaluation_env(self, episodes: int) -> VectorEnv:
-        """Builds the environments of an evaluation.
+        """Builds the environments for an evaluation.
 
-        episodes: the number of episodes that the evaluation will play.
+        episodes: the number of episodes of the evaluation. There are at most as many environments.
         """
         from dreamfleet.envs.vector import GymVector
 
@@ -275,9 +278,10 @@ def env_spec(config: RunConfig) -> EnvSpec:
 
 
 def weight_groups(agent: Agent) -> tuple[str, ...]:
-    """Returns the weight groups of an agent: ("world", "policy"), or ("policy",) if model-free.
+    """Returns the names of an agent's weight groups: ("world", "policy"), or ("policy",).
 
-    A weight group is the set of networks that one process trains.
+    A weight group is the set of networks that one process trains. A model-free agent has no group
+    `world`.
     """
     real = agent.tables["real"]
     assert isinstance(real, TableSpec)

@@ -1,7 +1,7 @@
 """Trains on Ray, with each part of a run in a process of its own.
 
-`runtime/fleet.py` supervises the processes and knows nothing of Ray. This module implements, with
-Ray, the interface that the fleet uses.
+`runtime/fleet.py` supervises the processes without importing Ray. This module starts and calls the
+processes with Ray.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def train(
 ) -> int:
     """Trains on Ray until all steps are taken or a signal interrupts. Returns the exit code.
 
-    resumed: the state of the checkpoint from which the run continues; None for a new run. Raises
-    WorkerFailed when a process breaks and a restart cannot help.
+    folder: the run's folder. resumed: the state of the checkpoint from which the run continues;
+    None for a new run. Raises WorkerFailed when a process fails and a restart cannot help.
     """
     blueprint = Blueprint.of(config)
     build = partial(blueprint.agent, "driver", "cpu")  # imports torch, while Ray starts
@@ -69,12 +69,11 @@ def train(
 
 @contextmanager
 def started_ray(session: Session, agent_path: str, meanwhile: Callable[[], T]) -> Iterator[T]:
-    """Starts or joins Ray, calls `meanwhile` in parallel, and yields the result of `meanwhile`.
+    """A context manager that starts or joins Ray while a thread calls `meanwhile`.
 
-    An interrupt during the start ends this process and kills Ray's processes. The signal must not
-    reach Ray: Ray would stop half started and leave processes behind.
-
-    agent_path: `module:Class` of the agent.
+    Yields the result of `meanwhile`. Ctrl-C during the start kills Ray's processes and ends this
+    process. Ray itself does not see the Ctrl-C: it would stop half started and leave processes
+    behind. agent_path: `module:Class` of the agent.
     """
     session.interrupts.block()
     result = in_thread(meanwhile)
@@ -93,10 +92,10 @@ def started_ray(session: Session, agent_path: str, meanwhile: Callable[[], T]) -
 
 
 def check_environment(session: Session, blueprint: Blueprint) -> None:
-    """Raises UserError unless a machine of the joined cluster can build environment and agent.
+    """Raises UserError unless the Ray cluster can build the run's environment and agent.
 
-    Returns without an error after an interrupt, and after `BUILD_S` seconds without an answer. A
-    problem then shows itself when the processes start.
+    Tries it on one machine of the cluster. Gives up without an error after Ctrl-C or SIGTERM, and
+    after `BUILD_S` seconds. A problem then appears when the processes of the run start.
     """
     config = blueprint.config
     call = ray.remote(num_cpus=0, max_retries=0)(build_problem).remote(blueprint)
@@ -116,9 +115,9 @@ def check_environment(session: Session, blueprint: Blueprint) -> None:
 
 @dataclass(frozen=True)
 class RayHandle:
-    """A `ProcessHandle` (a connection to a process) whose process is a Ray actor.
+    """A connection to a Ray actor (a process). It implements the protocol `ProcessHandle`.
 
-    groups: name of a method → the thread group of the process that executes the method.
+    groups: method name → name of the group of threads in which the process executes the method.
     """
 
     actor: ActorHandle
@@ -149,9 +148,9 @@ class RayHandle:
 
 
 class RayCluster:
-    """A `Cluster` (starts processes and collects their answers) that uses Ray.
+    """Starts processes as Ray actors and collects their answers. Implements the protocol `Cluster`.
 
-    This process must have started or joined Ray before.
+    Ray must be started or joined before.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -167,9 +166,11 @@ class RayCluster:
         groups: Mapping[str, str] | None = None,
         **options: str,
     ) -> RayHandle:
-        """Starts a Ray actor that holds the object `kind(*args)`, as `Cluster.start` describes.
+        """Starts a process (a Ray actor) that holds the object `kind(*args)`. Returns its handle.
 
-        options: `name` and `namespace`, as Ray uses them.
+        cpus, gpus: the amounts that the process asks for; fractions are allowed. threads: name of a
+        thread group → number of its threads. groups: method name → the thread group that executes
+        the method. options: `name` and `namespace` of the process in Ray.
         """
         remote = ray.remote(concurrency_groups=dict(threads)) if threads else ray.remote
         process = remote(kind).options(num_cpus=cpus, num_gpus=gpus, **options)
@@ -203,12 +204,12 @@ class RayCluster:
     def resources(self) -> Mapping[str, float]:
         """Returns the amount of each resource ("CPU", "GPU") that this run may use.
 
-        On a joined cluster these are the resources that other programs leave free.
+        On a Ray cluster that the run has joined, it is the amount that is free at present.
         """
         joined = bool(self._config.address)
         return dict(ray.available_resources() if joined else ray.cluster_resources())
 
 
 def _message(error: RayError) -> str:
-    """Returns the text of a Ray error, without the codes that colour a terminal."""
+    """Returns the text of a Ray error, without the codes that print colours on a terminal."""
     return re.sub(r"\x1b\[\d*m", "", str(error)).strip() or type(error).__name__

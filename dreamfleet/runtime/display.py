@@ -36,9 +36,9 @@ SPACE: Final = "\u00a0"  # a space at which no line is broken
 
 @dataclass(frozen=True)
 class Status:
-    """The counters and metrics of a run at one moment, for the display.
+    """The counters and metrics of a run at one moment, which the display shows.
 
-    The display itself computes speeds and the time left.
+    Speeds and the time left are not included: the display computes them.
     """
 
     env_steps: int
@@ -59,10 +59,11 @@ class Status:
 
 
 class Display:
-    """Shows a run on stderr. Use it as a context manager; the last status stays on the screen.
+    """Shows the status of a run on stderr: a live panel on a terminal, plain lines elsewhere.
 
-    title: the name of the run, in the first line of the panel. clock: a function that returns
-    seconds; the display refreshes the screen by this clock.
+    Used as a context manager. At the end the last status stays on the screen. title: the first line
+    of the panel. clock: a function that returns the time in seconds; it decides when the screen is
+    refreshed.
     """
 
     def __init__(
@@ -90,14 +91,18 @@ class Display:
         self._restore_echo: Callable[[], None] = lambda: None
 
     def due(self) -> bool:
-        """Tells whether `update` would show a status now.
+        """Returns whether enough time has passed for `update` to show the next status.
 
-        A caller asks first, because computing a status takes longer than asking.
+        A caller asks this before it computes a status, which takes time.
         """
         return self._clock() >= self._next
 
     def update(self, status: Status) -> None:
-        """Shows `status`, unless the display has shown another status a moment ago."""
+        """Shows the status of the run, at most once in `LIVE_EVERY_S` or `PLAIN_EVERY_S` seconds.
+
+        `LIVE_EVERY_S` applies to a live panel, `PLAIN_EVERY_S` to plain lines. A call that comes
+        earlier does nothing.
+        """
         if not self.due():
             return
         self._next = self._clock() + (LIVE_EVERY_S if self._live else PLAIN_EVERY_S)
@@ -105,19 +110,20 @@ class Display:
         self._show(status)
 
     def finish(self, status: Status) -> None:
-        """Shows `status` as the last status of the run, even if another was shown a moment ago."""
+        """Shows the last status of the run at once, unless the screen already shows this status."""
         if status != self._shown:
             self._show(status)
 
     def note(self, line: str) -> None:
-        """Prints one line that stays on the screen, such as an address or a saved checkpoint."""
+        """Prints one line that stays on the screen, such as the path of a saved checkpoint."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def wait_for(self, what: str, plain: bool = True) -> None:
-        """Shows what the run waits for, such as `starting Ray`; "" ends the pause.
+        """Shows what the run waits for, such as `starting Ray`. The text "" ends the message.
 
-        A terminal shows the text `what` at once. Plain output gets a line only when the pause has
-        lasted `SAY_AFTER_S` seconds, and none with `plain=False`.
+        what: the text. On a terminal it appears at once, below the panel. In plain output it
+        appears as a line if the wait lasts longer than `SAY_AFTER_S` seconds; with `plain=False` it
+        never does.
         """
         self._waits_since = self._said_at = time.monotonic()
         self._waits_for = what if plain or self._live else ""
@@ -139,7 +145,7 @@ class Display:
         self.stop()
 
     def stop(self) -> None:
-        """Stops refreshing the screen. The last status stays visible."""
+        """Stops refreshing the screen. The last status of the run stays visible."""
         self._stopping.set()
         self._waits_for = ""
         if self._live:
@@ -167,7 +173,7 @@ class Display:
                 self.note(f"advice: {found}")
 
     def _refresh(self) -> None:
-        """Draws the live panel: the last status, and the thing that the run waits for."""
+        """Draws the live panel again: the last status, and below it the text of `wait_for`."""
         if not self._live:
             return
         parts: list[RenderableType] = []
@@ -181,7 +187,10 @@ class Display:
         self._live.update(Group(*parts), refresh=True)
 
     def _tick(self) -> None:
-        """Keeps the text about a pause up to date while the run is busy. Runs in its own thread."""
+        """Keeps the seconds of a wait up to date, which `wait_for` began to show.
+
+        Runs in a thread.
+        """
         # While Ray starts, `Interrupts` ignores Ctrl-C but blocks it in the main thread, where it
         # stays pending. In a thread that did not block Ctrl-C, it would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -205,10 +214,11 @@ class Display:
 def panel(
     title: str, status: Status, env_speed: float | None, update_speed: float | None
 ) -> RenderableType:
-    """Returns the live panel that shows a status on a terminal.
+    """Returns the live panel for a terminal: the title and the status of a run, line by line.
 
-    A line is broken only between values, so that a name and its value stay together. env_speed: env
-    steps per second. update_speed: policy updates per second. None: unknown.
+    status: the counters and metrics of the run. env_speed: env steps per second. update_speed:
+    policy updates per second. A speed of None is shown as unknown. Lines are broken between values,
+    so that a name and its value stay together.
     """
     return _View(title, status, env_speed, update_speed)
 
@@ -235,10 +245,10 @@ class _View:
 
 
 def wrapped(label: str, items: Sequence[str], width: int) -> list[str]:
-    """Returns a row of the panel as lines of at most `width` columns.
+    """Returns a row of the panel (a label and its values) as lines of at most `width` columns.
 
-    label: the word at the beginning of the row. items: the values of the row, as text. Lines are
-    broken between items where possible.
+    label: the word at the beginning of the row. items: the values as text. Lines are broken between
+    items where possible.
     """
     room = max(width - LABEL, 10)
     text = "   ".join(_unbroken(item, room) for item in items)
@@ -251,10 +261,11 @@ def wrapped(label: str, items: Sequence[str], width: int) -> list[str]:
 
 
 def _unbroken(item: str, room: int) -> str:
-    """Returns `item` with non-breaking spaces, so that no line is broken inside it.
+    """Replaces spaces in `item` by non-breaking spaces, so that no line is broken inside `item`.
 
-    item: a name with its value, or a sentence. A sentence, which ends with a full stop, is returned
-    unchanged. If `item` is longer than `room` columns, only its name and value are held together.
+    item: a name and a value, such as `replay ratio 1.0`, or a sentence. A sentence ends with a full
+    stop and is returned unchanged. If `item` is longer than `room` columns, only its last space is
+    replaced: the space before the value.
     """
     if item.endswith("."):
         return item
@@ -267,9 +278,10 @@ def _unbroken(item: str, room: int) -> str:
 def _rows(
     status: Status, env_speed: float | None, update_speed: float | None
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yields the rows of the panel, each as a label and a list of values.
+    """Yields the rows of the panel that shows a run: a label and a list of values for each row.
 
-    env_speed, update_speed: env steps and policy updates per second; None: unknown.
+    status: the counters and metrics of the run. env_speed: env steps per second. update_speed:
+    policy updates per second. None: unknown.
     """
     share = _progress(status)
     done = round(BAR * share)
@@ -315,9 +327,9 @@ def _rows(
 
 
 def plain(status: Status, env_speed: float | None, update_speed: float | None) -> str:
-    """Returns a status as one line of plain text.
+    """Returns the status of a run (its counters and metrics) as one line of plain text.
 
-    env_speed, update_speed: env steps and policy updates per second; None: unknown.
+    env_speed: env steps per second. update_speed: policy updates per second. None: unknown.
     """
     words = [
         f"{status.env_steps:,}/{status.steps:,} steps {_progress(status):.0%}",
@@ -337,10 +349,11 @@ def plain(status: Status, env_speed: float | None, update_speed: float | None) -
 
 
 def telling(metrics: Mapping[str, float]) -> list[str]:
-    """Returns the most informative metrics in words, at most `MOST_METRICS` of them.
+    """Returns up to `MOST_METRICS` metrics as texts for the panel, each with a name and a value.
 
-    Metrics to which the metrics reference gives words for the panel come first. Metrics that the
-    reference does not contain, such as those of a person's own agent, follow under their own names.
+    Metrics for which `metrics.yaml` has panel words come first, under these words. Metrics that
+    `metrics.yaml` does not describe, such as those of a user's own agent, follow under their own
+    names. Other metrics are left out.
     """
     known, own = [], []
     for name, value in metrics.items():
@@ -353,7 +366,7 @@ def telling(metrics: Mapping[str, float]) -> list[str]:
 
 
 def clock_time(seconds: float) -> str:
-    """Returns a duration as a clock shows it: 75 seconds as `1:15`, 3675 seconds as `1:01:15`."""
+    """Returns a duration with minutes and seconds: 75 seconds are `1:15`, 3675 are `1:01:15`."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
@@ -364,9 +377,9 @@ def _progress(status: Status) -> float:
 
 
 def _advice(status: Status) -> str:
-    """Returns advice on speed, or "" before the first policy update.
+    """Returns advice on how to make the run faster, or "" before the first policy update.
 
-    Before the first update the learner always waits for rows, so its waiting time says nothing.
+    Before the first update the learner always waits for rows, which says nothing about its speed.
     """
     return advice(status.waits) if status.updates else ""
 
@@ -381,9 +394,10 @@ def _faults(status: Status) -> list[str]:
 
 
 def _speeds(before: Status, now: Status) -> tuple[float | None, float | None]:
-    """Returns env steps and policy updates per second between two statuses.
+    """Returns (env steps per second, policy updates per second) between two statuses of a run.
 
-    Returns (None, None) if no time has passed between `before` and `now`.
+    A status holds the run's counters at one moment. Returns (None, None) if no time has passed
+    between `before` and `now`.
     """
     span = now.elapsed_s - before.elapsed_s
     if span <= 0:

@@ -26,7 +26,7 @@ FILMED: Final = 10  # environments that play together when a film is made; the f
 
 @dataclass(frozen=True)
 class Player:
-    """The agent of a run, with the policy loaded from a checkpoint."""
+    """The agent of a run with the policy of one checkpoint, ready to play episodes."""
 
     blueprint: Blueprint
     agent: Agent
@@ -44,8 +44,8 @@ def player(
 
     run: the run's folder. checkpoint: `latest`, `best` (the policy with the highest mean return of
     an evaluation; the newest of equal ones), or the path of a checkpoint. `latest` and `best` skip
-    damaged checkpoints. device: auto, cpu or cuda. say: a function that is called with a line for
-    the user before the slow part begins.
+    damaged checkpoints. device: auto, cpu or cuda. say: a function that gets one line to print,
+    `loading the latest policy of …`, before the checkpoint is loaded.
 
     Raises UserError when the run, the checkpoint or the device does not exist.
     """
@@ -86,16 +86,17 @@ def evaluate(
     max_steps: int | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Plays greedy episodes with the policy of a checkpoint. Returns statistics, ready for JSON.
+    """Plays greedy episodes with the policy of a checkpoint. Returns statistics as a dict for JSON.
 
-    The returns are undiscounted, with the environment's own rewards. run: the run's folder. video:
-    a folder for films of every tenth episode; the key `films` of the result then holds their paths.
-    checkpoint: `latest`, `best` or the path of a checkpoint. max_steps: steps after which an
-    episode is truncated; None: the run's own setting. say: a function that is called with lines for
-    the user.
+    Returns of episodes are undiscounted sums of the environment's own rewards. run: the run's
+    folder. seed: the same seed plays the same episodes. video: a folder for films of every tenth
+    episode; the key `films` of the result then holds the paths of the films. checkpoint: `latest`,
+    `best` (the highest mean return of an evaluation), or the path of a checkpoint. max_steps: steps
+    after which an episode is truncated; None: the run's setting `train.eval_steps`. say: a function
+    that gets lines to print, such as `playing 100 episodes of …`.
 
-    Raises UserError for a number out of range, and when the run, the checkpoint or the device does
-    not exist. Raises WorkerFailed when the environment raises an error or returns invalid values.
+    Raises UserError for a wrong number, and when the run, the checkpoint or the device does not
+    exist. Raises WorkerFailed when the environment raises an error or returns invalid values.
     """
     for name, value, low, high in (
         ("episodes", episodes, 1, MOST_EPISODES),
@@ -144,8 +145,8 @@ def evaluate(
 def load_policy(agent: Agent, state: Mapping[str, Any]) -> None:
     """Loads the policy of a checkpoint into `agent`. Raises UserError if the policy does not fit.
 
-    state: the parsed checkpoint. A periodic checkpoint of a run holds the whole state of the agent.
-    The checkpoint of the best evaluation holds only the weights that are needed to act.
+    state: the content of the checkpoint. The checkpoint of the best evaluation holds only the
+    weights that are needed to act. All other checkpoints hold the whole state of the agent.
     """
     from dreamfleet.runtime.resume import load_groups, restore_groups
 

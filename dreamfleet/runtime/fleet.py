@@ -1,11 +1,12 @@
 """Starts and supervises all processes of a run on a cluster. Imports no Ray.
 
-The driver (the process that the user started) lets each worker process work for one second at a
-time. Such a second is called a turn. In a turn a process steps its workers on its own, and at the
-end it returns a report of each worker.
+The driver (the process that the user started) lets each worker process (an actor, the learner, …)
+work for one second at a time. Such a second is called a turn. After a turn the process returns a
+report on each of its workers: metrics, times and errors. If no report comes, the process is dead or
+hangs.
 
-A dead or hanging process is noticed because its turn does not end. The run stops when the driver
-gives no more turns. Rows, samples and weights never pass through the driver.
+The run stops when the driver starts no more turns. Rows, samples and weights go directly from
+process to process, not through the driver.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ MAX_STARTING: Final = 2  # processes that may be starting at once after that
 
 
 class Fleet:
-    """Starts all processes of a run, lets them work, and replaces processes that break.
+    """Starts all processes of a run, lets them work, and replaces processes that fail.
 
-    agent: an agent of the same class and options as the agents in the processes. The fleet reads
-    its tables, and restores a checkpoint into it. resumed: the state of the checkpoint from which
-    the run continues; empty for a new run.
+    agent: an agent like those in the processes; the fleet reads its tables and restores a
+    checkpoint into it. resumed: the state of the checkpoint from which the run continues; empty for
+    a new run.
     """
 
     def __init__(
@@ -110,7 +111,11 @@ class Fleet:
         self._others_start_at = time.monotonic() + FIRST_START_S
 
     def run(self) -> None:
-        """Runs all processes until the run is over, then saves and evaluates the policy."""
+        """Trains until all steps are taken or a signal interrupts, then saves a checkpoint.
+
+        If no signal interrupts, evaluates the saved policy. Raises WorkerFailed if a process fails
+        and cannot be replaced.
+        """
         session = self._session
         try:
             while not session.over:
@@ -146,7 +151,8 @@ class Fleet:
     def save(self) -> tuple[Path | None, dict[str, Any]]:
         """Saves a checkpoint. Returns the checkpoint's path and the state of the agent.
 
-        The path is None if saving failed. The agent's state is a dict: weight group → saved state.
+        The path is None if saving failed. The agent's state is a dict: weight group (networks that
+        one process trains) → saved state.
         """
         trainers = {group: self._processes[self._trained_by[group]] for group in self._groups}
         calls = {group: process.handle.call("state", group) for group, process in trainers.items()}
@@ -158,7 +164,7 @@ class Fleet:
         return self._session.save(agent, join_states(self._replay_answers(states))), agent
 
     def close(self) -> None:
-        """Stops every process of this run. Other programs on the cluster go on."""
+        """Stops every process of this run. Other programs on the Ray cluster go on."""
         workers = [process.handle for process in self._processes.values()]
         for handle in (*workers, *self._replays, self._weights):
             handle.stop()
@@ -166,10 +172,10 @@ class Fleet:
     # ------------------------------------------------------------------------------- turns
 
     def _ended_turns(self, seconds: float) -> list[Process]:
-        """Waits until a process ends its turn, at most `seconds`.
+        """Waits up to `seconds` until a worker process ends its turn (one second of work).
 
-        Returns the processes whose turn has ended, and the processes whose turn is late. A turn is
-        one second of work.
+        Returns the processes whose turn has ended, and the processes whose turn is past its
+        deadline.
         """
         by_turn = {process.turn: process for process in self._processes.values()}
         done, now = self._cluster.wait(list(by_turn), seconds), time.monotonic()
@@ -186,10 +192,12 @@ class Fleet:
         return [by_turn[turn] for turn in (*done, *overdue)]
 
     def _handle_turns(self, processes: Sequence[Process], next_s: float | None) -> None:
-        """Records the reports of ended turns, restarts broken workers, and starts the next turns.
+        """Records the reports of processes whose turn has ended, and starts their next turns.
 
-        A turn is a second of work of a process. A process whose turn is late or failed is replaced.
-        next_s: the length of the next turns in seconds; None at the end of the run: no next turn.
+        A turn is one second of work of a process. Workers with an error are restarted in the same
+        process. A process whose turn is past its deadline, or failed, is stopped and later
+        replaced. next_s: the length of the next turns in seconds; None starts no turns, as the run
+        ends.
         """
         if not processes:
             return
@@ -217,9 +225,10 @@ class Fleet:
                 process.deadline = time.monotonic() + next_s + delay_s + time_limit
 
     def _replace(self, process: Process, fault: Fault) -> None:
-        """Stops a dead or hanging process and schedules the start of a new process in its place.
+        """Stops a dead or hanging process, and schedules a new process with the same workers.
 
-        fault: the reason, as metrics and messages name it.
+        fault: the reason, for metrics and messages. Raises WorkerFailed for a learner or dreamer,
+        which cannot be replaced, and after too many failures in a row.
         """
         if process.role in ("learner", "dreamer"):
             self._check_irreplaceable()
@@ -233,9 +242,9 @@ class Fleet:
         self._restart_at[process.names] = time.monotonic() + delay_s
 
     def _has_added_rows(self, name: str) -> bool:
-        """Tells whether the replay has accepted rows from an actor since the actor's last start.
+        """Returns whether the replay has accepted rows of an actor since the actor's last start.
 
-        name: a worker's name. The result is False for a worker that is no actor.
+        name: the actor, such as `actor-3`. For any other worker the result is False.
         """
         role, _, index = name.partition("-")
         if role != "actor":
@@ -248,16 +257,17 @@ class Fleet:
         return newest is not None and newest.restarts == starts
 
     def _stats(self) -> dict[str, float]:
-        """Returns the counters of the whole replay, over all its shards."""
+        """Returns the counters of the whole replay, such as rows stored, merged from its shards."""
         return merged_stats(
             self._replay_answers([replay.call("stats") for replay in self._replays])
         )
 
     def _finish_turns(self) -> None:
-        """Waits at the end of the run until the processes finish their present work.
+        """Waits at the end of the run for the processes' last reports, and records them.
 
-        Learner and dreamers may finish their update. Actors get `LAST_ROWS_S` seconds. After an
-        interrupt, an update may take `INTERRUPTED_UPDATE_S` seconds at most.
+        Learner and dreamers can finish the update that they have begun, within `ANSWER_S` seconds.
+        Actors get `LAST_ROWS_S` seconds. After Ctrl-C or SIGTERM, an update gets
+        `INTERRUPTED_UPDATE_S` seconds.
         """
         started = [process for process in self._processes.values() if process.started]
         trainers = [process for process in started if process.role in ("learner", "dreamer")]
@@ -274,15 +284,15 @@ class Fleet:
             self._handle_turns([turns[turn] for turn in done], None)
 
     def _finish_evaluation(self) -> None:
-        """Waits for the evaluation that is in progress, unless a signal interrupts the run."""
+        """Waits until the evaluation in progress ends, and records it. A signal ends the wait."""
         evaluator = self._processes.get(("evaluator",))
         if evaluator and self._turn_ends(evaluator):
             self._handle_turns([evaluator], None)
 
     def _evaluate_saved(self, states: Mapping[str, Any]) -> None:
-        """Lets the evaluator evaluate the policy that was just saved, unless a signal interrupts.
+        """Lets the evaluator's process evaluate the saved policy. A signal ends the evaluation.
 
-        states: weight group → the saved state of the agent's networks.
+        states: weight group (networks that one process trains) → the saved state.
         """
         if ("evaluator",) in (*self._to_start, *self._restart_at):
             self._start(("evaluator",))
@@ -302,9 +312,9 @@ class Fleet:
             session.take_last_evaluation(report)
 
     def _turn_ends(self, process: Process) -> bool:
-        """Waits until a process ends its turn (a second of work).
+        """Waits until a process ends its turn (a second of work) or evaluation. Then returns True.
 
-        Returns False if the turn is late or a signal interrupts the run.
+        Returns False if the process misses its deadline or a signal interrupts the run.
         """
         while not self._cluster.wait([process.turn], POLL_S):
             self._session.refresh()
@@ -315,18 +325,20 @@ class Fleet:
     # ------------------------------------------------------------------------------- faults
 
     def _replay_answers(self, calls: Sequence[Any]) -> list[Any]:
-        """Waits for the answers of all replay shards and returns them. Raises WorkerFailed.
+        """Waits until all replay shards have answered a call. Returns the answers.
 
-        calls: one call for each shard, in the order of the shards. WorkerFailed is raised if a
-        shard is dead or does not answer in time.
+        A shard stores a part of the rows, in its own process. calls: the call to each shard, in the
+        order of the shards. Raises WorkerFailed if a shard is dead or does not answer in time.
         """
         shards = zip(calls, self._replays, self._replay_names, strict=True)
         return [self._answer(call, handle, name) for call, handle, name in shards]
 
     def _answer(self, call: Any, handle: ProcessHandle, name: str) -> Any:
-        """Waits for the answer to a call. Raises WorkerFailed if the process is dead or silent.
+        """Returns a process's answer to a call. Waits for the answer.
 
-        name: the name of the process, for messages.
+        call: the call, which was sent before. handle, name: the connection to the process, and the
+        name of the process for messages. Raises WorkerFailed if the process is dead or does not
+        answer in time.
         """
         session, since, noted = self._session, time.monotonic(), False
         limit = ANSWER_S
@@ -351,14 +363,14 @@ class Fleet:
             raise WorkerFailed(f"{name} broke: {failure.reason}") from failure
 
     def _time_limit(self, role: str) -> float:
-        """Returns how many seconds a process may be late with the end of its turn.
+        """Returns how many seconds late a process may end its turn (a second of work).
 
-        role: actor, learner, dreamer or evaluator.
+        A process that is later counts as dead. role: actor, learner, dreamer or evaluator.
         """
         return {"actor": self._train.env_timeout_s, "evaluator": EVALUATION_S}.get(role, ANSWER_S)
 
     def _overdue_fault(self, process: Process) -> Fault:
-        """Returns the fault (the reason of a failure as text) of a process whose turn is late."""
+        """Returns the fault (reason as text) of a process whose turn, a second of work, is late."""
         role = process.role
         what = {"actor": "a step of its environment took"}.get(role, "its turn took")
         limit = f"{self._time_limit(role):g} s" + " (train.env_timeout_s)" * (role == "actor")
@@ -366,11 +378,14 @@ class Fleet:
         return Fault(why, why)
 
     def _process_fault(self, failure: NoAnswer) -> Fault:
-        """Returns the fault (the reason of a failure as text) of a process whose turn failed."""
+        """Returns the fault (reason as text) of a process whose last call failed.
+
+        failure: the exception that the call raised.
+        """
         return Fault(failure.reason, failure.reason if failure.died else str(failure))
 
     def _check_services(self) -> None:
-        """Raises WorkerFailed if a process of Ray itself is dead. Raises it once only."""
+        """Raises WorkerFailed if a process of Ray itself is dead. Raises it only once per run."""
         dead = self._cluster.dead_services()
         if not dead or self._dead_services:
             return
@@ -378,10 +393,10 @@ class Fleet:
         raise WorkerFailed(f"Ray broke: its process {dead[0]} died")
 
     def _check_irreplaceable(self) -> None:
-        """Raises WorkerFailed, with the name of the process, if a dead process cannot be replaced.
+        """Raises WorkerFailed if a process is dead that cannot be replaced.
 
-        The replay, the weight store, the learner, the dreamers and Ray's own processes cannot be
-        replaced.
+        These are the processes of the replay, the weight store, the learner, the dreamers and Ray
+        itself. The message names the dead process.
         """
         self._check_services()
         handles = dict(zip(self._replay_names, self._replays, strict=True))
@@ -401,10 +416,10 @@ class Fleet:
     # ------------------------------------------------------------------------------ starting
 
     def _start_more(self) -> None:
-        """Starts the processes that are due.
+        """Starts processes whose time has come.
 
-        Replacements of broken processes come first. The processes that wait for learning to begin
-        follow, a few at a time.
+        Replacements for failed processes start first, each after its delay. Processes that were
+        held back until the first gradient step then start, a few at a time.
         """
         now = time.monotonic()
         for names, due in list(self._restart_at.items()):
@@ -418,9 +433,10 @@ class Fleet:
             self._start(self._to_start.popleft())
 
     def _start_replays(self, state: Mapping[str, Any] | None) -> list[ProcessHandle]:
-        """Starts a process for each replay shard and returns the handles of the processes.
+        """Starts a process for each replay shard (a part of the replay).
 
-        state: the saved state of the whole replay; None: a new, empty replay.
+        Returns the processes' handles. state: the saved state of the whole replay; None: a new,
+        empty replay.
         """
         config, seeds = self._blueprint.config, self._blueprint.shard_seeds()
         tables = shard_tables(self._tables, len(seeds))
@@ -434,9 +450,10 @@ class Fleet:
         ]
 
     def _start(self, names: tuple[str, ...]) -> None:
-        """Starts one process with the workers of these names.
+        """Starts one process that runs the workers `names`.
 
-        Its first turn takes no time: the end of this turn shows that the process has started.
+        Calls the process once without giving it work. The answer will show that the process has
+        started.
         """
         progress = {name: self._session.progress(name) for name in names}
         starts = progress[names[-1]].starts

@@ -11,9 +11,9 @@ from dreamfleet.runtime.worker_runner import Report
 
 
 class Gauges:
-    """Measurements of a run since the run was started or resumed.
+    """Measurements of a run since it was started or resumed: waiting times, speeds, returns, ….
 
-    env_steps, updates: the env steps and the policy updates that the run had made by then.
+    env_steps, updates: the run's env steps and policy updates before; 0 for a new run.
     """
 
     def __init__(self, env_steps: int, updates: int) -> None:
@@ -26,7 +26,7 @@ class Gauges:
         self._before = (env_steps, updates, time.monotonic())  # at the end of the last period
 
     def take(self, report: Report) -> None:
-        """Adds the times and versions of a worker's report to the measurements."""
+        """Adds a worker's report to the measurements: waiting times and versions of weights."""
         role = report.worker.partition("-")[0]
         if report.published:
             self._published["policy" if role == "learner" else "world"] = report.published
@@ -38,20 +38,20 @@ class Gauges:
                 self._spent[role][partner] += seconds
 
     def forget_waits(self) -> None:
-        """Forgets all waiting times so far. Called when learning begins.
+        """Forgets all waiting times so far. Called at the first gradient step.
 
-        Before learning begins every learner waits for rows, which says nothing about speed.
+        Until then the learner only waits for rows, which says nothing about its speed.
         """
         self.waits = {}
         self._spent.clear()
 
     def add_return(self, episode_return: float) -> None:
-        """Adds the return of a finished training episode to the mean of the last 100 returns."""
+        """Records the return of a training episode, for the mean of the last 100 returns."""
         self._returns.append(episode_return)
 
     @property
     def episodes(self) -> int:
-        """The number of episodes over which `return_mean` is the mean; at most 100."""
+        """The number of training episodes in the mean `return_mean`; at most 100."""
         return len(self._returns)
 
     @property
@@ -61,10 +61,10 @@ class Gauges:
 
     @property
     def lag(self) -> dict[str, tuple[float, float]]:
-        """Weight group → median and 95th percentile of the age of the actors' weights.
+        """The age of the actors' weights: a dict, weight group → (median, 95th percentile).
 
-        The age is the number of versions by which an actor's weights are older than the newest
-        ones. A weight group is the set of networks that one process trains (`world` or `policy`).
+        The age is the number of newer versions that have been published. A weight group is the set
+        of networks that one process trains (`world` or `policy`).
         """
         return {
             group: (float(np.percentile(lag, 50)), float(np.percentile(lag, 95)))
@@ -72,11 +72,10 @@ class Gauges:
         }
 
     def close_period(self, env_steps: int, updates: int) -> dict[str, float]:
-        """Ends a measuring period. Returns its waiting times, weight ages and speeds as metrics.
+        """Returns metrics of the time since the last call: waiting times, age of weights, speeds.
 
-        Also sets `waits` to the waiting times of the period.
-
-        env_steps, updates: the env steps and the policy updates of the run so far.
+        Also sets `waits` to these waiting times. env_steps, updates: the env steps and the policy
+        updates of the run so far.
         """
         self.waits = {
             f"{role} → {partner}": seconds / total

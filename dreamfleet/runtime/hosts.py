@@ -1,6 +1,6 @@
-"""The objects that live in the processes of a cluster: one replay shard, or some workers.
+"""The objects that processes of a run hold: `ReplayHost` for the replay, `WorkerHost` for workers.
 
-The driver and other processes call the methods of these objects. This module does not import Ray.
+Other processes call the methods of these objects. This module does not import Ray.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ RETRY_S: Final = (0.005, 0.5)  # bounds on the retry delay of a refused add
 
 
 class AwaitableReplay(Replay, Protocol):
-    """A replay in another process, with a method that sleeps until the replay answers a call."""
+    """The replay in another process. Its method `wait` sleeps until an answer arrives."""
 
     def wait(self, seconds: float) -> None:
-        """Sleeps until an answer arrives that an earlier call lacked, at most `seconds`."""
+        """Sleeps up to `seconds`, until the replay answers a call that is not answered yet."""
         ...
 
     def flush(self) -> bool:
-        """Sends the chunks of rows that had to wait. Returns whether all chunks have arrived."""
+        """Sends the rows that wait to be sent. Returns whether the replay has accepted all."""
         ...
 
 
 class AddReply(NamedTuple):
-    """The replay's answer to an added chunk of rows, or to a batch added to a queue."""
+    """The replay's answer to rows, or to a batch of dreams, that a worker wants to add."""
 
     accepted: bool
     credit: int  # agent steps, or batches, that this caller may send before the next answer
@@ -64,7 +64,7 @@ class AddReply(NamedTuple):
 
 
 class SampleRequest(NamedTuple):
-    """A client's request for one sample. Requests are numbered and answered in this order."""
+    """A client's request for one sample. The replay answers a client's requests in their order."""
 
     client: str  # identifies the process that samples
     number: int  # requests of this client for this consumer before this one
@@ -72,7 +72,7 @@ class SampleRequest(NamedTuple):
 
 
 class _TableAccess:
-    """The lock of one table, with records of waiting callers and of samples on their way."""
+    """The lock of one replay table, with the callers that wait and the samples being sent."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -84,25 +84,26 @@ class _TableAccess:
         self.received: Counter[tuple[str, str]] = Counter()  # consumer, client → samples
 
     def change(self, consumer: str) -> threading.Condition:
-        """Returns the condition variable on which requests for samples of a consumer wait.
+        """Returns the condition variable on which requests for samples wait for new rows.
 
-        A consumer is one use of a table, such as `policy`.
+        consumer: the use of the table for which the samples are, such as `policy`.
         """
         return self.changes.setdefault(consumer, threading.Condition(self.lock))
 
     def count_sent(self, consumer: str, to: tuple[str, str]) -> None:
-        """Counts a sample as sent to a client, and wakes the requests that wait.
+        """Counts a sample as sent to a client, and wakes the requests that wait for samples.
 
-        to: the consumer and the client. The next request of this client may be served after the
-        call.
+        to: (consumer, client). A consumer is one use of a table, such as `policy`; a client is a
+        process that samples. A client's requests are answered in order, so that the count shows
+        which is next.
         """
         self.sent[to] += 1
         self.change(consumer).notify_all()
 
     def in_transit(self, consumer: str) -> int:
-        """Returns the number of samples that were drawn but have not reached their client yet.
+        """Returns how many samples were drawn but have not reached the client that asked for them.
 
-        consumer: the use of the table, such as `policy`, whose samples are counted.
+        consumer: the use of the table whose samples are counted, such as `policy`.
         """
         clients = [key for key in self.received if key[0] == consumer]
         sent = sum(self.sent[key] - self.received[key] for key in clients)
@@ -110,14 +111,14 @@ class _TableAccess:
 
 
 class ReplayHost:
-    """One replay shard that serves many callers at once, with one lock for each table.
+    """One replay shard in its own process. It serves many callers at once, with a lock per table.
 
-    `add` never blocks: its answer to a refused caller contains the time of the next try. `sample`
-    blocks its thread until there are enough rows, so that a batch is sent as soon as its last row
-    arrives. Samples are copied while the lock is free.
+    A shard stores a part of the rows of the run. `add` never waits: if there is no room, its answer
+    says when to try again. `sample` waits until there are enough rows. Samples are copied without
+    holding the lock.
 
-    state: the saved state from which to continue. end_at: the number of agent steps after which
-    `add` stores nothing.
+    state: the saved state from which the shard continues; None: empty. end_at: the number of agent
+    steps (actions taken) after which `add` accepts no more rows; None: no limit.
     """
 
     def __init__(
@@ -141,10 +142,12 @@ class ReplayHost:
         streams: Array | None = None,
         chunk_id: ChunkId | None = None,
     ) -> AddReply:
-        """Adds a chunk of rows to a table, or a batch to a queue, and answers at once.
+        """Adds a chunk of rows to a table, or a batch to a queue. Never waits.
 
-        The arguments are those of `Replay.add`, with the rows packed. The answer says whether the
-        rows were accepted, and how many more the caller may send. A queue keeps its batch packed.
+        rows: columns of shape (N, T, …) for T steps of N environments, or a batch for a queue,
+        packed into one buffer. streams: (N,), ids of the environments; None for a queue. chunk_id:
+        identifies the chunk, which is stored only once. The answer says whether the replay has
+        accepted the rows, and how many more the caller may send.
         """
         access, actor, queue = (
             self._access_to(table),
@@ -179,11 +182,12 @@ class ReplayHost:
         count: int | None = None,
         request: SampleRequest | None = None,
     ) -> PackedSample | Packed | None:
-        """Samples from a table, or takes a batch from a queue; blocks for up to `wait_s` seconds.
+        """Samples windows from a table, or takes a batch from a queue.
 
-        Returns a packed sample of a table, a packed batch of a queue, or None when the time is up.
-        count: the number of windows; None: the batch size of the consumer. request: the number of
-        the request, so that a client's requests are answered in order.
+        Waits up to `wait_s` seconds. Returns the sample or batch, packed into one buffer, or None
+        if the time is up. consumer: the use of the sample, such as `policy`. count: the number of
+        windows; None: the batch size of the consumer. request: the client's name and the number of
+        the request; a client's requests are answered in order.
         """
         access, server = self._access_to(table), self._server
         deadline = time.monotonic() + wait_s
@@ -216,30 +220,34 @@ class ReplayHost:
                     return PackedSample(packed, draw.sample)
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Sets new priorities of rows in a table.
+        """Replaces the priorities of sampled windows in a table.
 
-        keys: the numbers of the rows, (N,). priorities: the new priorities, (N,).
+        keys: (N,), the keys of the windows, as the sample gave them. priorities: (N,), the new
+        values.
         """
         with self._access_to(table).lock:
             self._server.update(table, keys, priorities)
 
     def stats(self) -> dict[str, float]:
-        """Returns the counters of all tables, such as rows stored, taken at one moment."""
+        """Returns the counters of all tables, such as the number of stored rows, at one moment."""
         with ExitStack() as locks:
             for access in self._access.values():
                 locks.enter_context(access.lock)
             return self._server.stats()
 
     def newest(self, table: str, actor: int) -> ChunkId | None:
-        """Returns the id of an actor's newest chunk, or None before the actor's first chunk."""
+        """Returns the id of the newest chunk of rows that an actor has added to a table.
+
+        Returns None if the actor has added no chunk.
+        """
         with self._access_to(table).lock:
             return self._server.newest(table, actor)
 
     def state(self) -> dict[str, Any]:
-        """Returns the state of the shard, copied in pieces so that other calls are served between.
+        """Returns the state of this replay shard for a checkpoint.
 
-        Samples on their way to a client are not counted as sampled, because a run that is resumed
-        from the state has lost them.
+        Copies the state piece by piece, and serves other calls between two pieces. Samples that
+        have not reached a client yet are not counted as sampled: a resumed run does not have them.
         """
         state = {}
         for table, access in self._access.items():
@@ -267,10 +275,10 @@ class ReplayHost:
 def _retry_on_change(
     change: threading.Condition, deadline: float, attempt: Callable[[], Any]
 ) -> Any:
-    """Returns the first result of `attempt` that is not None, or None at the deadline.
+    """Calls `attempt` until its result is not None. Returns this result, or None at the deadline.
 
-    Calls `attempt` at once, and again after each notification of `change`. The caller holds the
-    lock of `change`. deadline: a time of the monotonic clock.
+    The first call comes at once. Each further call comes after a notification of the condition
+    variable `change`, whose lock the caller holds. deadline: a time of the monotonic clock.
     """
     while True:
         result = attempt()
@@ -281,10 +289,11 @@ def _retry_on_change(
 
 
 class WorkerHost:
-    """One process of workers, which share one agent.
+    """The workers (such as an actor) of one process, with the agent that they share.
 
-    names: the workers, in the order of their steps. progress: worker → the counters from which the
-    worker starts. state: weight group → the saved state to restore.
+    names: the workers; in each round every worker takes one step, in this order. progress: worker →
+    the counters and environment states with which it starts. state: weight group (networks that one
+    process trains) → the saved state to restore.
     """
 
     def __init__(
@@ -318,16 +327,16 @@ class WorkerHost:
         }
 
     def __repr__(self) -> str:
-        """Returns the name of this process in Ray's dashboard and logs."""
+        """Returns the names of the workers, such as `actor-3`, for Ray's dashboard and logs."""
         return "+".join(self._names)
 
     def turn(
         self, seconds: float, restarts: Mapping[str, Progress], delay_s: float = 0.0
     ) -> list[Report]:
-        """Steps the workers for about `seconds`, or until one breaks. Returns a report of each.
+        """Lets the workers take steps for about `seconds`. Returns a report on each worker.
 
-        restarts: broken worker → the progress from which to restart the worker. delay_s: seconds to
-        sleep before the restarts.
+        Stops early if a worker raises an error. restarts: broken worker → the counters with which
+        the worker is restarted first. delay_s: seconds to sleep before these restarts.
         """
         time.sleep(delay_s)
         for name, progress in restarts.items():
@@ -348,22 +357,26 @@ class WorkerHost:
     def evaluate_saved(self, at: int, states: Mapping[str, Any]) -> list[Report]:
         """Evaluates a saved policy. Returns a list with the evaluator's report.
 
-        at: env steps of the run when the policy was saved. states: weight group → saved state.
+        at: env steps of the run when the policy was saved. states: weight group (networks that one
+        process trains) → the saved state.
         """
         (runner,) = self._runners.values()
         runner.evaluate_saved(at, states)
         return [runner.report()]
 
     def state(self, group: str) -> dict[str, Any]:
-        """Returns the whole learning state of a weight group: networks, optimizers and the rest."""
+        """Returns all that a checkpoint needs of a weight group: networks, optimizers and the rest.
+
+        group: `world` or `policy`, each the set of networks that one process trains.
+        """
         return self._agent.state(group)
 
 
 def groups_to_pull(agent: Agent, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the weight groups that these workers use but do not train.
+    """Returns the weight groups that the workers of a process use but do not train.
 
     A weight group is the set of networks that one process trains (`world` or `policy`). The workers
-    must pull these weights from the weight store. names: the workers of one process.
+    pull these weights from the weight store. names: the workers of the process.
     """
     trains = {"learner": "policy", "dreamer-0": "world"}
     trained = {trains[name] for name in names if name in trains}
@@ -373,7 +386,10 @@ def groups_to_pull(agent: Agent, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def build_problem(blueprint: Blueprint) -> str:
-    """Tries to build a run's environment and agent. Returns the problem as one line, or ""."""
+    """Builds the environment and the agent of a run, as a test. Returns the problem, or "" if none.
+
+    The problem is one line of text.
+    """
     from dreamfleet.envs import registry
 
     try:

@@ -1,6 +1,7 @@
 """Handles the signals that end a run, and kills processes that a run leaves behind.
 
-After the first Ctrl-C or SIGTERM the run saves and ends in order. After the second it ends at once.
+After the first Ctrl-C or SIGTERM the run saves a checkpoint and ends. After the second it ends at
+once, without saving.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _SET_CHILD_SUBREAPER: Final = 36  # sys/prctl.h
 
 
 class Interrupts:
-    """Receives Ctrl-C (SIGINT) and SIGTERM. It works in the main thread only."""
+    """Records Ctrl-C (SIGINT) and SIGTERM. Outside the main thread it records nothing."""
 
     def __init__(self) -> None:
         self.number: int | None = None  # of the first signal
@@ -32,31 +33,31 @@ class Interrupts:
 
     @property
     def name(self) -> str:
-        """The name of the first signal that arrived, such as SIGINT; "" if none has arrived."""
+        """The name of the first signal that was received, such as SIGINT; "" before any signal."""
         return signal.Signals(self.number).name if self.number is not None else ""
 
     @property
     def exit_code(self) -> int:
-        """The exit code of this program: 128 plus the number of the first signal."""
+        """The exit code after an interrupt: 128 plus the number of the first signal received."""
         return 128 + (self.number or 0)
 
     def open(self) -> None:
-        """Installs handlers for Ctrl-C and SIGTERM, and remembers the previous handlers."""
+        """Installs handlers for Ctrl-C and SIGTERM. Remembers the previous handlers for `close`."""
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.getsignal(number) for number in SIGNALS}
         self.listen()
 
     def close(self) -> None:
-        """Restores the signal handlers that were installed before `open`."""
+        """Restores the signal handlers that were there before `open` installed its own."""
         if self._previous:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Installs the signal handlers again, and ends the effect of `block`.
+        """Installs the handlers for Ctrl-C and SIGTERM again, and ends a `block`.
 
-        Other code, such as an environment, may have replaced the handlers.
+        Called often, because other code, such as an environment, may have replaced the handlers.
         """
         for number in self._previous:
             signal.signal(number, self._handle)
@@ -64,18 +65,18 @@ class Interrupts:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def block(self) -> None:
-        """Holds Ctrl-C back until `wait` or `listen` is called.
+        """Delays Ctrl-C: until `listen` is called, only `wait` notices the signal.
 
-        Processes that are started meanwhile ignore Ctrl-C for good.
+        Processes that are started before `listen` ignore Ctrl-C as long as they live.
         """
         if self._previous:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait(self, seconds: float) -> bool:
-        """Waits up to `seconds` for a signal that `block` holds back.
+        """Waits up to `seconds` for a Ctrl-C while `block` delays it.
 
-        Returns whether any signal has arrived since `open`.
+        Returns whether Ctrl-C or SIGTERM has been received since `open`.
         """
         if not self._previous:
             time.sleep(seconds)
@@ -97,10 +98,10 @@ class Interrupts:
 
 
 def adopt_orphans(wanted: bool) -> None:
-    """Decides whether orphaned descendants of this process become its children. Linux only.
+    """Makes this process the parent of its descendants whose own parent dies. Linux only.
 
-    wanted: True to adopt orphans, False to stop adopting. If Ray's process `raylet` dies, its
-    children go on for a minute. `descendants` finds them only if this process has adopted them.
+    wanted: False ends this. If Ray's process `raylet` dies, its children live on for a minute.
+    `descendants` finds these children only if they have become children of this process.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
@@ -110,7 +111,7 @@ def kill_descendants(spare: Collection[int]) -> None:
     """Kills all descendants of this process (children, grandchildren, …) except those in `spare`.
 
     spare: ids of processes to leave alone. All descendants are first stopped with SIGSTOP, so that
-    none of them starts another process meanwhile.
+    none of them can start another process before it is killed.
     """
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in descendants():
@@ -120,7 +121,7 @@ def kill_descendants(spare: Collection[int]) -> None:
 
 
 def descendants() -> list[int]:
-    """Returns the ids of all descendants of this process. A parent stands before its children."""
+    """Returns the process ids of the children, grandchildren, … of this process, parents first."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

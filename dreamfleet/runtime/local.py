@@ -1,4 +1,4 @@
-"""Trains in one thread, in which all workers share one agent. Deterministic, without Ray."""
+"""Trains in one thread, without Ray, with one agent for all workers. The run is deterministic."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ INTERRUPT_S: Final = 0.7  # how long an environment call may go on after an inte
 def train(
     config: RunConfig, folder: RunFolder, resumed: dict[str, Any] | None, display: Display
 ) -> int:
-    """Trains in this thread until all steps are taken or a signal interrupts. Returns an exit code.
+    """Trains in this thread until all steps are taken or a signal interrupts.
 
-    resumed: the state of the checkpoint from which the run continues; None for a new run. Raises
-    WorkerFailed when a worker breaks and a restart cannot help.
+    Returns the exit code. folder: the run's folder. resumed: the state of the checkpoint from which
+    the run continues; None for a new run. Raises WorkerFailed when a worker (such as an actor)
+    fails and a restart cannot help.
     """
     session = Session(config, folder, display, resumed)
     blueprint = Blueprint.of(config)
@@ -117,11 +118,14 @@ def _delay(session: Session, seconds: float) -> None:
 
 
 def _check_env_call(session: Session, save: Callable[[], object], call: EnvCall | None) -> None:
-    """Saves the run and ends the process if an environment call hangs or ignores an interrupt.
+    """Saves the run and ends the process if an environment call takes too long.
 
-    Runs in the watchdog's thread, while the training thread is inside the environment call. No
-    other code changes the run meanwhile, so that the run can be saved. call: the environment call
-    in progress, or None.
+    After Ctrl-C or SIGTERM the limit is `INTERRUPT_S` seconds, otherwise `train.env_timeout_s` for
+    each environment. After a second signal the process ends without saving. call: the environment
+    call that the training thread is in, or None.
+
+    Runs in the watchdog's thread. The training thread cannot leave the environment call meanwhile,
+    so the run does not change while it is saved.
     """
     config, interrupts = session.config, session.interrupts
     waited = time.monotonic() - interrupts.first_at if session.interrupted else 0.0
@@ -149,7 +153,7 @@ def _check_env_call(session: Session, save: Callable[[], object], call: EnvCall 
 
 
 def _save_and_advise(session: Session, save: Callable[[], object]) -> str:
-    """Tries to save the run. Returns a sentence on how the user can continue the run."""
+    """Tries to save a checkpoint. Returns a sentence that tells how to continue the run."""
     try:
         save()
     except Exception as error:  # of any kind: the process must still end with a message

@@ -38,7 +38,10 @@ the counter has changed.
 
 @dataclass(frozen=True)
 class Metric:
-    """The description of one metric, or of several metrics whose names follow one pattern."""
+    """The description of one metric, or of all metrics whose names fit one pattern.
+
+    An example of a pattern is `model/error_N`, in which N stands for any number.
+    """
 
     name: str  # as in TensorBoard; words in capitals stand for varying parts
     unit: str  # "" is a number without a unit
@@ -47,11 +50,11 @@ class Metric:
     panel: str = ""  # words before the value in the panel; "" is a metric that it does not show
 
     def describes(self, name: str) -> bool:
-        """Tells whether `name` fits the pattern of this description."""
+        """Returns whether this description covers the metric `name`."""
         return _pattern(self.name).fullmatch(name) is not None
 
     def shown(self, value: float) -> str:
-        """Returns a value as text: fractions as a percentage, other values with their unit."""
+        """Returns a value of this metric as text, with its unit; fractions as percentages."""
         if self.unit == "fraction":
             return f"{value:.0%}"
         number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -60,17 +63,16 @@ class Metric:
 
 @cache
 def groups() -> dict[str, list[Metric]]:
-    """Returns the descriptions of all metrics: title of the group → descriptions."""
+    """Returns the descriptions of all metrics: title of a group of metrics → its descriptions."""
     loaded = yaml.safe_load(PATH.read_text(encoding="utf-8"))
     return {title: [Metric(**entry) for entry in entries] for title, entries in loaded.items()}
 
 
 @cache
 def find(name: str) -> Metric | None:
-    """Returns the description of the metric `name`, or None if the reference has none.
+    """Returns the description of the metric `name`, or None if `metrics.yaml` has none.
 
-    If several patterns fit, the pattern with the fewest varying parts is used. An exact name has
-    none.
+    If several descriptions fit, returns the one whose name has the fewest varying parts.
     """
     fitting = [it for metrics in groups().values() for it in metrics if it.describes(name)]
     return min(fitting, key=lambda it: _varying(it.name), default=None)
@@ -99,10 +101,10 @@ def _varying(name: str) -> int:
 
 @cache
 def _pattern(name: str) -> re.Pattern[str]:
-    """Returns a regular expression for the names of metrics that a description covers.
+    """Returns a regular expression for the metrics that a description covers.
 
-    name: the name in the reference. In `model/error_N` the N stands for any whole number. Any other
-    word in capitals stands for any text without a slash.
+    name: the name in the description. Its words in capitals vary: in `model/error_N` the N stands
+    for a whole number, and any other word in capitals for a text without a slash.
     """
     words = (
         r"\d+" if word == "N" else "[^/]+" if word.isupper() else re.escape(word)

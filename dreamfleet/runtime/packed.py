@@ -1,4 +1,4 @@
-"""Packs a batch of arrays into one buffer, so that another process receives a single buffer."""
+"""Packs a batch of arrays into one buffer, which is sent to another process as a whole."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ALIGNMENT = 64  # bytes of a cache line; each column begins at a multiple of thi
 
 
 class Packed(NamedTuple):
-    """A batch whose columns (named arrays) all lie in one buffer."""
+    """A batch whose columns (named arrays) all lie in one buffer of bytes."""
 
     columns: tuple[tuple[str, str, tuple[int, ...], int], ...]  # name, dtype, shape, first byte
     memory: Array  # u8, the bytes of all columns
 
     @classmethod
     def of(cls, batch: Batch) -> Packed:
-        """Packs a batch into one buffer. Copies nothing if the columns already fill one buffer."""
+        """Packs a batch into one buffer. Copies nothing if its arrays already fill one buffer."""
         arrays = {name: np.ascontiguousarray(_on_host(value)) for name, value in batch.items()}
         # np.ascontiguousarray turned shape () into (1,), hence the shapes of the originals.
         shapes = {name: np.shape(value) for name, value in batch.items()}
@@ -41,42 +41,43 @@ class Packed(NamedTuple):
         return cls(columns, memory)
 
     def views(self) -> Batch:
-        """Returns the batch without copying. Its columns are views of the buffer."""
+        """Returns the packed batch without copying: its arrays are views of the buffer."""
         return {
             name: np.ndarray(shape, dtype, self.memory, offset)
             for name, dtype, shape, offset in self.columns
         }
 
     def unpack(self) -> Batch:
-        """Returns the batch as a copy of the buffer.
+        """Returns the batch with its arrays copied out of the buffer.
 
-        Buffers that Ray hands out are read-only, and a view would keep the buffer in Ray's object
-        store.
+        The copy can be written to. A buffer that Ray hands out is read-only, and views of it would
+        keep it in Ray's object store.
         """
         return self._replace(memory=self.memory.copy()).views()
 
 
 class PackedSample(NamedTuple):
-    """A `Sample` (windows with their keys and probabilities), its data packed into one buffer."""
+    """A sample of replay windows, with the columns of its rows packed into one buffer."""
 
     data: Packed
     sample: Sample  # complete but for its data
 
     def unpack(self) -> Sample:
-        """Returns the sample, with all its arrays copied."""
+        """Returns the sample with all its arrays copied out of the buffer."""
         keys, prob = self.sample.keys.copy(), self.sample.prob.copy()
         return replace(self.sample, data=self.data.unpack(), keys=keys, prob=prob)
 
 
 def _on_host(value: Any) -> Array:
-    """Returns a tensor or an array as a numpy array in the memory of the CPU."""
+    """Returns a tensor or an array as a numpy array in CPU memory."""
     return value.cpu().numpy() if hasattr(value, "cpu") else np.asarray(value)
 
 
 def _fill(memory: Array, arrays: dict[str, Array], bases: list[Any]) -> bool:
-    """Tells whether the arrays are views of `memory` that fill it, apart from alignment gaps.
+    """Returns whether the arrays are parts of the buffer `memory` and together fill it.
 
-    bases: the `base` of each array, which is the array that owns its memory.
+    Small gaps, which align the arrays in memory, are allowed. bases: for each array the array that
+    owns its memory, as numpy's attribute `base` gives it.
     """
     if memory.dtype != np.uint8 or memory.ndim != 1 or any(base is not memory for base in bases):
         return False

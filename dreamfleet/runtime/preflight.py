@@ -57,9 +57,9 @@ def resolve_address(address: str) -> str:
 
 
 def token_source() -> str:
-    """Returns the place from which Ray will read its token, or "" if there is no token.
+    """Returns where Ray will find the token (password) for a cluster, or "" if there is no token.
 
-    The place is the name of an environment variable or the path of a file. Places are tried in
+    The result is the name of an environment variable or the path of a file. The places are tried in
     Ray's own order.
     """
     if os.environ.get("RAY_AUTH_TOKEN"):
@@ -72,9 +72,9 @@ def token_source() -> str:
 
 
 def check_device(device: str) -> None:
-    """Raises UserError if the device is `cuda` and no GPU can be used.
+    """Raises UserError if `device` is `cuda` and no GPU can be used.
 
-    Asks the CUDA driver instead of torch, because importing torch takes long.
+    Asks the CUDA driver, not torch, because importing torch takes long.
     """
     if device != "cuda":
         return
@@ -87,10 +87,10 @@ def check_device(device: str) -> None:
 
 
 def check_environment(config: RunConfig) -> tuple[EnvSpec, list[str]]:
-    """Builds a run's environment and takes one step in it. Returns its spaces and warnings.
+    """Builds a run's environment and takes one step in it. Returns its spaces, and warnings.
 
-    Raises UserError if the environment cannot be built or breaks. Also raises UserError if the
-    environment of evaluations has other spaces than the environment of training.
+    Raises UserError if the environment cannot be built, or if the reset or the step fails. Also
+    raises UserError if `eval_env.…` settings give the environment of evaluations other spaces.
     """
     from dreamfleet.envs.first_step import try_first_step
 
@@ -108,8 +108,7 @@ def check_environment(config: RunConfig) -> tuple[EnvSpec, list[str]]:
 def check_same_spaces(spec: EnvSpec, saved: RunConfig) -> None:
     """Raises UserError if new `env.…` settings change the spaces of a resumed run's environment.
 
-    spec: the spaces with the new settings. saved: the saved configuration of the run, which gives
-    the spaces to compare with.
+    spec: the spaces with the new settings. saved: the run's configuration before these settings.
     """
     from dreamfleet.envs import registry
 
@@ -122,10 +121,9 @@ def check_same_spaces(spec: EnvSpec, saved: RunConfig) -> None:
 
 
 def check_agent(config: RunConfig, spec: EnvSpec) -> None:
-    """Builds the agent. Raises UserError for wrong options, spaces or replay tables.
+    """Builds the agent of a run. Raises UserError for wrong options, spaces or replay tables.
 
-    An agent that is not part of dreamfleet must also act, learn and dream once on synthetic rows.
-    Imports torch.
+    A user's own agent must also act, learn and dream once on synthetic rows. Imports torch.
     """
     from dreamfleet.runtime.blueprint import Blueprint
 
@@ -139,7 +137,7 @@ def check_agent(config: RunConfig, spec: EnvSpec) -> None:
 
 
 def _driver_problem() -> str:
-    """Returns the reason why the CUDA driver offers no GPU, or "" if it offers one."""
+    """Returns why the CUDA driver finds no GPU, or "" if it finds one."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -20,10 +20,10 @@ def every() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def find(agent: str, env: str, name: str | None = None) -> dict[str, Any]:
-    """Returns the settings of a preset by dotted name, such as `agent.lr_policy`.
+    """Returns the settings of a preset as a dict: dotted name, such as `agent.lr_policy` → value.
 
-    name: the preset; None: the preset of the environment, or no settings if there is none. Raises
-    UserError if the agent has no preset `name`.
+    A preset has the name of an environment. name: the preset; None: the preset of `env`, which is
+    empty if the agent has no preset for `env`. Raises UserError if the agent has no preset `name`.
     """
     known = every().get(agent, {})
     if name is not None and name not in known:

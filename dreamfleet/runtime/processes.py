@@ -1,4 +1,4 @@
-"""The interface through which the driver starts and calls processes. Does not import Ray.
+"""The interface through which the driver starts and calls other processes. Imports no Ray.
 
 The driver is the process that the user started. This module also computes how many CPUs and GPUs
 each process asks for.
@@ -24,7 +24,7 @@ THREAD_GROUPS: Final = {  # method of the replay → group of threads, so that n
 
 
 class NoAnswer(Exception):
-    """A call to another process failed. The process died, did not answer, or raised an error."""
+    """A call to another process failed: the process died, did not answer, or raised an error."""
 
     def __init__(self, text: str, died: bool) -> None:
         super().__init__(text)
@@ -32,7 +32,7 @@ class NoAnswer(Exception):
 
     @property
     def reason(self) -> str:
-        """The reason of the failure in one line."""
+        """The reason why the call failed, in one line."""
         if self.died:
             return "its process died: killed, out of memory, or ended by its own code"
         lines = str(self).strip().splitlines()
@@ -40,23 +40,23 @@ class NoAnswer(Exception):
 
 
 class ProcessHandle(Connection, Protocol):
-    """A connection to a process of this run. It can call methods, and stop the process."""
+    """A connection to a process of this run, to call the process's methods and to stop it."""
 
     def stop(self) -> None:
         """Kills the process."""
         ...
 
     def alive(self) -> Any:
-        """Sends a call that a living process answers as soon as it is free. Returns the call.
+        """Sends a call that any living process answers, after its present work. Returns the call.
 
-        The answer shows that the process is alive.
+        An answer shows that the process is alive.
         """
         ...
 
 
 @dataclass
 class Process:
-    """A process of workers, with the call that it is working on and the deadline of this call."""
+    """A process of workers (such as an actor), with its unanswered call and the call's deadline."""
 
     names: tuple[str, ...]
     handle: ProcessHandle
@@ -75,7 +75,7 @@ class Process:
 
 
 class Cluster(Protocol):
-    """An interface that starts processes and collects the answers to calls."""
+    """The interface through which processes are started and their answers to calls collected."""
 
     def start(
         self,
@@ -90,21 +90,21 @@ class Cluster(Protocol):
     ) -> ProcessHandle:
         """Starts a process that holds the object `kind(*args)`. Returns a handle to the process.
 
-        The process must be able to import the class `kind`. cpus, gpus: the amounts that the
-        process asks for; fractions are allowed. threads: name of a thread group → number of its
-        threads. groups: method → the thread group that executes the method. name, namespace: names
-        of the process in the cluster.
+        kind: a class that the process can import. cpus, gpus: the amounts that the process asks
+        for; fractions are allowed. threads: name of a group of threads → number of threads in the
+        group. groups: method name → the group of threads that executes the method. name, namespace:
+        names of the process on the cluster.
         """
         ...
 
     def share(self, value: Any) -> Any:
-        """Stores a value once for many processes. Returns a reference to pass as an argument."""
+        """Stores a value once for many processes. Returns a reference that calls can pass on."""
         ...
 
     def wait(self, calls: Collection[Any], seconds: float, every: bool = False) -> list[Any]:
-        """Waits until one of the calls is answered, at most `seconds`. Returns the answered calls.
+        """Waits up to `seconds` until one of the calls is answered. Returns the answered calls.
 
-        every: waits until all calls are answered instead of one.
+        every: True waits until all calls are answered.
         """
         ...
 
@@ -113,7 +113,7 @@ class Cluster(Protocol):
         ...
 
     def dead_services(self) -> list[str]:
-        """Returns the names of the cluster's own processes that are known to be dead."""
+        """Returns the names of the cluster's own processes, such as `raylet`, that have died."""
         ...
 
     def resources(self) -> Mapping[str, float]:
@@ -130,12 +130,12 @@ def start_replay(
     end_at: int | None = None,
     **options: Any,
 ) -> ProcessHandle:
-    """Starts the process of one replay shard and returns a handle to the process.
+    """Starts a process that holds one replay shard (a part of the replay). Returns its handle.
 
     tables: the tables of the shard. samplers: the number of processes that sample from the shard.
-    state: the saved state from which the shard continues; None: empty tables. end_at: agent steps
-    after which the shard stores no rows; None: no limit. options: `cpus`, `name` and `namespace`,
-    as in `Cluster.start`.
+    state: the saved state from which the shard continues; None: empty tables. end_at: the number of
+    agent steps (actions taken) after which the shard accepts no more rows; None: no limit. options:
+    `cpus` to ask for, and `name` and `namespace` of the process.
     """
     threads = {"insert": 2, "sample": SAMPLE_THREADS * samplers, "control": 2}
     return cluster.start(
@@ -144,12 +144,12 @@ def start_replay(
 
 
 def resource_shares(config: RunConfig, available: Mapping[str, float]) -> dict[str, Any]:
-    """Returns the CPUs and GPUs that each process of a run asks for.
+    """Returns how many CPUs and GPUs each process of a run asks for.
 
-    The result maps each role (such as "actor") to CPUs, "gpu" to the GPUs of a process that trains,
-    and "device" to cpu or cuda. An actor, a learner or a dreamer asks for one CPU if there are
-    enough, a replay shard or evaluator for half of one. Otherwise all amounts are reduced by one
-    factor, so that 16 actors can start on 2 cores.
+    The result is a dict. A role, such as "actor", has the CPUs of one such process; "gpu" has the
+    GPUs of a process that trains; "device" is cpu or cuda. Actors, learner and dreamers ask for one
+    CPU each, replay shards and the evaluator for half a CPU each. If there are fewer CPUs, all
+    these numbers are multiplied by one factor, so that 16 actors can start on 2 cores.
 
     available: resource ("CPU", "GPU") → amount. Raises UserError for `--device cuda` without a GPU.
     """

@@ -1,4 +1,4 @@
-"""Proxies for the replay and the weight store, through which workers call other processes."""
+"""Proxies through which workers call the replay and the weight store in other processes."""
 
 from __future__ import annotations
 
@@ -25,30 +25,32 @@ PULL_EVERY_S: Final = 0.2  # between two requests for newer weights of a group
 
 
 class Unreachable(Gone):
-    """Another process did not answer a call. It may or may not have executed the call."""
+    """Raised if a process does not answer a call. The call may have been executed or not."""
 
 
 class Connection(Protocol):
-    """Calls the methods of an object in another process. A connection itself can be pickled."""
+    """A connection to an object in another process, whose methods it calls. It can be pickled."""
 
     def call(self, method: str, *args: Any) -> Any:
         """Sends a call without waiting for the answer. Returns a hashable reference to the answer.
 
-        method: the name of the method. args: its arguments.
+        method: the name of the method to call. args: the arguments of the call.
         """
         ...
 
     def wait(self, calls: Collection[Any], seconds: float) -> bool:
-        """Waits until one of the calls is answered, at most `seconds`. Returns whether one is.
+        """Waits up to `seconds` until one of the calls is answered.
 
-        calls: references that `call` returned, also of other connections.
+        Returns whether one is answered. calls: references that `call` returned, also of other
+        connections.
         """
         ...
 
     def get(self, call: Any) -> Any:
-        """Waits for the answer to a call and returns it.
+        """Waits for the answer to a call and returns the answer.
 
-        Raises the exception that the called method raised, or Unreachable if no answer comes.
+        call: a reference that the method `call` returned. Raises the exception that the called
+        method raised, or Unreachable if no answer comes.
         """
         ...
 
@@ -58,7 +60,7 @@ class Connection(Protocol):
 
 @dataclass
 class _Chunk:
-    """A chunk of rows for a table, or a batch for a queue, on its way to the replay."""
+    """A chunk of an actor's rows, or a batch for a queue, which one call sends to the replay."""
 
     rows: Batch
     streams: Array | None
@@ -67,7 +69,7 @@ class _Chunk:
 
     @classmethod
     def merge(cls, chunks: Sequence[_Chunk]) -> _Chunk:
-        """Joins consecutive chunks of one actor along the time axis. Returns one chunk."""
+        """Joins consecutive chunks of one actor's rows along the time axis. Returns one chunk."""
         first, last = chunks[0], chunks[-1]
         if len(chunks) == 1:
             return first
@@ -80,9 +82,9 @@ class _Chunk:
 
 @dataclass
 class _SendQueue:
-    """The chunks that a worker sends to one table, in order.
+    """The chunks of rows that a worker sends to one replay table, in order.
 
-    One chunk is in flight (sent and not answered). The others wait until it is answered.
+    One chunk is in flight (sent and not answered). The other chunks wait until it is answered.
     """
 
     in_flight: _Chunk | None = None
@@ -100,7 +102,7 @@ class _SendQueue:
 
 @dataclass
 class _Request:
-    """A request for a sample. The sample has not been used yet."""
+    """A worker's request for one sample from the replay, until the worker has used the sample."""
 
     table: str
     consumer: str
@@ -110,11 +112,12 @@ class _Request:
 
 
 class ShardProxy:
-    """A proxy for a replay shard in another process. Adding and sampling never wait for an answer.
+    """A proxy for one replay shard (a part of the replay) in another process.
 
-    Each table has at most one chunk in flight (sent and not answered), so that chunks arrive in
-    order. Every answer grants a credit: the number of agent steps that may be sent ahead. Within
-    the credit `add` returns True at once; chunks that come while one is in flight are sent together
+    `add`, `ask` and `answer` never wait. For each table at most one chunk of rows is in flight
+    (sent and not answered), so that chunks arrive in order. Every answer grants a credit: the
+    number of agent steps (actions taken) that may be sent before the next answer. Within the credit
+    `add` returns True at once. Chunks that are added while one is in flight are sent together
     afterwards. Beyond the credit `add` returns False until the answer has come.
     """
 
@@ -129,9 +132,11 @@ class ShardProxy:
     def add(
         self, table: str, rows: Batch, streams: Array | None = None, chunk_id: ChunkId | None = None
     ) -> bool:
-        """Adds a chunk of rows, or a queue's batch, with the arguments of `Replay.add`.
+        """Adds a chunk of rows to a table, or a batch to a queue. Does not wait for the answer.
 
-        Returns False if the caller must offer the same chunk again later.
+        rows: columns of shape (N, T, …) for T steps of N environments, or a batch for a queue.
+        streams: (N,), ids of the environments; None for a queue. chunk_id: identifies the chunk,
+        which is stored only once. Returns False if the caller must add the same chunk again later.
         """
         queue = self._send_queues[table]
         self._advance(table, queue)
@@ -148,10 +153,10 @@ class ShardProxy:
         streams: Array | None,
         chunk_id: ChunkId | None,
     ) -> bool:
-        """Sends a chunk, or puts it behind the chunk in flight.
+        """Sends a chunk of rows at once, or after the chunk in flight (sent and not answered).
 
-        Returns True if the caller can go on to the next chunk, False if it must offer this chunk
-        again.
+        Returns True if the caller may go on to its next chunk, False if it must add this chunk
+        again. table, queue: the table, and its queue of chunks to send.
         """
         if queue.offered_again:
             queue.offered_again = queue.in_flight is not None
@@ -171,10 +176,10 @@ class ShardProxy:
         return True
 
     def ask(self, table: str, consumer: str, count: int | None) -> _Request:
-        """Requests a sample from a table, or the next batch of a queue. Does not wait.
+        """Requests a sample from a table, or the next batch of a queue. Does not wait for it.
 
-        count: the number of windows; None: the consumer's batch size. Returns the request, for
-        `answer`.
+        consumer: the use of the sample, such as `policy`. count: the number of windows; None: the
+        batch size of the consumer. Returns the request, to pass to `answer`.
         """
         request = _Request(table, consumer, count, self._requested[table, consumer])
         self._requested[table, consumer] += 1
@@ -182,9 +187,9 @@ class ShardProxy:
         return request
 
     def answer(self, asked: _Request) -> Sample | Batch | None:
-        """Returns the sample or batch of an earlier request, or None if it has not arrived yet.
+        """Returns the sample or batch that was requested, or None if it has not arrived yet.
 
-        asked: a request that `ask` returned.
+        asked: the request, which `ask` returned.
         """
         if not self._arrived(asked.call):
             return None
@@ -197,21 +202,24 @@ class ShardProxy:
         return cast(Sample | Batch, answer.unpack())
 
     def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Sends new priorities of rows to the replay, without waiting for the answer.
+        """Sends new priorities of sampled windows to the replay, without waiting for the answer.
 
-        If the replay raises an error for these priorities, the next call of `update` raises the
-        error.
+        keys: (N,), the keys of the windows, as the sample gave them. priorities: (N,), the new
+        values. If the replay raises an error, the next call of `update` raises the same error.
         """
         if self._update is not None:
             self._connection.get(self._update)
         self._update = self._connection.call("update", table, keys, priorities)
 
     def stats(self) -> dict[str, float]:
-        """Requests the counters of the shard, waits for them and returns them."""
+        """Returns the counters of the replay shard, such as rows stored. Waits for the answer."""
         return cast(dict[str, float], self._connection.get(self._connection.call("stats")))
 
     def flush(self) -> bool:
-        """Sends the chunks of rows that had to wait. Returns whether all chunks have arrived."""
+        """Sends chunks of rows that wait to be sent.
+
+        Returns whether the replay has accepted all chunks.
+        """
         for table, queue in list(self._send_queues.items()):
             self._advance(table, queue)
             if queue.call is not None:
@@ -219,10 +227,9 @@ class ShardProxy:
         return all(queue.in_flight is None for queue in self._send_queues.values())
 
     def retry_at(self) -> float:
-        """Returns the time at which a refused chunk will be sent again, or infinity without one.
+        """Returns the earliest time at which a chunk that the replay refused is to be sent again.
 
-        The time is of the monotonic clock; of several refused chunks, the earliest time is
-        returned.
+        The time is of the monotonic clock. Returns infinity if no chunk is refused.
         """
         queues = self._send_queues.values()
         refused = (queue.retry_at for queue in queues if queue.in_flight and queue.call is None)
@@ -236,10 +243,11 @@ class ShardProxy:
         )
 
     def _advance(self, table: str, queue: _SendQueue) -> None:
-        """Processes the answer to the chunk in flight. Then sends the next or the refused chunk.
+        """Sends the next chunk of rows to a table if the replay has answered the last one.
 
-        If the replay has raised an error, raises the same error and drops all chunks for this
-        table.
+        Sends the last chunk again if the replay refused it and the time of the next try has come.
+        If the replay raised an error, raises the same error and drops all chunks for this table.
+        queue: the chunks for this table.
         """
         chunk = queue.in_flight
         if chunk is None:
@@ -274,17 +282,18 @@ class ShardProxy:
         queue.call = self._connection.call("add", table, rows, chunk.streams, chunk.chunk_id)
 
     def _arrived(self, call: Any) -> bool:
-        """Tells whether a call is answered. Remembers unanswered calls for the next `wait`."""
+        """Returns whether a call is answered. If it is not, `ReplayProxy.wait` will wait for it."""
         arrived = self._connection.wait([call], 0.0)
         (self.unanswered.discard if arrived else self.unanswered.add)(call)
         return arrived
 
 
 class ReplayProxy(ShardedReplay):
-    """A proxy for the replay in other processes, with a method that sleeps until an answer arrives.
+    """A proxy for the replay in other processes, one process for each of its shards.
 
-    connections: one to the process of each shard. tables: the tables of the whole replay. seed:
-    seed of the random choice between shards.
+    A shard stores a part of the rows. The method `wait` sleeps until an answer arrives.
+    connections: one to each shard. tables: the tables of the whole replay. seed: seed of the random
+    numbers that decide how many windows of a sample come from which shard.
     """
 
     def __init__(
@@ -298,14 +307,17 @@ class ReplayProxy(ShardedReplay):
         super().__init__(self._proxies, tables, seed, PREFETCH)
 
     def flush(self) -> bool:
-        """Sends the chunks of rows that had to wait. Returns whether all chunks have arrived."""
+        """Sends chunks of rows that wait to be sent.
+
+        Returns whether the replay has accepted all chunks.
+        """
         arrived = [proxy.flush() for proxy in self._proxies]
         return all(arrived)
 
     def wait(self, seconds: float) -> None:
-        """Sleeps until a missing answer arrives or a refused chunk is due, at most `seconds`.
+        """Sleeps up to `seconds`, until an answer arrives or it is time to send refused rows again.
 
-        An answer is missing if a method of this proxy has found it missing since the last `wait`.
+        It waits for the answers to calls that were found unanswered since the last `wait`.
         """
         unanswered = [call for proxy in self._proxies for call in proxy.unanswered]
         for proxy in self._proxies:
@@ -319,7 +331,7 @@ class ReplayProxy(ShardedReplay):
 
 
 def _same_start(chunk: _Chunk, previous: _Chunk) -> bool:
-    """Tells whether two chunks come from one actor, with no restart of the actor between them."""
+    """Returns whether two chunks of rows come from one actor that was not restarted in between."""
     a, b = chunk.chunk_id, previous.chunk_id
     return bool(a and b and (a.actor, a.restarts) == (b.actor, b.restarts))
 
@@ -329,24 +341,27 @@ def _same_start(chunk: _Chunk, previous: _Chunk) -> bool:
 
 @dataclass
 class WeightsProxy:
-    """A proxy for the weight store in another process. Limits how often weights are pulled."""
+    """A proxy for the weight store in another process.
+
+    Weights are requested at most once in `PULL_EVERY_S` seconds.
+    """
 
     connection: Connection
     _pull_at: dict[str, float] = field(default_factory=dict)  # group → earliest next request
 
     def publish(self, group: str, weights: Weights) -> int:
-        """Publishes the weights of a weight group, and returns the number of their version.
+        """Sends new weights to the weight store. Returns their version, a number that counts up.
 
-        A weight group is the set of networks that one process trains (`world` or `policy`).
+        group: the weight group: the set of networks that one process trains (`world` or `policy`).
         """
         return cast(int, self.connection.get(self.connection.call("publish", group, weights)))
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
-        """Returns a pair (version, weights) if the store has a version newer than `have`.
+        """Returns (version, weights) if the store has a newer version than `have`, else None.
 
-        Returns None if there is no newer version. Also returns None, without asking the store, if
-        less than `PULL_EVERY_S` seconds have passed since the last request for the weight group
-        `group`.
+        Also returns None, without asking the weight store, within `PULL_EVERY_S` seconds after the
+        last request for this weight group. group: the set of networks that one process trains
+        (`world` or `policy`). have: the version that the caller has.
         """
         if time.monotonic() < self._pull_at.get(group, 0.0):
             return None

@@ -1,4 +1,4 @@
-"""Starts Ray on this machine or joins a running cluster, and leaves Ray at the end of a run.
+"""Starts Ray on this machine or joins a running Ray cluster, and leaves Ray at the end of a run.
 
 Only this module and `runtime/cluster.py` import Ray.
 """
@@ -39,14 +39,20 @@ ESSENTIAL: Final = ("gcs_server", "raylet")  # processes of Ray without which no
 
 @dataclass
 class RayStartup:
-    """Ray while it is being started or joined: the future result and the files of the start."""
+    """The start of Ray in a thread.
+
+    `dashboard` is a future that is done when Ray is ready. `abandon` ends the start.
+    """
 
     dashboard: Future[str]  # the dashboard's address, or ""; done once Ray is ready
     importable: Path  # the folder from which Ray's processes import dreamfleet
     spared: list[int]  # ids of descendants of this process from before Ray was started
 
     def abandon(self) -> None:
-        """Kills all processes of Ray that were started so far. Waits for nothing."""
+        """Kills all processes of Ray that were started so far.
+
+        Does not wait for the start to end.
+        """
         kill_descendants(self.spared)
         shutil.rmtree(self.importable, ignore_errors=True)
 
@@ -55,9 +61,9 @@ class RayStartup:
 def running_ray(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> Iterator[RayStartup]:
     """A context manager that starts or joins Ray in a thread, and leaves Ray at the end.
 
-    Yields the `RayStartup`, with which the caller can wait for Ray. If this process had joined a
-    Ray before, that Ray is used and is not left. agent_path: `module:Class` of the agent. run: the
-    run's folder; its files are not sent to a cluster.
+    Yields a `RayStartup`; its future is done when Ray is ready. If this process is connected to Ray
+    already, uses this connection and keeps it at the end. agent_path: `module:Class` of the agent.
+    run: the run's folder, which is not sent to a cluster.
     """
     joined_before, leave, importable = ray.is_initialized(), threading.Event(), only_dreamfleet()
 
@@ -85,9 +91,9 @@ def running_ray(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> It
 
 
 def dead_services() -> list[str]:
-    """Returns the names of Ray's essential processes that have died.
+    """Returns the names of Ray's essential processes (`gcs_server`, `raylet`) that have died.
 
-    Only processes that this process has started are known.
+    Considers only processes that this process has started.
     """
     node = ray._private.worker._global_node
     dead = node.dead_processes() if node is not None else []
@@ -95,9 +101,10 @@ def dead_services() -> list[str]:
 
 
 def in_thread(call: Callable[[], T], until: threading.Event | None = None) -> Future[T]:
-    """Runs a call in a new thread. Returns a future with the result of the call.
+    """Calls a function in a new thread. Returns a future of the function's result.
 
-    until: the thread stays alive after the call until this event is set.
+    call: the function, without arguments. until: an event that ends the thread. Without it the
+    thread ends after the call.
     """
     future: Future[T] = Future()
 
@@ -114,10 +121,10 @@ def in_thread(call: Callable[[], T], until: threading.Event | None = None) -> Fu
 
 
 def only_dreamfleet() -> Path:
-    """Makes a folder that contains the package `dreamfleet` alone, for the import path. Returns it.
+    """Makes a folder that contains only the package `dreamfleet`, and returns the folder's path.
 
-    The folder of a checkout would not do: it also contains `actors` and `tests`, which could hide
-    packages with these names in the user's project.
+    Ray's processes import dreamfleet from it. The folder of a checkout would not do: it also
+    contains the folders `actors` and `tests`, which could hide a user's packages of the same names.
     """
     folder = Path(mkdtemp(prefix="dreamfleet-"))
     (folder / "dreamfleet").symlink_to(PACKAGE)
@@ -125,11 +132,12 @@ def only_dreamfleet() -> Path:
 
 
 def start_or_join(config: RunConfig, importable: Path, agent_path: str, run: Path) -> str:
-    """Starts Ray, or joins the cluster at `--address`. Returns the dashboard's address, or "".
+    """Starts Ray, or joins the cluster at `--address`.
 
-    importable: the folder from which Ray's processes import dreamfleet. agent_path: `module:Class`
-    of the agent. run: the run's folder, which is not sent to the cluster. Raises UserError if the
-    cluster cannot be joined, and WorkerFailed if Ray does not start.
+    Returns the address of Ray's dashboard, or "". importable: the folder from which Ray's processes
+    import dreamfleet. agent_path: `module:Class` of the agent. run: the run's folder, which is not
+    sent to the cluster. Raises UserError if the cluster cannot be joined, and WorkerFailed if Ray
+    does not start.
     """
     if not config.address:
         path = [str(importable), *importable_path()]  # Ray's processes import as this one does
@@ -165,10 +173,10 @@ def _init(**options: Any) -> Any:
 
 @contextmanager
 def _bound_to_loopback() -> Iterator[None]:
-    """Makes a Ray that is started inside this context listen on the loopback address only.
+    """A context manager: Ray, if started inside, listens on the loopback address only.
 
-    Some of Ray's ports answer without a token, so other machines must not reach them. Ray listens
-    on the loopback address if its switch for clusters of several machines is off.
+    Some of Ray's ports answer without a token, so other machines must not reach them. The context
+    turns off Ray's option for clusters of several machines.
     """
     constants = ray._private.ray_constants
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
@@ -179,11 +187,11 @@ def _bound_to_loopback() -> Iterator[None]:
 
 
 def required_auth_mode(address: str, target: str) -> str:
-    """Asks a cluster whether it requires a token. Returns the mode `token` or `disabled`.
+    """Returns `token` if a Ray cluster requires a token (password), otherwise `disabled`.
 
     Raises UserError if no healthy Ray cluster answers, because joining would then wait for ever.
     Raises UserError if the cluster requires a token that this machine does not have. address: the
-    value of `--address`, for messages. target: HOST:PORT.
+    value of `--address`, for messages. target: HOST:PORT of the cluster.
     """
     problems = _health(target, "disabled")
     source = preflight.token_source()
@@ -203,9 +211,9 @@ def required_auth_mode(address: str, target: str) -> str:
 
 
 def _health(target: str, mode: str) -> list[str]:
-    """Runs Ray's health check on a cluster. Returns the lines of problems, none if it is healthy.
+    """Runs Ray's health check on a cluster. Returns the lines of the problem, or [] if healthy.
 
-    target: HOST:PORT. mode: `token` or `disabled`.
+    target: HOST:PORT of the cluster. mode: `token` to send the token (password), `disabled` not to.
     """
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", target]
     env = {**os.environ, AUTH_MODE: mode}
@@ -218,9 +226,9 @@ def _health(target: str, mode: str) -> list[str]:
 
 
 def _authenticate(mode: str | None) -> None:
-    """Decides whether Ray in this process sends its token to a cluster.
+    """Sets whether Ray in this process sends its token (password) to a cluster.
 
-    mode: `token`, `disabled`, or None for Ray's own default.
+    mode: `token` sends it, `disabled` does not, None leaves the choice to Ray.
     """
     os.environ.pop(AUTH_MODE, None)
     if mode is not None:

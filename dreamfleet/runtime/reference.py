@@ -1,6 +1,6 @@
-"""Writes the reference of all settings from the code.
+"""Writes the reference of all settings: names, defaults, ranges and meanings, from the code.
 
-`launch.py list settings` and `docs/settings.md` show the result.
+`launch.py list settings` and `docs/settings.md` show it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ TITLES: Final = {
 
 
 def groups(agent: str | None = None) -> dict[str, list[Setting]]:
-    """Returns all settings by title: flags, `train.…` and the options `agent.…` of each agent.
+    """Returns all settings as a dict: title of a group → settings.
 
-    agent: the agent whose options are returned; None: all agents of dreamfleet.
+    The groups are "flags", "train" (`train.…`), and one for each agent (`agent.…`). agent: the only
+    agent to include; None: all agents of dreamfleet.
     """
     flags = [
         Setting("--" + it.name.replace("_", "-"), it.default, it.allowed, it.meaning)
@@ -46,7 +47,7 @@ def groups(agent: str | None = None) -> dict[str, list[Setting]]:
 
 
 def in_lines(setting: Setting, width: int | None) -> list[str]:
-    """Returns the description of a setting as lines of text.
+    """Returns the description of a setting (name, default, range, meaning) as lines of text.
 
     width: columns at which lines are wrapped; None: everything on one line.
     """
@@ -56,9 +57,9 @@ def in_lines(setting: Setting, width: int | None) -> list[str]:
 
 
 def hanging(name: str, text: str, width: int | None) -> list[str]:
-    """Returns a name and its text as lines: the name, and below it the text, indented and wrapped.
+    """Returns `name` on a line, and below it `text` on indented lines.
 
-    width: columns at which the text is wrapped; None: `name: text` on one line.
+    width: columns at which the text is wrapped; None: returns one line, `name: text`.
     """
     if width is None:
         return [f"  {name}: {text}".rstrip(": ")]

@@ -17,11 +17,11 @@ from dreamfleet.runtime.blueprint import Blueprint, weight_groups
 
 
 def load_resume_state(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
-    """Returns the state of the newest checkpoint that is undamaged and fits the run.
+    """Returns the content of the newest checkpoint that is undamaged and fits the run.
 
     checkpoints: the folder of the run's checkpoints. config: the run's configuration. Raises
-    UserError if no checkpoint qualifies, and if the checkpoint has already taken all steps of the
-    run. Imports torch.
+    UserError if no checkpoint fits, and if the run had already taken all its steps at the
+    checkpoint. Imports torch.
     """
     if not any(checkpoints.glob("ckpt-*")):
         raise UserError(f"no checkpoint in {checkpoints}: nothing to resume. Start a new run.")
@@ -46,10 +46,11 @@ def load_resume_state(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
 def check_resumable(
     state: Mapping[str, Any], agent: Agent, empty: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Raises UserError unless a run can continue from the state of a checkpoint.
+    """Raises UserError unless a run can continue from the content of a checkpoint.
 
-    state: the parsed checkpoint. agent: a new agent of the run; as a side effect it is restored
-    from `state`. empty: the states of empty replay shards, with which the saved replay is compared.
+    state: the content of the checkpoint. agent: a new agent of the run; its networks are loaded
+    from the checkpoint as a side effect. empty: the state of each replay shard (a part of the
+    replay) when empty; its structure is compared with that of the saved replay.
     """
     for part in ("agent", "replay", "session"):
         if not isinstance(state.get(part), Mapping):
@@ -68,7 +69,7 @@ def restore_groups(agent: Agent, groups: tuple[str, ...], states: Any) -> None:
     """Restores an agent's weight groups. Raises UserError if a group is missing or does not fit.
 
     A weight group is the set of networks that one process trains (`world` or `policy`). states:
-    weight group → saved state, not yet validated.
+    weight group → saved state, not yet checked.
     """
 
     def restore(group: str, state: dict[str, Any]) -> None:
@@ -82,7 +83,7 @@ def restore_groups(agent: Agent, groups: tuple[str, ...], states: Any) -> None:
 def load_groups(
     groups: tuple[str, ...], states: Any, load: Callable[[str, dict[str, Any]], None]
 ) -> None:
-    """Calls `load` with the name and the saved state of each weight group.
+    """Calls `load(group, state)` for each weight group of an agent.
 
     A weight group is the set of networks that one process trains (`world` or `policy`). states:
     weight group → saved state. Raises UserError if a group is missing in `states`, and if `load`
@@ -100,11 +101,10 @@ def load_groups(
 
 
 def _shape_mismatch(expected: Any, found: Any, where: str) -> str:
-    """Returns a message about the first float array whose shape is not as expected, or "".
+    """Returns a message about the first float array with a wrong shape, or "" if there is none.
 
-    expected, found: states as nested dicts of arrays. where: the name of the state, for the
-    message. Integer arrays are not compared: the states of random generators differ between CPU and
-    GPU.
+    expected, found: nested dicts of arrays. where: the name of the state, for the message. Integer
+    arrays are not compared, because states of random generators differ between CPU and GPU.
     """
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         problems = (
@@ -121,10 +121,7 @@ def _shape_mismatch(expected: Any, found: Any, where: str) -> str:
 
 
 def _check_session(session: Mapping[str, Any]) -> None:
-    """Raises UserError unless the session's saved state is complete and its counts are valid.
-
-    The session counts a run's steps, updates and starts.
-    """
+    """Raises UserError unless the saved counts of a run's steps, updates and starts are valid."""
     for name in ("updates", "starts", "envs"):
         if not isinstance(session.get(name), Mapping):
             raise UserError(f"session.{name} is {_shown(session.get(name))}.")
@@ -142,8 +139,9 @@ def _check_session(session: Mapping[str, Any]) -> None:
 def _mismatch(expected: Any, found: Any, where: str) -> str:
     """Returns a message about the first part of a saved replay that is wrong or missing, or "".
 
-    expected: the state of an empty replay, which has the right structure. found: the saved state.
-    Arrays may differ in their number of rows.
+    expected: the state of an empty replay of this run, which has the right keys, dtypes and shapes.
+    found: the saved state. The number of rows of an array may differ. where: the name of the part,
+    for the message.
     """
     if isinstance(expected, Mapping):
         if not isinstance(found, Mapping):
@@ -163,14 +161,14 @@ def _mismatch(expected: Any, found: Any, where: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Returns a value as short text for a message. An array is shown by its dtype and shape."""
+    """Returns a value as short text for an error message: an array as its dtype and shape."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
 
 
 def _check_rows(name: str, table: Mapping[str, Any]) -> None:
-    """Raises UserError unless all arrays in a table's saved state have the same number of rows.
+    """Raises UserError unless all arrays in the saved state of a table have equally many rows.
 
-    name: the name of the table. table: its saved state.
+    name: the name of the replay table. table: the saved state.
     """
     rows = {"previous": table["previous"], **table["columns"]}
     for name_of_consumer, consumer in table["consumers"].items():

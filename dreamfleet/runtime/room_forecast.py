@@ -1,4 +1,4 @@
-"""Predicts when a replay table that accepts no more rows will accept rows again."""
+"""Predicts when a replay table that is full for now will accept rows again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ MEASURED_S: Final = 0.25  # shortest time over which the rate is measured, in se
 
 
 class RoomForecast:
-    """Estimates how long an actor must wait until a replay table accepts more agent steps.
+    """Predicts how long an actor must wait until a replay table accepts its rows.
 
-    A table's limit is the number of agent steps added so far plus the number that it still accepts.
-    The limit grows as consumers take samples. The forecast measures how fast the limit grows. All
-    times are seconds of one monotonic clock.
+    The table's limit is the number of agent steps (actions taken) added so far plus the number that
+    the table still accepts. The limit grows as samples are drawn. The forecast measures how fast
+    the limit grows. All times are seconds of one monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -24,9 +24,10 @@ class RoomForecast:
         self._steps_per_s = 0.0
 
     def record(self, limit: float, now: float) -> None:
-        """Records the table's limit at the time `now`, and measures how fast the limit grows.
+        """Records the limit of the replay table at the time `now`, to measure how fast it grows.
 
-        limit: the agent steps added so far plus the agent steps that the table still accepts.
+        limit: the agent steps (actions taken) added so far, plus those that the table still
+        accepts.
         """
         if limit != self._limit:
             self._changed_at = now
@@ -38,10 +39,11 @@ class RoomForecast:
         self._limit = limit
 
     def seconds_until(self, steps: float, now: float) -> float:
-        """Returns the expected seconds until the table accepts `steps` more agent steps.
+        """Returns the expected seconds until the replay table accepts `steps` more agent steps.
 
-        The result is at least the time since the limit last changed: a limit that has not moved for
-        ten seconds is expected to stay for another ten seconds.
+        An agent step is an action taken. now: the present time. The result is at least the time
+        since the table's limit (agent steps added plus agent steps still accepted) last changed. If
+        the limit has not changed for ten seconds, no change is expected for another ten seconds.
         """
         at_rate = steps / self._steps_per_s if self._steps_per_s > 0 else 0.0
         return max(at_rate, now - self._changed_at)

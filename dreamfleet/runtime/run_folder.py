@@ -43,20 +43,22 @@ _PACKAGES = ("torch", "ray", "gymnasium", "numpy", "numba", "ale-py", "redis")
 
 
 class RunFolder:
-    """The folder of a run that is in progress. The folder is locked until it is closed.
+    """The folder of a run that is in progress, locked so that no other process uses it.
 
     `create` makes a new folder, and `reopen` opens the folder of an earlier run. Both raise
-    UserError if the folder cannot be used. Used as a context manager, a RunFolder closes itself. A
-    new folder is removed if a UserError ends the run before its first checkpoint.
+    UserError if the folder cannot be used. At the end of a `with` block the folder is unlocked. If
+    a UserError ends the block before the first checkpoint of a new run, the files of the run are
+    removed.
     """
 
     def __init__(
         self, path: Path, config: RunConfig, command: str, created: Sequence[Path]
     ) -> None:
-        """Locks the folder at `path`.
+        """Locks the folder of a run for this process.
 
-        command: the command line that started the run, for the history in config.yaml. created: the
-        folders that were created for this run; empty for a resumed run.
+        path: the folder. command: the command line that started the run, to be written to
+        config.yaml. created: the folders that were made for this run, to be removed if the run
+        fails at once; empty for a resumed run.
         """
         self.path = path
         self.config = config
@@ -81,20 +83,21 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The folder that holds the checkpoint of the policy with the best evaluation so far."""
+        """The subfolder with the checkpoint of the policy that had the best evaluation so far."""
         return self.path / BEST
 
     @property
     def log(self) -> Path:
-        """The file into which Ray's warnings are written."""
+        """The path of the file to which Ray's warnings are written."""
         return self.path / "ray.log"
 
     @classmethod
     def create(cls, config: RunConfig, runs: Path = RUNS, command: str = "") -> Self:
-        """Creates the folder of a new run at `config.run_dir`, or in `runs` under a dated name.
+        """Creates and locks the folder of a new run, and writes the run's config.yaml.
 
-        command: the command line that started the run, for config.yaml. Raises UserError if the
-        folder cannot be created or used.
+        The folder is `config.run_dir`. If that is None, it is a new folder in `runs`, named after
+        the time, the agent, the environment and the seed. command: the command line that started
+        the run, for config.yaml. Raises UserError if the folder cannot be created or used.
         """
         path = Path(config.run_dir) if config.run_dir else _free_path(config, runs)
         check_new(path)
@@ -112,10 +115,11 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, config: RunConfig, command: str = "") -> Self:
-        """Opens and locks the folder of an earlier run, in order to continue the run.
+        """Locks the folder of an earlier run, in order to continue the run.
 
-        config: the configuration with which the run continues. command: the command line. Changes
-        no file. Raises UserError if the folder cannot be written.
+        path: the folder. config: the configuration with which the run continues. command: the
+        command line, which `record` will write to config.yaml. Raises UserError if the folder
+        cannot be written to.
         """
         try:
             return cls(path, replace(config, run_dir=str(path)), command, ())
@@ -143,9 +147,9 @@ class RunFolder:
     def record(self, agent_options: Mapping[str, Any] | None = None) -> None:
         """Writes the settings, the versions of packages and the command line to config.yaml.
 
-        If the run is resumed, appends an entry with the changed settings to the history, and leaves
-        the earlier text unchanged. agent_options: all options of the agent; None, before the agent
-        is built: only the options that the user gave.
+        For a resumed run, keeps the earlier text of config.yaml and appends an entry with the
+        changed settings. agent_options: all options of the agent; None, before the agent is built:
+        only the options that the user gave.
         """
         file, given = self.path / CONFIG, self.config.agent_options
         options = given if agent_options is None else agent_options
@@ -168,7 +172,7 @@ class RunFolder:
             raise _unwritable(self.path, error) from None
 
     def _remove(self) -> None:
-        """Removes the files and folders that this run has created. Leaves all other files."""
+        """Removes the files and folders of this run. Leaves other files in the folder."""
         for name in FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in FILES:
@@ -181,7 +185,7 @@ class RunFolder:
 def check_new(path: Path) -> None:
     """Raises UserError unless a new run can use the folder `path`.
 
-    The folder must be writable, and it must be empty or not exist yet.
+    The folder must be empty or not exist yet, and the process must be allowed to write there.
     """
     if path.is_dir() and any(path.iterdir()):
         advice = f"Continue it with --resume {path}, or name" if _has_checkpoint(path) else "Name"
@@ -196,12 +200,13 @@ def check_new(path: Path) -> None:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Returns the configuration of a run, as it was at the last start of the run.
+    """Returns the configuration of a run from config.yaml, as of the run's last start.
 
-    path: the run's folder. From this call on, the process refuses to import modules from the
-    folder. The result has no cluster address: a resumed run joins a cluster only if the user gives
-    the address again. Raises UserError if config.yaml is missing or invalid, or if an older version
-    of dreamfleet made the run.
+    path: the run's folder. The result has no cluster address: a resumed run joins a cluster only if
+    the user gives the address again. Raises UserError if config.yaml is missing or invalid, or if
+    an older version of dreamfleet made the run.
+
+    After this call the process cannot import modules from the run's folder.
     """
     never_import_from(path)
     check_is_run(path)
@@ -227,9 +232,9 @@ def check_is_run(path: Path) -> None:
 
 
 def _older_version_made(path: Path) -> bool:
-    """Returns whether a version of dreamfleet before 0.3 made the run in `path`.
+    """Returns whether a version of dreamfleet before 0.3 made the run in the folder `path`.
 
-    Such a version did not record its own number in versions.json.
+    Versions before 0.3 did not write their own version number to versions.json.
     """
     try:
         made_with = json.loads((path / VERSIONS).read_text(encoding="utf-8"))
@@ -239,9 +244,9 @@ def _older_version_made(path: Path) -> bool:
 
 
 def last_address(path: Path) -> str | None:
-    """Returns the address of the cluster on which the run was last started.
+    """Returns the address of the Ray cluster on which a run was last started.
 
-    path: the run's folder. Returns None if the run was not started on a cluster.
+    path: the run's folder. Returns None if the run was last started without a cluster.
     """
     settings = _latest_settings(*_parse(path / CONFIG, _read(path / CONFIG)))
     address = settings.get("address")
@@ -249,9 +254,9 @@ def last_address(path: Path) -> str | None:
 
 
 def latest(runs: Path = RUNS) -> Path:
-    """Returns the folder in `runs` with the most recent activity, among runs with a checkpoint.
+    """Returns the folder in `runs` whose metrics or config.yaml were written last.
 
-    Raises UserError if no run has a checkpoint.
+    Considers only runs with a checkpoint. Raises UserError if there are none.
     """
     started = list(runs.glob(f"*/{CONFIG}"))
     found = [file for file in started if _has_checkpoint(file.parent)]
@@ -278,7 +283,7 @@ def _read(file: Path) -> str:
 
 
 def _parse(file: Path, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Parses config.yaml. Returns the settings of the first start, and the list of all starts.
+    """Parses config.yaml. Returns the settings of the run's first start, and a list of all starts.
 
     file: the path, for messages. text: the content. Raises UserError if the content is not valid.
     """
@@ -310,9 +315,10 @@ def _short(value: Any) -> str:
 def _latest_settings(
     settings: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Returns all settings of a run after its last start: dotted name → value.
+    """Returns all settings of a run as of its last start or resume: dotted name → value.
 
-    settings: the settings of the first start. history: one entry for each start, with its changes.
+    settings: the settings of the first start. history: one entry for each start; its key `changed`
+    holds the settings that were changed then.
     """
     values = flatten({key: value for key, value in settings.items() if key != HISTORY})
     for entry in history:
@@ -325,9 +331,10 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
 
 
 def _check_last_entry(file: Path, text: str, entry: Mapping[str, Any]) -> None:
-    """Raises UserError unless `entry` is the last entry of the history in the text of config.yaml.
+    """Raises UserError unless `entry` is the last entry of the key `history` in config.yaml.
 
-    A text that the user has changed may not allow to append an entry.
+    file: the path of config.yaml, for messages. text: its content with the entry appended. The
+    check can fail if a user has edited config.yaml.
     """
     try:
         added = yaml.safe_load(text)[HISTORY][-1] == entry
@@ -338,7 +345,7 @@ def _check_last_entry(file: Path, text: str, entry: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """Returns the versions of dreamfleet, Python, the platform and packages, and the git commit.
+    """Returns the versions of dreamfleet, Python, operating system, packages and git commit.
 
     The packages are not imported.
     """
@@ -358,9 +365,9 @@ def versions() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Returns the git commit of this code, or None outside a git checkout.
+    """Returns the git commit of dreamfleet's code, or None outside a git checkout.
 
-    A `+` at the end means that files differ from the commit.
+    A `+` at the end means that files were changed since the commit.
     """
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
@@ -408,7 +415,10 @@ def _lock(path: Path) -> int:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Replaces a file by a new text. A reader sees the old text or the new one, never a part."""
+    """Replaces the content of a file by `text` at once.
+
+    A process that reads the file gets either the old content or the new one, never a mixture.
+    """
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         with os.fdopen(open_own(temporary, os.O_WRONLY | os.O_EXCL), "w", encoding="utf-8") as file:
@@ -420,7 +430,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _with_lists(node: Any) -> Any:
-    """Returns nested dicts and sequences with lists in place of tuples, which YAML cannot hold."""
+    """Returns `node` with tuples replaced by lists, also inside dicts. YAML cannot hold tuples."""
     if isinstance(node, dict):
         return {key: _with_lists(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

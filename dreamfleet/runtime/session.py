@@ -94,7 +94,7 @@ class Session:
         return self._earlier_s + time.monotonic() - self._began
 
     def progress(self, worker: str) -> Progress:
-        """Returns the counters and saved state with which a worker starts or restarts now.
+        """Returns the counters and the saved environment state with which a worker starts now.
 
         worker: the name of the worker, such as `actor-3`.
         """
@@ -103,10 +103,10 @@ class Session:
         return Progress(self.env_steps, dict(self.updates), starts, env, self._best_score)
 
     def take(self, report: Report, stats: Mapping[str, float]) -> None:
-        """Records a worker's report: its events, updates, waiting times and fault.
+        """Records a worker's report: its metrics, updates, waiting times, and its error if any.
 
-        stats: the newest counters of the replay. Raises WorkerFailed if the worker broke and a
-        restart cannot help.
+        stats: the newest counters of the replay. Raises WorkerFailed if the worker had an error and
+        a restart cannot help.
         """
         if not self._stats:
             self._introduce(stats)
@@ -131,7 +131,7 @@ class Session:
         self.refresh()
 
     def _introduce(self, stats: Mapping[str, float]) -> None:
-        """Prints the size of each replay table. Called at the first report.
+        """Prints the size of each replay table, at the first report of a worker.
 
         stats: the counters of the replay.
         """
@@ -164,10 +164,10 @@ class Session:
                     self._faults[name.removeprefix("fault/")] = int(value)
 
     def broke(self, worker: str, fault: Fault, useful: bool = False) -> None:
-        """Counts a worker's fault. Raises WorkerFailed if the worker must not be restarted.
+        """Counts a worker's failure. Raises WorkerFailed if the worker must not be restarted.
 
-        useful: whether the worker did any work since its last start, although its report is
-        missing.
+        fault: the error as text. useful: True if the worker has worked since its last start; its
+        failures in a row are then counted anew.
         """
         if useful:
             self._failed_starts[worker] = 0
@@ -188,16 +188,17 @@ class Session:
         self.display.note(f"{worker} restarted: {fault.error}")
 
     def rest_s(self, worker: str) -> float:
-        """Returns the delay in seconds before a broken worker is started again.
+        """Returns the delay in seconds before a failed worker is started again.
 
-        The first restart has no delay. The delay doubles with each further failure in a row.
+        0 after the first failure in a row. Later delays double, within the bounds
+        `RESTART_DELAY_S`.
         """
         repeated = self._failed_starts[worker] - 1
         shortest, longest = RESTART_DELAY_S
         return min(shortest * 2 ** (repeated - 1), longest) if repeated > 0 else 0.0
 
     def refresh(self) -> None:
-        """Writes the periodic line of metrics and updates the display, each only when it is due."""
+        """Updates the display if it is due, and writes a line of metrics every ten seconds."""
         self.announce()
         if time.monotonic() >= self._period_ends:
             self._period_ends = time.monotonic() + PERIOD_S
@@ -206,14 +207,14 @@ class Session:
             self.display.update(self.status())
 
     def announce(self) -> None:
-        """Prints, once, that the run was interrupted and is going to save."""
+        """Prints, after Ctrl-C or SIGTERM, that the run saves and ends. Prints it only once."""
         if self.interrupted and not self._announced:
             self._announced = True
             name = self.interrupts.name
             self.display.note(f"{name}: saving, then leaving (once more to leave at once)")
 
     def _close_period(self) -> None:
-        """Writes the periodic line of metrics. Writes all new lines to TensorBoard."""
+        """Writes the metrics of the last ten seconds. Writes all new metrics to TensorBoard."""
         self.record({"kind": "run", **self._numbers()})
         # The first write imports TensorBoard's format, which takes a second: not before learning.
         if self.learning:
@@ -228,7 +229,7 @@ class Session:
         self._not_on_tensorboard.clear()
 
     def _warn(self, what: str) -> None:
-        """Prints a warning that something could not be written, at most once a minute."""
+        """Prints a warning that a file could not be written, at most once a minute."""
         if time.monotonic() >= self._next_warning:
             self._next_warning = time.monotonic() + WARN_EVERY_S
             self.display.note(f"warning: {what}. Training goes on.")
@@ -262,7 +263,7 @@ class Session:
         )
 
     def _starting(self) -> str:
-        """Returns a text that says what happens before the first report, for the display."""
+        """Returns a text for the display: what the run does before the first report of a worker."""
         config = self.config
         if config.local:
             return "building the agent and the replay"
@@ -271,7 +272,7 @@ class Session:
         return "starting Ray, and building the agent"
 
     def _phase(self) -> str:
-        """Returns a text that says what the run does or waits for; "" while it learns."""
+        """Returns a text for the display: what the run does or waits for; "" while it learns."""
         if self.interrupted:
             return "stopping"
         if self.over and self.saved_at == self.env_steps:
@@ -289,7 +290,7 @@ class Session:
         return f"playing {train.eval_episodes} evaluation episodes" if train.eval_every else ""
 
     def _numbers(self) -> dict[str, float]:
-        """Returns the metrics of the periodic "run" line: updates, speeds, waits, faults, …."""
+        """Returns the metrics of the last ten seconds: speeds, waiting times, faults and others."""
         updates = self.updates["learner"]
         numbers: dict[str, float] = {"updates": updates}
         numbers |= self._gauges.close_period(self.env_steps, updates)
@@ -305,9 +306,9 @@ class Session:
     def save(self, agent: Mapping[str, Any], replay: Mapping[str, Any]) -> Path | None:
         """Writes a checkpoint and returns its path.
 
-        agent: weight group → the agent's state. replay: the state of the replay. Returns None and
-        shows a warning if the disk is full or the agent's state contains NaN. Earlier checkpoints
-        then stay.
+        agent: weight group (networks that one process trains) → saved state. replay: the state of
+        the replay. If the disk is full or the agent's state contains NaN, shows a warning, keeps
+        earlier checkpoints and returns None.
         """
         self.display.wait_for("saving a checkpoint")
         self.env_steps = max(self.env_steps, _steps_in(replay))  # newer than the last report
@@ -335,9 +336,9 @@ class Session:
         return path
 
     def _keep(self, best: BestEvaluation) -> None:
-        """Saves an evaluated policy if no evaluation of the run had a higher score.
+        """Saves the policy of an evaluation, unless an earlier evaluation of the run scored higher.
 
-        best: the score and the weights of an evaluation.
+        best: the score and the weights of the evaluation.
         """
         if self._best_score is not None and best.score < self._best_score:
             return
@@ -346,7 +347,7 @@ class Session:
             self._best_score = best.score
 
     def _best_so_far(self) -> float | None:
-        """Returns the best evaluation score so far of a resumed run, or None if it has none."""
+        """Returns the best evaluation score of a resumed run before its resume; None: no score."""
         try:
             best = checkpoint.read_newest(
                 self.folder.best, agent=self.config.agent, env=self.config.env
@@ -360,10 +361,10 @@ class Session:
     def _write(
         self, folder: Path, env_steps: int, state: Mapping[str, Any], kept: int
     ) -> Path | None:
-        """Writes a checkpoint and returns its path, or None if writing failed.
+        """Writes a checkpoint. Returns its path, or None and shows a warning if writing fails.
 
-        A failure shows a warning. folder: the folder of the checkpoints. env_steps: env steps of
-        the run. state: the content. kept: how many of the newest checkpoints are kept.
+        folder: the folder of the checkpoints. env_steps: env steps of the run. state: the content.
+        kept: how many of the newest checkpoints are kept; older ones are removed.
         """
         about = {"agent": self.config.agent, "env": self.config.env}
         try:
@@ -407,15 +408,15 @@ class Session:
 
     @property
     def go_on(self) -> str:
-        """A sentence on how to continue the run after an early end."""
+        """A sentence for the user: how to continue a run that ended early."""
         if any(self.folder.checkpoints.glob("ckpt-*")):
             return f"Go on: --resume {self.folder.path}"
         return "It has no checkpoint yet: start a new run."
 
     def leave(self, line: str, code: int) -> NoReturn:
-        """Prints a line with the reason and ends this process at once, from any thread.
+        """Prints a line and ends this process at once with the exit code `code`, from any thread.
 
-        code: the exit code.
+        line: the reason, for the user.
         """
         self.display.note(line)
         self.display.stop()
@@ -424,9 +425,9 @@ class Session:
         os._exit(code)
 
     def take_last_evaluation(self, report: Report) -> None:
-        """Records the evaluation of the policy in the last checkpoint.
+        """Records the evaluation of the policy in the run's last checkpoint.
 
-        report: the evaluator's report.
+        report: the report of the evaluator, with the metrics of the evaluation or its error.
         """
         if report.fault:
             self.broke_in_last_evaluation(report.fault)
@@ -436,7 +437,10 @@ class Session:
             self._keep(report.best)
 
     def broke_in_last_evaluation(self, fault: Fault) -> None:
-        """Records a fault in the last evaluation. The run still counts as complete and saved."""
+        """Records that the evaluation at the end of the run failed.
+
+        The run still counts as complete.
+        """
         self.record({"kind": "fault", "worker": "evaluator", "error": fault.error})
         self.display.note(f"the last evaluation broke: {fault.error}")
 
@@ -486,6 +490,6 @@ class Session:
 
 
 def _steps_in(replay: Mapping[str, Any]) -> int:
-    """Returns the number of env steps in the replay's saved state, summed over all shards."""
+    """Returns the number of env steps in a replay's saved state, summed over all its shards."""
     shards = [state for name, state in replay.items() if name.startswith("shard-")] or [replay]
     return sum(int(shard.get("real", {}).get("limiter", {}).get("steps", 0)) for shard in shards)

@@ -1,6 +1,6 @@
-"""Finds the code that a run sends from this machine to a cluster.
+"""Finds the code that a run sends from this machine to a Ray cluster.
 
-The code is the package dreamfleet, and the folder of the user's own environment and agent.
+The code is the package dreamfleet, and the folder with the user's own environment and agent.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ EXCLUDED: Final = ("runs/", ".venv/", ".git/", "__pycache__/")  # subfolders tha
 
 
 def runtime_env(env_id: str, agent_path: str, run: Path) -> dict[str, Any]:
-    """Returns Ray's option `runtime_env`: the folders of code to send to each machine of a cluster.
+    """Returns Ray's option `runtime_env`, which names the folders of code to send to a cluster.
 
     env_id, agent_path: `module:name` of the environment and of the agent. run: the run's folder,
-    which is not sent. Raises UserError if these modules lie in two different folders.
+    which is not sent. Raises UserError if a user's own environment and agent lie in two folders.
     """
     sent: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
     modules = (env_id.rpartition(":")[0], agent_path.rpartition(":")[0])
@@ -40,10 +40,10 @@ def runtime_env(env_id: str, agent_path: str, run: Path) -> dict[str, Any]:
 
 
 def source_folder(module: str) -> Path | None:
-    """Returns the folder from which the user's own module is imported.
+    """Returns the folder from which a user's own module is imported, or None for other modules.
 
-    Returns None for modules of dreamfleet, which are always sent. Returns None for installed
-    modules too: these must be installed on every machine of the cluster.
+    Other modules are those of dreamfleet, which are always sent to a Ray cluster, and installed
+    modules, which must be installed on every machine of the cluster.
     """
     top = module.partition(".")[0]
     if top in ("", "__main__", "dreamfleet"):

@@ -37,7 +37,7 @@ MAY_CHANGE: Final = (
 
 @dataclass(frozen=True)
 class Plan:
-    """The description of a run that `start` will start or resume."""
+    """The description of a run, from which `start` starts a new run or resumes an earlier one."""
 
     config: RunConfig
     settings: Mapping[str, Any]  # settings of the person beside flags, by dotted name
@@ -47,13 +47,13 @@ class Plan:
 def plan(
     flags_on: Callable[[Flags], Flags], settings: Mapping[str, Any], resume: str | None
 ) -> Plan:
-    """Combines defaults, preset, flags and settings into the description of a run.
+    """Returns the description of a run, made from defaults, preset, flags and settings.
 
     A new run begins with the defaults and the preset, a resumed run with its saved configuration.
-    Flags replace these values, and settings replace flags. flags_on: a function that returns given
-    flags with the user's flags in their place. settings: dotted name → value, as `--set` takes
-    them. resume: a run's folder, or `latest`; None: a new run. Raises UserError for unknown or
-    contradictory values.
+    The user's flags replace these values, and the user's settings replace flags. flags_on: a
+    function that takes flags and returns them with the user's flags in place. settings: dotted
+    name, such as `agent.lr_policy` → value. resume: the folder of a run, or `latest`; None: a new
+    run. Raises UserError for unknown or contradictory values.
     """
     check_settings(settings)
     if resume is None:
@@ -73,11 +73,11 @@ def plan(
 
 
 def start(planned: Plan, command: str) -> tuple[int, Path]:
-    """Trains until all steps are taken or a signal interrupts.
+    """Starts or resumes a run, and trains until all steps are taken or a signal interrupts.
 
     Returns the exit code and the run's folder. command: the command line or call that started the
-    run, which the run's folder records. Raises UserError before anything is written, and
-    WorkerFailed when a part of the run breaks for good.
+    run, for config.yaml. Raises UserError for wrong arguments, and WorkerFailed when a part of the
+    run, such as the learner, fails and cannot be restarted.
     """
     config, resumed = planned.config, planned.resumed
     # An environment may change the working directory as soon as one is built.
@@ -135,7 +135,10 @@ def start(planned: Plan, command: str) -> tuple[int, Path]:
 
 
 def first_line(config: RunConfig, resumed: Path | None) -> str:
-    """Returns the first line that a run prints: agent, environment, steps, number of processes."""
+    """Returns the first line that a run prints: agent, environment, steps, number of processes.
+
+    resumed: the folder of the run to resume; None for a new run.
+    """
     verb = f"resuming {resumed}:" if resumed else "starting"
     parts = [_count(config.num_actors, "actor")]
     parts += [_count(config.num_dreamers, "dreamer")] if config.num_dreamers else []
@@ -148,9 +151,9 @@ def _count(n: int, noun: str) -> str:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises UserError for a setting that is in none of the groups `train.`, `agent.`, `env.`, ….
+    """Raises UserError for a setting not named `train.…`, `agent.…`, `env.…` or `eval_env.…`.
 
-    settings: dotted name → value, as `--set` takes them.
+    settings: dotted name → value, as `--set` gives them.
     """
     for key in settings:
         if not key.startswith(SETTABLE) or key.endswith("."):
@@ -163,10 +166,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def check_same_run(
     saved: RunConfig, config: RunConfig, settings: Mapping[str, Any], path: Path
 ) -> None:
-    """Raises UserError for flags and settings that must not change when a run is resumed.
+    """Raises UserError if new flags or settings contradict those of the run to resume.
 
-    saved: the saved configuration. config: the configuration with the new flags. settings: dotted
-    name → new value. path: the run's folder.
+    Only some flags, such as `--steps`, may change; settings `agent.…` may not. saved: the
+    configuration of the run. config: the same, with the new flags. settings: dotted name → new
+    value. path: the run's folder.
     """
     for field in fields(Flags):
         was, now = getattr(saved, field.name), getattr(config, field.name)
@@ -187,5 +191,5 @@ def check_same_run(
 
 
 def run_path(given: str) -> Path:
-    """Returns the folder of a run, given its path or the word `latest`."""
+    """Returns the folder of a run. given: its path, or `latest` for the most recent run."""
     return latest() if given == "latest" else Path(given)

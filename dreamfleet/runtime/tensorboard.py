@@ -18,15 +18,15 @@ COUNTERS: Final = ("replay/", "fault/")  # most counters stay constant for the w
 
 
 class TensorBoard:
-    """Writes the numbers of events as TensorBoard scalars over env steps.
+    """Writes the metrics of events as TensorBoard scalars over env steps.
 
-    A metric without a group gets the kind of its event as group: `return` in an event of kind
-    `episode` becomes `episode/return`. A counter of the replay or of faults is written only when
-    its value has changed, so that constant counters do not appear. Each event is written at once as
-    one record.
+    An event is a line of metrics.jsonl. Names without a slash get the kind of the event in front:
+    `return` in an event of kind `episode` becomes `episode/return`. A counter of the replay or of
+    faults is written only if its value has changed, so that constant counters do not appear. Each
+    event is written at once as one record.
 
-    The writer of tensorboardX is not used. It writes in a thread, which ends silently when the disk
-    is full, and the caller then waits for ever.
+    tensorboardX's own writer is not used: it writes in a thread, which ends without an error when
+    the disk is full, and the caller then waits for ever.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +35,7 @@ class TensorBoard:
         self._counters: dict[str, float] = {}  # name → value in the last event
 
     def write(self, event: Event) -> None:
-        """Appends an event as one record, completely or not at all.
+        """Appends an event (a line of metrics) to TensorBoard's file, completely or not at all.
 
         Raises OSError when the disk is full.
         """
@@ -53,7 +53,10 @@ class TensorBoard:
             append(self._file, framed(record))
 
     def _news(self, event: Event) -> dict[str, float]:
-        """Returns the scalars of an event, without counters that have kept their value."""
+        """Returns the scalars of an event, without counters whose value has not changed.
+
+        event: a line of metrics: name → value.
+        """
         found = scalars(event)
         counters = {name: value for name, value in found.items() if name.startswith(COUNTERS)}
         constant = {
@@ -68,7 +71,7 @@ class TensorBoard:
 
 
 def framed(record: Any) -> bytes:
-    """Returns a record with TensorBoard's framing: length, checksum, content, checksum."""
+    """Returns a record as the bytes of TensorBoard's file format, which have checksums."""
     from tensorboardX.record_writer import masked_crc32c
 
     content = record.SerializeToString()
@@ -78,7 +81,7 @@ def framed(record: Any) -> bytes:
 
 
 def scalars(event: Event) -> dict[str, float]:
-    """Returns the numbers in an event as scalars: `group/name` → value."""
+    """Returns the numbers in an event (a line of metrics) as TensorBoard scalars, by name."""
     return {
         key if "/" in key else f"{event['kind']}/{key}": float(value)
         for key, value in event.items()

@@ -1,4 +1,4 @@
-"""Changes the settings of the terminal while the display redraws its live panel."""
+"""Changes a setting of the terminal while the display redraws its live panel."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import IO, Any
 def without_echo_of_control_keys(file: IO[str]) -> Callable[[], None]:
     """Stops the terminal from printing `^C` when the user presses Ctrl-C.
 
-    Returns a function that restores the terminal. The two characters would move the cursor, and a
-    line of the old live panel would stay on the screen.
+    Returns a function that restores the terminal. A printed `^C` would move the cursor while the
+    display redraws its live panel, and a line of the old panel would stay on the screen.
     """
     terminal: Any = None
     try:

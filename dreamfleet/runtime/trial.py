@@ -35,14 +35,14 @@ CONSUMERS: Final = {  # consumer of the table "real" → the method that gets it
 
 
 class Unfit(Exception):
-    """An agent violates a rule of the `Agent` protocol. The message states the rule."""
+    """Raised when an agent violates a rule of the `Agent` protocol. The message states the rule."""
 
 
 class Synthetic:
-    """N synthetic environments whose observations and rewards are cosines of a phase.
+    """N synthetic environments, to test agents. Observations and rewards are cosines of a phase.
 
-    Each action moves the phase. ends: the probability that a step ends the episode. terminal: True:
-    every end is a terminal state; False: half of the ends are truncations.
+    Each action changes the phase. ends: the probability that a step ends the episode. terminal:
+    True: all episodes end in a terminal state; False: half of them are truncated.
     """
 
     def __init__(self, spec: EnvSpec, n: int, ends: float = 0.2, terminal: bool = False) -> None:
@@ -53,7 +53,7 @@ class Synthetic:
         self.last = np.ones(n, bool)
 
     def rows(self) -> Batch:
-        """Returns the next rows of N environments, each of shape (N, …), without actions."""
+        """Returns the next row of each of the N environments, without actions: columns (N, …)."""
         first = self.last
         self.phase = np.where(first, self.rng.uniform(-np.pi, np.pi, self.n), self.phase)
         self.last = ~first & (self.rng.random(self.n) < self.ends)
@@ -70,15 +70,12 @@ class Synthetic:
         }
 
     def act(self, action: Array) -> None:
-        """Applies one action to each of the N environments. action: shape (N, …)."""
+        """Applies one action to each of the N environments. action: (N, …)."""
         self.phase = self.phase + 0.3 + 0.1 * action.reshape(self.n, -1).sum(1)
 
 
 def rollout(agent: Any, env: Synthetic, steps: int) -> Batch:
-    """Acts with exploration in synthetic environments. Returns rows of shape (N, steps, …).
-
-    N is the number of environments.
-    """
+    """Acts with exploration in N synthetic environments. Returns rows of shape (N, steps, …)."""
     chunk, state = [], agent.initial_state(env.n)
     for _ in range(steps):
         rows = env.rows()
@@ -94,8 +91,9 @@ def rollout(agent: Any, env: Synthetic, steps: int) -> Batch:
 def try_agent(name: str, spec: EnvSpec, build: Callable[[], Agent]) -> None:
     """Builds an agent, and lets it act, learn and dream once on synthetic rows.
 
-    name: `module:Class`, for messages. build: a function that builds the agent. Raises UserError if
-    the agent raises an error or violates a rule of the `Agent` protocol.
+    name: `module:Class` of the agent, for messages. spec: the spaces of the environment. build: a
+    function that builds the agent. Raises UserError if the agent raises an error or violates a rule
+    of the `Agent` protocol.
     """
     with _named(name, "building it"):
         agent = build()
@@ -112,9 +110,9 @@ def try_agent(name: str, spec: EnvSpec, build: Callable[[], Agent]) -> None:
 
 @contextmanager
 def _named(name: str, what: str) -> Iterator[None]:
-    """Turns an error inside this context into a UserError that names agent, method and source line.
+    """A context manager that turns an error into a UserError with agent, method and source line.
 
-    name: `module:Class` of the agent. what: the method that is being tested.
+    name: `module:Class` of the agent. what: the method of the agent that is being tested.
     """
     try:
         yield
@@ -143,7 +141,11 @@ def _require(holds: bool, what: str) -> None:
 
 
 def _check_tables(agent: Any) -> None:
-    """Raises Unfit unless the agent's tables, consumers, methods and `act_groups` fit together."""
+    """Raises Unfit unless the replay tables that an agent declares fit the agent's methods.
+
+    Each consumer (use of a table) needs its method: "policy" needs `learn_policy`, "world"
+    `learn_world` and "start" `dream`.
+    """
     tables = getattr(agent, "tables", None)
     _require(isinstance(tables, Mapping), f"`tables` must be a dict, found {tables!r:.80}")
     real, dream = agent.tables.get("real"), agent.tables.get("dream")
@@ -173,7 +175,10 @@ def _check_tables(agent: Any) -> None:
 
 
 def _check_acting(agent: Any, spec: EnvSpec) -> None:
-    """Raises Unfit unless `act` returns valid actions and all columns of the table "real"."""
+    """Raises Unfit unless an agent's `act` returns valid actions and the columns that it declares.
+
+    The columns are those of the agent's replay table "real".
+    """
     declared = agent.tables["real"].columns
     for explore in (True, False):
         rows = Synthetic(spec, 3).rows()
@@ -194,7 +199,7 @@ def _check_acting(agent: Any, spec: EnvSpec) -> None:
 
 
 def _filled_replay(agent: Any, spec: EnvSpec) -> ReplayServer:
-    """Returns a replay with enough synthetic rows for every consumer to sample at once.
+    """Returns a replay with enough synthetic rows for every consumer to draw a sample at once.
 
     A consumer is one use of the table "real", such as updates of the policy.
     """
@@ -222,9 +227,10 @@ def _filled_replay(agent: Any, spec: EnvSpec) -> ReplayServer:
 
 
 def _check_state(agent: Any, group: str) -> None:
-    """Raises Unfit unless an agent can export and load the weights and the state of a weight group.
+    """Raises Unfit unless an agent can return and load the weights and the state of a weight group.
 
-    group: `world` or `policy`. Weights must be a flat dict of arrays, the state must be a dict.
+    group: `world` or `policy`, each the set of networks that one process trains. Weights must be a
+    flat dict of arrays, the state must be a dict.
     """
     weights, state = agent.weights(group), agent.state(group)
     flat = isinstance(weights, Mapping) and all(
@@ -237,9 +243,11 @@ def _check_state(agent: Any, group: str) -> None:
 
 
 def _check_learning(agent: Any, name: str, replay: ReplayServer) -> None:
-    """Takes one gradient step for each weight group and makes one dream. Raises UserError.
+    """Lets an agent make one gradient step for each weight group, and one batch of dreams.
 
-    A weight group is the set of networks that one process trains (`world` or `policy`).
+    A weight group is the set of networks that one process trains (`world` or `policy`). name:
+    `module:Class` of the agent. replay: a replay with enough rows. Raises UserError if a method of
+    the agent fails.
     """
     consumers = agent.tables["real"].consumers
     samples = {consumer: replay.sample("real", consumer) for consumer in consumers}
@@ -263,10 +271,10 @@ def _check_learning(agent: Any, name: str, replay: ReplayServer) -> None:
 
 
 def _check_feedback(feedback: Any, real: Sample | Any, consumer: Any) -> None:
-    """Raises Unfit unless a gradient step returned valid metrics, and priorities where needed.
+    """Raises Unfit unless a gradient step returned valid metrics, and priorities if needed.
 
-    feedback: the result of the gradient step. real: the sample that it learned from. consumer: the
-    specification of this sample; its selector decides whether priorities are needed.
+    feedback: what the gradient step returned. real: the sample that it learned from. consumer: the
+    specification of the sample; prioritized sampling needs priorities.
     """
     _require(isinstance(feedback, Feedback), f"it must return a Feedback, found {feedback!r:.80}")
     for name, value in feedback.metrics.items():

@@ -1,4 +1,4 @@
-"""Watches the environment calls of one thread from another thread, as a call may never return."""
+"""Watches how long the environment calls of a thread take, as a call may never return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHECK_EVERY_S: Final = 0.1  # between two checks of the watchdog
 
 
 class EnvCall(NamedTuple):
-    """A call to environments (such as `step`) that has not returned yet."""
+    """A call to environments, such as `step`, that has not returned yet."""
 
     worker: str  # the worker that makes the call
     seconds: float  # since the call began
@@ -22,9 +22,9 @@ class EnvCall(NamedTuple):
 
 
 class EnvCalls:
-    """Records which environment calls are in progress, by which worker and since when.
+    """Records the environment calls in progress in one thread: by which worker and since when.
 
-    While another thread is inside `current`, no recorded call can end.
+    While another thread is in a `with current()` block, a recorded call cannot return.
     """
 
     def __init__(self) -> None:
@@ -34,9 +34,9 @@ class EnvCalls:
 
     @contextmanager
     def record(self, worker: str, environments: int = 1) -> Iterator[None]:
-        """A context manager that records its block as an environment call of a worker.
+        """A context manager that records its block as an environment call by `worker`.
 
-        environments: the number of environments that the call steps, resets or builds.
+        environments: how many environments the call steps, resets or builds.
         """
         self._calls.append((worker, time.monotonic(), environments))
         try:
@@ -49,7 +49,7 @@ class EnvCalls:
     def current(self) -> Iterator[EnvCall | None]:
         """A context manager that yields the environment call in progress, or None.
 
-        The call cannot end before the context ends.
+        The environment call cannot return before the `with` block ends.
         """
         with self._lock:
             if self._calls:
@@ -60,7 +60,7 @@ class EnvCalls:
 
 
 class WatchedEnv:
-    """A `VectorEnv` (N environments with one interface) that records its calls in `EnvCalls`."""
+    """N environments whose calls are recorded, so that a watchdog sees how long each call takes."""
 
     def __init__(self, env: VectorEnv, worker: str, calls: EnvCalls) -> None:
         self._env, self._worker, self._calls = env, worker, calls
@@ -90,10 +90,10 @@ class WatchedEnv:
 
 
 class Watchdog:
-    """A thread that checks ten times a second whether an environment call takes too long.
+    """A thread that calls `check` ten times a second, to see if an environment call takes too long.
 
-    A context manager. check: a function that is called with the environment call in progress, or
-    with None. The call cannot end while `check` runs.
+    Used as a context manager. check: a function that gets the environment call in progress, or
+    None. The environment call cannot return while `check` runs.
     """
 
     def __init__(self, calls: EnvCalls, check: Callable[[EnvCall | None], None]) -> None:

@@ -1,4 +1,4 @@
-"""Runs the steps of one worker, measures their time, and reports events and errors."""
+"""Runs one worker (such as an actor) step by step: measures its time, and catches its errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dreamfleet.runtime.blueprint import Progress
 
 @dataclass(frozen=True)
 class Fault:
-    """The exception that broke a worker, as text, because some exceptions cannot be pickled."""
+    """An exception that stopped a worker, as text, because some exceptions cannot be pickled."""
 
     error: str  # the last line of the traceback
     text: str  # the whole traceback
@@ -29,7 +29,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Report:
-    """The events, times and counters of one worker since its previous report."""
+    """What one worker has done since its previous report: events, times, counters and its error."""
 
     worker: str  # actor-3, learner, dreamer-0, evaluator
     events: list[Event]
@@ -45,11 +45,12 @@ class Report:
 
 
 class WorkerRunner:
-    """Runs one worker: measures its working and waiting time, and turns exceptions into faults.
+    """Runs one worker (such as an actor), measures its times, and catches its exceptions.
 
-    A fault is an exception as text. The worker is built at its first step, so that an error of its
-    constructor becomes a fault, too. A SystemExit becomes a fault. So does a KeyboardInterrupt,
-    unless the user interrupted the run. interrupted: a function that tells whether the user did.
+    An exception becomes a fault (the exception as text) in the worker's next report. The worker is
+    built at its first step, so that exceptions of its constructor are caught, too. SystemExit is
+    caught. KeyboardInterrupt is caught unless `interrupted` returns True, which means that the user
+    ends the run.
     """
 
     def __init__(
@@ -73,12 +74,12 @@ class WorkerRunner:
 
     @property
     def waiting_for(self) -> str:
-        """The roles for which the worker waits, such as `replay + dreamer`; "" for none."""
+        """The parts of the run that the worker waits for, such as `replay + dreamer`, or ""."""
         reasons = self._worker.waiting_for.split(", ") if self._worker else []
         return " + ".join(dict.fromkeys(reason.partition(":")[0] for reason in reasons))
 
     def step(self) -> bool:
-        """Lets the worker take one step. Returns False if the worker had to wait or broke."""
+        """Lets the worker take one step. Returns False if the worker had to wait or failed."""
         began = time.perf_counter()
         moved = self._try(lambda worker: worker.step())
         if self.broken:
@@ -93,7 +94,8 @@ class WorkerRunner:
     def evaluate_saved(self, at: int, states: Mapping[str, Any]) -> None:
         """Lets the evaluator evaluate a saved policy.
 
-        at: env steps of the run when the policy was saved. states: weight group → saved state.
+        at: env steps of the run when the policy was saved. states: weight group (networks that one
+        process trains) → the saved state.
         """
 
         def evaluate(worker: Worker) -> bool:
@@ -106,13 +108,17 @@ class WorkerRunner:
         self._try(evaluate)
 
     def add_wait(self, seconds: float) -> None:
-        """Adds seconds to the worker's waiting time, for the roles that it waits for now."""
+        """Adds `seconds` to the time for which the worker has waited.
+
+        The time is counted for the parts of the run that the worker waits for now, such as the
+        replay.
+        """
         self._waits_s[self.waiting_for] += seconds
 
     def _try(self, call: Callable[[Worker], bool]) -> bool:
-        """Calls `call` with the worker and returns the result, or False if an exception is raised.
+        """Calls `call(worker)` and returns its result, or False if it raises an exception.
 
-        The exception is kept as the worker's fault.
+        Builds the worker first if there is none. Keeps the exception for the worker's next report.
         """
         try:
             if self._worker is None:
@@ -133,7 +139,10 @@ class WorkerRunner:
             return False
 
     def restart(self, progress: Progress) -> None:
-        """Closes the broken worker. The next step builds a new worker with `progress`."""
+        """Closes the worker after an error. The next step builds a new worker.
+
+        progress: the counters and the saved environment state with which the new worker starts.
+        """
         close = getattr(self._worker, "close", None)
         if close is not None:
             with contextlib.suppress(Exception):  # closing a broken environment may fail, too
@@ -141,7 +150,7 @@ class WorkerRunner:
         self._worker, self._fault, self._progress = None, None, progress
 
     def report(self) -> Report:
-        """Returns a report on the worker since its previous report. Resets the measured times."""
+        """Returns the worker's report since the previous report. Sets its measured times to 0."""
         worker = self._worker
         report = Report(
             worker=self.name,
