@@ -112,16 +112,17 @@ class Config:
 
     @property
     def dreamed_windows(self) -> int:
-        """Returns the number of dreamed windows per policy update."""
+        """Returns how many of the windows of a policy update are sampled from dreams."""
         return round(self.batch * self.dream_share)
 
     @property
     def selector(self) -> Selector:
-        """Returns the selector, which samples the real windows of a policy update.
+        """Returns the rule by which the real windows of a policy update are sampled.
 
-        The ERE paper (Emphasizing Recent Experience) makes K updates after an episode of K steps,
-        and counts k = 1 … K. Here updates do not wait for the end of an episode, so k counts
-        through a cycle of K = `ere_cycle` updates.
+        The rule is uniform sampling, ERE (Emphasizing Recent Experience), prioritized replay, or
+        half of each of the last two. In the ERE paper, K updates follow an episode of K steps, and
+        update k = 1 … K samples from fewer rows the larger k is. Here updates do not wait for the
+        end of an episode, so k counts through a cycle of K = `ere_cycle` updates.
         """
         updates = max(1, round(self.anneal_steps * self.policy_updates_per_step))
         recent = EmphasizeRecent(self.ere_eta, self.ere_min_rows, self.ere_cycle, updates)
