@@ -27,8 +27,8 @@ untrusted step, so values bootstrap from the row before it.
 Of the `batch` windows of an update, round(dream_share · batch) start at trusted dreamed rows and
 the others are real. If there are fewer trusted rows than dreamed windows, the weights of the
 dreamed windows sum to the number of trusted rows. If there is no trusted row, the update learns
-from real windows alone. The metric `dream/share` is the weight of the dreamed windows, as a
-fraction of the weight of all windows; real windows with an outlier have weight 0.
+from real windows alone. The metric `dream/share` is the summed weight of the dreamed windows,
+divided by the same sum plus the number of real windows without an outlier.
 
 Sources: `ArijusLengvenis/bipedal-walker-dreamer` (seed project 002, the code by another author from
 which Dreamwalker started); SAC (Haarnoja et al. 2018); TQC (Kuznetsov et al. 2020); D2RL (Sinha et

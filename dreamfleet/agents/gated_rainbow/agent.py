@@ -348,8 +348,7 @@ class GatedRainbow(WeightGroups):
         )
 
     def td_losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns four tensors for B windows: loss, absolute TD error, gate values, value of the
-        action.
+        """Returns for B windows: loss, absolute TD error, gate values, and value of the action.
 
         rows: columns (B, C + n + 1, …): C rows of context, then n + 1 rows for the n-step return.
         noise: standard normal numbers for the noisy layers, one row per forward pass; None if no

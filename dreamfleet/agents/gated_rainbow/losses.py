@@ -16,10 +16,10 @@ def double_q_loss(
     rewards: Tensor,
     discount: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the loss, absolute TD error |δ| and predicted value of B n-step transitions, (B,) each.
+    """Returns the loss, absolute TD error |δ| and predicted value of B transitions, (B,) each.
 
-    The target is rewards + discount · value of the next action. The online network selects the next
-    action, and the target network evaluates it.
+    A transition has n steps. Its target is rewards + discount · value of the next action. The
+    online network selects the next action, and the target network evaluates it.
 
     - head: the value head, which represents a return by Z numbers and has the loss.
     - taken (B, Z): outputs of the online network for the actions taken.

@@ -69,7 +69,7 @@ class Schedules(nn.Module):
 
     @property
     def alpha(self) -> Tensor:
-        """Returns the priority exponent α, a scalar tensor: it rises to a peak, then falls to its end."""
+        """Returns the priority exponent α, a scalar tensor: it rises to a peak, then falls."""
         start, peak, end = self.config.alpha
         rise, fall = self.config.alpha_steps
         rising = (self.steps / rise).clamp(0, 1)

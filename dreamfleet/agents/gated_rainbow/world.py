@@ -284,23 +284,23 @@ class WorldModel(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, history: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns mean and log standard deviation of changes to the next observation, (M, B, *X) each.
+        """Returns mean and log standard deviation of the next changes of the observation.
 
-        M ensemble members predict B steps each. history: normalised (M, B, C + 1, *X). action:
-        encoded (M, B, A). The unit of changes is `change_rms`, the root mean square of real
-        changes. The log standard deviation is None if the model does not learn it.
+        Both have shape (M, B, *X): M ensemble members predict B steps each. history: normalised (M,
+        B, C + 1, *X). action: encoded (M, B, A). The unit of changes is `change_rms`, the root mean
+        square of real changes. The log standard deviation is None if the model does not learn it.
         """
 
     @abstractmethod
     def predict_outcome(
         self, before: Tensor, action: Tensor, after: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns predicted rewards, in units of the root mean square reward, and logits of
-        termination.
+        """Returns predicted rewards and logits of termination.
 
-        before, after: normalised observations before and after the step, (…, *X). action: encoded
-        actions, (…, A). Here *X is the shape of one observation, A the size of an action, and … any
-        batch axes. Both results have the batch axes.
+        Rewards are in units of the root mean square reward. before, after: normalised observations
+        before and after the step, (…, *X). action: encoded actions, (…, A). Here *X is the shape of
+        one observation, A the size of an action, and … any batch axes. Both results have the batch
+        axes.
         """
 
     @abstractmethod
