@@ -125,7 +125,7 @@ def learn(agent: Any, experience: Experience, steps: int) -> Iterator[dict[str, 
 
 
 def train(agent: Any, steps: int = 2) -> Experience:
-    """Trains the whole agent for a number of `steps`; returns the replay that it learned from."""
+    """Trains the whole agent for some `steps`; returns the Experience (replay) it learned from."""
     experience = Experience(agent)
     for _ in learn(agent, experience, steps):
         pass
@@ -149,7 +149,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 
 def full_state(agent: Any) -> dict[str, Any]:
-    """Returns copies of an agent's whole training state, as a dict with keys such as "a/b"."""
+    """Returns copies of an agent's whole training state, with keys such as "world/nets/…"."""
     return flatten({group: agent.state(group) for group in weight_groups(agent)})
 
 

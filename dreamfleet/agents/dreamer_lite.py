@@ -121,7 +121,7 @@ class Config:
 
     @property
     def dreams_per_update(self) -> int:
-        """Returns the number of dreams per policy update, a multiple of `members`."""
+        """Returns the number of dreams per policy update, a multiple of the ensemble's size."""
         return round(self.batch * self.dream_share) // self.members * self.members
 
     @property
@@ -362,9 +362,9 @@ class DreamerLite(WeightGroups):
     def dreamed_trajectories(self, dreams: Batch) -> Batch:
         """Returns dreams (B, H+1, …) with the columns `weight` and `inside` for `learn_policy`.
 
-        `weight` is the probability that the episode reaches the row, or 0 if ensemble members
-        disagree too much on the next step. `inside` (0 on an episode's last row) is 1 on all rows
-        of a dream.
+        `weight` is the probability that the episode reaches the row; it is 0 from the row before
+        the first step on which ensemble members disagree too much. `inside` (0 on the last row of
+        an episode) is 1 on all rows of a dream.
         """
         reached = dreams["cont"].cumprod(1)
         next_trusted = F.pad(dreams["trusted"][:, 1:], (0, 1))
@@ -393,9 +393,9 @@ class DreamerLite(WeightGroups):
     def critic_targets(self, rows: Batch, policy: Policy) -> Tensor:
         """Returns the critic's targets (B, T-1): Retrace returns in units of `value_unit`.
 
-        rows: columns of B trajectories of T rows. policy: its distributions at these rows. Returns
-        end at the last row of an episode, and before a dreamed step on which ensemble members
-        disagree.
+        rows: columns of B trajectories of T rows. policy: its distributions at these rows. A return
+        ends at an episode's last row, or before a dreamed step on which ensemble members disagree
+        too much.
         """
         q_taken, q_candidates = self.slow_critic(rows["latent"], rows["action"], policy)
         ratio = (policy.log_prob(rows["action"]) - rows["log_prob"]).exp().clamp(max=1)
@@ -410,7 +410,7 @@ class DreamerLite(WeightGroups):
 
     @property
     def value_unit(self) -> Tensor:
-        """Returns the unit of values: the return if each reward were the root mean square."""
+        """Returns the value unit: the return if each reward were the root mean square reward."""
         return self.slow_world.normaliser.reward_rms / (1 - self.config.gamma)
 
 

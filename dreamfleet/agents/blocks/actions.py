@@ -78,8 +78,8 @@ class DiscreteCritic(nn.Module):
     def forward(self, z: Tensor, action: Tensor, policy: Categorical) -> tuple[Tensor, Tensor]:
         """Returns the values of the actions taken, and the values of all A actions.
 
-        z: latents (B, T, L), for B windows of T rows. action: the actions taken (B, T). policy: not
-        used, because all actions are evaluated.
+        z: latents (encoded observations) (B, T, L), for B windows of T rows. action: the actions
+        taken (B, T). policy: not used, because all actions are evaluated.
 
         The first result, `q_taken` (2, B, T), holds the values from both networks. The second,
         `q_candidates` (B, T, A), holds the lower of the two values of each action. None of its
@@ -100,8 +100,8 @@ class ContinuousCritic(nn.Module):
     def forward(self, z: Tensor, action: Tensor, policy: TanhNormal) -> tuple[Tensor, Tensor]:
         """Returns the values of the actions taken, and the values of actions sampled from `policy`.
 
-        z: latents (B, T, L), for B windows of T rows. action: the actions taken (B, T, A). policy:
-        the policy's distributions at the latents.
+        z: latents (encoded observations) (B, T, L), for B windows of T rows. action: the actions
+        taken (B, T, A). policy: the policy's distributions at the latents.
 
         The first result, `q_taken` (2, B, T), holds the values from both networks. The second,
         `q_candidates` (B, T, 1), holds the lower of the two values of the sampled action. None of

@@ -63,11 +63,11 @@ class Categorical:
     def policy_loss(self, q: Tensor, entropy_weight: float) -> Tensor:
         """Returns the loss of a discrete policy, one number per distribution.
 
-        Its minimum is the policy that maximises expected value + entropy_weight · entropy. q: the
-        values of all A actions, shape (…, A). The best policy is softmax(q / entropy_weight), so
-        the loss is the cross-entropy with this target. Its gradient with respect to the logits is
-        about the difference between policy and target. The policy gradient, in contrast, vanishes
-        where a policy is almost certain of a wrong action.
+        Minimising the loss maximises expected value + entropy_weight · entropy. q: the values of
+        all A actions, shape (…, A). The best policy is softmax(q / entropy_weight), so the loss is
+        the cross-entropy with this target. Its gradient with respect to the logits is about the
+        difference between policy and target. The policy gradient, in contrast, vanishes where a
+        policy is almost certain of a wrong action.
         """
         target = F.softmax(q / entropy_weight, -1)
         return -(target * self.log_probs).sum(-1)
@@ -134,17 +134,16 @@ class TanhNormal:
     def policy_loss(self, q: Tensor, entropy_weight: float) -> Tensor:
         """Returns the loss of a continuous policy, one number per distribution.
 
-        Its minimum maximises the sampled action's value + entropy_weight · entropy. q: the value of
-        the sampled action, shape (…, 1). The gradient reaches the policy through the
-        reparameterised sample.
+        Minimising the loss maximises value + entropy_weight · entropy. q: the value of the sampled
+        action, shape (…, 1). The gradient reaches the policy through the reparameterised sample.
         """
         return -(q.squeeze(-1) + entropy_weight * self.entropy())
 
     def _log_prob(self, raw: Tensor) -> Tensor:
         """Returns the log-density of the action tanh(raw): log N(raw) - log |d tanh / d raw|.
 
-        raw: the sample of the Gaussian N, before the tanh. The second term is computed as 2 (log 2
-        - raw - softplus(-2 raw)), which is numerically stable. The constants of both terms are
+        raw: the sample of the Gaussian N, before the tanh. The second term is computed in a
+        numerically stable form: 2 (log 2 - raw - softplus(-2 raw)). The constants of both terms are
         added together.
         """
         constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)

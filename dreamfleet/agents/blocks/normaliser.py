@@ -74,10 +74,10 @@ class RewardScale(nn.Module):
 
     @property
     def percentile_due(self) -> bool:
-        """Returns whether this update of the statistics also updates the 95th percentiles.
+        """Returns whether this update also updates the 95th percentiles of absolute values.
 
-        Percentiles are the slowest part of an update. So after the first 100 updates they are
-        updated only in every `SORT_EVERY`-th update.
+        Percentiles are the slowest part of an update of the statistics. So after the first 100
+        updates they are updated only in every `SORT_EVERY`-th update.
         """
         count = self._update_count or 0
         return torch.compiler.is_compiling() or count <= 100 or count % SORT_EVERY == 0
@@ -195,9 +195,10 @@ class Normaliser(RewardScale):
         return self.standardised(obs).clamp(-CLIP, CLIP)
 
     def standardised(self, obs: Tensor) -> Tensor:
-        """Returns observations in standard deviations from their running mean, flattened.
+        """Returns flattened observations, in standard deviations from their running mean.
 
-        All axes of one observation become one axis. The values are clipped to ±`STANDARDISED_CLIP`.
+        Flattened: all axes of one observation become one axis. The values are clipped to
+        ±`STANDARDISED_CLIP`.
         """
         x = (self.flatten(obs).double() - self.obs_mean) / self._deviation
         return x.clamp(-STANDARDISED_CLIP, STANDARDISED_CLIP).float()

@@ -41,7 +41,9 @@ class MeanHead(nn.Module):
 
 
 class QuantileHead(nn.Module):
-    """Represents the return of an action by Z quantiles, at (i + ½) / Z for i = 0 … Z - 1.
+    """Represents the return of an action by Z quantiles, and has the quantile Huber loss.
+
+    Quantile i = 0 … Z - 1 is at the probability (i + ½) / Z.
 
     Source: Dabney et al. 2018.
     """
@@ -72,7 +74,7 @@ class QuantileHead(nn.Module):
 class CategoricalHead(nn.Module):
     """Represents the return of an action by a distribution over Z fixed atoms (C51).
 
-    The atoms are evenly spaced from `low` to `high`.
+    The atoms are possible values of the return, evenly spaced from `low` to `high`.
 
     Source: Bellemare et al. 2017.
     """

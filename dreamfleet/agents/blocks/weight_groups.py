@@ -61,8 +61,8 @@ class GroupState:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores networks, optimizers and random generators from a saved copy, `state`.
 
-        If the saved state of a generator is of another kind of device, the generator keeps its own
-        state: a CPU cannot continue the random numbers of a GPU.
+        A generator keeps its own state if the saved one is from a GPU and the generator is on a
+        CPU, or the reverse: the two kinds of state are not interchangeable.
         """
         for name, net in self.nets.items():
             load_net(net, state["nets"][name])
@@ -86,7 +86,7 @@ class WeightGroups:
     def weights(self, group: str) -> Weights:
         """Returns copies of the weights that other processes need for acting or dreaming.
 
-        group: `world` or `policy`, the networks that one process trains.
+        group: the weight group, `world` or `policy`: the networks that one process trains.
         """
         found = self.groups[group]
         return net_state(found.nets[found.published])
@@ -94,21 +94,21 @@ class WeightGroups:
     def load(self, group: str, weights: Weights) -> None:
         """Copies `weights` into this agent's networks.
 
-        weights: what another agent's method `weights` returned for the same group. group: `world`
-        or `policy`, the networks that one process trains.
+        weights: what another agent's method `weights` returned for the same group. group: the
+        weight group, `world` or `policy`: the networks that one process trains.
         """
         found = self.groups[group]
         load_net(found.nets[found.published], weights)
 
     def state(self, group: str) -> dict[str, Any]:
-        """Returns copies of all networks, optimizer moments and generator states of a group.
+        """Returns copies of all networks, optimizer moments and generator states of a weight group.
 
-        group: `world` or `policy`, the networks that one process trains.
+        group: the weight group, `world` or `policy`: the networks that one process trains.
         """
         return self.groups[group].state()
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
-        """Restores networks, optimizers and generators of a group from a saved copy, `state`.
+        """Restores a weight group (networks, optimizers, generators) from a saved copy, `state`.
 
         group: `world` or `policy`, the networks that one process trains.
         """

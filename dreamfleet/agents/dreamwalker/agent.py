@@ -203,16 +203,17 @@ class Dreamwalker(WeightGroups):
 
     @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Rolls the policy out in the world model from B real rows; returns the dreams.
+        """Rolls the policy out in the world model from real rows; returns B dreams of H steps.
 
-        starts: windows that end in the real rows. The dreams are columns (B, H + 1, …). Their first
-        row is real. H is the number of steps after which the error on held-out episodes (which the
-        model never learns from) is still small enough, at least 1. The columns are those of real
-        rows, and
+        starts: B windows of real rows; a dream starts at the last row of each window, and includes
+        this row. The dreams are columns (B, H + 1, …). H is the largest number of steps for which
+        the world model's error on held-out episodes (which it never learns from) is small enough,
+        but at least 1. The columns are those of real rows, and
 
-        - `weight`: 1 if the step after the row is trusted, else 0. A step is trusted if this step
-          and all earlier ones have a small held-out error and little disagreement of the model's
-          heads. Policy and critics learn at rows of weight 1 only.
+        - `weight`: 1 if the step after the row is trusted, else 0. Policy and critics learn at rows
+          of weight 1 only. A step is trusted if this step and all earlier ones have a small
+          held-out error and little disagreement of the model's heads, and no earlier step ended the
+          episode.
         - `version`: how many updates the world model had taken when it made the dream.
         """
         world, rng = self.slow_world, self.dream_rng

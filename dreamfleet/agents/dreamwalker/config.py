@@ -17,7 +17,8 @@ class Config:
     """The settings of Dreamwalker.
 
     The comment of a setting names the source of its default in brackets. A default without a source
-    was chosen for this project. Schedules count agent steps from the first policy update.
+    was chosen for this project. Quantities that change during training depend on the number of
+    agent steps since the first policy update.
     """
 
     critics: int = within(5, 1)  # critic networks [TQC; seed project 002]
@@ -120,9 +121,10 @@ class Config:
         """Returns the rule by which the real windows of a policy update are sampled.
 
         The rule is uniform sampling, ERE (Emphasizing Recent Experience), prioritized replay, or
-        half of each of the last two. In the ERE paper, K updates follow an episode of K steps, and
-        update k = 1 … K samples from fewer rows the larger k is. Here updates do not wait for the
-        end of an episode, so k counts through a cycle of K = `ere_cycle` updates.
+        half of each of the last two. In the ERE paper, K updates follow an episode of K steps;
+        update k = 1 … K samples from the newest rows only, from fewer rows as k grows. Here updates
+        do not wait for the end of an episode, so k counts through a cycle of K = `ere_cycle`
+        updates.
         """
         updates = max(1, round(self.anneal_steps * self.policy_updates_per_step))
         recent = EmphasizeRecent(self.ere_eta, self.ere_min_rows, self.ere_cycle, updates)

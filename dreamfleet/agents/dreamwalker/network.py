@@ -98,8 +98,8 @@ def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: 
 def optimism(real_error: Tensor, dreamed_error: Tensor, weight: Tensor) -> Tensor:
     """Returns the mean TD error of dreamed windows minus the mean TD error of real windows.
 
-    A TD error is target minus predicted value. real_error (R,): those of R real windows.
-    dreamed_error (D,): those of D dreamed windows. weight (D,): the weights of the dreamed windows
-    in their mean.
+    A TD error is target minus predicted value. real_error (R,): TD errors of R real windows.
+    dreamed_error (D,): TD errors of D dreamed windows. weight (D,): the weights of the dreamed
+    windows in their mean.
     """
     return weight @ (dreamed_error - real_error.mean()) / weight.sum().clamp(min=1)

@@ -18,7 +18,11 @@ MAX_REWARD = 1e30  # rewards are clipped to ± this before they are summed, as f
 
 
 class ActState(NamedTuple):
-    """Holds what acting remembers of the current episode in each of N environments."""
+    """Holds what acting remembers of the current episode in each of N environments.
+
+    This is the last four observations, the number of steps, the return so far, with and without
+    discount, and whether the world model may learn from the episode.
+    """
 
     history: Array  # (N, 4, *O), in the dtype of the observations
     age: Array  # (N,) f32, steps since the episode began
@@ -39,7 +43,7 @@ class ActState(NamedTuple):
     def next(self, rows: Batch, reward: Array, gamma: float, observe_time: bool) -> ActState:
         """Returns the memory of acting after one more row of each of N environments.
 
-        Whether the episodes are held out (`held_out`) is copied unchanged.
+        `held_out` (whether the world model never learns from the episode) is copied unchanged.
 
         - rows: columns (N, …). At the first row of an episode, copies of its observation fill the
           history of the last four observations.

@@ -201,16 +201,18 @@ class GatedRainbow(WeightGroups):
 
     @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Rolls the policy out in the world model from B real rows; returns the dreams.
+        """Rolls the policy out in the world model from real rows; returns B dreams of H steps.
 
-        starts: windows that end in the real rows. The dreams are columns (B, C + 1 + H, …). Their
-        first C + 1 rows are real: C rows of context, then the real row from which the dream starts.
-        H is the number of steps after which the error on held-out episodes (which the model never
-        learns from) is still small enough, at least 1.
+        starts: B windows of real rows; a dream starts at the last row of each window. The dreams
+        are columns (B, C + 1 + H, …). Their first C + 1 rows are real: C rows of context, then the
+        row from which the dream starts. H is the largest number of steps for which the world
+        model's error on held-out episodes (which it never learns from) is small enough, but at
+        least 1.
 
-        The column `weight` is 1 if the step after the row is trusted, else 0. A step is trusted if
-        this step and all earlier ones have a small held-out error and little disagreement of
-        ensemble members. Values are learned at rows of weight 1 only.
+        The column `weight` is 1 if the step after the row is trusted, else 0. Values are learned at
+        rows of weight 1 only. A step is trusted if this step and all earlier ones have a small
+        held-out error and little disagreement of ensemble members, and no earlier step ended the
+        episode.
         """
         world, rng = self.slow_world, self.dream_rng
         allowed = self.trusted_steps() * (self.schedules.steps >= self.config.dream_after)
@@ -350,10 +352,11 @@ class GatedRainbow(WeightGroups):
     def td_losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns for B windows: loss, absolute TD error, gate values, and value of the action.
 
-        rows: columns (B, C + n + 1, …): C rows of context, then n + 1 rows for the n-step return.
-        noise: standard normal numbers for the noisy layers, one row per forward pass; None if no
-        layer is noisy. The gate values have shape (B, F), for F features, the other results (B,).
-        Values and TD errors are measured in the value network's `unit`.
+        The value is the predicted one of the action taken. rows: columns (B, C + n + 1, …): C rows
+        of context, then n + 1 rows for the n-step return. noise: standard normal numbers for the
+        noisy layers, one row per forward pass; None if no layer is noisy. The gate values have
+        shape (B, F), for F features, the other results (B,). Values and TD errors are in units of
+        the value network's `unit`.
         """
         online, noises = self.online, [None] * FORWARD_PASSES if noise is None else noise.split(1)
         reward, last, terminal = (rows[key][:, CONTEXT:] for key in ("reward", "last", "terminal"))

@@ -18,7 +18,7 @@ def double_q_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the loss, absolute TD error |δ| and predicted value of B transitions, (B,) each.
 
-    A transition has n steps. Its target is rewards + discount · value of the next action. The
+    A transition has up to n steps. Its target is rewards + discount · value of the next action. The
     online network selects the next action, and the target network evaluates it.
 
     - head: the value head, which represents a return by Z numbers and has the loss.

@@ -107,7 +107,7 @@ class ValueNetwork(nn.Module):
 
 
 def value_head(config: Config) -> ValueHead:
-    """Returns a new value head of the kind `config.value_head`: mean, quantiles or atoms."""
+    """Returns a new value head of the kind `config.value_head`: expected, quantile or c51."""
     if config.value_head == "c51":
         return CategoricalHead(config.atoms, -VALUE_RANGE, VALUE_RANGE)
     return QuantileHead(config.quantiles) if config.value_head == "quantile" else MeanHead()
@@ -192,10 +192,10 @@ class Gate(nn.Module):
         return torch.sigmoid(self.net(x))
 
     def _attend(self, history: Tensor) -> Tensor:
-        """Returns the newest observation's embedding (B, E) plus the result of its attention.
+        """Returns the embedding (B, E) of the newest observation, after attention with a residual.
 
         The newest observation attends to all S observations of the history, (B, S, O), with O
-        numbers each.
+        numbers each. E is the size of an embedding.
         """
         rows = self.embed(history) + self.position  # (B, S, E)
         normed = F.layer_norm(rows, rows.shape[-1:])

@@ -242,11 +242,11 @@ class WorldModel(nn.Module, ABC):
         return self._mean_over_obs(mean.var(0)).unflatten(0, shape)
 
     def _steps_without_outliers(self, obs: Tensor) -> Tensor:
-        """Returns 1 for each step that involves no outlier, else 0: (B, C + T, *O) to (B, T-1).
+        """Returns 1 for each step that involves no outlier, else 0, (B, T-1).
 
-        obs: observations of B windows of C rows of context and T further rows. The step counts as
-        involving an outlier if there is one in the observation before or after it, or in the first
-        C + 1 observations of its window.
+        obs: observations (B, C + T, *O) of B windows of C rows of context and T further rows. A
+        step involves an outlier if there is one in the observation before or after it, or in the
+        first C + 1 observations of its window.
         """
         inliers = self.normaliser.inliers(obs)
         start = inliers[:, : CONTEXT + 1].amin(1, keepdim=True)
@@ -342,7 +342,7 @@ class WorldModel(nn.Module, ABC):
     @property
     @abstractmethod
     def obs_std(self) -> Tensor | float:
-        """Returns the standard deviation of normalised observations."""
+        """Returns the standard deviation of normalised observations, the unit of errors."""
 
 
 def gaussian_std_loss(square: Tensor, log_std: Tensor) -> Tensor:
