@@ -38,13 +38,13 @@ AGENTS = pytest.StashKey[Iterable[str]]()  # names of the agents to test; by def
 
 @dataclass(frozen=True)
 class Case:
-    """One case of a contract test: an agent, with a kind of observations and a kind of actions."""
+    """Describes one case of a contract test: an agent, and a kind of observations and actions."""
 
     name: str
     spec: EnvSpec
 
     def build(self, seed: int = 0) -> Any:
-        """Returns a new agent for this case, on the CPU, with the agent's default settings."""
+        """Returns a new agent of this test case, on the CPU, with the agent's default settings."""
         agent_class = agents.load(self.name)
         return agent_class(agent_class.Config(), self.spec, seed, "cpu")
 
@@ -70,9 +70,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class Experience:
-    """A replay filled with rows of a synthetic environment, from which an agent can learn.
+    """Holds a replay filled with rows of a synthetic environment, for an agent to learn from.
 
-    The replay has no sampling rates, so that `sample` never waits for more rows.
+    Sampling from the replay is not rate-limited, so `sample` never waits for more rows.
     """
 
     def __init__(
@@ -90,9 +90,10 @@ class Experience:
         assert self.replay.add("real", rows, np.arange(STREAMS))
 
     def sample(self, consumer: str) -> Sample | None:
-        """Samples a batch of real rows for a consumer: "world", "start" or "policy".
+        """Samples a batch of real rows from the replay.
 
-        Returns None if the agent does not have this consumer.
+        consumer: the use of the rows: "world" (`learn_world`), "start" (starts of dreams) or
+        "policy" (`learn_policy`). Returns None if the agent does not have this use.
         """
         if consumer not in self.agent.tables["real"].consumers:
             return None
@@ -102,15 +103,16 @@ class Experience:
 
 
 def dream(agent: Any, starts: Sample | None) -> Batch | None:
-    """Returns the agent's dreams from the rows `starts`; returns None if there are no starts."""
+    """Returns the agent's dreams from the real rows `starts`; returns None if `starts` is None."""
     return None if starts is None else agent.dream(starts)
 
 
 def learn(agent: Any, experience: Experience, steps: int) -> Iterator[dict[str, Any]]:
-    """Trains the whole agent for some steps, from real rows and from dreams.
+    """Trains the whole agent for a number of `steps`, from real rows and from dreams.
 
-    In each step yields four dicts in turn: the results of `learn_world` (if the agent has a world
-    model), the dreams, the results of `learn_policy`, and rows of acting.
+    experience: holds the replay that the real rows are sampled from. Each step yields these dicts
+    in turn: the results of `learn_world` (only if the agent has a world model), the dreams, the
+    results of `learn_policy`, and rows that the agent collects by acting.
     """
     for _ in range(steps):
         world = experience.sample("world")
@@ -123,7 +125,7 @@ def learn(agent: Any, experience: Experience, steps: int) -> Iterator[dict[str, 
 
 
 def train(agent: Any, steps: int = 2) -> Experience:
-    """Trains the whole agent for some steps; returns the experience that the agent learned from."""
+    """Trains the whole agent for some `steps`; returns the Experience (replay) it learned from."""
     experience = Experience(agent)
     for _ in learn(agent, experience, steps):
         pass
@@ -131,7 +133,7 @@ def train(agent: Any, steps: int = 2) -> Experience:
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """Flattens nested dicts to one dict of copied values, by paths such as "a/b"."""
+    """Flattens nested dicts to one dict of copied values, whose keys are paths such as "a/b"."""
     if not isinstance(tree, dict):
         return {path: copy.deepcopy(tree)}
     parts = [flatten(value, f"{path}/{key}" if path else key) for key, value in tree.items()]
@@ -147,7 +149,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 
 def full_state(agent: Any) -> dict[str, Any]:
-    """Returns copies of the whole training state of an agent, as a flat dict by path."""
+    """Returns copies of an agent's whole training state, with keys such as "world/nets/…"."""
     return flatten({group: agent.state(group) for group in weight_groups(agent)})
 
 
@@ -228,9 +230,11 @@ def test_agents_of_one_seed_are_equal_and_of_two_seeds_differ(case: Case) -> Non
 
 
 def assert_valid(feedback: Feedback, real: Sample | None, prioritized: bool) -> None:
-    """Fails unless a feedback has finite metrics and valid priorities for the windows of `real`.
+    """Fails unless the result of an update has finite metrics and valid priorities.
 
-    prioritized: whether the consumer samples by priority, so that priorities are required.
+    feedback: the result of `learn_world` or `learn_policy`. real: the windows that the update
+    learned from; it has one priority per window. prioritized: whether these windows were sampled by
+    priority, so that priorities are required.
     """
     for name, value in feedback.metrics.items():
         assert "/" in name
@@ -297,7 +301,7 @@ def test_each_gradient_step_changes_its_own_weight_group_only(case: Case) -> Non
 
 
 def test_the_loss_falls_on_a_fixed_batch(case: Case) -> None:
-    """In 60 steps on one batch, the summed loss falls to less than half.
+    """Checks that 60 updates on one batch reduce the summed loss to less than half.
 
     Every episode has one step, so that the targets of the losses stay fixed. `loss/policy` is left
     out, because it depends on the critic's changing values.
@@ -372,7 +376,7 @@ def test_two_agents_with_the_same_weights_act_alike(case: Case) -> None:
 
 
 def test_a_restored_agent_continues_bit_for_bit(case: Case, tmp_path: Path) -> None:
-    """An agent that is restored from a checkpoint file learns exactly as the original agent.
+    """Checks that an agent restored from a checkpoint file learns exactly as the original agent.
 
     The restored agent was made with another seed.
     """
@@ -393,9 +397,11 @@ def test_a_restored_agent_continues_bit_for_bit(case: Case, tmp_path: Path) -> N
 
 
 def test_policy_learning_needs_only_the_weights_of_the_world_group(case: Case) -> None:
-    """`learn_policy` gives the same results if only the published world weights are copied.
+    """Checks that `learn_policy` needs only the published weights of the world model.
 
-    On Ray the dreamer and the learner are two processes that exchange weights only.
+    The policy is trained once by the agent that trained the world model, and once by another agent
+    that has only a copy of the published weights. The results must be equal. On Ray these two
+    agents are two processes, the dreamer and the learner, which exchange weights only.
     """
     dreamer, learner = case.build(), case.build()
     if "world" not in weight_groups(dreamer):

@@ -1,7 +1,7 @@
-"""The registry of agents: finds an agent by name and checks which environments it supports.
+"""Finds an agent by its name, and checks which environments the agent supports.
 
-An agent is built in, comes from an installed package, or is a class of the user, named as
-`module:Class`.
+The name is that of a built-in agent, that of an agent in an installed package, or `module:Class`
+for a class that the user wrote.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ OBSERVATIONS: Final = ("vector", "image")
 
 @dataclass(frozen=True)
 class AgentEntry:
-    """The class of an agent, and the kinds of actions and observations that it supports.
+    """Names an agent's class, and the kinds of actions and observations that the agent supports.
 
-    The built-in agents have their entries in REGISTRY, so that listing them imports no agent.
+    REGISTRY holds an entry for each built-in agent, so that these agents can be listed without
+    importing their code.
     """
 
     path: str  # module:Class; the class attribute `Config` is the dataclass of the settings
@@ -47,12 +48,12 @@ REGISTRY: dict[str, AgentEntry] = {
 
 
 def find(name: str) -> AgentEntry:
-    """Returns the registry entry of an agent, by the agent's name.
+    """Returns the AgentEntry of an agent: its class and the kinds of environments it supports.
 
-    The name is a key of REGISTRY (built-in agents), an entry point of an installed package, or
-    `module:Class`. An agent that is not built in is imported; its class declares the supported
-    actions and observations. Raises UserError for an unknown name, and for a class that is not an
-    agent.
+    `name` is a key of REGISTRY (built-in agents), an entry point of an installed package, or
+    `module:Class`. An agent that is not built in is imported, because its class declares the
+    supported actions and observations. Raises UserError for an unknown name, and for a class that
+    is not an agent.
     """
     if name in REGISTRY:
         return REGISTRY[name]
@@ -69,7 +70,7 @@ def find(name: str) -> AgentEntry:
 
 
 def known() -> dict[str, str]:
-    """Returns one line of text about each known agent, by the agent's name.
+    """Returns a dict from the name of each known agent to one line of text about the agent.
 
     Known agents are the built-in ones and those of installed packages. The line of a built-in agent
     gives the supported actions and observations. The line of an installed agent gives its
@@ -84,18 +85,24 @@ def known() -> dict[str, str]:
 
 
 def load(name: str) -> Any:
-    """Imports the agent `name`, and with it torch; returns the class of the agent."""
+    """Returns the class of the agent `name`, after importing its module.
+
+    Importing a built-in agent also imports torch.
+    """
     return class_at(find(name).path)
 
 
 def class_at(path: str) -> Any:
-    """Returns the class at `path`, which is `module:Class`; imports the module."""
+    """Imports a module and returns one of its classes; `path` names both, as `module:Class`."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def check(name: str, spec: EnvSpec) -> None:
-    """Raises UserError unless the agent `name` supports the actions and observations of `spec`."""
+    """Raises UserError unless an agent supports the actions and observations of an environment.
+
+    name: the agent's name. spec: the environment's name and its spaces.
+    """
     entry = find(name)
     observation, action = _observation_kind(spec.obs), _action_kind(spec.action)
 
@@ -114,10 +121,10 @@ def check(name: str, spec: EnvSpec) -> None:
 
 
 def _entry_of(path: str) -> AgentEntry:
-    """Imports the agent at `path`, which is `module:Class`; returns its registry entry.
+    """Imports an agent that is not built in, and returns its AgentEntry.
 
-    For agents that are not built in. Raises UserError if the class is missing, or lacks a method or
-    a declaration that every agent must have.
+    path: the agent's class, as `module:Class`. Raises UserError if the class is missing, or lacks a
+    method or a declaration that every agent must have.
     """
     module, _, attribute = path.partition(":")
     found = getattr(import_module(module, "agent"), attribute, None)

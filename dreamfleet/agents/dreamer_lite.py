@@ -15,7 +15,7 @@ Without re-encoding, dreamed latents drift away from them, and values sink step 
 dreams and policy updates use a slow copy (moving average) of the world model: its dreams are
 several times as accurate, and its latents change slowly.
 
-A dream (`dream`) starts at a real row and has H steps. One ensemble member predicts all of its
+A dream (`dream`) is a rollout of H steps, from a real row. One ensemble member predicts all of its
 steps. A dreamed step is trusted while the disagreement of two members is not much larger than on
 real rows. Nothing is learned from the first untrusted step and later ones; returns bootstrap at the
 row before the first untrusted step.
@@ -26,8 +26,9 @@ Dreamer. On real rows Retrace corrects for actions of older policies. A discrete
 the softmax of the critic's values. A continuous policy maximises the values of reparameterised
 samples. No gradient passes through a dream, so a dream is plain data that another process can make.
 
-Sources: seed project 003; Dreamer (Hafner et al. 2020; 2023); MBPO (Janner et al. 2019); Retrace
-(Munos et al. 2016); clipped double Q (Fujimoto et al. 2018).
+Sources: `50_final_project` of ChristianLin0420/machine-learning-fundamental (seed project 003, the
+code by another author from which Dreamer-Lite started); Dreamer (Hafner et al. 2020; 2023); MBPO
+(Janner et al. 2019); Retrace (Munos et al. 2016); clipped double Q (Fujimoto et al. 2018).
 """
 
 from __future__ import annotations
@@ -120,12 +121,12 @@ class Config:
 
     @property
     def dreams_per_update(self) -> int:
-        """The number of dreams per policy update, a multiple of the ensemble members."""
+        """Returns the number of dreams per policy update, a multiple of the ensemble's size."""
         return round(self.batch * self.dream_share) // self.members * self.members
 
     @property
     def windows_per_update(self) -> int:
-        """The number of windows of real rows per policy update."""
+        """Returns the number of windows of real rows per policy update."""
         return self.batch - self.dreams_per_update
 
 
@@ -193,7 +194,7 @@ class DreamerLite(WeightGroups):
         return to_array(action), state, {"log_prob": to_array(log_prob)}
 
     def policy_at(self, z: Tensor, rng: torch.Generator) -> Policy:
-        """Returns the policy's distribution over actions at latents; `rng` draws its sample."""
+        """Returns the policy's distributions at latents `z`; `rng` draws the sampled actions."""
         return self.actions.policy(self.policy(z), rng)
 
     # ---------------------------------------------------------------------------- world model
@@ -271,7 +272,7 @@ class DreamerLite(WeightGroups):
 
     @torch.no_grad()
     def update_disagreement(self, rows: Batch) -> Tensor:
-        """Updates the mean disagreement of the members on real rows, and returns it."""
+        """Updates the running mean disagreement of ensemble members on real rows; returns it."""
         z = self.by_member(self.slow_world.encode(rows["obs"][:, 0]))
         action = self.by_member(self.actions.encode(rows["action"][:, 0]))
         disagreement = self.slow_world.predict_with_disagreement(z, action)[2].mean()
@@ -282,7 +283,7 @@ class DreamerLite(WeightGroups):
 
     @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Returns B dreams of H steps, one from the last row of each start, as columns (B, H+1, …).
+        """Rolls the policy out from B real rows, `starts`; returns dreams of H steps (B, H+1, …).
 
         The columns are `latent`, `action`, `log_prob`, `reward`, `cont` (the probability that the
         episode continues at the row) and `trusted`. A step is untrusted if two ensemble members
@@ -361,8 +362,9 @@ class DreamerLite(WeightGroups):
     def dreamed_trajectories(self, dreams: Batch) -> Batch:
         """Returns dreams (B, H+1, …) with the columns `weight` and `inside` for `learn_policy`.
 
-        `weight` is the probability that the episode reaches the row, or 0 if the next step is
-        untrusted, because the row's return begins with this step. `inside` is 1 on all rows.
+        `weight` is the probability that the episode reaches the row; it is 0 from the row before
+        the first step on which ensemble members disagree too much. `inside` (0 on the last row of
+        an episode) is 1 on all rows of a dream.
         """
         reached = dreams["cont"].cumprod(1)
         next_trusted = F.pad(dreams["trusted"][:, 1:], (0, 1))
@@ -372,8 +374,8 @@ class DreamerLite(WeightGroups):
     def real_trajectories(self, rows: Batch) -> Batch:
         """Returns windows of real rows (B, T, …) with the columns of dreams, for `learn_policy`.
 
-        `inside` is 0 on `last` rows, else 1. `weight` is 0 if the row is `last`, or if its
-        observation or the next one has an outlier; else it is 1.
+        `inside` is 0 on the last row of an episode, else 1. `weight` is 0 on such a row, and if the
+        observation of the row or of the next has an outlier; else it is 1.
         """
         inside = (~rows["last"]).float()
         inlier = self.slow_world.normaliser.inliers(rows["obs"])
@@ -391,8 +393,9 @@ class DreamerLite(WeightGroups):
     def critic_targets(self, rows: Batch, policy: Policy) -> Tensor:
         """Returns the critic's targets (B, T-1): Retrace returns in units of `value_unit`.
 
-        rows: columns (B, T, …), for B trajectories of T rows. No row after a `last` row or after an
-        untrusted dreamed step is used.
+        rows: columns of B trajectories of T rows. policy: its distributions at these rows. A return
+        ends at an episode's last row, or before a dreamed step on which ensemble members disagree
+        too much.
         """
         q_taken, q_candidates = self.slow_critic(rows["latent"], rows["action"], policy)
         ratio = (policy.log_prob(rows["action"]) - rows["log_prob"]).exp().clamp(max=1)
@@ -407,7 +410,7 @@ class DreamerLite(WeightGroups):
 
     @property
     def value_unit(self) -> Tensor:
-        """The unit of the critic's values: the return if all rewards equal the root mean square."""
+        """Returns the value unit: the return if each reward were the root mean square reward."""
         return self.slow_world.normaliser.reward_rms / (1 - self.config.gamma)
 
 
@@ -433,15 +436,15 @@ class LatentWorldModel(nn.Module):
         self.register_buffer("real_disagreement", torch.zeros(()))
 
     def encode(self, obs: Tensor) -> Tensor:
-        """Returns the latents of observations, with L numbers along the last axis."""
+        """Returns the latents of observations `obs`, with L numbers along the last axis."""
         return self.encode_normalised(self.normaliser(obs))
 
     def encode_normalised(self, x: Tensor) -> Tensor:
-        """Returns the latents of normalised observations, with L numbers along the last axis."""
+        """Returns the latents of normalised observations `x`, L numbers along the last axis."""
         return unit_variance(self.encoder(x))
 
     def reencode(self, z: Tensor) -> Tensor:
-        """Decodes latents to observations, and returns the latents of the decoded observations."""
+        """Decodes latents `z` to observations, and returns the latents of these observations."""
         return self.encode_normalised(self.decoder(z))
 
     def predict(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
@@ -452,9 +455,8 @@ class LatentWorldModel(nn.Module):
     def predict_with_disagreement(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the results of `predict`, and the disagreement of ensemble members, (M, B).
 
-        It is half the squared distance between the means that a member and the next member predict.
-        On average over pairs of members it is the variance of the ensemble, for two predictions per
-        step.
+        The disagreement is half the mean squared difference between the means that two members
+        predict for a step. On average over pairs of members it is the variance of the ensemble.
         """
         # Member m also predicts for the inputs of member m - 1.
         other_z, other_action = z.roll(1, 0), action.roll(1, 0)
@@ -466,7 +468,7 @@ class LatentWorldModel(nn.Module):
 
 
 def unit_variance(z: Tensor) -> Tensor:
-    """Scales the numbers along the last axis to mean 0 and variance 1."""
+    """Returns `z` with the numbers along the last axis scaled to mean 0 and variance 1."""
     return F.layer_norm(z, z.shape[-1:])
 
 
@@ -476,7 +478,7 @@ def continue_loss(logit: Tensor, continues: Tensor) -> Tensor:
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the replay's tables: real rows with batch size and rate of each use, and dreams."""
+    """Returns the tables of the replay for Dreamer-Lite: real rows, and a queue of dreams."""
     kept = columns(spec, log_prob=NUMBER)  # log_prob: of the action, under the acting policy
     consumers = {
         "world": Consumer(

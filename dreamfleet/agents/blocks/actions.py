@@ -1,14 +1,14 @@
-"""Discrete and continuous actions: their encoding, policy distribution and critic.
+"""Encodes actions, discrete or continuous; has a policy distribution and a critic for each kind.
 
-A critic is a pair of networks; the lower of their two values counts (clipped double Q-learning,
-Fujimoto et al. 2018). A critic is called with latents (B, T, L), the actions taken, and a policy at
-the latents. B is the number of windows, T their rows, L the size of a latent. The critic returns
+A critic is a pair of networks; the lower of their two values is used (clipped double Q-learning,
+Fujimoto et al. 2018). Its inputs are latents (B, T, L), the actions taken, and the policy's
+distributions at the latents. A latent is a world model's encoding of an observation. B is the
+number of windows, T their rows, L the size of a latent. The critic returns
 
 - `q_taken` (2, B, T): the values of the actions taken, from both networks, for the critic's loss;
-- `q_candidates` (B, T, C): for each of C candidate actions of the policy, the lower of the two
-  networks' values. For discrete actions the candidates are all actions. For continuous actions the
-  only candidate is the policy's sample. No gradient of `q_candidates` reaches the critic's
-  parameters.
+- `q_candidates` (B, T, C): for each of C candidate actions, the lower of the two networks' values.
+  For discrete actions the candidates are all actions. For continuous actions the only candidate is
+  an action sampled from the policy. No gradient of `q_candidates` reaches the critic's parameters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dreamfleet.core.types import Space
 
 
 class DiscreteActions:
-    """Describes actions that are integers (i64) from 0 to `size` - 1."""
+    """Encodes actions that are integers from 0 to `size` - 1 (int64), and makes their critic."""
 
     policy = Categorical
 
@@ -35,7 +35,7 @@ class DiscreteActions:
         return F.one_hot(action, self.size).float()
 
     def critic(self, latent: int, hidden: int) -> DiscreteCritic:
-        """Returns a new critic for latents of size `latent`.
+        """Returns a new critic (two value networks) that reads latents of `latent` numbers.
 
         hidden: units in each hidden layer of the critic.
         """
@@ -43,7 +43,7 @@ class DiscreteActions:
 
 
 class ContinuousActions:
-    """Describes actions that are vectors (f32) of `size` numbers in [-1, 1]."""
+    """Encodes actions that are vectors of `size` numbers in [-1, 1], and makes their critic."""
 
     policy = TanhNormal
 
@@ -56,7 +56,7 @@ class ContinuousActions:
         return action
 
     def critic(self, latent: int, hidden: int) -> ContinuousCritic:
-        """Returns a new critic for latents of size `latent`.
+        """Returns a new critic (two value networks) that reads latents of `latent` numbers.
 
         hidden: units in each hidden layer of the critic.
         """
@@ -64,24 +64,26 @@ class ContinuousActions:
 
 
 def action_kind(space: Space) -> DiscreteActions | ContinuousActions:
-    """Returns a DiscreteActions or a ContinuousActions, according to the action space."""
+    """Returns DiscreteActions or ContinuousActions, whichever fits the action space."""
     return DiscreteActions(space) if space.discrete else ContinuousActions(space)
 
 
 class DiscreteCritic(nn.Module):
-    """A pair of critic networks that map a latent to the values of all discrete actions."""
+    """A pair of networks that map the latent of an observation to the values of all actions."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()
         self.net = Ensemble(2, sizes, zero_last=True)
 
     def forward(self, z: Tensor, action: Tensor, policy: Categorical) -> tuple[Tensor, Tensor]:
-        """Returns the values of the actions taken and of all A actions.
+        """Returns the values of the actions taken, and the values of all A actions.
 
-        z: latents (B, T, L), for B windows of T rows. action: the actions taken (B, T). The first
-        result, `q_taken` (2, B, T), holds the values from both networks. The second, `q_candidates`
-        (B, T, A), holds the lower of the two values of each action, without gradients to the
-        critic's parameters.
+        z: latents (encoded observations) (B, T, L), for B windows of T rows. action: the actions
+        taken (B, T). policy: not used, because all actions are evaluated.
+
+        The first result, `q_taken` (2, B, T), holds the values from both networks. The second,
+        `q_candidates` (B, T, A), holds the lower of the two values of each action. None of its
+        gradients reach the critic's parameters.
         """
         q = evaluate_both(self.net, z)  # (2, B, T, A)
         q_taken = q.gather(-1, action.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)
@@ -89,19 +91,21 @@ class DiscreteCritic(nn.Module):
 
 
 class ContinuousCritic(nn.Module):
-    """A pair of critic networks that map a latent and an action to the action's value."""
+    """A pair of networks that map the latent of an observation and an action to a value."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()
         self.net = Ensemble(2, sizes, zero_last=True)
 
     def forward(self, z: Tensor, action: Tensor, policy: TanhNormal) -> tuple[Tensor, Tensor]:
-        """Returns the values of the actions taken and of the actions that the policy samples.
+        """Returns the values of the actions taken, and the values of actions sampled from `policy`.
 
-        z: latents (B, T, L), for B windows of T rows. action: the actions taken (B, T, A). The
-        first result, `q_taken` (2, B, T), holds the values from both networks. The second,
-        `q_candidates` (B, T, 1), holds the lower of the two values of the policy's sample, without
-        gradients to the critic's parameters.
+        z: latents (encoded observations) (B, T, L), for B windows of T rows. action: the actions
+        taken (B, T, A). policy: the policy's distributions at the latents.
+
+        The first result, `q_taken` (2, B, T), holds the values from both networks. The second,
+        `q_candidates` (B, T, 1), holds the lower of the two values of the sampled action. None of
+        its gradients reach the critic's parameters.
         """
         q_taken = evaluate_both(self.net, torch.cat([z, action], -1)).squeeze(-1)
         frozen = {name: value.detach() for name, value in self.net.named_parameters()}
@@ -110,10 +114,10 @@ class ContinuousCritic(nn.Module):
 
 
 def evaluate_both(net: Ensemble, x: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
-    """Returns the outputs (2, B, T, out) of a pair of networks at inputs (B, T, in).
+    """Returns the outputs (2, B, T, out) of an ensemble of two networks at inputs (B, T, in).
 
-    Both networks read the same inputs: B windows of T rows, with `in` numbers per row. parameters:
-    used in place of the networks' own parameters.
+    Both networks read the same inputs `x`: B windows of T rows, with `in` numbers per row.
+    parameters: if given, used instead of the networks' own parameters.
     """
     flat = x.flatten(0, 1).expand(2, -1, -1)
     out = net(flat) if parameters is None else torch.func.functional_call(net, parameters, flat)

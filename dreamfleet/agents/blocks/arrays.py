@@ -1,4 +1,4 @@
-"""Conversion between numpy arrays and tensors."""
+"""Converts between numpy arrays and PyTorch tensors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def to_tensor(array: Array, device: str | torch.device = "cpu") -> Tensor:
 
 
 def to_tensors(batch: Batch, device: str | torch.device) -> Batch:
-    """Returns the batch with every numpy array and tensor in it as a tensor on `device`.
+    """Converts all columns of a batch, numpy arrays or tensors, to tensors on `device`.
 
-    A tensor that is already on `device` is returned unchanged. On the CPU, a tensor shares the
-    memory of its array where PyTorch allows this.
+    A tensor that is already on `device` is returned unchanged. On the CPU, the tensor made from a
+    numpy array shares the array's memory where PyTorch allows this.
     """
     return {name: torch.as_tensor(value, device=device) for name, value in batch.items()}

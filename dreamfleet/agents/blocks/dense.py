@@ -1,12 +1,13 @@
-"""An ensemble of dense networks in one batched computation; all layers may read the input (D2RL).
+"""An ensemble of fully connected networks, computed together; all layers may read the input.
 
-Each weight is named after the values that it multiplies:
+Hidden layers that also read the network's input are the idea of D2RL (Sinha et al. 2020). Each
+weight is named after the values that it multiplies:
 
 - `input_weights` multiply the network's input; there is one matrix per hidden layer.
 - `hidden_weights` multiply the output of the previous hidden layer.
 - `output_weight` multiplies the output of the last hidden layer.
 
-A column of ones is appended to the input. So the last row of each input weight is the bias of its
+A 1 is appended to each input. So the last row of each matrix of `input_weights` is the bias of its
 hidden layer.
 """
 
@@ -93,12 +94,12 @@ class Dense(nn.Module):
         mean: bool = False,
         rng: torch.Generator | None = None,
     ) -> Tensor:
-        """Returns the outputs (K, B, out) of K networks at B inputs (B, in).
+        """Returns the outputs (K, B, out) of K networks at B inputs `x`, (B, in).
 
         - frozen: if true, gradients reach the inputs but not the weights. Batch renormalisation
           then uses its running statistics and does not update them.
         - mean: if true, returns only the mean of each network's outputs, (K, B, 1).
-        - rng: draws the dropout masks. If None, there is no dropout.
+        - rng: the generator that draws the dropout masks. If None, there is no dropout.
         """
         weights = [
             *self.input_weights,
@@ -138,9 +139,9 @@ class BatchRenorm(nn.Module):
     """Batch renormalisation of hidden units (K, B, F): K networks, B inputs, F units.
 
     Each unit is normalised with the mean and standard deviation of the batch. The result is then
-    corrected towards the result that the running statistics would give. `MAX_SCALE` and `MAX_SHIFT`
-    bound the correction. During the first `WARMUP` batches there is no correction, as in plain
-    batch normalisation.
+    scaled and shifted towards what the running mean and standard deviation would give. `MAX_SCALE`
+    and `MAX_SHIFT` bound this correction. During the first `WARMUP` batches there is no correction,
+    as in plain batch normalisation.
 
     Source: Ioffe 2017, with the constants of CrossQ (Bhatt et al. 2024).
     """
@@ -161,7 +162,7 @@ class BatchRenorm(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, x: Tensor, frozen: bool) -> Tensor:
-        """Returns the normalised units, in the shape of `x`.
+        """Returns the hidden units `x`, (K, B, F), normalised by batch renormalisation.
 
         frozen: if true, normalises with the running statistics alone and does not update them. No
         gradient then reaches the learned gain and offset.

@@ -25,9 +25,9 @@ class Categorical:
     UNIFORM = 0.01  # share of the uniform distribution
 
     def __init__(self, logits: Tensor, rng: torch.Generator) -> None:
-        """Makes the distribution from unnormalised log-probabilities.
+        """Makes a categorical distribution from unnormalised log-probabilities.
 
-        logits: shape (…, A), for A actions. rng: draws the sample.
+        logits: shape (…, A), for A actions. rng: the generator that draws the sample.
         """
         self.probs = (1 - self.UNIFORM) * F.softmax(logits, -1) + self.UNIFORM / logits.shape[-1]
         self.log_probs = self.probs.log()
@@ -35,14 +35,14 @@ class Categorical:
 
     @cached_property
     def sampled(self) -> tuple[Tensor, Tensor]:
-        """One sampled action (i64) per distribution, and the log-probability of this action."""
+        """Returns one sampled action (int64) per distribution, and its log-probability."""
         flat = torch.multinomial(self.probs.flatten(0, -2), 1, generator=self._rng)
         action = flat.view(self.probs.shape[:-1])
         return action, self.log_prob(action)
 
     @property
     def mode(self) -> Tensor:
-        """The most probable action (i64) of each distribution."""
+        """Returns the most probable action (int64) of each distribution."""
         return self.probs.argmax(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
@@ -54,20 +54,20 @@ class Categorical:
         return -(self.probs * self.log_probs).sum(-1)
 
     def mean_value(self, q: Tensor) -> Tensor:
-        """Returns the mean of action values over the actions of each distribution.
+        """Returns the expected value of the policy's action, one number per distribution.
 
         q: the values of all A actions, shape (…, A).
         """
         return (self.probs * q).sum(-1)
 
     def policy_loss(self, q: Tensor, entropy_weight: float) -> Tensor:
-        """Returns a loss whose minimum maximises mean_value(q) + entropy_weight · entropy.
+        """Returns the loss of a discrete policy, one number per distribution.
 
-        q: the values of all A actions, shape (…, A). There is one loss per distribution. The best
-        distribution is softmax(q / entropy_weight), so the loss is the cross-entropy with this
-        target. Its gradient with respect to the logits is about the difference between policy and
-        target. The policy gradient, in contrast, vanishes where a policy is almost certain of a
-        wrong action.
+        Minimising the loss maximises expected value + entropy_weight · entropy. q: the values of
+        all A actions, shape (…, A). The best policy is softmax(q / entropy_weight), so the loss is
+        the cross-entropy with this target. Its gradient with respect to the logits is about the
+        difference between policy and target. The policy gradient, in contrast, vanishes where a
+        policy is almost certain of a wrong action.
         """
         target = F.softmax(q / entropy_weight, -1)
         return -(target * self.log_probs).sum(-1)
@@ -87,11 +87,12 @@ class TanhNormal:
     def __init__(
         self, stats: Tensor, rng: torch.Generator | None = None, *, noise: Tensor | None = None
     ) -> None:
-        """Makes the distribution from the outputs of a policy network.
+        """Makes a Gaussian squashed by tanh from the outputs of a policy network.
 
-        stats: raw means, then raw log standard deviations, shape (…, 2A) for actions of A numbers.
-        The sample is drawn by `rng`, or computed from `noise`, standard normal numbers of shape (…,
-        A). One of the two is needed to sample.
+        stats: the outputs, shape (…, 2A) for actions of A numbers: A means, then A log standard
+        deviations, which are then squashed into their ranges. rng: the generator that draws the
+        sample. noise: if given, standard normal numbers of shape (…, A), from which the sample is
+        computed instead. Sampling needs `rng` or `noise`.
         """
         mean, log_std = stats.chunk(2, -1)
         self.mean = self.MAX_MEAN * torch.tanh(mean / self.MAX_MEAN)
@@ -102,7 +103,7 @@ class TanhNormal:
 
     @cached_property
     def sampled(self) -> tuple[Tensor, Tensor]:
-        """One reparameterised sample per distribution, shape (…, A), and its log-density."""
+        """Returns one reparameterised sample per distribution, (…, A), and its log-density."""
         noise = self._noise
         if noise is None:
             noise = torch.randn(self.mean.shape, generator=self._rng, device=self.mean.device)
@@ -111,7 +112,7 @@ class TanhNormal:
 
     @property
     def mode(self) -> Tensor:
-        """The greedy action of each distribution: the tanh of the mean."""
+        """Returns the greedy action of each distribution: the tanh of the mean."""
         return torch.tanh(self.mean)
 
     def log_prob(self, action: Tensor) -> Tensor:
@@ -126,24 +127,24 @@ class TanhNormal:
     def mean_value(self, q: Tensor) -> Tensor:
         """Returns a one-sample estimate of the policy's mean value, one number per distribution.
 
-        q: the value of the sampled action, shape (…, 1).
+        q: the value of the sampled action, shape (…, 1); the estimate is `q` without its last axis.
         """
         return q.squeeze(-1)
 
     def policy_loss(self, q: Tensor, entropy_weight: float) -> Tensor:
-        """Returns a loss that maximises the sampled action's value plus entropy_weight · entropy.
+        """Returns the loss of a continuous policy, one number per distribution.
 
-        q: the value of the sampled action, shape (…, 1). There is one loss per distribution. The
-        gradient reaches the policy through the reparameterised sample.
+        Minimising the loss maximises value + entropy_weight · entropy. q: the value of the sampled
+        action, shape (…, 1). The gradient reaches the policy through the reparameterised sample.
         """
         return -(q.squeeze(-1) + entropy_weight * self.entropy())
 
     def _log_prob(self, raw: Tensor) -> Tensor:
         """Returns the log-density of the action tanh(raw): log N(raw) - log |d tanh / d raw|.
 
-        raw: the Gaussian number before the tanh. The second term is computed as 2 (log 2 - raw -
-        softplus(-2 raw)), which is numerically stable. The constants of both terms are added in one
-        step.
+        raw: the sample of the Gaussian N, before the tanh. The second term is computed in a
+        numerically stable form: 2 (log 2 - raw - softplus(-2 raw)). The constants of both terms are
+        added together.
         """
         constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
         gaussian = 0.5 * ((raw - self.mean) / self.std).square() + self.log_std

@@ -1,4 +1,4 @@
-"""Samples training windows from dreams."""
+"""Samples training windows from dreams (rollouts of the policy in a world model)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from dreamfleet.core.types import Batch
 def sample_windows(
     dreams: Batch, columns: Sequence[str], size: int, context: int, n: int, rng: torch.Generator
 ) -> tuple[Batch, Tensor]:
-    """Samples windows of dreamed rows; returns their columns and their weights.
+    """Samples windows of rows from dreams; returns the windows and their weights.
 
-    dreams: columns (B, T, …), for B dreams of T rows. The column `weight` is 1 on trusted rows
-    (rows to learn from), else 0.
+    dreams: columns (B, T, …), for B dreams of T rows. A dream is a rollout of the policy in a world
+    model. The column `weight` is 1 on trusted rows (dreamed rows that the agent may learn from),
+    else 0.
 
-    `size` trusted rows are sampled uniformly, with replacement. The window of a sampled row begins
-    `context` rows before the row and ends n rows after it. Before the beginning of a dream its
-    first row is repeated, and after the end its last row. The result has the `columns` of the
-    windows, each (size, context + 1 + n, …).
+    `size` trusted rows are sampled uniformly, with replacement, by the generator `rng`. The window
+    of a sampled row begins `context` rows before the row and ends `n` rows after it. Where a window
+    reaches beyond its dream, the first or the last row of the dream is repeated. The windows have
+    the `columns` asked for, each (size, context + 1 + n, …).
 
-    Each window has weight 1. If there are fewer trusted rows than windows, the weights are smaller,
-    so that they sum to the number of trusted rows. Shape of the weights: (size,).
+    The weights have shape (size,). Each is 1, or less if there are fewer trusted rows than windows:
+    then the weights sum to the number of trusted rows.
     """
     weight = dreams["weight"]
     steps = weight.shape[1]

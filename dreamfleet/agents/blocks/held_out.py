@@ -1,4 +1,7 @@
-"""The error of a world model on held-out episodes, for each number of predicted steps."""
+"""Measures a world model's error on held-out episodes, by the number of predicted steps.
+
+Held-out episodes are those that the world model never learns from.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ MEMORY = 500.0  # the moving average is over about this many held-out windows
 
 @torch.no_grad()
 def update_averages(seen: Tensor, mask: Tensor, *errors: tuple[Tensor, Tensor]) -> None:
-    """Updates moving averages of squared prediction errors, in place, with B held-out windows.
+    """Updates moving averages of a world model's squared prediction errors, in place.
 
-    There is one average for each number of steps predicted ahead, 1 to H.
+    There is one average for each number of steps predicted ahead, 1 to H. The new errors come from
+    B windows of held-out episodes (episodes that the world model never learns from).
 
     - seen (H,): the number of windows in the averages, at most `MEMORY`; updated in place.
-    - mask (B, H): 1 if a window counts at a step, else 0.
-    - errors: pairs of averages (H,) and new squared errors (B, H).
+    - mask (B, H): 1 if the error of a window after a number of steps is to be averaged, else 0.
+    - errors: pairs of moving averages (H,) and the new squared errors (B, H) that update them.
     """
     count = mask.sum(0)
     seen.copy_((seen + count).clamp(max=MEMORY))
@@ -26,12 +30,13 @@ def update_averages(seen: Tensor, mask: Tensor, *errors: tuple[Tensor, Tensor]) 
 
 
 def expected_error(error: Tensor, seen: Tensor, horizon: int) -> Tensor:
-    """Returns the expected root mean squared error after 1, 2, … `horizon` predicted steps.
+    """Returns the expected root mean square error after 1, 2, … `horizon` predicted steps.
 
     error (H,): moving averages of squared errors after 1 to H steps. seen (H,): the number of
-    held-out windows in each average. Beyond H steps the error is assumed to grow in proportion to
-    the number of steps. Before the first held-out window the expected error is infinite. The result
-    has shape (horizon,).
+    windows in each average. The windows come from held-out episodes (episodes that the world model
+    never learns from). Before the first such window the expected error is infinite. Beyond H steps
+    the error is assumed to grow in proportion to the number of steps. The result has shape
+    (horizon,).
     """
     measured = torch.where(seen > 0, error.sqrt(), torch.inf)
     steps = torch.arange(1, horizon + 1, device=measured.device)

@@ -1,4 +1,4 @@
-"""The mean over the entries of a tensor that a mask selects."""
+"""Computes the mean of those entries of a tensor that a mask selects."""
 
 from __future__ import annotations
 

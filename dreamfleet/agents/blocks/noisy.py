@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class NoisyLinear(nn.Module):
     """A linear layer with weights μ + σ · ε: learned mean μ and scale σ, and factorised noise ε.
 
-    Maps inputs (B, in) to outputs (B, out) of a batch of B. sigma: the initial scale, σ0 in the
-    paper.
+    Maps a batch of B inputs (B, in) to outputs (B, out). sigma: σ0 of the paper; each scale σ
+    starts at σ0 / √in.
 
     Source: Fortunato et al. 2018, equations 10 and 11.
     """
@@ -27,11 +27,11 @@ class NoisyLinear(nn.Module):
         self.bias_sigma = nn.Parameter(torch.full((fan_out,), sigma * bound))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Returns the outputs (B, out) for a batch of inputs (B, in).
+        """Returns the outputs (B, out) of a noisy linear layer for B inputs `x`, (B, in).
 
-        noise: standard normal numbers (R, `noise_size`) from the caller; None means no noise. R = 1
-        gives the whole batch the same noisy weights, which is faster. R = B gives each input its
-        own noisy weights, for acting in many environments.
+        noise: standard normal numbers (R, `noise_size`); None means no noise. R = 1 gives the whole
+        batch the same noisy weights, which is faster. R = B gives each input its own noisy weights,
+        for acting in many environments.
         """
         if noise is None:
             return F.linear(x, self.weight, self.bias)
@@ -46,5 +46,5 @@ class NoisyLinear(nn.Module):
 
     @property
     def noise_size(self) -> int:
-        """The number of standard normal numbers in the noise of one weight matrix: in + out."""
+        """Returns the number of standard normal numbers in the noise of one layer: in + out."""
         return sum(self.weight.shape)

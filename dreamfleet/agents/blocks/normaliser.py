@@ -6,11 +6,11 @@ from ruining the statistics:
 - An outlier is left out of the statistics. An outlier is a number whose absolute value exceeds
   `OUTLIER_FACTOR` times the 95th percentile of the absolute values that are not 0.
 - Any other number of an observation is clipped to `STATISTICS_CLIP` standard deviations from the
-  mean before it enters the statistics. So the statistics tolerate a fraction of 1 /
-  STATISTICS_CLIP² = 2 % of arbitrary rows.
+  mean before it enters the statistics. So the statistics tolerate arbitrary numbers in 1 /
+  STATISTICS_CLIP² = 2 % of the rows.
 
-Means and variances are float64. In float32, squares of numbers beyond 1e19 overflow, and the mean
-of time stamps such as 1.7e9 cannot be updated by small steps.
+Means and variances are float64. In float32, squares of numbers beyond 1e19 overflow, and small
+updates of a mean as large as 1.7e9 (a time stamp) are lost to rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ SORT_EVERY = 10  # updates between two computations of the percentile, after the
 
 
 class RewardScale(nn.Module):
-    """Holds the running root mean square of the rewards of real rows; outliers are left out."""
+    """Keeps the running root mean square of the environment's rewards, without outliers.
+
+    An outlier is a reward whose absolute value exceeds `OUTLIER_FACTOR` times the 95th percentile
+    of the absolute rewards that are not 0.
+    """
 
     reward_rms: Tensor
     reward_p95: Tensor
@@ -49,12 +53,12 @@ class RewardScale(nn.Module):
 
     @property
     def rate(self) -> Tensor:
-        """The update rate of the running averages: 1 / number of updates, but at least 0.001."""
+        """Returns the update rate of running averages: 1 / number of updates, at least 0.001."""
         return 1 / self.updates.clamp(min=1, max=1000)
 
     @torch.no_grad()
     def update_reward(self, reward: Tensor) -> None:
-        """Updates the running statistics of rewards with a batch of rewards of any shape."""
+        """Updates the running root mean square of rewards with a batch of rewards of any shape."""
         self.updates += 1
         rate, size = self.rate.double(), reward.flatten().double().abs()
         if not torch.compiler.is_compiling():  # a compiler would treat the count as a constant
@@ -70,24 +74,29 @@ class RewardScale(nn.Module):
 
     @property
     def percentile_due(self) -> bool:
-        """Whether the present update also updates the 95th percentiles.
+        """Returns whether this update also updates the 95th percentiles of absolute values.
 
-        Percentiles are the slowest part of an update. So after the first 100 updates they are
-        updated only in every `SORT_EVERY`-th update.
+        Percentiles are the slowest part of an update of the statistics. So after the first 100
+        updates they are updated only in every `SORT_EVERY`-th update.
         """
         count = self._update_count or 0
         return torch.compiler.is_compiling() or count <= 100 or count % SORT_EVERY == 0
 
     def clip_outliers(self, reward: Tensor) -> Tensor:
-        """Returns rewards with outliers clipped to `OUTLIER_REWARD` root mean square rewards."""
+        """Returns rewards, with outliers clipped to ± `OUTLIER_REWARD` root mean square rewards.
+
+        An outlier is a reward whose absolute value exceeds `OUTLIER_FACTOR` times the 95th
+        percentile of absolute rewards.
+        """
         clipped = reward.sign() * (OUTLIER_REWARD * self.reward_rms).float()
         return torch.where(reward.abs() > self._outlier_bound, clipped, reward)
 
     def largest_return(self, returns: Tensor, reward: Tensor, gamma: float) -> Tensor:
-        """Returns the largest absolute value among discounted returns and rewards.
+        """Returns the largest absolute value among discounted returns and single rewards.
 
         Outliers among the rewards are clipped. A return beyond p / (1 - gamma), where p is the 95th
-        percentile of absolute rewards, is left out: it must contain an outlying reward.
+        percentile of absolute rewards and gamma the discount factor, is left out: it must contain
+        an outlying reward.
         """
         bound = self.reward_p95 / (1 - gamma) if gamma < 1 else torch.inf
         bound = torch.where(self.reward_p95 > 0, bound, torch.inf)
@@ -105,11 +114,11 @@ def update_percentile(average: Tensor, size: Tensor, rate: Tensor) -> None:
 
     average: the running percentile of each component, of any shape; updated in place. size:
     absolute values of N rows, with N as the first axis and then the axes of `average`. rate: the
-    update rate.
+    weight of the new batch, from 0 to 1.
 
-    Zeros are left out. A component whose values are all 0 keeps its average. The average is of
-    logarithms, so that a batch with many outliers moves it little. If a batch is large, only every
-    k-th row is sorted, to save time.
+    Zeros are left out. A component whose values are all 0 keeps its average. Logarithms of
+    percentiles are averaged, so that a batch with many outliers moves the average little. If a
+    batch is large, only every k-th row is sorted, to save time.
     """
     size = size[:: -(-len(size) // SORTED_ROWS)].movedim(0, -1).contiguous()
     ordered, zeros = size.sort().values, (size == 0).sum(-1, keepdim=True)
@@ -131,10 +140,10 @@ def outlier_bound(percentile: Tensor) -> Tensor:
 
 
 class Normaliser(RewardScale):
-    """Normalises observations to mean 0 and variance 1, then flattens and clips them.
+    """Normalises observations to mean 0 and variance 1, and clips them.
 
-    Maps (…, *O), where *O is the shape of one observation, to (…, O), where O is the number of its
-    components. The axes before are any batch axes.
+    Maps (…, *O) to (…, O): *O is the shape of one observation, whose axes are merged into one axis
+    of O numbers, and … stands for any batch axes.
     """
 
     obs_mean: Tensor
@@ -151,7 +160,7 @@ class Normaliser(RewardScale):
 
     @torch.no_grad()
     def update(self, obs: Tensor, reward: Tensor) -> None:
-        """Updates the running statistics with a batch of real observations and their rewards."""
+        """Updates the running statistics of observations and rewards with a batch of real rows."""
         self.update_reward(reward)
         flat, rate = self.flatten(obs).flatten(0, -2), self.rate.double()
         if self.percentile_due:
@@ -170,9 +179,10 @@ class Normaliser(RewardScale):
         self.obs_var.lerp_((offset - moved).square().mean(0), rate)
 
     def _initialise(self, x: Tensor) -> None:
-        """Sets mean and variance from the first batch (N rows, O components).
+        """Sets the mean and variance of observations from the first batch `x`, shape (N, O).
 
-        Only the central 95 % of each component's values are used.
+        N is the number of rows, O the number of components of an observation. Only the central 95 %
+        of each component's values are used. In later updates nothing changes.
         """
         first = self.updates == 1
         quantiles = torch.tensor([0.025, 0.975], dtype=x.dtype, device=x.device)
@@ -185,28 +195,34 @@ class Normaliser(RewardScale):
         return self.standardised(obs).clamp(-CLIP, CLIP)
 
     def standardised(self, obs: Tensor) -> Tensor:
-        """Returns flattened observations in standard deviations from the mean.
+        """Returns flattened observations, in standard deviations from their running mean.
 
-        The values are clipped at ±`STANDARDISED_CLIP`.
+        Flattened: all axes of one observation become one axis. The values are clipped to
+        ±`STANDARDISED_CLIP`.
         """
         x = (self.flatten(obs).double() - self.obs_mean) / self._deviation
         return x.clamp(-STANDARDISED_CLIP, STANDARDISED_CLIP).float()
 
     def replace_outliers(self, flat: Tensor) -> Tensor:
-        """Returns flattened observations, with each outlier replaced by its component's mean."""
+        """Returns observations with each outlier replaced by the running mean of its component.
+
+        flat: observations with one axis for their O components, (…, O). An outlier is a number
+        whose absolute value exceeds `OUTLIER_FACTOR` times its component's 95th percentile.
+        """
         return torch.where(flat.abs() > outlier_bound(self.obs_p95), self.obs_mean.float(), flat)
 
     def inliers(self, obs: Tensor) -> Tensor:
         """Returns 1.0 for each observation without an outlier, and 0.0 for each other observation.
 
-        The result has the batch axes of `obs`.
+        The result has the batch axes of `obs`. An outlier is a number whose absolute value exceeds
+        `OUTLIER_FACTOR` times its component's 95th percentile.
         """
         inlier = self.flatten(obs).abs() <= outlier_bound(self.obs_p95)
         return inlier.all(-1).float()
 
     @property
     def deviation(self) -> Tensor:
-        """The running standard deviation of each component of an observation, shape (O,)."""
+        """Returns the running standard deviation of each of the O components of an observation."""
         return self._deviation.float()
 
     @property
@@ -214,35 +230,35 @@ class Normaliser(RewardScale):
         return (self.obs_var + 1e-6).sqrt()
 
     def flatten(self, obs: Tensor) -> Tensor:
-        """Returns observations as float32, with all axes of one observation merged into one."""
+        """Returns observations as float32, with all axes of an observation merged into one."""
         return obs.flatten(obs.dim() - self.axes).float()
 
 
 class FrameNormaliser(RewardScale):
     """Scales image observations of bytes to [0, 1], and moves the channels before rows and columns.
 
-    Maps (…, H, W, C) to (…, C, H, W), for H rows, W columns and C channels. Frames need no running
-    statistics; rewards have them.
+    Maps (…, H, W, C) to (…, C, H, W), for H rows, W columns and C channels. Running statistics are
+    kept of rewards only; frames do not need them.
     """
 
     MAX_BYTE = 255
 
     def update(self, obs: Tensor, reward: Tensor) -> None:
-        """Updates the running statistics of rewards; frames have no statistics."""
+        """Updates the running statistics of rewards; `obs` is not used, as frames need none."""
         self.update_reward(reward)
 
     def forward(self, obs: Tensor) -> Tensor:
         return obs.movedim(-1, -3).float() / self.MAX_BYTE
 
     def inliers(self, obs: Tensor) -> Tensor:
-        """Returns 1.0 for every frame, because no byte is an outlier."""
+        """Returns 1.0 for every frame: a frame of bytes has no outlier."""
         return torch.ones(obs.shape[:-3], device=obs.device)
 
     def denormalise(self, x: Tensor) -> Tensor:
-        """Converts scaled frames (…, C, H, W) back to byte values (…, H, W, C).
+        """Converts frames `x`, scaled to [0, 1], back to byte values.
 
-        C, H and W are channels, rows and columns. The values are floats rounded to whole numbers.
-        They may lie outside 0 to 255.
+        Maps (…, C, H, W) to (…, H, W, C), for C channels, H rows and W columns. The results are
+        floats rounded to whole numbers. Predicted frames may yield values below 0 or above 255.
         """
         return (x * self.MAX_BYTE).round().movedim(-3, -1)
 
@@ -264,10 +280,11 @@ class ReturnRange(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor, weight: Tensor) -> Tensor:
-        """Updates the range with weighted returns; returns the new range, a scalar.
+        """Updates the running distance between the 5th and 95th percentiles of returns.
 
-        returns, weight: tensors of one shape. The first update sets the range. If all weights are
-        0, or if the returns are not finite, the range stays the same. The result is at least 1e-3.
+        returns: a batch of returns. weight: their weights, of the same shape. The first batch sets
+        the distance. If all weights are 0, or if the returns are not finite, the distance stays the
+        same. The result is the new distance, a scalar of at least 1e-3.
         """
         ordered, order = returns.flatten().sort()
         cumulative = weight.flatten()[order].cumsum(0)

@@ -22,20 +22,20 @@ class Optimizer:
     """Trains the parameters of one network by AdamW with gradient clipping.
 
     A step whose loss or gradient is not finite is skipped: parameters and moments keep their
-    values. The skipped steps are counted on the device, so that no step waits for the device.
-    `skipped_step_metrics` reports the counts.
+    values. Skipped steps are counted in a tensor on the device, because copying a count to the CPU
+    would make every step wait. `skipped_step_metrics` reports the counts.
 
-    All parameters are views of one flat tensor, and all gradients of another. So a step needs few
-    operations, however many parameters there are.
+    All parameters are views of one flat tensor, and their gradients are copied into another. So a
+    step needs few operations, however many parameters there are.
     """
 
     def __init__(
         self, net: nn.Module, lr: float, max_grad_norm: float, weight_decay: float = 0.0
     ) -> None:
-        """Makes an optimizer for all parameters of `net`, with learning rate `lr`.
+        """Makes an AdamW optimizer for all parameters of `net`, with learning rate `lr`.
 
-        max_grad_norm: a gradient of larger norm is scaled down to this norm. weight_decay: AdamW's
-        weight decay, as a multiple of the learning rate; 0 gives plain Adam.
+        max_grad_norm: a gradient of larger norm is scaled down to this norm. weight_decay: in each
+        step parameters shrink by the fraction lr · weight_decay; 0 gives plain Adam.
         """
         parameters = list(net.parameters())
         flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
@@ -74,6 +74,7 @@ class Optimizer:
     def _adamw(self, lr: float | Tensor, not_finite: Tensor) -> None:
         """Updates the parameters as `torch.optim.AdamW` does, unless `not_finite` is 1.
 
+        lr: the learning rate. not_finite: 1 if the loss or the gradient is not finite, else 0.
         `torch.optim.AdamW` is not used because its import loads torch's compiler, which takes a
         second.
         """
@@ -97,11 +98,11 @@ class Optimizer:
             )
 
     def state(self) -> dict[str, Any]:
-        """Returns copies of the optimizer's moments and of its count of skipped steps."""
+        """Returns copies of Adam's moments and of the number of skipped steps."""
         return {name: to_array(value) for name, value in self._saved().items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restores moments and counts from `state`, a result of the method `state`.
+        """Restores Adam's moments and the number of skipped steps from a saved copy, `state`.
 
         An entry that is missing from `state` becomes 0.
         """
@@ -113,11 +114,12 @@ class Optimizer:
 
 
 def skipped_step_metrics(part: str, *optimizers: Optimizer) -> dict[str, Tensor]:
-    """Returns metrics that count the gradient steps that some optimizers skipped.
+    """Returns metrics that count the gradient steps skipped by the given optimizers.
 
-    part: "world" or "policy", the part of the agent that the optimizers train. `fault/skipped_PART`
-    is the total number of skipped steps. `fault/in_a_row` is the number of steps skipped since the
-    last good step, the largest over the optimizers; `core.finite` checks it.
+    An optimizer skips a step whose loss or gradient is not finite. part: "world" or "policy", the
+    part of the agent that the optimizers train. `fault/skipped_PART` is the total number of skipped
+    steps. `fault/in_a_row` is the number of steps skipped since the last good step, the largest
+    over the optimizers; `core.finite` ends a run in which this number grows too large.
     """
     return {
         f"fault/skipped_{part}": torch.stack([optimizer.skipped for optimizer in optimizers]).sum(),
@@ -143,8 +145,9 @@ def keep_freed_memory() -> None:
 def no_subnormals() -> Iterator[None]:
     """Makes the current thread round numbers below 1e-38 to 0 inside a `with` block.
 
-    Adam's moments decay to such tiny (subnormal) numbers if the gradient of a weight stays 0, for
-    example in a dead ReLU unit. A processor computes up to a hundred times as long with them.
+    Such tiny numbers are called subnormal; arithmetic with them is up to a hundred times slower.
+    Adam's moments decay to subnormal numbers if the gradient of a weight stays 0, for example in a
+    dead ReLU unit.
     """
     torch.set_flush_denormal(True)
     try:

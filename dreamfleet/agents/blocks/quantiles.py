@@ -77,7 +77,7 @@ def loss_by_loop(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _loop() -> Callable[..., Any]:
-    """Returns `write_loss` compiled by numba.
+    """Returns the function `write_loss` compiled to machine code by numba.
 
     numba is imported at the first call, because processes that only act do not need it.
     """
@@ -88,9 +88,9 @@ def _loop() -> Callable[..., Any]:
 def write_loss(quantiles: Array, target: Array, loss: Array, gradient: Array) -> None:
     """Writes the quantile Huber loss and its gradient into the arrays `loss` and `gradient`.
 
-    quantiles: (K, B, Z), Z quantiles of K networks for B windows. target: (B, Z'). loss: (K, B).
-    gradient: (K, B, Z). The innermost loop is over the windows, so that a processor handles several
-    windows at once.
+    quantiles: (K, B, Z), Z quantiles of K networks for B windows. target: (B, Z'), Z' targets per
+    window. loss: (K, B). gradient: (K, B, Z), with respect to the quantiles. The innermost loop is
+    over the windows, so that one processor instruction handles several windows.
     """
     members, batch, count = quantiles.shape
     zero, half, one = np.float32(0), np.float32(0.5), np.float32(1)

@@ -1,7 +1,7 @@
-"""Returns over windows of rows: Retrace(λ), of which the λ-return is a case, and n-step returns.
+"""Computes the returns of windows of rows: Retrace(λ), its special case λ-return, and n-step.
 
-The reward of a row is the one that arrived with the row's observation. It is the reward for the
-action of the previous row.
+In row t of a window, the reward is the one that arrived together with observation o_t. So it is the
+reward for the action of row t - 1.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ def retrace(
 def n_step(
     reward: Tensor, last: Tensor, terminal: Tensor, gamma: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the three parts of the n-step return from the first row of B windows.
+    """Returns the three parts of the n-step return from the first row of each of B windows.
 
-    All arguments are (B, n + 1), for windows of n + 1 rows. The return ends at row n, or at the
-    first `last` row if it comes before. The parts, of shape (B,) each, are:
+    reward, last, terminal: columns (B, n + 1), for windows of n + 1 rows. gamma: the discount
+    factor. The return ends at row n, or earlier at the first `last` row (the last row of an
+    episode). The parts have shape (B,) each:
 
     - the sum of discounted rewards up to the row at which the return ends;
-    - the index (i64) of this row in its window; the return bootstraps from the value there;
+    - the index (int64) of this row in its window; the return bootstraps from the value there;
     - the discount of this value: γ^m after m steps, or 0 if the row is `terminal`.
     """
     n = reward.shape[1] - 1

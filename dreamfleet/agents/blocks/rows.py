@@ -1,4 +1,4 @@
-"""The columns of the replay's table of real rows."""
+"""Defines the columns of the replay table of real rows (rows from the environment)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ FLAG, NUMBER = Space((), "bool"), Space((), "float32")
 
 
 def columns(spec: EnvSpec, **more: Space) -> dict[str, Space]:
-    """Returns the columns of a table of real rows, as spaces by name.
+    """Returns the columns of the replay table of real rows: a dict from name to space.
 
-    The columns are those that every agent needs, and the columns `more` of one agent.
+    The columns are the observation, action, reward, `first`, `last` and `terminal`, which every
+    agent needs, and the columns `more`, which one agent adds.
     """
     return {
         "obs": spec.obs,

@@ -1,4 +1,4 @@
-"""Soft updates: a slow copy (target network) follows the trained network by a moving average."""
+"""Soft updates: a slow copy (target network) is a moving average of the trained network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class SoftUpdate:
-    """Moves the parameters of the network `slow` (a target network) towards those of `fast`."""
+    """Moves the parameters of `slow`, a target network, towards those of the network `fast`."""
 
     def __init__(self, slow: nn.Module, fast: nn.Module) -> None:
         self._slow: list[Tensor] = list(slow.parameters())
@@ -16,7 +16,11 @@ class SoftUpdate:
 
     @torch.no_grad()
     def step(self, rate: float | Tensor) -> None:
-        """Sets each slow parameter to (1 - rate) · slow + rate · fast, and copies all buffers."""
+        """Sets each parameter of a target network to (1 - rate) · slow + rate · fast.
+
+        slow: the target network's own parameter. fast: that of the trained network. The target
+        network's buffers become copies of the trained network's.
+        """
         if isinstance(rate, Tensor):  # a rate on the device stays there
             torch._foreach_lerp_(self._slow, self._fast, [rate] * len(self._slow))
         else:

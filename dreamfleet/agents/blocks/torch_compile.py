@@ -1,4 +1,4 @@
-"""Compiles a function of tensors by torch.compile."""
+"""Compiles functions of tensors by torch.compile."""
 
 from __future__ import annotations
 

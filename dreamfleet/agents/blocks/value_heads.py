@@ -2,7 +2,7 @@
 
 The outputs are the mean of the return, its quantiles, or its distribution over fixed atoms. The TD
 loss compares the outputs of the action taken with the target reward + discount · (return from the
-next state). Rewards are in the unit of the values.
+next state). Rewards and returns must be in the same unit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dreamfleet.agents.blocks.quantiles import quantile_huber
 
 
 class MeanHead(nn.Module):
-    """Predicts the mean of the return, with the Huber loss; one output per action (Z = 1)."""
+    """Represents the return of an action by its mean, one network output; has the Huber loss."""
 
     in_return_units = True  # outputs scale with returns
 
@@ -24,7 +24,10 @@ class MeanHead(nn.Module):
         self.size = 1
 
     def mean(self, out: Tensor) -> Tensor:
-        """Returns the mean return of each action: `out` (…, 1) without its last axis."""
+        """Returns the mean return of each action, the network's only output per action.
+
+        out: the network's outputs (…, 1). The result lacks the last axis.
+        """
         return out.squeeze(-1)
 
     def loss(self, taken: Tensor, following: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
@@ -38,7 +41,9 @@ class MeanHead(nn.Module):
 
 
 class QuantileHead(nn.Module):
-    """Predicts Z quantiles of the return, at the probabilities (i + ½) / Z for i = 0 … Z - 1.
+    """Represents the return of an action by Z quantiles, and has the quantile Huber loss.
+
+    Quantile i = 0 … Z - 1 is at the probability (i + ½) / Z.
 
     Source: Dabney et al. 2018.
     """
@@ -50,7 +55,10 @@ class QuantileHead(nn.Module):
         self.size = size
 
     def mean(self, out: Tensor) -> Tensor:
-        """Returns the mean return of each action: the mean over its Z quantiles (…, Z)."""
+        """Returns the mean return of each action: the mean of its Z quantiles.
+
+        out: the network's outputs, which are the quantiles (…, Z).
+        """
         return out.mean(-1)
 
     def loss(self, taken: Tensor, following: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
@@ -64,7 +72,9 @@ class QuantileHead(nn.Module):
 
 
 class CategoricalHead(nn.Module):
-    """Predicts a distribution of the return over Z evenly spaced atoms from `low` to `high` (C51).
+    """Represents the return of an action by a distribution over Z fixed atoms (C51).
+
+    The atoms are possible values of the return, evenly spaced from `low` to `high`.
 
     Source: Bellemare et al. 2017.
     """
@@ -78,7 +88,10 @@ class CategoricalHead(nn.Module):
         self.register_buffer("support", torch.linspace(low, high, size), persistent=False)
 
     def mean(self, out: Tensor) -> Tensor:
-        """Returns the mean return of each action, given the logits (…, Z) of the Z atoms."""
+        """Returns the mean return of each action, from the probabilities of its Z atoms.
+
+        out: the network's outputs, which are the logits of the atoms (…, Z).
+        """
         return F.softmax(out, -1) @ self.support
 
     def loss(self, taken: Tensor, following: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
@@ -86,7 +99,7 @@ class CategoricalHead(nn.Module):
 
         taken: logits for the actions of B transitions (B, Z). following: logits for the actions in
         the next states (B, Z). The target is the distribution of reward + discount · (return from
-        the next state), projected onto the atoms; reward and discount are (B,).
+        the next state), projected onto the Z atoms; reward and discount are (B,).
         """
         target = project(F.softmax(following, -1), reward, discount, self.support)
         return (torch.xlogy(target, target) - target * F.log_softmax(taken, -1)).sum(-1)
@@ -96,12 +109,12 @@ ValueHead = MeanHead | QuantileHead | CategoricalHead
 
 
 def project(prob: Tensor, reward: Tensor, discount: Tensor, support: Tensor) -> Tensor:
-    """Projects the distribution of reward + discount · atom onto the fixed atoms.
+    """Projects the distribution of reward + discount · return onto fixed atoms (C51).
 
-    support: the Z atoms, evenly spaced. prob: the probabilities of the atoms (B, Z), for B
-    transitions. reward and discount: (B,). A value between two atoms is shared between them, in
-    proportion to its closeness. A value outside the support goes to the first or the last atom. The
-    result has shape (B, Z).
+    support: the Z atoms, evenly spaced values of the return. prob: the probabilities of the atoms
+    (B, Z), for B transitions. reward and discount: (B,). The probability of a value between two
+    atoms is divided between them, more to the closer one. A value outside the support goes to the
+    first or the last atom. The result has shape (B, Z).
 
     Source: Bellemare et al. 2017, algorithm 1.
     """

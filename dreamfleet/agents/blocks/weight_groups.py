@@ -1,4 +1,4 @@
-"""The weights and the training state of an agent, as arrays, by weight group.
+"""Copies and restores the weights and the training state of an agent, by weight group.
 
 A weight group is the set of networks that one process trains: `world` or `policy`.
 """
@@ -23,7 +23,7 @@ def net_state(net: nn.Module) -> Weights:
 
 
 def load_net(net: nn.Module, weights: Weights) -> None:
-    """Copies `weights` into the parameters and buffers of a network.
+    """Copies `weights`, arrays by name, into the parameters and buffers of a network.
 
     A buffer that is missing from `weights` keeps its value. A missing parameter raises
     RuntimeError.
@@ -35,10 +35,11 @@ def load_net(net: nn.Module, weights: Weights) -> None:
 
 @dataclass(frozen=True)
 class GroupState:
-    """The networks, optimizers and random generators of one weight group (`world` or `policy`).
+    """Holds the networks, optimizers and random generators of one weight group.
 
-    A weight group is the set of networks that one process trains. Training of a group resumes from
-    the state of these parts. `published` names the network whose weights other processes pull.
+    A weight group is the set of networks that one process trains: `world` or `policy`. To resume
+    training, all these parts are restored. `published` names the network whose weights other
+    processes need, for acting or dreaming.
     """
 
     nets: Mapping[str, nn.Module]
@@ -47,7 +48,10 @@ class GroupState:
     published: str
 
     def state(self) -> dict[str, Any]:
-        """Returns copies of all weights, optimizer moments and generator states of the group."""
+        """Returns copies of all weights, optimizer moments and generator states of a weight group.
+
+        A weight group is the set of networks that one process trains: `world` or `policy`.
+        """
         return {
             "nets": {name: net_state(net) for name, net in self.nets.items()},
             "optimizers": {name: optimizer.state() for name, optimizer in self.optimizers.items()},
@@ -55,10 +59,10 @@ class GroupState:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restores networks, optimizers and generators from a result of the method `state`.
+        """Restores networks, optimizers and random generators from a saved copy, `state`.
 
-        If the saved state of a generator is of another kind of device, the generator keeps its own
-        state: a CPU cannot continue the random numbers of a GPU.
+        A generator keeps its own state if the saved one is from a GPU and the generator is on a
+        CPU, or the reverse: the two kinds of state are not interchangeable.
         """
         for name, net in self.nets.items():
             load_net(net, state["nets"][name])
@@ -71,7 +75,7 @@ class GroupState:
 
 
 class WeightGroups:
-    """Base class of agents: implements `weights`, `load`, `state` and `restore`.
+    """Base class of agents, with the methods that copy and restore weights and training state.
 
     A subclass sets `groups`, the networks, optimizers and generators of each weight group (`world`
     or `policy`, the networks that one process trains).
@@ -80,19 +84,32 @@ class WeightGroups:
     groups: Mapping[str, GroupState]
 
     def weights(self, group: str) -> Weights:
-        """Returns copies of the weights of `group` that other processes pull."""
+        """Returns copies of the weights that other processes need for acting or dreaming.
+
+        group: the weight group, `world` or `policy`: the networks that one process trains.
+        """
         found = self.groups[group]
         return net_state(found.nets[found.published])
 
     def load(self, group: str, weights: Weights) -> None:
-        """Copies weights from the method `weights` of another agent into `group` of this agent."""
+        """Copies `weights` into this agent's networks.
+
+        weights: what another agent's method `weights` returned for the same group. group: the
+        weight group, `world` or `policy`: the networks that one process trains.
+        """
         found = self.groups[group]
         load_net(found.nets[found.published], weights)
 
     def state(self, group: str) -> dict[str, Any]:
-        """Returns copies of all networks, optimizer moments and generator states of `group`."""
+        """Returns copies of all networks, optimizer moments and generator states of a weight group.
+
+        group: the weight group, `world` or `policy`: the networks that one process trains.
+        """
         return self.groups[group].state()
 
     def restore(self, group: str, state: dict[str, Any]) -> None:
-        """Restores `group` from `state`, a result of the method `state`."""
+        """Restores a weight group (networks, optimizers, generators) from a saved copy, `state`.
+
+        group: `world` or `policy`, the networks that one process trains.
+        """
         self.groups[group].restore(state)

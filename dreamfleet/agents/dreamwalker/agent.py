@@ -1,4 +1,4 @@
-"""Dreamwalker: soft actor-critic with truncated quantile critics, recent rows, and dreams.
+"""Dreamwalker: soft actor-critic with truncated quantile critics, which also learns from dreams.
 
 The policy and the critics (`learn_policy`) learn from windows of two rows, a step from observation
 o by action a to observation o':
@@ -18,18 +18,20 @@ and predicts the change of the observation, the reward and the termination. A fr
 `held_out_share` of the episodes is held out: the world model never learns from held-out episodes,
 and its error is measured on them.
 
-A dream (`dream`) starts from a real row. The policy chooses the actions. The world model draws the
-next rows, which have the columns of real rows. A dreamed step is trusted while two quantities are
-small: the held-out error after this number of steps, and the disagreement of the model's heads
-compared with real rows. A dream is truncated at the first untrusted step, so values bootstrap from
-the row before it.
+A dream (`dream`) is a rollout in the world model, which starts from a real row. The policy chooses
+the actions. The world model draws the next rows, which have the columns of real rows. A dreamed
+step is trusted while two quantities are small: the held-out error after this number of steps, and
+the disagreement of the model's heads compared with real rows. A dream is truncated at the first
+untrusted step, so values bootstrap from the row before it.
 
 Of the `batch` windows of an update, round(dream_share · batch) start at trusted dreamed rows and
 the others are real. If there are fewer trusted rows than dreamed windows, the weights of the
 dreamed windows sum to the number of trusted rows. If there is no trusted row, the update learns
-from real windows alone. The metric `dream/share` is the dreamed fraction of the windows that count.
+from real windows alone. The metric `dream/share` is the summed weight of the dreamed windows,
+divided by the same sum plus the number of real windows without an outlier.
 
-Sources: seed project 002; SAC (Haarnoja et al. 2018); TQC (Kuznetsov et al. 2020); D2RL (Sinha et
+Sources: `ArijusLengvenis/bipedal-walker-dreamer` (seed project 002, the code by another author from
+which Dreamwalker started); SAC (Haarnoja et al. 2018); TQC (Kuznetsov et al. 2020); D2RL (Sinha et
 al. 2020); ERE (Wang & Ross 2019); DroQ (Hiraoka et al. 2022); CrossQ (Bhatt et al. 2024); MBPO
 (Janner et al. 2019).
 """
@@ -81,7 +83,7 @@ COLUMNS = ("obs", "action", "reward", "terminal")  # of windows for `learn_polic
 
 
 class CriticUpdate(NamedTuple):
-    """The loss of the critics on a batch of B windows, with intermediate results."""
+    """Holds the loss of the critics on a batch of B windows, and intermediate results."""
 
     loss: Tensor  # ()
     abs_error: Tensor  # (B,), absolute TD errors
@@ -137,15 +139,16 @@ class Dreamwalker(WeightGroups):
 
     @property
     def steps(self) -> Tensor:
-        """Returns the number of agent steps since the first policy update, as a scalar tensor."""
+        """Returns the number of agent steps since the first policy update, a scalar tensor."""
         return self.normaliser.updates / self.config.policy_updates_per_step
 
     # --------------------------------------------------------------------------------- acting
 
     def initial_state(self, n: int) -> State:
-        """Returns the first state of acting in N environments: no episode is held out, (N,) bool.
+        """Returns the state of acting before the first rows of `n` environments: all False, (n,).
 
-        The world model never learns from held-out episodes.
+        The state says whether the current episode of each environment is held out. The world model
+        never learns from held-out episodes.
         """
         return np.zeros(n, bool)
 
@@ -165,9 +168,10 @@ class Dreamwalker(WeightGroups):
         return to_array(action), held_out, {"held_out": held_out}
 
     def policy_at(self, obs: Tensor, rng: torch.Generator) -> TanhNormal:
-        """Returns the policy's distribution over actions at observations `obs`.
+        """Returns the policy's distributions over actions at B observations `obs`, (B, *O).
 
-        obs: (B, *O), for B observations of shape *O. `rng` draws the sample of the distribution.
+        *O is the shape of one observation. rng: the generator that draws samples of the
+        distributions.
         """
         return TanhNormal(self.actor(self.normaliser(obs)), rng)
 
@@ -186,11 +190,11 @@ class Dreamwalker(WeightGroups):
         return Feedback(metrics)
 
     def trusted_steps(self) -> Tensor:
-        """Returns 1 for each dreamed step that the held-out error allows, else 0.
+        """Returns 1 for each step of a dream at which the world model is accurate enough, else 0.
 
-        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. A step is allowed if
-        the world model's error on held-out episodes is at most `max_model_error` after this and
-        after every smaller number of steps.
+        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. The result is 1 if the
+        model's error is at most `max_model_error` after this and after every smaller number of
+        steps. The error is measured on held-out episodes, which the model never learns from.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
@@ -199,14 +203,18 @@ class Dreamwalker(WeightGroups):
 
     @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Returns B dreams of H steps, one from each start, as columns (B, H + 1, …).
+        """Rolls the policy out in the world model from real rows; returns B dreams of H steps.
 
-        The first row of a dream is real. H is the number of steps that the held-out error allows,
-        at least 1. The columns are those of real rows, and
+        starts: B windows of real rows; a dream starts at the last row of each window, and includes
+        this row. The dreams are columns (B, H + 1, …). H is the largest number of steps for which
+        the world model's error on held-out episodes (which it never learns from) is small enough,
+        but at least 1. The columns are those of real rows, and
 
-        - `weight`: 1 on trusted rows, whose next step is trusted, else 0. Policy and critics learn
-          at trusted rows only.
-        - `version`: the number of updates of the world model that made the dream.
+        - `weight`: 1 if the step after the row is trusted, else 0. Policy and critics learn at rows
+          of weight 1 only. A step is trusted if this step and all earlier ones have a small
+          held-out error and little disagreement of the model's heads, and no earlier step ended the
+          episode.
+        - `version`: how many updates the world model had taken when it made the dream.
         """
         world, rng = self.slow_world, self.dream_rng
         allowed = self.trusted_steps() * (self.steps >= self.config.dream_after)
@@ -291,11 +299,14 @@ class Dreamwalker(WeightGroups):
     ) -> CriticUpdate:
         """Returns the loss of the critics on real and dreamed windows, with intermediate results.
 
+        Also updates the running statistics of observations and rewards.
+
         - real: R windows of real rows.
         - relative_prob (R,): the sampling probability of each real window, divided by that of
           uniform sampling.
-        - dreamed: D dreamed windows and their weights (D,); None if there are no dreams.
-        - noise (R + D, A): standard normal numbers that sample the next actions.
+        - dreamed: D windows of dreams and their weights (D,); None if there are no dreams.
+        - noise (R + D, A): standard normal numbers from which the next actions (of A numbers) are
+          sampled.
         """
         config, metrics = self.config, {}
         self.normaliser.update(real["obs"], real["reward"])
@@ -339,10 +350,11 @@ class Dreamwalker(WeightGroups):
         K critics predict Z quantiles each for B windows, (K, B, Z). There are Z' targets per
         window, (B, Z').
 
-        - taken (B, O + A): normalised observations and the actions taken.
+        - taken (B, O + A): normalised observations (O numbers) and the actions taken (A numbers).
         - next_obs (B, O): normalised next observations.
-        - reward, discount (B,): the reward of the step, and the factor of the next value.
-        - noise (B, A): standard normal numbers that sample the next actions.
+        - reward, discount (B,): the reward of the step, and the factor of the next value (γ, or 0
+          after a termination).
+        - noise (B, A): standard normal numbers from which the next actions are sampled.
 
         With batch normalisation, quantiles and next quantiles come from one forward pass of the
         critics, without target networks (CrossQ).
@@ -367,8 +379,8 @@ class Dreamwalker(WeightGroups):
         """Returns the summed loss of the policy and of its temperature, as a scalar, and metrics.
 
         - obs (B, O): B normalised observations.
-        - counts (B,): the weights of the observations.
-        - noise (B, A): standard normal numbers that sample the actions.
+        - counts (B,): the weight of each observation in the mean loss.
+        - noise (B, A): standard normal numbers from which the actions are sampled.
 
         No gradient reaches the critics.
         """
@@ -394,10 +406,11 @@ class Dreamwalker(WeightGroups):
         return self.policy_rng if self.config.dropout else None
 
     def importance_weights(self, relative_prob: Tensor) -> Tensor:
-        """Returns the importance weights of R real windows, divided by the largest.
+        """Returns the importance weights of R real windows, divided by the largest of them.
 
         relative_prob (R,): sampling probabilities divided by the uniform probability. The weights
-        are relative_prob^-β. Without prioritized sampling all weights are 1.
+        are relative_prob^-β, where β rises to 1 during training. Without prioritized sampling all
+        weights are 1.
         """
         if not self.config.prioritized:
             return torch.ones_like(relative_prob)
@@ -407,9 +420,11 @@ class Dreamwalker(WeightGroups):
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the agent's tables in the replay: the real rows, and the queue of dreams.
+    """Returns the tables of the replay that Dreamwalker needs: real rows, and a queue of dreams.
 
-    Each consumer of the real rows (one use of the table) has a batch size, a window and a rate.
+    The table of real rows has a batch size, a window length and a sampling rate for each of its
+    uses: learning the world model, starting dreams, and learning the policy. Without dreams only
+    the last use remains.
     """
     stored = columns(spec, held_out=FLAG)
     consumers = {

@@ -17,7 +17,8 @@ class Config:
     """The settings of Dreamwalker.
 
     The comment of a setting names the source of its default in brackets. A default without a source
-    was chosen for this project. Schedules count agent steps from the first policy update.
+    was chosen for this project. Quantities that change during training depend on the number of
+    agent steps since the first policy update.
     """
 
     critics: int = within(5, 1)  # critic networks [TQC; seed project 002]
@@ -112,16 +113,18 @@ class Config:
 
     @property
     def dreamed_windows(self) -> int:
-        """Returns the number of dreamed windows per policy update."""
+        """Returns how many of the windows of a policy update are sampled from dreams."""
         return round(self.batch * self.dream_share)
 
     @property
     def selector(self) -> Selector:
-        """Returns the selector, which samples the real windows of a policy update.
+        """Returns the rule by which the real windows of a policy update are sampled.
 
-        The ERE paper (Emphasizing Recent Experience) makes K updates after an episode of K steps,
-        and counts k = 1 … K. Here updates do not wait for the end of an episode, so k counts
-        through a cycle of K = `ere_cycle` updates.
+        The rule is uniform sampling, ERE (Emphasizing Recent Experience), prioritized replay, or
+        half of each of the last two. In the ERE paper, K updates follow an episode of K steps;
+        update k = 1 … K samples from the newest rows only, from fewer rows as k grows. Here updates
+        do not wait for the end of an episode, so k counts through a cycle of K = `ere_cycle`
+        updates.
         """
         updates = max(1, round(self.anneal_steps * self.policy_updates_per_step))
         recent = EmphasizeRecent(self.ere_eta, self.ere_min_rows, self.ere_cycle, updates)

@@ -1,4 +1,4 @@
-"""The networks of Dreamwalker, and its losses."""
+"""Defines the networks and the losses of Dreamwalker."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Actor(nn.Module):
 def critics(config: Config, inputs: int) -> Dense:
     """Returns K critic networks that map observation and action to Z quantiles of the return.
 
-    Shapes: (B, O + A) to (K, B, Z), for B observations of size O and actions of size A.
+    They map (B, inputs) to (K, B, Z), for B windows. inputs: the size of an observation plus the
+    size of an action.
     """
     return Dense(
         config.critics,
@@ -62,9 +63,9 @@ def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor, counts: Tenso
 
     - quantiles (K, B, Z): Z quantiles of K critics for B windows.
     - target (B, Z'): Z' target values per window.
-    - weight (B,): importance weights of the windows; 0 for windows that do not count.
-    - counts (B,): 1 for real windows that count, 0 for others, 0 to 1 for dreamed windows. The
-      weighted sum over windows is divided by the sum of `counts`.
+    - weight (B,): the weight of each window in the sum over windows.
+    - counts (B,): 1 for a real window, but 0 if it contains an outlier; 0 to 1 for a dreamed
+      window. The weighted sum is divided by the sum of `counts`.
     """
     loss = quantile_huber(quantiles, target) * weight
     assert loss.shape == quantiles.shape[:2]
@@ -74,8 +75,8 @@ def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor, counts: Tenso
 def actor_loss(value: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
     """Returns the policy loss (B,) of SAC: temperature · log_prob - value.
 
-    value (B,): the critics' values of B reparameterised actions. log_prob (B,): their
-    log-probabilities.
+    value (B,): the critics' values of B reparameterised actions. log_prob (B,): the
+    log-probabilities of these actions. temperature: the weight of the entropy.
 
     Source: Haarnoja et al. 2018, equation 7.
     """
@@ -97,7 +98,8 @@ def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: 
 def optimism(real_error: Tensor, dreamed_error: Tensor, weight: Tensor) -> Tensor:
     """Returns the mean TD error of dreamed windows minus the mean TD error of real windows.
 
-    real_error (R,), dreamed_error (D,): signed TD errors of R real and D dreamed windows. weight
-    (D,): weights of the dreamed windows.
+    A TD error is target minus predicted value. real_error (R,): TD errors of R real windows.
+    dreamed_error (D,): TD errors of D dreamed windows. weight (D,): the weights of the dreamed
+    windows in their mean.
     """
     return weight @ (dreamed_error - real_error.mean()) / weight.sum().clamp(min=1)

@@ -21,7 +21,7 @@ OUTCOME_HIDDEN = 128  # hidden units of the network for reward and termination
 
 
 class DreamedStep(NamedTuple):
-    """The results of one dreamed step in B dreams, with the disagreement of the model's heads."""
+    """Holds the next rows of B dreams, and how much the world model's heads disagree on each."""
 
     obs: Tensor  # (B, *O)
     reward: Tensor  # (B,)
@@ -32,11 +32,11 @@ class DreamedStep(NamedTuple):
 class WorldModel(nn.Module):
     """Predicts the next row of an episode: change of the observation, reward and termination.
 
-    A token encodes the observation, action, reward and `first` of one row. From the tokens of a row
-    and of the rows before it the transformer computes an embedding. From the embedding, each of M
-    heads predicts the change of the observation in units of `change_rms`, the root mean square of
-    real changes. Reward and termination are predicted from the embedding and the change, so that a
-    dreamed reward fits the dreamed observation.
+    A token encodes one row: observation, action, reward and `first` (whether the row begins an
+    episode). From the tokens of a row and of the rows before it the transformer computes an
+    embedding. From the embedding, each of M heads predicts the change of the observation in units
+    of `change_rms`, the root mean square of real changes. Reward and termination are predicted from
+    the embedding and the change, so that a dreamed reward fits the dreamed observation.
 
     Letters of shapes in the methods: B windows of L = `context` + `dream_horizon` + 1 rows, *O the
     shape of an observation, O its number of components, A the size of an action, E the size of an
@@ -81,9 +81,10 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def update_statistics(self, rows: Batch) -> None:
-        """Updates the running statistics and the ranges of observations and rewards.
+        """Updates running statistics of observations and rewards with windows of real rows.
 
-        rows: columns (B, L, …), for B windows of L real rows.
+        Also updates the smallest and largest value of each component of observations, and the root
+        mean square of its changes. rows: columns (B, L, …), for B windows of L rows.
         """
         self.normaliser.update(rows["obs"], rows["reward"])
         flat = self.normaliser.replace_outliers(self.normaliser.flatten(rows["obs"])).flatten(0, 1)
@@ -101,7 +102,8 @@ class WorldModel(nn.Module):
 
         rows: columns (B, L, …), for B windows of L rows. The windows are split evenly among the
         model's heads. A step counts if it lies in the same episode as the window's start (the row
-        after the context), if it involves no outlier, and if the episode is not held out.
+        after the context), if it involves no outlier, and if the episode is not held out (reserved
+        for measuring errors).
         """
         x = self.normaliser(rows["obs"])
         tokens = self.tokens(x, rows["action"], rows["reward"], rows["first"])
@@ -136,10 +138,12 @@ class WorldModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Updates the error of `model` on held-out episodes; returns metrics.
 
-        `model` is a slow copy (moving average) of this world model. rows: columns (B, L, …), for B
-        windows of L real rows. From the start of each held-out window `model` dreams with the real
-        actions, and the dreamed observations are compared with the real ones. The mean disagreement
-        of the heads is updated too, on the first dreamed step of all windows.
+        Held-out episodes are those that the world model never learns from. `model` is a slow copy
+        (moving average) of this world model. rows: columns (B, L, …), for B windows of L real rows.
+        `model` dreams from the start of each held-out window (the row after the context), with the
+        real actions; the dreamed observations are compared with the real ones. The first dreamed
+        step of all windows also updates the mean disagreement of the model's heads. rng: the
+        generator that draws the dreams.
         """
         action, obs = rows["action"], rows["obs"][:, self.context].float()
         x = model.normaliser(rows["obs"])
@@ -169,21 +173,22 @@ class WorldModel(nn.Module):
         return {**metrics, "model/disagreement": self.mean_disagreement.clone()}
 
     def expected_error(self, horizon: int) -> Tensor:
-        """Returns the expected error on held-out episodes after 1 to `horizon` steps, (horizon,).
+        """Returns the world model's expected error after 1, 2, … `horizon` dreamed steps.
 
-        The unit is the standard deviation of the observation.
+        The error is the root mean square error on held-out episodes, which the model never learns
+        from, in standard deviations of the observation. The result has shape (horizon,).
         """
         return expected_error(self.held_out_error, self.held_out_windows, horizon)
 
     # ------------------------------------------------------------------------------ dreaming
 
     def dream_step(self, embedding: Tensor, obs: Tensor, rng: torch.Generator) -> DreamedStep:
-        """Draws the next step of B dreams, given the observations and the transformer's embeddings.
+        """Draws the next step of B dreams, from observations and embeddings of the transformer.
 
         obs: (B, *O), observations of shape *O. embedding: (B, E). The dreamed change is the mean
         over the heads. Each number of the next observation is clipped to its range in real rows. A
         number with only two values in real rows, such as a flag, is drawn as one of the two. So the
-        critics never judge observations that cannot be real.
+        critics never evaluate an impossible observation.
         """
         changes = self.heads(embedding.expand(self.members, -1, -1))
         before = self.normaliser.flatten(obs)
@@ -203,7 +208,9 @@ class WorldModel(nn.Module):
         )
 
     def tokens(self, x: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:
-        """Returns one token (size E) for each of T rows in B sequences, (B, T, E).
+        """Returns one token, an input of the transformer, for each of T rows in B sequences.
+
+        The result has shape (B, T, E), where E is the size of a token.
 
         - x (B, T, O): normalised observations.
         - action (B, T, A): actions.
@@ -215,11 +222,11 @@ class WorldModel(nn.Module):
         return embedded
 
     def predict_outcome(self, embedding: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns predicted rewards, in root mean square rewards, and logits of termination.
+        """Returns predicted rewards and logits of termination.
 
-        embedding: the transformer's outputs, with E numbers along the last axis. change: changes of
-        the observation in standard deviations, with O numbers along the last axis. Both results
-        lack this axis.
+        Rewards are in units of the root mean square reward. embedding: the transformer's outputs,
+        with E numbers along the last axis. change: changes of the observation in standard
+        deviations, with O numbers along the last axis. Both results lack this axis.
         """
         inputs = torch.cat([embedding, change / self.change_rms], -1)
         reward, terminal_logit = self.outcome(inputs).unbind(-1)
@@ -227,11 +234,13 @@ class WorldModel(nn.Module):
 
 
 def steps_in_episode(first: Tensor, last: Tensor, context: int) -> Tensor:
-    """Returns 1 for each step in the episode of its window's start, else 0: (B, L) to (B, L-1).
+    """Returns a mask (B, L-1) of the steps in the same episode as the start of their window.
 
-    B is the number of windows, L the number of their rows. The start of a window is row `context`.
-    If the episode has fewer than `context` rows before the start, the replay repeats its first row,
-    with `first` set. So a step to a row with `first` set counts 0.
+    The start is row `context` of a window; the rows before it are its context. first, last: (B, L),
+    whether a row is the first or the last of its episode, for B windows of L rows. A step from a
+    row to the next has mask 1 if it lies in the start's episode, else 0. If this episode has fewer
+    than `context` rows before the start, the replay fills the window with copies of the episode's
+    first row, which have `first` set. No real step leads to such a row, so the mask is 0 there.
     """
     from_start = F.pad((~last[:, context:-1]).cumprod(1), (context, 0), value=1)
     return (from_start * ~first[:, 1:]).float()

@@ -1,4 +1,7 @@
-"""The memory of acting from one row to the next, and elapsed time as a part of observations."""
+"""Keeps what acting remembers of an episode, such as its last four observations.
+
+Also appends the elapsed time to observations, if the setting `observe_time` asks for it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,11 @@ MAX_REWARD = 1e30  # rewards are clipped to ± this before they are summed, as f
 
 
 class ActState(NamedTuple):
-    """What acting remembers of the present episode in each of N environments."""
+    """Holds what acting remembers of the current episode in each of N environments.
+
+    This is the last four observations, the number of steps, the return so far, with and without
+    discount, and whether the world model may learn from the episode.
+    """
 
     history: Array  # (N, 4, *O), in the dtype of the observations
     age: Array  # (N,) f32, steps since the episode began
@@ -25,16 +32,21 @@ class ActState(NamedTuple):
 
     @classmethod
     def initial(cls, n: int, obs: Space) -> ActState:
-        """Returns the state before the first rows of `n` environments."""
+        """Returns the memory of acting before the first rows of `n` environments: all zeros.
+
+        obs: the space of observations.
+        """
         history = np.zeros((n, CONTEXT + 1, *obs.shape), obs.dtype)
         age, discounted_return, episode_return = np.zeros((3, n), np.float32)
         return cls(history, age, discounted_return, episode_return, np.zeros(n, bool))
 
     def next(self, rows: Batch, reward: Array, gamma: float, observe_time: bool) -> ActState:
-        """Returns the state after the next rows of N environments; `held_out` stays the same.
+        """Returns the memory of acting after one more row of each of N environments.
 
-        - rows: columns (N, …). At the first row of an episode, its observation fills the whole
-          history.
+        `held_out` (whether the world model never learns from the episode) is copied unchanged.
+
+        - rows: columns (N, …). At the first row of an episode, copies of its observation fill the
+          history of the last four observations.
         - reward (N,): the rewards, with outliers clipped.
         - gamma: the discount factor.
         - observe_time: whether the number of steps since the episode began is appended to the
@@ -60,9 +72,10 @@ class ActState(NamedTuple):
 
 
 def with_time(spec: EnvSpec) -> EnvSpec:
-    """Returns `spec` with one more number per observation: the steps since the episode began.
+    """Returns an environment's spec with one more number per observation: the elapsed time.
 
-    Raises UserError unless observations are vectors.
+    The elapsed time is the number of steps since the episode began. Raises UserError unless
+    observations are vectors.
     """
     if len(spec.obs.shape) != 1:
         raise UserError(

@@ -19,20 +19,21 @@ The world model (`learn_world`) learns from windows of real rows:
 
 A fraction `held_out_share` of the episodes is held out: the world model never learns from held-out
 episodes. Its held-out error after 1, 2, … steps is measured by predicting held-out episodes
-open-loop.
+open-loop (from its own predictions).
 
-A dream (`dream`) starts from a real history. The acting policy chooses the actions. The world model
-draws the next rows, which have the columns of real rows. A dreamed step is trusted while two
-quantities are small: the held-out error after this number of steps, and the disagreement of two
-ensemble members compared with real rows. A dream is truncated at the first untrusted step, so
-values bootstrap from the row before it.
+A dream (`dream`) is a rollout in the world model, which starts from a real history. The acting
+policy chooses the actions. The world model draws the next rows, which have the columns of real
+rows. A dreamed step is trusted while two quantities are small: the held-out error after this number
+of steps, and the disagreement of two ensemble members compared with real rows. A dream is truncated
+at the first untrusted step, so values bootstrap from the row before it.
 
 Of the `batch` windows of an update, round(dream_share · batch) start at trusted dreamed rows and
 the others are real. If there are fewer trusted rows than dreamed windows, the weights of the
 dreamed windows sum to the number of trusted rows. If there is no trusted row, the update learns
 from real windows alone. The metric `dream/share` is the dreamed fraction of the update's weight.
 
-Sources: seed project 000; Rainbow (Hessel et al. 2018); MBPO (Janner et al. 2019).
+Sources: `skjazz/Model-based-DQN` (seed project 000, the code by another author from which Gated
+Rainbow started); Rainbow (Hessel et al. 2018); MBPO (Janner et al. 2019).
 """
 
 from __future__ import annotations
@@ -159,8 +160,9 @@ class GatedRainbow(WeightGroups):
     def choose(self, history: Tensor, rng: torch.Generator | None) -> Tensor:
         """Returns one action for each of B histories.
 
-        history: (B, 4, *O), the last four observations of shape *O. With `rng` the actions explore,
-        by noisy layers and random actions. Without `rng` they are greedy.
+        history: (B, 4, *O), the last four observations of shape *O. rng: if given, the actions
+        explore, by noisy layers and by random actions with probability ε. Without `rng` they are
+        greedy.
         """
         noise = None if rng is None else self.online.draw_noise(len(history), rng)
         best = self.online.mean(self.online(history, noise)[0]).argmax(-1)
@@ -186,11 +188,11 @@ class GatedRainbow(WeightGroups):
         return Feedback(metrics)
 
     def trusted_steps(self) -> Tensor:
-        """Returns 1 for each dreamed step that the held-out error allows, else 0.
+        """Returns 1 for each step of a dream at which the world model is accurate enough, else 0.
 
-        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. A step is allowed if
-        the world model's error on held-out episodes is at most `max_model_error` after this and
-        after every smaller number of steps.
+        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. The result is 1 if the
+        model's error is at most `max_model_error` after this and after every smaller number of
+        steps. The error is measured on held-out episodes, which the model never learns from.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
@@ -199,11 +201,18 @@ class GatedRainbow(WeightGroups):
 
     @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Returns B dreams of H steps, one from each start, as columns (B, C + 1 + H, …).
+        """Rolls the policy out in the world model from real rows; returns B dreams of H steps.
 
-        The first C + 1 rows of a dream are real: C rows of context and the start. H is the number
-        of steps that the held-out error allows, at least 1. The column `weight` is 1 on trusted
-        rows, whose next step is trusted, else 0. Values are learned at trusted rows only.
+        starts: B windows of real rows; a dream starts at the last row of each window. The dreams
+        are columns (B, C + 1 + H, …). Their first C + 1 rows are real: C rows of context, then the
+        row from which the dream starts. H is the largest number of steps for which the world
+        model's error on held-out episodes (which it never learns from) is small enough, but at
+        least 1.
+
+        The column `weight` is 1 if the step after the row is trusted, else 0. Values are learned at
+        rows of weight 1 only. A step is trusted if this step and all earlier ones have a small
+        held-out error and little disagreement of ensemble members, and no earlier step ended the
+        episode.
         """
         world, rng = self.slow_world, self.dream_rng
         allowed = self.trusted_steps() * (self.schedules.steps >= self.config.dream_after)
@@ -271,15 +280,16 @@ class GatedRainbow(WeightGroups):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Returns the loss (a scalar), new priorities (R,) and metrics of one policy update.
 
-        Also updates running statistics, the unit of values and the schedules. All arguments and
-        results are tensors, so that the method can be compiled.
+        Also updates the running statistics, the unit in which values are predicted, and the
+        schedules. All arguments and results are tensors, so that the method can be compiled.
 
         - real: R windows of real rows.
         - relative_prob (R,): the sampling probability of each real window, divided by that of
           uniform sampling.
         - episode_stats (2,): the number of episodes so far, and the mean return of the last 100.
-        - dreamed: D dreamed windows and their weights (D,); None if there are no dreams.
-        - noise: a result of `draw_noise` with one row per forward pass; None without noisy layers.
+        - dreamed: D windows of dreams and their weights (D,); None if there are no dreams.
+        - noise: standard normal numbers for the noisy layers, one row per forward pass; None if no
+          layer is noisy.
         """
         config, schedules, normaliser = self.config, self.schedules, self.online.normaliser
         normaliser.update(real["obs"], real["reward"])
@@ -325,10 +335,10 @@ class GatedRainbow(WeightGroups):
         return loss, priority, metrics
 
     def sample_windows(self, dreams: Batch) -> tuple[Batch, Tensor]:
-        """Samples D windows that start at trusted dreamed rows; returns them with weights (D,).
+        """Samples D windows of C + n + 1 rows from dreams; returns them with weights (D,).
 
-        A window has C + n + 1 rows: C rows of context, the trusted row, and n rows for the n-step
-        return.
+        A window consists of C rows of context, a trusted row (a dreamed row that the agent may
+        learn from), and the n rows after it, for the n-step return.
         """
         return sample_windows(
             to_tensors(dreams, self.device),
@@ -340,12 +350,13 @@ class GatedRainbow(WeightGroups):
         )
 
     def td_losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the loss, absolute TD error, gate values and value of the action, for B windows.
+        """Returns for B windows: loss, absolute TD error, gate values, and value of the action.
 
-        rows: columns (B, C + n + 1, …): C rows of context, then n + 1 rows for the n-step return.
-        noise: one row of noise for each forward pass; None without noisy layers. The results are
-        (B,), (B,), (B, F) for F features, and (B,). Losses, errors and values are in the unit of
-        values.
+        The value is the predicted one of the action taken. rows: columns (B, C + n + 1, …): C rows
+        of context, then n + 1 rows for the n-step return. noise: standard normal numbers for the
+        noisy layers, one row per forward pass; None if no layer is noisy. The gate values have
+        shape (B, F), for F features, the other results (B,). Values and TD errors are in units of
+        the value network's `unit`.
         """
         online, noises = self.online, [None] * FORWARD_PASSES if noise is None else noise.split(1)
         reward, last, terminal = (rows[key][:, CONTEXT:] for key in ("reward", "last", "terminal"))
@@ -364,10 +375,11 @@ class GatedRainbow(WeightGroups):
         return loss, td_error, gate, value
 
     def importance_weights(self, relative_prob: Tensor) -> Tensor:
-        """Returns the importance weights of R real windows, divided by the largest.
+        """Returns the importance weights of R real windows, divided by the largest of them.
 
         relative_prob (R,): sampling probabilities divided by the uniform probability. The weights
-        are relative_prob^-β. Without prioritized sampling all weights are 1.
+        are relative_prob^-β, where β rises to 1 during training. Without prioritized sampling all
+        weights are 1.
         """
         if not self.config.prioritized:
             return torch.ones_like(relative_prob)
@@ -375,12 +387,13 @@ class GatedRainbow(WeightGroups):
         return weight / weight.max()
 
     def curiosity_bonus(self, rows: Batch) -> Tensor:
-        """Returns the curiosity bonus that is added to the reward of each row of B windows.
+        """Returns a bonus reward for each row of B windows: large where the world model is unsure.
 
         rows: columns (B, C + n + 1, …), with C rows of context; the result is (B, C + n + 1). The
-        bonus is the disagreement of the world model's ensemble on the step to the row, relative to
-        its mean on real rows. This ratio is at most 10, and is multiplied by the root mean square
-        reward.
+        bonus is the disagreement of the world model's ensemble about the step to the row, divided
+        by the mean disagreement on real rows. This ratio is at most 10, and is multiplied by the
+        root mean square reward. The caller multiplies the bonus by the setting `curiosity` and adds
+        it to the reward.
         """
         world = self.slow_world
         disagreement = world.disagreement(rows["obs"], self.actions.encode(rows["action"]))
@@ -390,10 +403,10 @@ class GatedRainbow(WeightGroups):
 
     @torch.no_grad()
     def update_value_unit(self, discounted_return: Tensor, reward: Tensor) -> None:
-        """Enlarges the unit of values if real windows contain the largest return so far.
+        """Enlarges the unit of values if these windows contain the largest return so far.
 
-        In the new unit this return is `VALUE_RANGE`. discounted_return, reward: columns of real
-        windows.
+        The networks predict returns divided by the unit. The new unit is this largest return
+        divided by `VALUE_RANGE`. discounted_return, reward: columns of windows of real rows.
         """
         normaliser = self.online.normaliser
         largest = normaliser.largest_return(discounted_return, reward, self.config.gamma)
@@ -403,9 +416,11 @@ class GatedRainbow(WeightGroups):
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the agent's tables in the replay: the real rows, and the queue of dreams.
+    """Returns the tables of the replay that Gated Rainbow needs: real rows, and a queue of dreams.
 
-    Each consumer of the real rows (one use of the table) has a batch size, a window and a rate.
+    The table of real rows has a batch size, a window length and a sampling rate for each of its
+    uses: learning values, learning the world model, and starting dreams. Without dreams there is no
+    queue.
     """
     stored = columns(spec, discounted_return=NUMBER, episode_return=NUMBER, held_out=FLAG)
     consumers = {

@@ -19,7 +19,8 @@ class Config:
     """The settings of Gated Rainbow.
 
     The comment of a setting names the source of its default in brackets. A default without a source
-    was chosen for this project. Schedules count agent steps from the first policy update.
+    was chosen for this project. Quantities that change during training depend on the number of
+    agent steps since the first policy update.
     """
 
     # Append the number of steps since the episode began to the observation. [Pardo et al. 2018]
@@ -121,7 +122,7 @@ class Config:
             )
 
     def sized(self, obs: Space) -> Config:
-        """Returns a copy of the settings in which every size left at 0 has its default.
+        """Returns a copy of the settings with defaults in place of batch and window sizes of 0.
 
         The defaults depend on whether the observations `obs` are vectors or images.
         """
@@ -135,15 +136,19 @@ class Config:
 
     @property
     def dreamed_windows(self) -> int:
-        """Returns the number of dreamed windows per policy update."""
+        """Returns how many of the windows of a policy update are sampled from dreams."""
         return round(self.batch * self.dream_share)
 
     @property
     def dream_batch(self) -> int:
-        """Returns the number of dreams per policy update, a multiple of `members`."""
+        """Returns the number of dreams per policy update, rounded to a multiple of `members`.
+
+        `members` is the number of networks in the world model's ensemble; each makes equally many
+        dreams.
+        """
         return max(1, round(self.dreams_per_update / self.members)) * self.members
 
     @property
     def has_world_model(self) -> bool:
-        """Returns whether a world model is needed, for dreams or for the curiosity bonus."""
+        """Returns whether the agent needs a world model, for dreams or for the curiosity bonus."""
         return self.dreamed_windows > 0 or self.curiosity > 0

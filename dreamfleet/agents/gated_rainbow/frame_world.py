@@ -19,13 +19,13 @@ OUTCOME_LAYERS = ((16, 8, 4), (32, 4, 2))  # channels, kernel and stride of each
 
 
 class FrameWorldModel(WorldModel):
-    """Predicts the mean change of each pixel of a frame, reward and termination.
+    """Predicts the mean change of each pixel of a frame, the reward and the termination.
 
     No standard deviation is predicted, because independent random draws of pixels would make frames
     flicker. A dreamed frame is the mean that one ensemble member predicts; dreams of different
     members differ. Networks read frames as (C, H, W) in [0, 1]: C channels, H rows, W columns. The
-    unit of the held-out error is the root mean square deviation of pixels from their mean over
-    time.
+    error on held-out episodes (which the model never learns from) is measured in units of the root
+    mean square deviation of pixels from their mean over time.
     """
 
     normaliser: FrameNormaliser
@@ -52,10 +52,10 @@ class FrameWorldModel(WorldModel):
     def mean_square_change(self, x: Tensor, square: Tensor, mask: Tensor) -> Tensor:
         """Returns the mean squared change of pixels; also updates their running mean and variance.
 
-        - x (B, C + T, *X): scaled frames of B windows, each with C rows of context and T further
-          rows.
+        - x (B, C + T, *X): frames scaled to [0, 1], of B windows, each with C rows of context and T
+          further rows. *X is the shape of a frame.
         - square (B, T-1, *X): squared changes of pixels in the T-1 steps.
-        - mask (B, T-1): 1 for steps that count, else 0.
+        - mask (B, T-1): 1 for steps whose change is averaged, else 0.
         """
         rate = self.normaliser.rate
         self.mean_frame.lerp_(x.mean((0, 1)), rate)
@@ -85,9 +85,10 @@ class FrameWorldModel(WorldModel):
     def draw_next_obs(
         self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator
     ) -> Tensor:
-        """Returns the predicted frame as whole bytes; nothing is drawn at random.
+        """Returns the predicted next frames in whole bytes; nothing is drawn at random.
 
-        obs: the newest frames. mean: the predicted mean change. log_std and rng are not used.
+        obs: the newest frames. mean: the predicted mean changes, in units of `change_rms`. log_std
+        and rng are not used; world models of vectors need them.
         """
         frame = self.normaliser.denormalise(self.normaliser(obs) + mean * self.change_rms)
         return frame.clamp(self.low, self.high).to(obs.dtype)
@@ -104,9 +105,10 @@ class FrameTransition(nn.Module):
     Maps stacked frames (B, in_channels, H, W) and encoded actions (B, A) to changes (B,
     out_channels, H, W).
 
-    Each patch of pixels becomes the channels of one position, and becomes pixels again at the end,
-    so that the resolution is kept. In between, each position reads the positions up to two steps
-    away. The last layer starts at 0, so that the untrained network predicts no change.
+    The network works on a grid of patches: the pixels of a patch are the channels of one position
+    of the grid, and become pixels again at the end. Two 3 × 3 convolutions on the grid let each
+    position read the positions up to two steps away. The last layer starts at 0, so that the
+    untrained network predicts no change.
     """
 
     def __init__(self, in_channels: int, out_channels: int, action_size: int, width: int) -> None:
@@ -131,6 +133,6 @@ class FrameTransition(nn.Module):
 
 
 def channel_norm(x: Tensor) -> Tensor:
-    """Scales the channels at each position of images (B, C, H, W) to mean 0 and variance 1."""
+    """Normalises the channels at each position of images (B, C, H, W) to mean 0 and variance 1."""
     last = x.movedim(1, -1)
     return F.layer_norm(last, last.shape[-1:], eps=1e-2).movedim(-1, 1)

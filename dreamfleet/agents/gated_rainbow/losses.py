@@ -16,15 +16,15 @@ def double_q_loss(
     rewards: Tensor,
     discount: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the loss, the absolute TD error |δ| and the value of B n-step transitions, (B,) each.
+    """Returns the loss, absolute TD error |δ| and predicted value of B transitions, (B,) each.
 
-    The target is rewards + discount · value of the next action. The online network selects the next
-    action, and the target network evaluates it.
+    A transition has up to n steps. Its target is rewards + discount · value of the next action. The
+    online network selects the next action, and the target network evaluates it.
 
-    - head: the kind of values, with its loss.
-    - taken (B, Z): Z outputs of the online network for each action taken.
-    - online_next, target_next (B, A, Z): outputs of the two networks for the history from which the
-      return bootstraps, for all A actions, without gradients.
+    - head: the value head, which represents a return by Z numbers and has the loss.
+    - taken (B, Z): outputs of the online network for the actions taken.
+    - online_next, target_next (B, A, Z): outputs of the two networks for all A actions, for the
+      history from which the return bootstraps; without gradients.
     - rewards (B,): discounted sums of rewards.
     - discount (B,): factors of the next value.
 
@@ -44,7 +44,8 @@ def gate_regulariser(gate: Tensor) -> Tensor:
     """Returns a penalty, a scalar, on the distance of each feature's mean gate value from 0.5.
 
     gate: (B, F), the gate values of F features in a batch of B histories. Only the mean over the
-    batch is penalised; seed project 000 penalises each value. So a gate that differs between
-    histories costs nothing, and a gate that is always open or always closed is penalised.
+    batch is penalised. So a gate that differs between histories costs nothing, and a gate that is
+    always open or always closed is penalised. The code from which the agent started (seed project
+    000, skjazz/Model-based-DQN) penalises each value instead.
     """
     return (gate.mean(0) - 0.5).square().mean()

@@ -25,9 +25,9 @@ class ValueNetwork(nn.Module):
     """Maps B histories to the values of all A actions, (B, A, Z), and to gate values, (B, F).
 
     A history is the last four observations, (B, 4, *O). Z numbers describe the return of an action:
-    its mean, the logits of its atoms, or its quantiles, in units of `unit`. The gate multiplies
-    each of F features by a factor from 0.7 to 1. In seed project 000 one factor multiplies all
-    features.
+    its mean, the logits of its atoms, or its quantiles. Returns are predicted in units of `unit`.
+    The gate multiplies each of F features by a factor from 0.7 to 1. In the code from which the
+    agent started (seed project 000, skjazz/Model-based-DQN) one factor multiplies all features.
     """
 
     unit: Tensor
@@ -50,7 +50,8 @@ class ValueNetwork(nn.Module):
         """Returns action values (B, A, Z) and gate values (B, F) for B histories.
 
         A is the number of actions, Z the number of outputs per action, F the number of features.
-        noise: a result of `draw_noise`; None means no noise.
+        history: (B, 4, *O), the last four observations of shape *O. noise: standard normal numbers
+        for the noisy layers; None means no noise.
         """
         layers = (self.streams, self.value, self.advantage)
         sizes = [layer.noise_size for layer in layers]
@@ -70,8 +71,8 @@ class ValueNetwork(nn.Module):
     def draw_noise(self, rows: int, rng: torch.Generator) -> Tensor | None:
         """Returns standard normal numbers for all noisy layers; None if no layer is noisy.
 
-        rows: the number of independent draws. B rows give each input of a batch its own noise; one
-        row gives all inputs the same noise.
+        rows: the number of independent draws. B draws give each input of a batch of B its own
+        noise; one draw gives all inputs the same noise. rng: the generator that draws them.
         """
         if not self.noisy:
             return None
@@ -79,15 +80,18 @@ class ValueNetwork(nn.Module):
         return torch.randn(rows, size, generator=rng, device=self.unit.device)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Returns expected returns, given the Z outputs per action along the last axis."""
+        """Returns the mean return of each action.
+
+        values: the network's Z outputs per action, along the last axis, which the result lacks.
+        """
         return self.head.mean(values)
 
     @torch.no_grad()
     def set_unit(self, unit: Tensor) -> None:
-        """Sets the unit of values; rescales the last layers so that predicted returns stay.
+        """Sets the unit of values: the network predicts returns divided by this unit.
 
-        With the value head `c51` the last layers are not rescaled, because the atoms have fixed
-        positions.
+        The last layers are rescaled, so that the predicted returns stay the same. With the value
+        head `c51` they are not rescaled, because the atoms have fixed positions.
         """
         if self.head.in_return_units:
             factor = torch.where(self.unit > 0, self.unit / unit, 1.0)
@@ -98,12 +102,12 @@ class ValueNetwork(nn.Module):
 
     @property
     def mean_sigma(self) -> Tensor:
-        """Returns the mean absolute noise scale |σ| of the advantage layer, a scalar."""
+        """Returns the mean noise scale |σ| of the noisy layer that outputs advantages, a scalar."""
         return self.advantage.weight_sigma.detach().abs().mean()
 
 
 def value_head(config: Config) -> ValueHead:
-    """Returns a new value head of the kind that `config.value_head` names."""
+    """Returns a new value head of the kind `config.value_head`: expected, quantile or c51."""
     if config.value_head == "c51":
         return CategoricalHead(config.atoms, -VALUE_RANGE, VALUE_RANGE)
     return QuantileHead(config.quantiles) if config.value_head == "quantile" else MeanHead()
@@ -128,7 +132,10 @@ class VectorBody(nn.Linear):
         return super().forward(history.flatten(1))
 
     def gate_input(self, history: Tensor) -> Tensor:
-        """Returns the input of the gate: the normalised history itself, (B, 4, O)."""
+        """Returns what the gate reads: the normalised history itself, (B, 4, O).
+
+        The history is the last four observations of O numbers, for a batch of B.
+        """
         return history
 
 
@@ -149,10 +156,10 @@ class FrameBody(nn.Module):
         return self.features(self.convolutions(history.flatten(1, 2)))
 
     def gate_input(self, history: Tensor) -> Tensor:
-        """Returns the input of the gate: each of the four frames, averaged to fewer pixels.
+        """Returns what the gate reads: the last four frames, each reduced to fewer pixels.
 
-        The shape is (B, 4, `gate_size`). The gate does not read the output of the convolutions, so
-        that no feature controls its own gate value.
+        history: (B, 4, C, H, W). The result has shape (B, 4, `gate_size`). The gate does not read
+        the output of the convolutions, so that no feature controls its own gate value.
         """
         small = F.adaptive_avg_pool2d(history.flatten(1, 2), GATE_PIXELS)
         return small.unflatten(1, history.shape[1:3]).flatten(2)
@@ -161,9 +168,9 @@ class FrameBody(nn.Module):
 class Gate(nn.Module):
     """Maps histories (B, S, O) to a gate value from 0 to 1 for each of F features, (B, F).
 
-    A history is S observations of O numbers. kind: "mlp" reads all observations at once;
-    "transformer" attends from the newest observation to all S, with several heads; "none" returns 1
-    for each feature.
+    A history is S observations of O numbers. The gate values scale the features of the value
+    network. kind: "mlp" reads all observations at once; "transformer" attends from the newest
+    observation to all S, with several heads; "none" returns 1 for each feature.
     """
 
     def __init__(self, kind: str, rows: int, size: int, units: int) -> None:
@@ -185,9 +192,10 @@ class Gate(nn.Module):
         return torch.sigmoid(self.net(x))
 
     def _attend(self, history: Tensor) -> Tensor:
-        """Returns the embedding (B, E) of the newest observation plus its attention to all S.
+        """Returns the embedding (B, E) of the newest observation, after attention with a residual.
 
-        history: (B, S, O), S observations of O numbers.
+        The newest observation attends to all S observations of the history, (B, S, O), with O
+        numbers each. E is the size of an embedding.
         """
         rows = self.embed(history) + self.position  # (B, S, E)
         normed = F.layer_norm(rows, rows.shape[-1:])
@@ -202,10 +210,10 @@ class Gate(nn.Module):
 
 
 def gate_metrics(gate: Tensor) -> dict[str, Tensor]:
-    """Returns statistics of gate values (B, F): F features for a batch of B histories.
+    """Returns metrics of gate values (B, F): F features for a batch of B histories.
 
-    The means and standard deviations are those of the factors 0.7 + 0.3 · gate. `gate/saturated` is
-    the fraction of gate values below 0.05 or above 0.95.
+    A feature is multiplied by 0.7 + 0.3 · gate value. The means and standard deviations are those
+    of these factors. `gate/saturated` is the fraction of gate values below 0.05 or above 0.95.
     """
     return {
         "gate/mean": 0.7 + 0.3 * gate.mean(),

@@ -14,7 +14,7 @@ class Schedules(nn.Module):
     ε is the probability of a random action, α the priority exponent, β the exponent of importance
     weights. The learning rate is halved after `lr_patience` updates in a row without a new best
     mean return of the last 100 episodes. With fewer than `MIN_EPISODES` episodes it does not
-    change. All counters are tensors, so that no update waits for the device.
+    change. All counters are tensors on the device, so that no update waits for a copy to the CPU.
     """
 
     MIN_EPISODES = 10
@@ -36,7 +36,7 @@ class Schedules(nn.Module):
 
     @torch.no_grad()
     def count_update(self, episode_stats: Tensor) -> None:
-        """Counts one update, and halves the learning rate if returns have stopped improving.
+        """Counts one update, and halves the learning rate if the mean return has stopped rising.
 
         episode_stats (2,): the number of episodes so far, and the mean return of the last 100.
         """
@@ -69,7 +69,7 @@ class Schedules(nn.Module):
 
     @property
     def alpha(self) -> Tensor:
-        """Returns the priority exponent α, a scalar tensor: it rises to a peak and falls again."""
+        """Returns the priority exponent α, a scalar tensor: it rises to a peak, then falls."""
         start, peak, end = self.config.alpha
         rise, fall = self.config.alpha_steps
         rising = (self.steps / rise).clamp(0, 1)

@@ -17,8 +17,9 @@ from dreamfleet.core.types import Space
 class VectorWorldModel(WorldModel):
     """Predicts the mean and standard deviation of each component's change, reward and termination.
 
-    A dreamed change is mean + standard deviation · residual. The residual is the standardised error
-    of the prediction in one random real row, for all components at once. So components that change
+    A dreamed change is mean + standard deviation · residual. The residual comes from a random real
+    step: it is the error of the model's prediction of that step, divided by the predicted standard
+    deviation. All components take their residual from the same step. So components that change
     together in real rows also do so in dreams. Networks read observations as (O,), for O
     components.
     """

@@ -17,7 +17,7 @@ from dreamfleet.core.types import Batch, Space
 
 
 class DreamedStep(NamedTuple):
-    """The results of one dreamed step in B dreams, with the disagreement of ensemble members."""
+    """Holds the next rows of B dreams, and how much two ensemble members disagree on each."""
 
     obs: Tensor  # (B, *O), in the dtype of the replay
     reward: Tensor  # (B,)
@@ -34,11 +34,12 @@ class WorldModel(nn.Module, ABC):
     the step, the action, and the observation after it. So a dreamed reward fits the dreamed
     observation.
 
-    The held-out error is measured after 1 to `world_window` - 1 steps.
+    The error on held-out episodes, which the model never learns from, is measured after 1 to
+    `world_window` - 1 steps.
 
-    Letters of shapes in the methods: M ensemble members, C = `CONTEXT` rows of context, T rows of a
-    window without its context, A the size of an encoded action, *O the shape of an observation in
-    the replay, *X its shape in the networks.
+    Letters of shapes in the methods: M ensemble members, C = `CONTEXT` rows of context (before the
+    first row of a window), T rows of a window without its context, A the size of an encoded action,
+    *O the shape of an observation in the replay, *X its shape in the networks.
     """
 
     normaliser: Normaliser | FrameNormaliser
@@ -67,9 +68,10 @@ class WorldModel(nn.Module, ABC):
 
     @torch.no_grad()
     def update_statistics(self, rows: Batch) -> None:
-        """Updates the running statistics of observations and rewards, and observations' ranges.
+        """Updates running statistics of observations and rewards with windows of real rows.
 
-        rows: columns (B, C + T, …), for B windows of real rows: C rows of context, then T rows.
+        Also updates the smallest and largest value of each component of observations. rows: columns
+        (B, C + T, …), for B windows: C rows of context, then T rows.
         """
         self.normaliser.update(rows["obs"], rows["reward"])
         flat = self.replace_outliers(rows["obs"]).flatten(0, 1)
@@ -87,7 +89,7 @@ class WorldModel(nn.Module, ABC):
         rows: columns (B, C + T, …), for B windows: C rows of context, then T rows. action: encoded
         actions (B, C + T, A). The windows are split evenly among the ensemble members. A step
         counts if it lies in the episode of the window's start (the row after the context), if it
-        involves no outlier, and if the episode is not held out.
+        involves no outlier, and if the episode is not held out (reserved for measuring errors).
         """
         x = self.normaliser(rows["obs"])
         action = action[:, CONTEXT:-1]  # (B, T-1, A)
@@ -125,17 +127,19 @@ class WorldModel(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Updates the error of `model` on held-out episodes; returns metrics.
 
-        `model` is a slow copy (moving average) of this world model. rows: columns (B, C + T, …),
-        for B windows of real rows: C rows of context, then T rows. action: encoded actions (B, C +
-        T, A).
+        Held-out episodes are those that the world model never learns from. `model` is a slow copy
+        (moving average) of this world model. rows: columns (B, C + T, …), for B windows of real
+        rows: C rows of context, then T rows. action: encoded actions (B, C + T, A). rng: the
+        generator that draws the dreams.
 
         From the first history of each held-out window `model` dreams with the real actions, and the
         dreamed observations are compared with the real ones. Each dreamed observation is a random
         draw, because the value network learns from such draws too. The mean of many draws would
         have a smaller error.
 
-        Also updates the error of predicting no change. The first step of all windows updates the
-        mean disagreement of two ensemble members and the statistics that `draw_next_obs` needs.
+        For comparison, the error of predicting no change is updated too. The first step of all
+        windows updates the mean disagreement of two ensemble members, and the residuals from which
+        a subclass may draw dreamed changes.
         """
         in_episode = steps_in_episode(rows["last"][:, CONTEXT:])
         steps = in_episode * self._steps_without_outliers(rows["obs"])
@@ -173,9 +177,10 @@ class WorldModel(nn.Module, ABC):
         return metrics
 
     def expected_error(self, horizon: int) -> Tensor:
-        """Returns the expected error on held-out episodes after 1 to `horizon` steps, (horizon,).
+        """Returns the world model's expected error after 1, 2, … `horizon` dreamed steps.
 
-        The unit is the standard deviation of the observation.
+        The error is the root mean square error on held-out episodes, which the model never learns
+        from, in standard deviations of the observation. The result has shape (horizon,).
         """
         error = self.held_out_error / self.obs_std**2
         return expected_error(error, self.held_out_windows, horizon)
@@ -187,8 +192,8 @@ class WorldModel(nn.Module, ABC):
 
         history: (B, C + 1, *O), the last C + 1 observations of shape *O. action: (B, A). Each
         ensemble member draws the steps of an equal part of the dreams. Each number of the next
-        observation is clipped to its range in real rows, because the value network never learned
-        from numbers outside it.
+        observation is clipped to its range in real rows, because the value network has never
+        learned from numbers outside this range.
         """
         history, action = self._split_by_member(history), self._split_by_member(action)
         x = self.normaliser(history)
@@ -206,11 +211,11 @@ class WorldModel(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Returns mean and log standard deviation of predicted changes, and the disagreement.
 
-        x: normalised histories (M, B, C + 1, *X). action: encoded actions (M, B, A). Member m of M
-        predicts the B steps of slice m, and member m + 1 predicts them once more. The disagreement
-        (M, B) is half the squared distance between the two predicted means, in units of
-        `change_rms`. On average over pairs of members it is the variance of the ensemble. Means and
-        log standard deviations are (M, B, *X).
+        x: normalised histories (M, B, C + 1, *X). action: encoded actions (M, B, A). Member m of
+        the M ensemble members predicts the B steps of slice m, and member m + 1 predicts them once
+        more. The disagreement (M, B) is half the mean squared difference between the two predicted
+        means, in units of `change_rms`. On average over pairs of members it is the variance of the
+        ensemble. Means and log standard deviations are (M, B, *X).
         """
         both = (torch.cat([part, part.roll(1, 0)], 1) for part in (x, action))
         mean, log_std = self.predict(*both)
@@ -222,10 +227,11 @@ class WorldModel(nn.Module, ABC):
 
     @torch.no_grad()
     def disagreement(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Returns the variance over all ensemble members' predictions, for each step of B windows.
+        """Returns how much all ensemble members disagree about each step of B windows, (B, T-1).
 
-        obs: (B, C + T, *O), observations of C rows of context and T further rows. action: encoded
-        actions (B, C + T, A). The result is (B, T-1).
+        The disagreement is the variance of the members' predicted changes, averaged over the
+        components of the observation. obs: (B, C + T, *O), observations of C rows of context and T
+        further rows. action: encoded actions (B, C + T, A).
         """
         inputs = self._histories(self.normaliser(obs))[:, :-1], action[:, CONTEXT:-1]
         shape = inputs[1].shape[:2]
@@ -236,19 +242,20 @@ class WorldModel(nn.Module, ABC):
         return self._mean_over_obs(mean.var(0)).unflatten(0, shape)
 
     def _steps_without_outliers(self, obs: Tensor) -> Tensor:
-        """Returns 1 for each step that involves no outlier, else 0: (B, C + T, *O) to (B, T-1).
+        """Returns 1 for each step that involves no outlier, else 0, (B, T-1).
 
-        obs: observations of B windows of C rows of context and T further rows. A step involves the
-        observations before and after it, and the first history of its window.
+        obs: observations (B, C + T, *O) of B windows of C rows of context and T further rows. A
+        step involves an outlier if there is one in the observation before or after it, or in the
+        first C + 1 observations of its window.
         """
         inliers = self.normaliser.inliers(obs)
         start = inliers[:, : CONTEXT + 1].amin(1, keepdim=True)
         return start * inliers[:, CONTEXT:-1] * inliers[:, CONTEXT + 1 :]
 
     def _histories(self, x: Tensor) -> Tensor:
-        """Returns the history of C + 1 observations at each of the last T rows of B windows.
+        """Returns a history, the last C + 1 observations, at each of the last T rows of B windows.
 
-        Shapes: (B, C + T, *X) to (B, T, C + 1, *X), where *X is the shape of an observation.
+        x: (B, C + T, *X), where *X is the shape of an observation. The result is (B, T, C + 1, *X).
         """
         return x.unfold(1, CONTEXT + 1, 1).movedim(-1, 2)
 
@@ -257,9 +264,9 @@ class WorldModel(nn.Module, ABC):
         return x.unflatten(0, (self.members, -1))
 
     def _mean_over_obs(self, x: Tensor) -> Tensor:
-        """Returns the mean over the components of each observation.
+        """Returns the mean of `x` over the axes of an observation, which are its last axes.
 
-        *X is the shape of one observation. The result has the other axes of `x`.
+        The result has the other axes of `x`.
         """
         return x.flatten(-len(self.shape)).mean(-1)
 
@@ -272,82 +279,85 @@ class WorldModel(nn.Module, ABC):
         - x (B, C + T, *X): normalised observations of B windows of C rows of context and T further
           rows.
         - square (B, T-1, *X): squared changes in the T-1 steps.
-        - mask (B, T-1): 1 for steps that count, else 0.
+        - mask (B, T-1): 1 for steps whose change is averaged, else 0.
         """
 
     @abstractmethod
     def predict(self, history: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns the mean and the log standard deviation of the next changes, (M, B, *X) each.
+        """Returns mean and log standard deviation of the next changes of the observation.
 
-        M ensemble members predict B steps each. history: normalised (M, B, C + 1, *X). action:
-        encoded (M, B, A). The unit of changes is `change_rms`. The log standard deviation is None
-        if the model does not learn it.
+        Both have shape (M, B, *X): M ensemble members predict B steps each. history: normalised (M,
+        B, C + 1, *X). action: encoded (M, B, A). The unit of changes is `change_rms`, the root mean
+        square of real changes. The log standard deviation is None if the model does not learn it.
         """
 
     @abstractmethod
     def predict_outcome(
         self, before: Tensor, action: Tensor, after: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns predicted rewards, in root mean square rewards, and logits of termination.
+        """Returns predicted rewards and logits of termination.
 
-        before, after: normalised observations before and after the step, (…, *X). action: encoded
-        actions, (…, A). Here *X is the shape of one observation, A the size of an action, and … any
-        batch axes. Both results have the batch axes.
+        Rewards are in units of the root mean square reward. before, after: normalised observations
+        before and after the step, (…, *X). action: encoded actions, (…, A). Here *X is the shape of
+        one observation, A the size of an action, and … any batch axes. Both results have the batch
+        axes.
         """
 
     @abstractmethod
     def draw_next_obs(
         self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator
     ) -> Tensor:
-        """Draws the next observations, given the change that `predict` predicts.
+        """Draws the next observations, from the distribution of changes that `predict` returns.
 
         obs: the newest observations (M, B, *O), for M ensemble members with B dreams each. mean,
-        log_std: mean and log standard deviation of the change, (M, B, *X). The result has the shape
-        of `obs`.
+        log_std: mean and log standard deviation of the change, (M, B, *X), in units of
+        `change_rms`. rng: the generator that draws. The result has the shape of `obs`.
         """
 
     def update_residuals(
         self, change: Tensor, mean: Tensor, log_std: Tensor | None, mask: Tensor
     ) -> None:
-        """Stores the differences between real and predicted changes, for `draw_next_obs`.
+        """Stores prediction errors of real steps, from which `draw_next_obs` may draw later.
 
         Does nothing unless a subclass overrides it. change: real changes (M, B, *X). mean, log_std:
-        their predictions. mask (M, B): 1 for changes to store, else 0.
+        mean and log standard deviation of the predicted changes. mask (M, B): 1 for changes to
+        store, else 0.
         """
 
     def replace_outliers(self, obs: Tensor) -> Tensor:
-        """Returns observations with outliers replaced; a subclass decides by which numbers.
+        """Returns observations in which a subclass may have replaced outliers.
 
         By default the observations are returned unchanged.
         """
         return obs
 
     def squared_error(self, obs: Tensor, other: Tensor) -> Tensor:
-        """Returns the mean squared difference of two observations after normalisation.
+        """Returns the mean squared difference of normalised observations.
 
-        obs, other: any batch axes, then the axes of one observation. The result has the batch axes.
+        obs, other: the two batches to compare; any batch axes, then the axes of one observation.
+        The result has the batch axes.
         """
         return self._mean_over_obs((self.normaliser(obs) - self.normaliser(other)).square())
 
     @property
     @abstractmethod
     def obs_std(self) -> Tensor | float:
-        """Returns the standard deviation of normalised observations."""
+        """Returns the standard deviation of normalised observations, the unit of errors."""
 
 
 def gaussian_std_loss(square: Tensor, log_std: Tensor) -> Tensor:
     """Returns the negative log-likelihood of prediction errors under a Gaussian of mean 0.
 
-    square: squared errors. log_std: the log standard deviation, of the same shape. A constant is
-    left out. `square` gets no gradient, so that only the standard deviation is fitted.
+    square: squared errors. log_std: the log standard deviation, of the same shape. The constant
+    term is left out. `square` gets no gradient, so that only the standard deviation is fitted.
     """
     return 0.5 * square.detach() * (-2 * log_std).exp() + log_std
 
 
 def steps_in_episode(last: Tensor) -> Tensor:
-    """Returns 1.0 for each step in the episode of its window's first row, else 0.0.
+    """Returns a mask (B, T-1) of the steps in the same episode as their window's first row.
 
-    last: (B, T), whether a row is the last of its episode, for B windows of T rows. The result is
-    (B, T-1), one entry per step.
+    last: (B, T), whether a row is the last of its episode, for B windows of T rows. The mask is 1.0
+    for a step in the first row's episode, else 0.0.
     """
     return (~last).float().cumprod(1)[:, :-1]
