@@ -271,6 +271,19 @@ def test_targets_bootstrap_at_truncation_and_not_at_termination(valued, terminal
     assert np.abs(gamma * value[:, end]).min() > 1e-2  # so that the two cases differ
 
 
+def test_targets_clip_the_ratio_of_the_policy_to_the_acting_policy_at_one(valued):
+    """Retrace weights an action by π/μ, at most 1. So a smaller μ than π changes no target."""
+    rows = valued.real_trajectories(to_tensors(Swing().windows(8, 6).data, "cpu"))
+    policy = valued.policy_at(rows["latent"], valued.policy_rng)
+    log_prob = policy.log_prob(rows["action"]).detach()
+    same, rarer, likelier = (
+        targets_and_values(valued, {**rows, "log_prob": log_prob + change})[0]
+        for change in (0.0, -3.0, 3.0)
+    )
+    np.testing.assert_allclose(rarer, same, rtol=1e-4, atol=1e-4)
+    assert np.abs(likelier - same).max() > 1e-2
+
+
 def test_targets_do_not_depend_on_the_next_episode(valued):
     system, end = Swing(), 3
     windows = system.windows(8, 6)

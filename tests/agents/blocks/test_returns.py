@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamfleet.agents.blocks.returns import retrace
+from dreamfleet.agents.blocks.returns import n_step, retrace
 from dreamfleet.core.types import Array, Consumer, Space, TableSpec
 from dreamfleet.replay_server.table import Table
 
@@ -44,6 +44,16 @@ def test_retrace_is_the_sum_of_munos_equation_4(seed):
             total += factor * (r[b, s + 1] + d[b, s + 1] * v[b, s + 1] - q[b, s])
         expected[b, t] = total
     np.testing.assert_allclose(retrace(**rows), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_n_step_return_discounts_each_reward_by_its_step_and_stops_at_the_last_row(terminal):
+    reward = torch.tensor([[9.0, 1.0, 2.0, 4.0, 8.0]] * 2)
+    last = torch.tensor([[False] * 5, [False, False, True, False, False]])
+    rewards, steps, discount = n_step(reward, last, last & terminal, 0.5)
+    assert rewards.tolist() == [1 + 0.5 * 2 + 0.25 * 4 + 0.125 * 8, 1 + 0.5 * 2]
+    assert steps.tolist() == [4, 2]
+    assert discount.tolist() == [0.5**4, 0.0 if terminal else 0.5**2]
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
