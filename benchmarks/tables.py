@@ -93,8 +93,9 @@ def learning_tables(learned: list[dict[str, Any]], on_ray: dict[str, Any] | None
     yield markdown_table(THRESHOLDS, thresholds)
     yield "### Commands"
     yield paragraph(
-        "Each command trains all seeds of one method (an agent or a baseline). The commands use "
-        "the present names of settings; the recorded results may use older names."
+        "Each command of this table trains all seeds of one method (an agent with certain "
+        "settings, or a baseline). The commands use the present names of settings. The records in "
+        "`benchmarks/results` may use older names."
     )
     yield markdown_table(("Environment", "Method", "Command"), commands)
 
@@ -170,8 +171,9 @@ def category_tables(learned: list[dict[str, Any]]) -> Iterator[str]:
         ]
         yield f"### {env} by category of episodes"
         yield paragraph(
-            f"The table shows the {TASKS[env].eval_episodes:,} evaluation episodes after training, "
-            "by categories that the environment reports. Cells are medians over seeds (min to max)."
+            f"The table shows the results of {TASKS[env].eval_episodes:,} greedy episodes after "
+            f"training, by category. {env} itself reports the category of each episode. `all` "
+            "means all episodes together. Cells are medians over seeds (min to max)."
         )
         names = [name.capitalize() for name in figures]
         yield markdown_table(("Method", "Category", *names), rows)
