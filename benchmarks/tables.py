@@ -228,7 +228,7 @@ def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
         what, against, target, *figures = bench.cells(result)[:5]
         rows.append((what, against, target, *(figures if result["measured"] else (MISSING, ""))))
     yield markdown_table(bench.HEADS[:5], rows)
-    yield paragraph(f"`python launch.py bench replay`: {bench.conditions(found)}.")
+    yield paragraph(f"Measured with `python launch.py bench replay`: {bench.conditions(found)}.")
 
 
 def updates_tables(results: Path) -> Iterator[str]:
@@ -244,7 +244,8 @@ def updates_tables(results: Path) -> Iterator[str]:
         found = json.loads(path.read_text())
         yield speed.table(found)
         yield paragraph(
-            f"`python benchmarks/updates/speed.py --agent {path.stem}`: {speed.conditions(found)}."
+            f"Measured with `python benchmarks/updates/speed.py --agent {path.stem}`: "
+            f"{speed.conditions(found)}."
         )
 
 

@@ -180,7 +180,7 @@ def conditions(found: Mapping[str, Any]) -> str:
     tiny = "tiny sizes, not those of the table: no measurement; " if found["quick"] else ""
     return (
         f"{tiny}memory bandwidth of np.copyto {statistics.median(found['copy_gb_s']):.1f} GB/s; "
-        f"{found['rounds']} rounds after a warm-up, in which the libraries take turns; "
+        f"after a warm-up, {found['rounds']} rounds in which the libraries take turns; "
         f"{found['cpus']} CPUs, Python {found['python']}, numpy {found['numpy']}"
     )
 

@@ -152,8 +152,9 @@ def conditions(found: Mapping[str, Any]) -> str:
     """
     packages = "".join(f", {package} {version}" for package, version in found["peers"].items())
     return (
-        f"{found['rounds']} rounds after a warm-up, in which the learners take turns; processor "
-        f"time of one thread; {found['capacity']:,} rows in the replay; {found['cpus']} CPUs, "
+        f"after a warm-up, {found['rounds']} rounds in which the learners take turns; times are "
+        f"processor time of one thread; {found['capacity']:,} rows in the replay; "
+        f"{found['cpus']} CPUs, "
         f"torch {found['torch']}, Python {found['python']}{packages}"
     )
 
