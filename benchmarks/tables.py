@@ -94,8 +94,9 @@ def learning_tables(learned: list[dict[str, Any]], on_ray: dict[str, Any] | None
     yield markdown_table(THRESHOLDS, thresholds)
     yield "### Commands"
     yield paragraph(
-        "Each command trains all seeds of one method (an agent or a baseline). The commands use "
-        "the present names of settings; the recorded results may use older names."
+        "Each command of this table trains all seeds of one method (an agent with certain "
+        "settings, or a baseline). The commands use the present names of settings. The records in "
+        "`benchmarks/results` may use older names."
     )
     yield markdown_table(("Environment", "Method", "Command"), commands)
 
@@ -172,8 +173,9 @@ def category_tables(learned: list[dict[str, Any]]) -> Iterator[str]:
         ]
         yield f"### {env} by category of episodes"
         yield paragraph(
-            f"The table shows the {TASKS[env].eval_episodes:,} evaluation episodes after training, "
-            "by categories that the environment reports. Cells are medians over seeds (min to max)."
+            f"The table shows the results of {TASKS[env].eval_episodes:,} greedy episodes after "
+            f"training, by category. {env} itself reports the category of each episode. `all` "
+            "means all episodes together. Cells are medians over seeds (min to max)."
         )
         names = [name.capitalize() for name in figures]
         yield markdown_table(("Method", "Category", *names), rows)
@@ -238,7 +240,7 @@ def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
         what, against, target, *figures = bench.cells(result)[:5]
         rows.append((what, against, target, *(figures if result["measured"] else (MISSING, ""))))
     yield markdown_table(bench.HEADS[:5], rows)
-    yield paragraph(f"`python launch.py bench replay`: {bench.conditions(found)}.")
+    yield paragraph(f"Measured with `python launch.py bench replay`: {bench.conditions(found)}.")
 
 
 def updates_tables(results: Path) -> Iterator[str]:
@@ -254,7 +256,8 @@ def updates_tables(results: Path) -> Iterator[str]:
         found = json.loads(path.read_text())
         yield speed.table(found)
         yield paragraph(
-            f"`python benchmarks/updates/speed.py --agent {path.stem}`: {speed.conditions(found)}."
+            f"Measured with `python benchmarks/updates/speed.py --agent {path.stem}`: "
+            f"{speed.conditions(found)}."
         )
 
 

@@ -114,10 +114,11 @@ def title(found: Mapping[str, Any]) -> str:
     seeds = len(found["variants"][PRESET]["final"])
     return (
         f"Ablation of `{found['agent']}`: {found['steps']:,} steps of {found['env']}, {seeds} "
-        "seeds. Each variant is the preset without one part. Return after training: mean of "
-        f"{found['episodes']:,} greedy episodes. Mean return: mean of all evaluations during "
-        "training. Difference: variant minus preset, seed by seed. Cells are means over seeds (min "
-        "to max)."
+        "seeds. Each variant is the preset (the agent's settings for this environment) with one "
+        f"part of the agent switched off. Return after training: mean of {found['episodes']:,} "
+        "greedy episodes. Mean return: mean of all evaluations during training. Difference: the "
+        "column to its left, variant minus preset, computed for each seed. Cells are means over "
+        "seeds (min to max)."
     )
 
 

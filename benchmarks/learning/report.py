@@ -21,9 +21,9 @@ from benchmarks.learning.plots import plot_curves
 
 RETURNS: Final = ("Environment", "Method", "Seeds", "Return", "Training steps", "Wall time (min)")
 RETURNS_MEANING: Final = (
-    "The table shows the result of each method (an agent or a baseline). Return: mean of 100 "
-    "greedy episodes after training (NumberGame-v1: 5,000). Wall time: time of the whole run, "
-    "evaluations included. Both are medians over seeds (min to max)."
+    "The table shows the result of each method (an agent with certain settings, or a baseline). "
+    "Return: mean of 100 greedy episodes after training (NumberGame-v1: 5,000). Wall time: time of "
+    "the whole run, evaluations included. Cells are medians over seeds (min to max)."
 )
 THRESHOLDS: Final = (
     "Environment",
@@ -36,12 +36,13 @@ THRESHOLDS: Final = (
     "Seeds at it at the end",
 )
 THRESHOLDS_MEANING: Final = (
-    "The table shows how soon the mean return of an evaluation reaches a threshold. Steps to "
-    "threshold: environment steps until the first evaluation at or above the threshold; median "
-    "over seeds (min to max); `> N`: not reached in N steps. Relative to ours: this median divided "
-    "by the median of the first method of the environment. Later evaluations at it: percentage at "
-    "or above the threshold among the evaluations after the first one that reached it. Seeds at it "
-    "at the end: seeds whose last evaluation is at or above the threshold."
+    "The table shows after how many environment steps each method (an agent or a baseline) reaches "
+    "a return, the threshold. Steps to threshold: environment steps until the first evaluation "
+    "whose mean return is at or above the threshold; median over seeds (min to max); `> N`: not "
+    "reached in N steps. Relative to ours: the median of this method divided by the median of our "
+    "agent, which is the first method of each environment. Later evaluations at it: of the "
+    "evaluations after the first one that reached the threshold, the percentage at or above the "
+    "threshold. Seeds at it at the end: seeds whose last evaluation is at or above the threshold."
 )
 
 
@@ -56,10 +57,10 @@ TRAINING: Final = (
     f"Highest mean of {WINDOW}",
 )
 TRAINING_MEANING: Final = (
-    "The table shows the returns of training episodes, which include exploration. First episode at "
-    "it: number of the first training episode with a return at or above the threshold. Mean of "
-    f"{WINDOW}: mean return of the last {WINDOW} training episodes. Cells are medians over seeds "
-    "(min to max)."
+    "The table shows the returns of training episodes, in which the agent explores. First episode "
+    "at it: number of the first training episode whose return is at or above the threshold. Mean "
+    f"of {WINDOW}: mean return of {WINDOW} consecutive training episodes. Cells are medians over "
+    "seeds (min to max)."
 )
 
 

@@ -35,9 +35,10 @@ HEADS: Final = (
     "Other library",
 )
 MEANING: Final = (
-    "The table compares our replay with other libraries. If a row has a library under `Compared "
-    "with`, its figures are our rate divided by the rate of the library, round by round. If it has "
-    "`itself`, its figures measure our replay alone."
+    "The table compares our replay with the replay buffers of other libraries. If the column "
+    "`Compared with` names a library, the figures say how many times as fast our replay is as that "
+    "library: the median over rounds, and the worst round. If the column says `itself`, the "
+    "figures are measured on our replay alone. `Target` is the goal that was set."
 )
 
 
@@ -178,8 +179,8 @@ def conditions(found: Mapping[str, Any]) -> str:
     """
     tiny = "tiny sizes, not those of the table: no measurement; " if found["quick"] else ""
     return (
-        f"{tiny}{found['rounds']} interleaved rounds after a warm-up; "
-        f"np.copyto {statistics.median(found['copy_gb_s']):.1f} GB/s, "
+        f"{tiny}memory bandwidth of np.copyto {statistics.median(found['copy_gb_s']):.1f} GB/s; "
+        f"after a warm-up, {found['rounds']} rounds in which the libraries take turns; "
         f"{found['cpus']} CPUs, Python {found['python']}, numpy {found['numpy']}"
     )
 

@@ -39,9 +39,10 @@ COMPARISONS: Final[dict[str, Callable[[], Comparison]]] = {
     "dreamwalker": dreamwalker.comparison,
 }
 MEANING: Final = (
-    "A table shows how many updates per second each learner does, as the median over rounds. The "
-    "columns `Speed of …` show how many times as fast the named learner of ours is as the learner "
-    "of the row; median over rounds (lowest round)."
+    "Each table of this section shows how many updates per second a learner does: the median over "
+    "rounds of the measurement. The columns `Speed of …` compare one of our learners, named in the "
+    "column, with the learner of the row: how many times as many updates per second ours does, as "
+    "the median over rounds (lowest round)."
 )
 
 
@@ -151,9 +152,10 @@ def conditions(found: Mapping[str, Any]) -> str:
     """
     packages = "".join(f", {package} {version}" for package, version in found["peers"].items())
     return (
-        f"{found['rounds']} interleaved rounds after a warm-up, processor time of one thread, "
-        f"{found['capacity']:,} rows in the replay; {found['cpus']} CPUs, torch {found['torch']}, "
-        f"Python {found['python']}{packages}"
+        f"after a warm-up, {found['rounds']} rounds in which the learners take turns; times are "
+        f"processor time of one thread; {found['capacity']:,} rows in the replay; "
+        f"{found['cpus']} CPUs, "
+        f"torch {found['torch']}, Python {found['python']}{packages}"
     )
 
 

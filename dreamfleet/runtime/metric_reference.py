@@ -17,22 +17,29 @@ PATH: Final = Path(__file__).parent.parent / "metrics.yaml"
 
 HEAD: Final = """# Metrics
 
-This page describes every metric of a run. `python docs/generate.py` writes this page from
-`dreamfleet/metrics.yaml`. `launch.py list metrics` prints the same descriptions.
+This page describes every metric of a training run. The command `python docs/generate.py` writes
+this page from `dreamfleet/metrics.yaml`. `launch.py list metrics` prints the same descriptions.
 
-A run writes its metrics to `metrics.jsonl`, one JSON object (event) per line, and to TensorBoard.
-Every event has the keys `kind`, `env_steps` (environment steps of the run) and `wall_s` (seconds of
-the run). Kinds are `episode`, `eval`, `learn` (by the learner), `world` (by the dreamer), `run`
-(every ten seconds), `fault`, `milestone` and `resume`. Events of kind `episode` also have `actor`,
-the number of the actor.
+A run writes its metrics to TensorBoard and to the file `metrics.jsonl`, one JSON object (event) per
+line. Every event has the keys `kind`, `env_steps` (environment steps of the run so far) and
+`wall_s` (seconds of the run so far).
 
-The tables below list metrics by their names in TensorBoard. If a name begins with the kind of an
-event, `metrics.jsonl` leaves the kind out: `episode/return` is the key `return` of events of kind
-`episode`.
+The key `kind` of an event in `metrics.jsonl` has one of these values:
+- `episode`: one training episode. The key `actor` is the number of the actor that played it.
+- `eval`: one evaluation.
+- `learn` and `world`: training metrics of the policy and of the world model.
+- `run`: speed and counters of the run, every ten seconds.
+- `fault`: an error that broke a part of the run, such as an actor.
+- `milestone`: the first gradient step.
+- `resume`: the run was resumed.
 
-In the names below, a word in capitals stands for a part that varies, and N for a number. The unit
-"–" means a number without a unit. TensorBoard shows a counter of the replay or of faults only after
-the counter has changed.
+The tables of metrics below use the names in TensorBoard. If such a name begins with the kind of an
+event, the key in `metrics.jsonl` is the rest of the name. For example, `episode/return` is the key
+`return` of events of kind `episode`.
+
+In the names of metrics below, a word in capitals stands for a part that varies, and N for a number.
+The unit "–" means a number without a unit. Some metrics are counters of the replay or of faults.
+TensorBoard shows such a counter only after the counter has changed.
 """
 
 

@@ -14,13 +14,24 @@ from dreamfleet.core.settings import Setting, described
 
 HEAD = """# Settings
 
-This page lists every flag and setting of a training run. `python docs/generate.py` writes it from
-the comments in the code. `launch.py list settings [AGENT]` prints the same list.
+This page lists every flag and setting of a training run. The command `python docs/generate.py`
+writes this page from the comments in the code. `launch.py list settings [AGENT]` prints the same
+list.
 
-A flag is given as `--num-actors 4`, every other setting as `--set NAME=VALUE`. A value that you
-give replaces the value of the preset (`launch.py list presets`). The value of the preset replaces
-the default. The settings `env.NAME` and `eval_env.NAME` are arguments of the environment, see
-[own-environment.md](own-environment.md).
+A flag is given as `--num-actors 4`, and every other setting as `--set NAME=VALUE`. The value that
+you give has precedence over the preset (the settings of the agent for this environment; `launch.py
+list presets` prints all presets). The preset has precedence over the default.
+
+The settings `env.NAME` and `eval_env.NAME` are not in these lists, because they are arguments of
+your environment. [own-environment.md](own-environment.md) explains them.
+
+In the column "source of the default", a seed project is an earlier public repository from which an
+agent takes default values: 000 is
+[skjazz/Model-based-DQN](https://github.com/skjazz/Model-based-DQN), 002 is
+[ArijusLengvenis/bipedal-walker-dreamer](https://github.com/ArijusLengvenis/bipedal-walker-dreamer),
+and 003 is `50_final_project` of
+[ChristianLin0420/machine-learning-fundamental](https://github.com/ChristianLin0420/machine-learning-fundamental).
+A name with a colon and a value, such as "MBPO: 7", means that the source uses another value.
 """
 
 
