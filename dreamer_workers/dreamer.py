@@ -20,7 +20,8 @@ class Dreamer:
     the world model, and publishes its weights as weight group "world"; one dreamer of a run does.
     pulls: the weight groups that other processes train, which the dreamer pulls from the weight
     store. publish_every: updates between two published versions. log_every: updates between two
-    events with metrics. updates: the number of updates before a resume.
+    events with metrics. updates: the number of updates that a resumed run has already taken; 0 for
+    a new run.
     """
 
     def __init__(

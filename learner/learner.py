@@ -27,7 +27,7 @@ class Learner:
     A weight group is the networks that one process trains. pulls: the weight groups that other
     processes train, which the learner pulls from the weight store. publish_every: updates between
     two published versions. log_every: updates between two events with metrics. updates: the number
-    of updates before a resume.
+    of updates that a resumed run has already taken; 0 for a new run.
     """
 
     def __init__(

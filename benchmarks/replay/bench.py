@@ -164,8 +164,9 @@ def cells(result: Mapping[str, Any]) -> tuple[str, ...]:
 def description(result: Mapping[str, Any]) -> str:
     """Returns the description of a row of the replay benchmark, with its remark in brackets.
 
-    result: the measurement of the row, from the JSON record of the benchmark. The description is
-    that in the code, or that in the record if the code has no such row any more.
+    result: the measurement of the row, from the JSON record of the benchmark. The description
+    comes from the code of the benchmark. If the code no longer defines this row, the description
+    comes from the JSON record.
     """
     row = comparisons.rows().get(result.get("name", ""))
     remark = result.get("remark")

@@ -139,7 +139,10 @@ def find(env_id: str) -> None:
         # Any id may follow a module, so the nearest one is named the way it would be typed.
         candidates = [f"{module}:{known}" for known in gym.registry] if module else known()
         hint = nearest(env_id, candidates)
-        raise UserError(f'env "{env_id}" not found.{hint} See: python launch.py list envs')
+        raise UserError(
+            f'env "{env_id}" not found.{hint} See: launch.py list envs. '
+            "An environment of your own is named module:EnvId."
+        )
 
 
 def registered(env_id: str) -> Any:

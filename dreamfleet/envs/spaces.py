@@ -115,9 +115,9 @@ class Encoder:
     def _numbers(self, seen: Any, shape: tuple[int, ...], part: Part | None = None) -> Array:
         """Returns an observation, or one part of it, as an array of real numbers.
 
-        seen: the observation or part. shape: its declared shape. part: the part, for the message.
-        Raises Mismatch for a wrong shape or dtype. Pixels must be uint8. Other numbers keep their
-        dtype.
+        seen: the value of the observation or part. shape: its declared shape. part: the place of
+        the part in the observation, which the text of an error names. Raises Mismatch for a wrong
+        shape or dtype. Pixels must be uint8. Other numbers keep their dtype.
         """
         array, image = _array(seen, part), self.space.image
         if array.shape != shape or not (
@@ -314,8 +314,9 @@ def _array(seen: Any, part: Part | None) -> Array:
 def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
     """Returns the integers in a part of an observation as an array of shape `shape`.
 
-    part: the part, for the message. seen: its value. For shape (), an array of one element is
-    accepted too. Raises Mismatch for any other shape, and for numbers that are not whole.
+    seen: the value of the part. part: its place in the observation, which the text of an error
+    names. For shape (), an array of one element is accepted too. Raises Mismatch for any other
+    shape, and for numbers that are not whole.
     """
     array = _array(seen, part)
     if shape == () and array.size == 1:

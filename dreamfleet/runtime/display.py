@@ -297,7 +297,10 @@ def _rows(
     )
     if status.phase:
         yield "now", [status.phase]
-    over = f" (mean of {min(100, status.episodes)} episodes)" if status.episodes else ""
+    elif not status.updates and status.env_steps < status.steps:
+        yield "now", ["collecting rows before the first policy update"]
+    n = min(100, status.episodes)
+    over = f" (mean of {n} episode{'s' * (n > 1)})" if n else ""
     yield (
         "return",
         [
@@ -377,11 +380,13 @@ def _progress(status: Status) -> float:
 
 
 def _advice(status: Status) -> str:
-    """Returns advice on how to make the run faster, or "" before the first policy update.
+    """Returns advice on how to make a run faster, or "" before the first update and at the end.
 
-    Before the first update the learner always waits for rows, which says nothing about its speed.
+    Before the first policy update the learner always waits for rows, which says nothing about its
+    speed.
     """
-    return advice(status.waits) if status.updates else ""
+    going_on = status.updates and status.env_steps < status.steps
+    return advice(status.waits) if going_on else ""
 
 
 def _waits(status: Status) -> list[str]:

@@ -240,7 +240,7 @@ class Session:
         self.learning = True
         self._gauges.forget_waits()
         self.record({"kind": "milestone", "what": "first gradient step"})
-        self.display.note(f"learning since {time.monotonic() - self._began:.1f} s")
+        self.display.note(f"first gradient step after {time.monotonic() - self._began:.1f} s")
 
     def status(self) -> Status:
         """Returns the present counters and metrics of the run, for the display."""
@@ -472,6 +472,8 @@ class Session:
                 scored += f", {truncated} truncated at {self.config.train.eval_steps:,} steps"
             rate = self._last_eval.get("success_mean", self._last_eval.get("is_success_mean"))
             scored += "" if rate is None else f", success {rate:.0%}"
+            if self._best_score is not None and self._best_score > mean + std:
+                scored += f" · best eval {self._best_score:.1f}: eval --checkpoint best"
         self.display.note(
             f"done {self.env_steps:,} steps in {clock_time(self.elapsed_s)}{scored}"
             f" · next: python launch.py eval {run}"

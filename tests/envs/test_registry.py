@@ -41,7 +41,8 @@ def test_atari_ids_resolve_to_small_grey_frames():
 def test_a_mistyped_id_names_the_nearest(typed, meant):
     with pytest.raises(UserError) as error:
         registry.describe(typed)
-    expected = f'env "{typed}" not found. Nearest: {meant}. See: python launch.py list envs'
+    expected = f'env "{typed}" not found. Nearest: {meant}. See: launch.py list envs. '
+    expected += "An environment of your own is named module:EnvId."
     assert str(error.value) == expected
 
 

@@ -100,7 +100,7 @@ def test_every_row_is_stored_once_and_actors_get_new_weights(
 
     assert run.kinds.keys() == {"episode", "learn", "world", "run", "eval", "milestone"}
     assert run.kinds["milestone"] == 1
-    assert "learning since" in run.output
+    assert "first gradient step" in run.output
     assert {event["return_mean"] for event in run.of("eval")} == {15.0}
     assert {(event["return"], event["length"]) for event in run.of("episode")} == {(15.0, 5)}
     finished = sum(int(rows["last"].sum()) for rows in found)

@@ -91,7 +91,7 @@ def test_updates_are_the_highest_reported_and_the_first_is_a_milestone(opened, s
         assert session.updates == {"dreamer": 3, "learner": 2}
         assert [event["kind"] for event in events(session)] == ["milestone"]
         assert events(session)[0]["what"] == "first gradient step"
-    assert said.getvalue().count("learning since 0.") == 1
+    assert said.getvalue().count("first gradient step after 0.") == 1
 
 
 def test_a_resumed_run_learns_again_when_it_takes_a_step_of_its_own(opened):

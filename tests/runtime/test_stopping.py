@@ -129,7 +129,7 @@ def launched(tmp_path) -> Iterator:
 @both
 def test_ctrl_c_saves_the_run_and_it_can_be_resumed(launched, place):
     run = launched(*place, "--steps", "1000000", "--set", "agent.capacity=200000")
-    run.until("learning since")
+    run.until("first gradient step")
     if place == CLUSTER:
         assert len(run.all_processes()) > 3
     run.ctrl_c()
@@ -149,7 +149,7 @@ def test_ctrl_c_saves_the_run_and_it_can_be_resumed(launched, place):
 @pytest.mark.ray
 def test_sigterm_saves_the_run_and_exits_143(launched):
     run = launched(*LOCAL, "--steps", "1000000", "--set", "agent.capacity=200000")
-    run.until("learning since")
+    run.until("first gradient step")
     run.process.terminate()
     assert run.code() == 143, run.output
     assert "Traceback" not in run.output
@@ -173,7 +173,7 @@ def test_ctrl_c_while_ray_starts_ends_at_once_without_processes_left(launched):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_signal_ends_the_run_while_an_environment_hangs(launched, number):
     run = launched(*LOCAL, "--steps", "1000", env="tests.runtime.broken:Unstoppable-v0")
-    run.until("learning since")
+    run.until("first gradient step")
     time.sleep(1.0)
     run.process.send_signal(number)
     assert run.code(4.0) == 128 + number, run.output
@@ -231,7 +231,7 @@ def test_the_last_line_names_the_dead_process_and_how_to_go_on(launched, process
 @pytest.mark.costly
 def test_ctrl_c_ends_the_run_while_the_replay_does_not_answer(launched):
     run = launched(*CLUSTER, "--steps", "1000000")
-    run.until("learning since")
+    run.until("first gradient step")
     for pid in run.processes_of("ray::ReplayHost"):
         os.kill(pid, signal.SIGSTOP)
     run.until("waiting for replay")
@@ -245,7 +245,7 @@ def test_ctrl_c_ends_the_run_while_the_replay_does_not_answer(launched):
 @pytest.mark.ray
 def test_all_ports_of_a_run_are_bound_to_the_loopback_address(launched):
     run = launched("--num-actors", "1", "--steps", "1000000")
-    run.until("learning since")
+    run.until("first gradient step")
     found = run.listening()
     assert len(found) > 5
     assert all((getattr(at, "ipv4_mapped", None) or at).is_loopback for at in found), found
@@ -256,7 +256,7 @@ def test_all_ports_of_a_run_are_bound_to_the_loopback_address(launched):
 def test_the_second_signal_ends_the_run_at_once(launched, place):
     """The run waits for a policy update that takes a minute when the second signal comes."""
     run = launched(*place, "--set", "agent.learn_s=60")
-    run.until("learning since")  # the first world update
+    run.until("first gradient step")  # the first world update
     time.sleep(1.0)
     run.process.terminate()
     if place == CLUSTER:

@@ -94,9 +94,9 @@ class RewardScale(nn.Module):
     def largest_return(self, returns: Tensor, reward: Tensor, gamma: float) -> Tensor:
         """Returns the largest absolute value among discounted returns and single rewards.
 
-        Outliers among the rewards are clipped. A return beyond p / (1 - gamma), where p is the 95th
-        percentile of absolute rewards and gamma the discount factor, is left out: it must contain
-        an outlying reward.
+        Rewards that are outliers are clipped, as by `clip_outliers`. Let p be the 95th percentile
+        of absolute rewards and gamma the discount factor. A return whose absolute value exceeds
+        p / (1 - gamma) is left out, because rewards of at most p cannot add up to that much.
         """
         bound = self.reward_p95 / (1 - gamma) if gamma < 1 else torch.inf
         bound = torch.where(self.reward_p95 > 0, bound, torch.inf)
@@ -182,7 +182,7 @@ class Normaliser(RewardScale):
         """Sets the mean and variance of observations from the first batch `x`, shape (N, O).
 
         N is the number of rows, O the number of components of an observation. Only the central 95 %
-        of each component's values are used. In later updates nothing changes.
+        of each component's values are used. Later calls of this function change nothing.
         """
         first = self.updates == 1
         quantiles = torch.tensor([0.025, 0.975], dtype=x.dtype, device=x.device)
