@@ -1,7 +1,7 @@
 """Finds an agent by its name, and checks which environments the agent supports.
 
-The name is that of a built-in agent, that of an agent in an installed package, or `module:Class`
-for a class that the user wrote.
+The name is one of three: the name of a built-in agent, the name of an agent in an installed
+package, or `module:Class` for a class that the user wrote.
 """
 
 from __future__ import annotations

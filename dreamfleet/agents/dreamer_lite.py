@@ -131,7 +131,7 @@ class Config:
 
 
 class DreamerLite(WeightGroups):
-    """The Dreamer-Lite agent, for vector observations, discrete or continuous actions."""
+    """The Dreamer-Lite agent, for vector observations and discrete or continuous actions."""
 
     Config: TypeAlias = Config
     act_groups = ("world", "policy")
@@ -267,7 +267,7 @@ class DreamerLite(WeightGroups):
         return value.unflatten(0, (self.config.members, -1))
 
     def averaging_rate(self, least: float) -> Tensor:
-        """Returns the rate of a moving average: 1 / (world-model updates), at least `least`."""
+        """Returns the rate of a moving average: 1 / (world-model updates), but at least `least`."""
         return (1 / self.world.normaliser.updates).clamp(min=least)
 
     @torch.no_grad()
@@ -362,9 +362,9 @@ class DreamerLite(WeightGroups):
     def dreamed_trajectories(self, dreams: Batch) -> Batch:
         """Returns dreams (B, H+1, …) with the columns `weight` and `inside` for `learn_policy`.
 
-        `weight` is the probability that the episode reaches the row; it is 0 from the row before
-        the first step on which ensemble members disagree too much. `inside` (0 on the last row of
-        an episode) is 1 on all rows of a dream.
+        A step is untrusted if ensemble members disagree too much on it. `weight` is 0 on the row
+        before the first untrusted step and on all later rows; on earlier rows it is the probability
+        that the episode reaches the row. `inside` is 1 on all rows.
         """
         reached = dreams["cont"].cumprod(1)
         next_trusted = F.pad(dreams["trusted"][:, 1:], (0, 1))
@@ -374,8 +374,8 @@ class DreamerLite(WeightGroups):
     def real_trajectories(self, rows: Batch) -> Batch:
         """Returns windows of real rows (B, T, …) with the columns of dreams, for `learn_policy`.
 
-        `inside` is 0 on the last row of an episode, else 1. `weight` is 0 on such a row, and if the
-        observation of the row or of the next has an outlier; else it is 1.
+        `inside` is 0 on the last row of an episode, else 1. `weight` is 0 on the last row of an
+        episode, and where the observation of this or the next row has an outlier; else it is 1.
         """
         inside = (~rows["last"]).float()
         inlier = self.slow_world.normaliser.inliers(rows["obs"])
@@ -393,9 +393,9 @@ class DreamerLite(WeightGroups):
     def critic_targets(self, rows: Batch, policy: Policy) -> Tensor:
         """Returns the critic's targets (B, T-1): Retrace returns in units of `value_unit`.
 
-        rows: columns of B trajectories of T rows. policy: its distributions at these rows. A return
-        ends at an episode's last row, or before a dreamed step on which ensemble members disagree
-        too much.
+        rows: columns of B trajectories of T rows. policy: distributions of actions at these rows. A
+        return ends at an episode's last row, or before a dreamed step on which ensemble members
+        disagree too much.
         """
         q_taken, q_candidates = self.slow_critic(rows["latent"], rows["action"], policy)
         ratio = (policy.log_prob(rows["action"]) - rows["log_prob"]).exp().clamp(max=1)

@@ -90,9 +90,9 @@ class TanhNormal:
         """Makes a Gaussian squashed by tanh from the outputs of a policy network.
 
         stats: the outputs, shape (…, 2A) for actions of A numbers: A means, then A log standard
-        deviations, which are then squashed into their ranges. rng: the generator that draws the
-        sample. noise: if given, standard normal numbers of shape (…, A), from which the sample is
-        computed instead. Sampling needs `rng` or `noise`.
+        deviations. The constructor squashes both into bounded ranges. rng: the generator that draws
+        the sample. noise: if given, standard normal numbers of shape (…, A), from which the sample
+        is computed instead. Sampling needs `rng` or `noise`.
         """
         mean, log_std = stats.chunk(2, -1)
         self.mean = self.MAX_MEAN * torch.tanh(mean / self.MAX_MEAN)

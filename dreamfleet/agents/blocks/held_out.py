@@ -19,7 +19,7 @@ def update_averages(seen: Tensor, mask: Tensor, *errors: tuple[Tensor, Tensor]) 
     B windows of held-out episodes (episodes that the world model never learns from).
 
     - seen (H,): the number of windows in the averages, at most `MEMORY`; updated in place.
-    - mask (B, H): 1 if the error of a window after a number of steps is to be averaged, else 0.
+    - mask (B, H): 1 where a new error enters its average, else 0.
     - errors: pairs of moving averages (H,) and the new squared errors (B, H) that update them.
     """
     count = mask.sum(0)

@@ -113,7 +113,7 @@ def update_percentile(average: Tensor, size: Tensor, rate: Tensor) -> None:
     """Moves a running 95th percentile of absolute values towards the percentile of a new batch.
 
     average: the running percentile of each component, of any shape; updated in place. size:
-    absolute values of N rows, with N as the first axis and then the axes of `average`. rate: the
+    the new batch of absolute values, (N, …), for N rows; … are the axes of `average`. rate: the
     weight of the new batch, from 0 to 1.
 
     Zeros are left out. A component whose values are all 0 keeps its average. Logarithms of

@@ -118,8 +118,9 @@ def skipped_step_metrics(part: str, *optimizers: Optimizer) -> dict[str, Tensor]
 
     An optimizer skips a step whose loss or gradient is not finite. part: "world" or "policy", the
     part of the agent that the optimizers train. `fault/skipped_PART` is the total number of skipped
-    steps. `fault/in_a_row` is the number of steps skipped since the last good step, the largest
-    over the optimizers; `core.finite` ends a run in which this number grows too large.
+    steps. Each optimizer also counts the steps that it has skipped since its last good step.
+    `fault/in_a_row` is the largest of these counts; `core.finite` ends a run in which it grows too
+    large.
     """
     return {
         f"fault/skipped_{part}": torch.stack([optimizer.skipped for optimizer in optimizers]).sum(),

@@ -34,8 +34,8 @@ def quantile_huber(quantiles: Tensor, target: Tensor) -> Tensor:
     """Returns the quantile Huber loss with κ = 1, one number per network and window.
 
     quantiles: (…, B, Z), predictions of Z quantiles for B windows; the axes before B are those of
-    an ensemble, if there is one. target: (B, Z'), Z' target values per window. The loss, of shape
-    (…, B), is averaged over targets and summed over quantiles.
+    an ensemble, if there is one. target: (B, Z'), Z' target values per window, where Z' may differ
+    from Z. The loss, of shape (…, B), is averaged over targets and summed over quantiles.
 
     Source: Dabney et al. 2018, equation 10.
     """

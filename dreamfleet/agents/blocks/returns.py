@@ -1,4 +1,4 @@
-"""Computes the returns of windows of rows: Retrace(λ), its special case λ-return, and n-step.
+"""Computes returns of windows of rows: Retrace(λ) returns, λ-returns and n-step returns.
 
 In row t of a window, the reward is the one that arrived together with observation o_t. So it is the
 reward for the action of row t - 1.

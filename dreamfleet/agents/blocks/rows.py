@@ -11,7 +11,7 @@ def columns(spec: EnvSpec, **more: Space) -> dict[str, Space]:
     """Returns the columns of the replay table of real rows: a dict from name to space.
 
     The columns are the observation, action, reward, `first`, `last` and `terminal`, which every
-    agent needs, and the columns `more`, which one agent adds.
+    agent needs, and the columns `more`, which only the calling agent needs.
     """
     return {
         "obs": spec.obs,

@@ -15,7 +15,7 @@ from dreamfleet.agents.blocks.quantiles import quantile_huber
 
 
 class MeanHead(nn.Module):
-    """Represents the return of an action by its mean, one network output; has the Huber loss."""
+    """Represents the return of an action by its mean, one network output; uses the Huber loss."""
 
     in_return_units = True  # outputs scale with returns
 
@@ -41,7 +41,7 @@ class MeanHead(nn.Module):
 
 
 class QuantileHead(nn.Module):
-    """Represents the return of an action by Z quantiles, and has the quantile Huber loss.
+    """Represents the return of an action by Z quantiles; uses the quantile Huber loss.
 
     Quantile i = 0 … Z - 1 is at the probability (i + ½) / Z.
 

@@ -27,8 +27,8 @@ untrusted step, so values bootstrap from the row before it.
 Of the `batch` windows of an update, round(dream_share · batch) start at trusted dreamed rows and
 the others are real. If there are fewer trusted rows than dreamed windows, the weights of the
 dreamed windows sum to the number of trusted rows. If there is no trusted row, the update learns
-from real windows alone. The metric `dream/share` is the summed weight of the dreamed windows,
-divided by the same sum plus the number of real windows without an outlier.
+from real windows alone. The metric `dream/share` is w / (w + n), where w is the summed weight
+of the dreamed windows and n is the number of real windows without an outlier.
 
 Sources: `ArijusLengvenis/bipedal-walker-dreamer` (seed project 002, the code by another author from
 which Dreamwalker started); SAC (Haarnoja et al. 2018); TQC (Kuznetsov et al. 2020); D2RL (Sinha et
@@ -192,9 +192,9 @@ class Dreamwalker(WeightGroups):
     def trusted_steps(self) -> Tensor:
         """Returns 1 for each step of a dream at which the world model is accurate enough, else 0.
 
-        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. The result is 1 if the
-        model's error is at most `max_model_error` after this and after every smaller number of
-        steps. The error is measured on held-out episodes, which the model never learns from.
+        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. The result for step h
+        is 1 if the model's error after each of 1, 2, … h steps is at most `max_model_error`. The
+        error is measured on held-out episodes, which the model never learns from.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)

@@ -121,10 +121,10 @@ class Config:
         """Returns the rule by which the real windows of a policy update are sampled.
 
         The rule is uniform sampling, ERE (Emphasizing Recent Experience), prioritized replay, or
-        half of each of the last two. In the ERE paper, K updates follow an episode of K steps;
-        update k = 1 … K samples from the newest rows only, from fewer rows as k grows. Here updates
-        do not wait for the end of an episode, so k counts through a cycle of K = `ere_cycle`
-        updates.
+        half ERE and half prioritized replay. In the ERE paper, K updates follow an episode of K
+        steps; update k = 1 … K samples from the newest rows only, from fewer rows as k grows. Here
+        updates do not wait for the end of an episode, so k counts through a cycle of K =
+        `ere_cycle` updates.
         """
         updates = max(1, round(self.anneal_steps * self.policy_updates_per_step))
         recent = EmphasizeRecent(self.ere_eta, self.ere_min_rows, self.ere_cycle, updates)

@@ -62,10 +62,10 @@ def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor, counts: Tenso
     """Returns the quantile Huber loss, a weighted mean over windows, critics and quantiles.
 
     - quantiles (K, B, Z): Z quantiles of K critics for B windows.
-    - target (B, Z'): Z' target values per window.
+    - target (B, Z'): Z' target values per window; Z' may differ from Z.
     - weight (B,): the weight of each window in the sum over windows.
-    - counts (B,): 1 for a real window, but 0 if it contains an outlier; 0 to 1 for a dreamed
-      window. The weighted sum is divided by the sum of `counts`.
+    - counts (B,): how much each window adds to the divisor of the weighted sum. This is 1 for a
+      real window without an outlier, 0 for one with an outlier, and 0 to 1 for a dreamed window.
     """
     loss = quantile_huber(quantiles, target) * weight
     assert loss.shape == quantiles.shape[:2]

@@ -225,8 +225,9 @@ class WorldModel(nn.Module):
         """Returns predicted rewards and logits of termination.
 
         Rewards are in units of the root mean square reward. embedding: the transformer's outputs,
-        with E numbers along the last axis. change: changes of the observation in standard
-        deviations, with O numbers along the last axis. Both results lack this axis.
+        (…, E). change: changes of the observation in standard deviations, (…, O). Here E is the
+        size of an embedding, O the size of an observation, and … any batch axes. Both results have
+        the batch axes.
         """
         inputs = torch.cat([embedding, change / self.change_rms], -1)
         reward, terminal_logit = self.outcome(inputs).unbind(-1)
@@ -238,9 +239,11 @@ def steps_in_episode(first: Tensor, last: Tensor, context: int) -> Tensor:
 
     The start is row `context` of a window; the rows before it are its context. first, last: (B, L),
     whether a row is the first or the last of its episode, for B windows of L rows. A step from a
-    row to the next has mask 1 if it lies in the start's episode, else 0. If this episode has fewer
-    than `context` rows before the start, the replay fills the window with copies of the episode's
-    first row, which have `first` set. No real step leads to such a row, so the mask is 0 there.
+    row to the next has mask 1 if it lies in the start's episode, else 0.
+
+    If the start's episode has fewer than `context` rows before the start, the replay fills the
+    window with copies of the episode's first row, which have `first` set. The mask is 0 for a step
+    to a row with `first` set, because no real step leads to the first row of an episode.
     """
     from_start = F.pad((~last[:, context:-1]).cumprod(1), (context, 0), value=1)
     return (from_start * ~first[:, 1:]).float()

@@ -8,9 +8,10 @@ The value network (`learn_policy`) reads a history h_t = (o_{t-3} … o_t) of fo
     target     r_1 + … + γ^{m-1} r_m + γ^m Q'(h_m, argmax Q(h_m))       m ≤ n steps
 
 A return has m = n steps, or fewer if the episode ends earlier. Real windows are sampled by
-priority. A row's priority is |δ|^α, with the TD error δ and the α of the update that computed it.
-Importance weights use the current β. Exploration uses noisy layers, with new noise for each row,
-and random actions with probability ε, which decays. Greedy acting uses neither.
+priority. An update sets the priority of each window that it sampled to |δ|^α, with the window's TD
+error δ and the current priority exponent α. Importance weights use the current exponent β.
+Exploration uses noisy layers, with new noise for each row, and random actions with probability ε,
+which decays. Greedy acting uses neither.
 
 The world model (`learn_world`) learns from windows of real rows:
 
@@ -30,7 +31,8 @@ at the first untrusted step, so values bootstrap from the row before it.
 Of the `batch` windows of an update, round(dream_share · batch) start at trusted dreamed rows and
 the others are real. If there are fewer trusted rows than dreamed windows, the weights of the
 dreamed windows sum to the number of trusted rows. If there is no trusted row, the update learns
-from real windows alone. The metric `dream/share` is the dreamed fraction of the update's weight.
+from real windows alone. The metric `dream/share` is the summed weight of the dreamed windows,
+as a fraction of the summed weight of all windows.
 
 Sources: `skjazz/Model-based-DQN` (seed project 000, the code by another author from which Gated
 Rainbow started); Rainbow (Hessel et al. 2018); MBPO (Janner et al. 2019).
@@ -190,9 +192,9 @@ class GatedRainbow(WeightGroups):
     def trusted_steps(self) -> Tensor:
         """Returns 1 for each step of a dream at which the world model is accurate enough, else 0.
 
-        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. The result is 1 if the
-        model's error is at most `max_model_error` after this and after every smaller number of
-        steps. The error is measured on held-out episodes, which the model never learns from.
+        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. The result for step h
+        is 1 if the model's error after each of 1, 2, … h steps is at most `max_model_error`. The
+        error is measured on held-out episodes, which the model never learns from.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
@@ -350,9 +352,9 @@ class GatedRainbow(WeightGroups):
         )
 
     def td_losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns for B windows: loss, absolute TD error, gate values, and value of the action.
+        """Returns losses, absolute TD errors, gate values and predicted values for B windows.
 
-        The value is the predicted one of the action taken. rows: columns (B, C + n + 1, …): C rows
+        The predicted values are those of the actions taken. rows: columns (B, C + n + 1, …): C rows
         of context, then n + 1 rows for the n-step return. noise: standard normal numbers for the
         noisy layers, one row per forward pass; None if no layer is noisy. The gate values have
         shape (B, F), for F features, the other results (B,). Values and TD errors are in units of
@@ -391,9 +393,9 @@ class GatedRainbow(WeightGroups):
 
         rows: columns (B, C + n + 1, …), with C rows of context; the result is (B, C + n + 1). The
         bonus is the disagreement of the world model's ensemble about the step to the row, divided
-        by the mean disagreement on real rows. This ratio is at most 10, and is multiplied by the
-        root mean square reward. The caller multiplies the bonus by the setting `curiosity` and adds
-        it to the reward.
+        by the mean disagreement on real rows. This ratio is clipped to at most 10, and multiplied
+        by the root mean square reward. The caller multiplies the bonus by the setting `curiosity`
+        and adds it to the reward.
         """
         world = self.slow_world
         disagreement = world.disagreement(rows["obs"], self.actions.encode(rows["action"]))
@@ -403,10 +405,10 @@ class GatedRainbow(WeightGroups):
 
     @torch.no_grad()
     def update_value_unit(self, discounted_return: Tensor, reward: Tensor) -> None:
-        """Enlarges the unit of values if these windows contain the largest return so far.
+        """Enlarges the unit of values if the given rows contain the largest return so far.
 
-        The networks predict returns divided by the unit. The new unit is this largest return
-        divided by `VALUE_RANGE`. discounted_return, reward: columns of windows of real rows.
+        The networks predict returns divided by the unit. The new unit is the largest return divided
+        by `VALUE_RANGE`. discounted_return, reward: columns of windows of real rows.
         """
         normaliser = self.online.normaliser
         largest = normaliser.largest_return(discounted_return, reward, self.config.gamma)

@@ -122,7 +122,7 @@ class Config:
             )
 
     def sized(self, obs: Space) -> Config:
-        """Returns a copy of the settings with defaults in place of batch and window sizes of 0.
+        """Returns a copy of the settings, with each batch or window size of 0 set to its default.
 
         The defaults depend on whether the observations `obs` are vectors or images.
         """

@@ -21,12 +21,12 @@ def double_q_loss(
     A transition has up to n steps. Its target is rewards + discount · value of the next action. The
     online network selects the next action, and the target network evaluates it.
 
-    - head: the value head, which represents a return by Z numbers and has the loss.
+    - head: the value head, which represents a return by Z numbers and computes the loss.
     - taken (B, Z): outputs of the online network for the actions taken.
     - online_next, target_next (B, A, Z): outputs of the two networks for all A actions, for the
       history from which the return bootstraps; without gradients.
     - rewards (B,): discounted sums of rewards.
-    - discount (B,): factors of the next value.
+    - discount (B,): the factors that multiply the value of the next action.
 
     Source: van Hasselt et al. 2016, with n-step returns as in Hessel et al. 2018.
     """

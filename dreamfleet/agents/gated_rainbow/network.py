@@ -169,8 +169,8 @@ class Gate(nn.Module):
     """Maps histories (B, S, O) to a gate value from 0 to 1 for each of F features, (B, F).
 
     A history is S observations of O numbers. The gate values scale the features of the value
-    network. kind: "mlp" reads all observations at once; "transformer" attends from the newest
-    observation to all S, with several heads; "none" returns 1 for each feature.
+    network. kind: the kind of gate. "mlp" reads all observations at once; "transformer" attends
+    from the newest observation to all S, with several heads; "none" returns 1 for each feature.
     """
 
     def __init__(self, kind: str, rows: int, size: int, units: int) -> None:
@@ -212,8 +212,9 @@ class Gate(nn.Module):
 def gate_metrics(gate: Tensor) -> dict[str, Tensor]:
     """Returns metrics of gate values (B, F): F features for a batch of B histories.
 
-    A feature is multiplied by 0.7 + 0.3 · gate value. The means and standard deviations are those
-    of these factors. `gate/saturated` is the fraction of gate values below 0.05 or above 0.95.
+    A feature is multiplied by the factor 0.7 + 0.3 · gate value. `gate/mean` and the two standard
+    deviations describe these factors. `gate/saturated` is the fraction of gate values below 0.05 or
+    above 0.95.
     """
     return {
         "gate/mean": 0.7 + 0.3 * gate.mean(),

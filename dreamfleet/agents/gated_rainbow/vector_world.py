@@ -15,7 +15,7 @@ from dreamfleet.core.types import Space
 
 
 class VectorWorldModel(WorldModel):
-    """Predicts the mean and standard deviation of each component's change, reward and termination.
+    """Predicts reward, termination, and the mean and standard deviation of each component's change.
 
     A dreamed change is mean + standard deviation · residual. The residual comes from a random real
     step: it is the error of the model's prediction of that step, divided by the predicted standard

@@ -264,7 +264,7 @@ class WorldModel(nn.Module, ABC):
         return x.unflatten(0, (self.members, -1))
 
     def _mean_over_obs(self, x: Tensor) -> Tensor:
-        """Returns the mean of `x` over the axes of an observation, which are its last axes.
+        """Returns the mean of `x` over the axes of an observation, the last axes of `x`.
 
         The result has the other axes of `x`.
         """
@@ -286,9 +286,10 @@ class WorldModel(nn.Module, ABC):
     def predict(self, history: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns mean and log standard deviation of the next changes of the observation.
 
-        Both have shape (M, B, *X): M ensemble members predict B steps each. history: normalised (M,
-        B, C + 1, *X). action: encoded (M, B, A). The unit of changes is `change_rms`, the root mean
-        square of real changes. The log standard deviation is None if the model does not learn it.
+        Both have shape (M, B, *X): M ensemble members predict B steps each. history: normalised
+        histories (M, B, C + 1, *X). action: encoded actions (M, B, A). The unit of changes is
+        `change_rms`, the root mean square of real changes. The log standard deviation is None if
+        the model does not learn it.
         """
 
     @abstractmethod
