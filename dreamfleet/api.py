@@ -217,8 +217,8 @@ class Policy:
         begin an episode while others continue theirs.
 
         Raises ValueError for an observation outside the observation space, and for a state of
-        another policy. Raises ValueError if `state` or `first` does not have one entry for each
-        observation.
+        another policy. Raises ValueError if the numbers of environments in `obs`, `state` and
+        `first` differ.
         """
         rows, batched = self._codec.encode(obs)
         n = len(rows)

@@ -54,7 +54,7 @@ def advice(waits: Mapping[str, float]) -> str:
 
     waits: how long parts of the run wait for each other, as fractions of their time. `{"learner →
     replay": 0.6}` means that the learner waits for the replay for 60% of its time. The key
-    `learner → replay + dreamer` is for the time in which the learner waits for both at once.
+    `learner → replay + dreamer` has the fraction of time in which it waits for both at once.
     """
     for rule in RULES:
         if all(waited(waits, pair) >= LONG for pair in rule.long) and all(

@@ -95,7 +95,7 @@ def check_environment(session: Session, blueprint: Blueprint) -> None:
     """Raises UserError unless the Ray cluster can build the run's environment and agent.
 
     Tries it on one machine of the cluster. Gives up without an error after Ctrl-C or SIGTERM, and
-    after `BUILD_S` seconds. After giving up, a problem appears only when the run's processes start.
+    after `BUILD_S` seconds. In this case a problem appears only when the run's processes start.
     """
     config = blueprint.config
     call = ray.remote(num_cpus=0, max_retries=0)(build_problem).remote(blueprint)

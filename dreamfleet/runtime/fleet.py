@@ -364,9 +364,9 @@ class Fleet:
             raise WorkerFailed(f"{name} broke: {failure.reason}") from failure
 
     def _time_limit(self, role: str) -> float:
-        """Returns by how many seconds a process may exceed the end of its turn (a second of work).
+        """Returns how many seconds longer than its turn (a second of work) a process may take.
 
-        A process that takes even longer counts as dead. role: actor, learner, dreamer or evaluator.
+        A process that needs even more counts as dead. role: actor, learner, dreamer or evaluator.
         """
         return {"actor": self._train.env_timeout_s, "evaluator": EVALUATION_S}.get(role, ANSWER_S)
 
@@ -419,8 +419,9 @@ class Fleet:
     def _start_more(self) -> None:
         """Starts processes whose time has come.
 
-        A replacement for a failed process starts after a delay. Some processes of a new run are
-        held back until the first gradient step; after it they start, a few at a time.
+        A replacement for a failed process starts after a delay. Some processes are held back until
+        the first gradient step, but at most `FIRST_START_S` seconds. They then start, a few at a
+        time.
         """
         now = time.monotonic()
         for names, due in list(self._restart_at.items()):

@@ -335,9 +335,9 @@ class WorkerHost:
     ) -> list[Report]:
         """Lets the workers take steps for about `seconds`. Returns a report on each worker.
 
-        Stops early if a worker raises an error. restarts: the broken workers, which are restarted
-        before the first step; each → the counters with which it starts. delay_s: seconds to sleep
-        before these restarts.
+        Stops early if a worker raises an error. restarts: broken worker → the counters with which
+        it is restarted, before any worker takes a step. delay_s: seconds to sleep before these
+        restarts.
         """
         time.sleep(delay_s)
         for name, progress in restarts.items():

@@ -146,11 +146,11 @@ def start_replay(
 def resource_shares(config: RunConfig, available: Mapping[str, float]) -> dict[str, Any]:
     """Returns how many CPUs and GPUs each process of a run asks for.
 
-    The result is a dict with the number of CPUs for each role, such as "actor". Its key "gpu" holds
-    the number of GPUs for each process that trains, and "device" is cpu or cuda. Actors, learner
-    and dreamers ask for one CPU each, replay shards and the evaluator for half a CPU each. If the
-    CPUs do not suffice, all these numbers are reduced by one factor, so that 16 actors can start on
-    2 cores.
+    The result is a dict. Keys such as "actor" hold the number of CPUs for one process of that role,
+    "gpu" holds the number of GPUs for one process that trains, and "device" is cpu or cuda. Actors,
+    learner and dreamers ask for one CPU each, replay shards and the evaluator for half a CPU each.
+    If the CPUs do not suffice, all these numbers are reduced by one factor, so that 16 actors can
+    start on 2 cores.
 
     available: resource ("CPU", "GPU") → amount. Raises UserError for `--device cuda` without a GPU.
     """

@@ -123,8 +123,8 @@ def in_thread(call: Callable[[], T], until: threading.Event | None = None) -> Fu
 def only_dreamfleet() -> Path:
     """Makes a folder that contains only the package `dreamfleet`, and returns the folder's path.
 
-    Ray's processes import dreamfleet from it, and not from the folder of a checkout: that also
-    contains the folders `actors` and `tests`, which could hide a user's packages of the same names.
+    Ray's processes import dreamfleet from it, and not from the folder of a checkout, because that
+    also contains the folders `actors` and `tests`, which could hide a user's packages of the same names.
     """
     folder = Path(mkdtemp(prefix="dreamfleet-"))
     (folder / "dreamfleet").symlink_to(PACKAGE)

@@ -57,8 +57,8 @@ class RunFolder:
         """Locks the folder of a run for this process.
 
         path: the folder. command: the command line that started the run, to be written to
-        config.yaml. created: the folders that were made for this run, to be removed if the run
-        fails before its first checkpoint; empty for a resumed run.
+        config.yaml. created: the folders that were made for this run, to be removed if a
+        UserError ends the run before its first checkpoint; empty for a resumed run.
         """
         self.path = path
         self.config = config

@@ -190,8 +190,8 @@ class Session:
     def rest_s(self, worker: str) -> float:
         """Returns the delay in seconds before a failed worker is started again.
 
-        The delay is 0 after the first failure. It doubles with each further failure in a row,
-        between the two bounds in `RESTART_DELAY_S`.
+        The delay is 0 after the first of several failures in a row. After the second it is the
+        shorter delay of `RESTART_DELAY_S`. It then doubles each time, up to the longer one.
         """
         repeated = self._failed_starts[worker] - 1
         shortest, longest = RESTART_DELAY_S

@@ -51,7 +51,7 @@ def plan(
 
     A new run begins with the defaults and the preset, a resumed run with its saved configuration.
     The user's flags replace these values, and the user's settings replace both. flags_on: a
-    function that takes default flags and returns them with those replaced that the user gave.
+    function that takes flags, replaces those that the user gave, and returns the result.
     settings: dotted name, such as `agent.lr_policy` → value. resume: the folder of a run, or
     `latest`; None: a new run. Raises UserError for unknown or contradictory values.
     """
