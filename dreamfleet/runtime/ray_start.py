@@ -124,7 +124,8 @@ def only_dreamfleet() -> Path:
     """Makes a folder that contains only the package `dreamfleet`, and returns the folder's path.
 
     Ray's processes import dreamfleet from it, and not from the folder of a checkout, because that
-    also contains the folders `actors` and `tests`, which could hide a user's packages of the same names.
+    also contains the folders `actors` and `tests`, which could hide a user's packages of the same
+    names.
     """
     folder = Path(mkdtemp(prefix="dreamfleet-"))
     (folder / "dreamfleet").symlink_to(PACKAGE)
