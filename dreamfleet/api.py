@@ -216,8 +216,9 @@ class Policy:
         (N,); True for an observation that begins an episode. With `first`, some environments can
         begin an episode while others continue theirs.
 
-        Raises ValueError for an observation outside the observation space. Raises ValueError for a
-        state of another policy, and for a state or `first` of another number of environments.
+        Raises ValueError for an observation outside the observation space, and for a state of
+        another policy. Raises ValueError if the numbers of environments in `obs`, `state` and
+        `first` differ.
         """
         rows, batched = self._codec.encode(obs)
         n = len(rows)

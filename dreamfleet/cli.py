@@ -1,6 +1,7 @@
 """The command line, with the commands train (the default), eval, list, check and bench.
 
-Packages that take long to import, such as torch, are imported after the arguments were checked.
+Packages that take long to import, such as torch, are imported only after the arguments have been
+checked.
 """
 
 from __future__ import annotations
@@ -300,8 +301,8 @@ def configured(args: Sequence[str]) -> Plan:
 def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tuple[str, ...]]:
     """Parses the arguments of the command `train`.
 
-    Returns the flags, the value of --resume, and all values of --set. base: the values of flags
-    that are not given.
+    Returns the flags, the value of --resume, and all values of --set. base: flags with default
+    values, used for each flag that `args` does not contain.
     """
 
     def command(

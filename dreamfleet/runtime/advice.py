@@ -53,8 +53,8 @@ def advice(waits: Mapping[str, float]) -> str:
     """Returns one or two sentences on how to make a run faster, or "" if there is no advice.
 
     waits: how long parts of the run wait for each other, as fractions of their time. `{"learner →
-    replay": 0.6}` means that the learner waits for the replay for 60% of its time. With the key
-    `learner → replay + dreamer` the learner waits for both at once.
+    replay": 0.6}` means that the learner waits for the replay for 60% of its time. The key
+    `learner → replay + dreamer` has the fraction of time in which it waits for both at once.
     """
     for rule in RULES:
         if all(waited(waits, pair) >= LONG for pair in rule.long) and all(
@@ -65,7 +65,7 @@ def advice(waits: Mapping[str, float]) -> str:
 
 
 def waited(waits: Mapping[str, float], pair: Pair) -> float:
-    """Returns the fraction of its time for which one part of a run waits for another part.
+    """Returns how long one part of a run waits for another part, as a fraction of its time.
 
     pair: the part that waits and the awaited part, such as ("learner", "replay"). waits: pairs →
     fractions of time, such as `{"learner → replay": 0.4, "learner → replay + dreamer": 0.2}`. Here
@@ -91,7 +91,7 @@ WAITED_FOR: Final = {
 
 
 def in_words(pair: str) -> str:
-    """Returns a waiting pair in words: `learner → replay` becomes `learner waits for rows`."""
+    """Says in words who waits for what: `learner → replay` becomes `learner waits for rows`."""
     role, _, partners = pair.partition(" → ")
     things = [WAITED_FOR.get((role, partner), partner) for partner in partners.split(" + ")]
     name = NAMES.get(role, role)

@@ -179,7 +179,8 @@ class Blueprint:
     def evaluation_env(self, episodes: int) -> VectorEnv:
         """Builds the environments for an evaluation.
 
-        episodes: the number of episodes of the evaluation. There are at most as many environments.
+        episodes: the number of episodes of the evaluation. No more environments than episodes are
+        built.
         """
         from dreamfleet.envs.vector import GymVector
 

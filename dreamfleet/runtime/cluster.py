@@ -72,8 +72,8 @@ def started_ray(session: Session, agent_path: str, meanwhile: Callable[[], T]) -
     """A context manager that starts or joins Ray while a thread calls `meanwhile`.
 
     Yields the result of `meanwhile`. Ctrl-C during the start kills Ray's processes and ends this
-    process. Ray itself does not see the Ctrl-C: it would stop half started and leave processes
-    behind. agent_path: `module:Class` of the agent.
+    process. Ray itself does not see the Ctrl-C. If it did, it would stop half started and leave
+    processes behind. agent_path: `module:Class` of the agent.
     """
     session.interrupts.block()
     result = in_thread(meanwhile)
@@ -95,7 +95,7 @@ def check_environment(session: Session, blueprint: Blueprint) -> None:
     """Raises UserError unless the Ray cluster can build the run's environment and agent.
 
     Tries it on one machine of the cluster. Gives up without an error after Ctrl-C or SIGTERM, and
-    after `BUILD_S` seconds. A problem then appears when the processes of the run start.
+    after `BUILD_S` seconds. In this case a problem appears only when the run's processes start.
     """
     config = blueprint.config
     call = ray.remote(num_cpus=0, max_retries=0)(build_problem).remote(blueprint)

@@ -119,11 +119,11 @@ class Display:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def wait_for(self, what: str, plain: bool = True) -> None:
-        """Shows what the run waits for, such as `starting Ray`. The text "" ends the message.
+        """Shows what the run waits for.
 
-        what: the text. On a terminal it appears at once, below the panel. In plain output it
-        appears as a line if the wait lasts longer than `SAY_AFTER_S` seconds; with `plain=False` it
-        never does.
+        what: the text to show, such as `starting Ray`; "" when the wait has ended. On a terminal
+        the text appears at once, below the panel. In plain output it appears as a line if the wait
+        lasts longer than `SAY_AFTER_S` seconds. plain: False leaves it out of plain output.
         """
         self._waits_since = self._said_at = time.monotonic()
         self._waits_for = what if plain or self._live else ""
@@ -187,9 +187,9 @@ class Display:
         self._live.update(Group(*parts), refresh=True)
 
     def _tick(self) -> None:
-        """Keeps the seconds of a wait up to date, which `wait_for` began to show.
+        """Runs in a thread: shows again and again how many seconds the present wait has lasted.
 
-        Runs in a thread.
+        The wait is the one that `wait_for` began to show.
         """
         # While Ray starts, `Interrupts` ignores Ctrl-C but blocks it in the main thread, where it
         # stays pending. In a thread that did not block Ctrl-C, it would be lost.
@@ -354,9 +354,9 @@ def plain(status: Status, env_speed: float | None, update_speed: float | None) -
 def telling(metrics: Mapping[str, float]) -> list[str]:
     """Returns up to `MOST_METRICS` metrics as texts for the panel, each with a name and a value.
 
-    Metrics for which `metrics.yaml` has panel words come first, under these words. Metrics that
-    `metrics.yaml` does not describe, such as those of a user's own agent, follow under their own
-    names. Other metrics are left out.
+    Metrics that have a name for the panel in `metrics.yaml` come first, under that name. Metrics
+    that `metrics.yaml` does not describe, such as those of a user's own agent, follow under their
+    own names. Metrics that `metrics.yaml` describes without a name for the panel are left out.
     """
     known, own = [], []
     for name, value in metrics.items():

@@ -195,8 +195,8 @@ class Fleet:
         """Records the reports of processes whose turn has ended, and starts their next turns.
 
         A turn is one second of work of a process. Workers with an error are restarted in the same
-        process. A process whose turn is past its deadline, or failed, is stopped and later
-        replaced. next_s: the length of the next turns in seconds; None starts no turns, as the run
+        process. A process is stopped and later replaced if its turn failed or is past its deadline.
+        next_s: the length of the next turns in seconds; None: starts no more turns, because the run
         ends.
         """
         if not processes:
@@ -257,7 +257,7 @@ class Fleet:
         return newest is not None and newest.restarts == starts
 
     def _stats(self) -> dict[str, float]:
-        """Returns the counters of the whole replay, such as rows stored, merged from its shards."""
+        """Returns the counters, such as stored rows, of all replay shards together."""
         return merged_stats(
             self._replay_answers([replay.call("stats") for replay in self._replays])
         )
@@ -265,9 +265,9 @@ class Fleet:
     def _finish_turns(self) -> None:
         """Waits at the end of the run for the processes' last reports, and records them.
 
-        Learner and dreamers can finish the update that they have begun, within `ANSWER_S` seconds.
-        Actors get `LAST_ROWS_S` seconds. After Ctrl-C or SIGTERM, an update gets
-        `INTERRUPTED_UPDATE_S` seconds.
+        Learner and dreamers have `ANSWER_S` seconds to finish the update that they have begun.
+        After that, actors have `LAST_ROWS_S` seconds. Ctrl-C or SIGTERM shortens these times: the
+        wait then ends `INTERRUPTED_UPDATE_S` seconds after the signal.
         """
         started = [process for process in self._processes.values() if process.started]
         trainers = [process for process in started if process.role in ("learner", "dreamer")]
@@ -312,9 +312,10 @@ class Fleet:
             session.take_last_evaluation(report)
 
     def _turn_ends(self, process: Process) -> bool:
-        """Waits until a process ends its turn (a second of work) or evaluation. Then returns True.
+        """Waits until a process ends its turn (a second of work) or its evaluation.
 
-        Returns False if the process misses its deadline or a signal interrupts the run.
+        Returns True when it ends. Returns False if the process misses its deadline or a signal
+        interrupts the run.
         """
         while not self._cluster.wait([process.turn], POLL_S):
             self._session.refresh()
@@ -363,9 +364,9 @@ class Fleet:
             raise WorkerFailed(f"{name} broke: {failure.reason}") from failure
 
     def _time_limit(self, role: str) -> float:
-        """Returns how many seconds late a process may end its turn (a second of work).
+        """Returns how many seconds longer than its turn (a second of work) a process may take.
 
-        A process that is later counts as dead. role: actor, learner, dreamer or evaluator.
+        A process that needs even more counts as dead. role: actor, learner, dreamer or evaluator.
         """
         return {"actor": self._train.env_timeout_s, "evaluator": EVALUATION_S}.get(role, ANSWER_S)
 
@@ -385,7 +386,7 @@ class Fleet:
         return Fault(failure.reason, failure.reason if failure.died else str(failure))
 
     def _check_services(self) -> None:
-        """Raises WorkerFailed if a process of Ray itself is dead. Raises it only once per run."""
+        """Raises WorkerFailed if a process of Ray itself is dead, but at most once per run."""
         dead = self._cluster.dead_services()
         if not dead or self._dead_services:
             return
@@ -418,8 +419,9 @@ class Fleet:
     def _start_more(self) -> None:
         """Starts processes whose time has come.
 
-        Replacements for failed processes start first, each after its delay. Processes that were
-        held back until the first gradient step then start, a few at a time.
+        A replacement for a failed process starts after a delay. Some processes are held back until
+        the first gradient step, but at most `FIRST_START_S` seconds. They then start, a few at a
+        time.
         """
         now = time.monotonic()
         for names, due in list(self._restart_at.items()):

@@ -13,7 +13,7 @@ from dreamfleet.runtime.worker_runner import Report
 class Gauges:
     """Measurements of a run since it was started or resumed: waiting times, speeds, returns, ….
 
-    env_steps, updates: the run's env steps and policy updates before; 0 for a new run.
+    env_steps, updates: the run's env steps and policy updates at that moment; 0 for a new run.
     """
 
     def __init__(self, env_steps: int, updates: int) -> None:

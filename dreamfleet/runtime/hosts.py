@@ -51,7 +51,7 @@ class AwaitableReplay(Replay, Protocol):
         ...
 
     def flush(self) -> bool:
-        """Sends the rows that wait to be sent. Returns whether the replay has accepted all."""
+        """Sends the rows that wait to be sent. Returns whether the replay has accepted all rows."""
         ...
 
 
@@ -86,7 +86,7 @@ class _TableAccess:
     def change(self, consumer: str) -> threading.Condition:
         """Returns the condition variable on which requests for samples wait for new rows.
 
-        consumer: the use of the table for which the samples are, such as `policy`.
+        consumer: the purpose of the samples, such as `policy`.
         """
         return self.changes.setdefault(consumer, threading.Condition(self.lock))
 
@@ -94,8 +94,8 @@ class _TableAccess:
         """Counts a sample as sent to a client, and wakes the requests that wait for samples.
 
         to: (consumer, client). A consumer is one use of a table, such as `policy`; a client is a
-        process that samples. A client's requests are answered in order, so that the count shows
-        which is next.
+        process that samples. A client's requests are answered in order, so the number of samples
+        sent to it shows which request is next.
         """
         self.sent[to] += 1
         self.change(consumer).notify_all()
@@ -336,7 +336,8 @@ class WorkerHost:
         """Lets the workers take steps for about `seconds`. Returns a report on each worker.
 
         Stops early if a worker raises an error. restarts: broken worker → the counters with which
-        the worker is restarted first. delay_s: seconds to sleep before these restarts.
+        it is restarted, before any worker takes a step. delay_s: seconds to sleep before these
+        restarts.
         """
         time.sleep(delay_s)
         for name, progress in restarts.items():

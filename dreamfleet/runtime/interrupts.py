@@ -55,7 +55,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Installs the handlers for Ctrl-C and SIGTERM again, and ends a `block`.
+        """Installs the handlers for Ctrl-C and SIGTERM again. Ends the delay of Ctrl-C by `block`.
 
         Called often, because other code, such as an environment, may have replaced the handlers.
         """
@@ -74,7 +74,7 @@ class Interrupts:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait(self, seconds: float) -> bool:
-        """Waits up to `seconds` for a Ctrl-C while `block` delays it.
+        """Waits up to `seconds` for Ctrl-C. Called between `block` and `listen`.
 
         Returns whether Ctrl-C or SIGTERM has been received since `open`.
         """
@@ -100,8 +100,9 @@ class Interrupts:
 def adopt_orphans(wanted: bool) -> None:
     """Makes this process the parent of its descendants whose own parent dies. Linux only.
 
-    wanted: False ends this. If Ray's process `raylet` dies, its children live on for a minute.
-    `descendants` finds these children only if they have become children of this process.
+    Used because the children of Ray's process `raylet` live on for a minute after it dies.
+    `descendants` finds them only if they have become children of this process. wanted: True turns
+    this on, False turns it off.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)

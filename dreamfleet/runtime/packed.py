@@ -76,8 +76,8 @@ def _on_host(value: Any) -> Array:
 def _fill(memory: Array, arrays: dict[str, Array], bases: list[Any]) -> bool:
     """Returns whether the arrays are parts of the buffer `memory` and together fill it.
 
-    Small gaps, which align the arrays in memory, are allowed. bases: for each array the array that
-    owns its memory, as numpy's attribute `base` gives it.
+    Small gaps, which align the arrays in memory, are allowed. bases: numpy's attribute `base` of
+    each array, which is the array that owns its memory.
     """
     if memory.dtype != np.uint8 or memory.ndim != 1 or any(base is not memory for base in bases):
         return False

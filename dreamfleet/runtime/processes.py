@@ -47,9 +47,9 @@ class ProcessHandle(Connection, Protocol):
         ...
 
     def alive(self) -> Any:
-        """Sends a call that any living process answers, after its present work. Returns the call.
+        """Sends a call whose answer will show that the process is alive. Returns the call.
 
-        An answer shows that the process is alive.
+        A living process answers as soon as it has finished its present work.
         """
         ...
 
@@ -135,7 +135,7 @@ def start_replay(
     tables: the tables of the shard. samplers: the number of processes that sample from the shard.
     state: the saved state from which the shard continues; None: empty tables. end_at: the number of
     agent steps (actions taken) after which the shard accepts no more rows; None: no limit. options:
-    `cpus` to ask for, and `name` and `namespace` of the process.
+    `cpus`, the number of CPUs that the process asks for, and its `name` and `namespace`.
     """
     threads = {"insert": 2, "sample": SAMPLE_THREADS * samplers, "control": 2}
     return cluster.start(
@@ -146,10 +146,11 @@ def start_replay(
 def resource_shares(config: RunConfig, available: Mapping[str, float]) -> dict[str, Any]:
     """Returns how many CPUs and GPUs each process of a run asks for.
 
-    The result is a dict. A role, such as "actor", has the CPUs of one such process; "gpu" has the
-    GPUs of a process that trains; "device" is cpu or cuda. Actors, learner and dreamers ask for one
-    CPU each, replay shards and the evaluator for half a CPU each. If there are fewer CPUs, all
-    these numbers are multiplied by one factor, so that 16 actors can start on 2 cores.
+    The result is a dict. Keys such as "actor" hold the number of CPUs for one process of that role,
+    "gpu" holds the number of GPUs for one process that trains, and "device" is cpu or cuda. Actors,
+    learner and dreamers ask for one CPU each, replay shards and the evaluator for half a CPU each.
+    If the CPUs do not suffice, all these numbers are reduced by one factor, so that 16 actors can
+    start on 2 cores.
 
     available: resource ("CPU", "GPU") → amount. Raises UserError for `--device cuda` without a GPU.
     """

@@ -29,7 +29,7 @@ class Unreachable(Gone):
 
 
 class Connection(Protocol):
-    """A connection to an object in another process, whose methods it calls. It can be pickled."""
+    """Calls methods of an object in another process. A connection can be pickled."""
 
     def call(self, method: str, *args: Any) -> Any:
         """Sends a call without waiting for the answer. Returns a hashable reference to the answer.
@@ -41,8 +41,8 @@ class Connection(Protocol):
     def wait(self, calls: Collection[Any], seconds: float) -> bool:
         """Waits up to `seconds` until one of the calls is answered.
 
-        Returns whether one is answered. calls: references that `call` returned, also of other
-        connections.
+        Returns whether one is answered. calls: references that `call` returned. They may belong to
+        several connections.
         """
         ...
 

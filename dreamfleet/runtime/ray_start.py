@@ -41,7 +41,7 @@ ESSENTIAL: Final = ("gcs_server", "raylet")  # processes of Ray without which no
 class RayStartup:
     """The start of Ray in a thread.
 
-    `dashboard` is a future that is done when Ray is ready. `abandon` ends the start.
+    `dashboard` is a future that is done when Ray is ready. `abandon` kills what has been started.
     """
 
     dashboard: Future[str]  # the dashboard's address, or ""; done once Ray is ready
@@ -103,8 +103,8 @@ def dead_services() -> list[str]:
 def in_thread(call: Callable[[], T], until: threading.Event | None = None) -> Future[T]:
     """Calls a function in a new thread. Returns a future of the function's result.
 
-    call: the function, without arguments. until: an event that ends the thread. Without it the
-    thread ends after the call.
+    call: the function, without arguments. until: an event; after the call the thread lives on until
+    the event is set. None: the thread ends after the call.
     """
     future: Future[T] = Future()
 
@@ -123,8 +123,9 @@ def in_thread(call: Callable[[], T], until: threading.Event | None = None) -> Fu
 def only_dreamfleet() -> Path:
     """Makes a folder that contains only the package `dreamfleet`, and returns the folder's path.
 
-    Ray's processes import dreamfleet from it. The folder of a checkout would not do: it also
-    contains the folders `actors` and `tests`, which could hide a user's packages of the same names.
+    Ray's processes import dreamfleet from it, and not from the folder of a checkout, because that
+    also contains the folders `actors` and `tests`, which could hide a user's packages of the same
+    names.
     """
     folder = Path(mkdtemp(prefix="dreamfleet-"))
     (folder / "dreamfleet").symlink_to(PACKAGE)
@@ -173,7 +174,7 @@ def _init(**options: Any) -> Any:
 
 @contextmanager
 def _bound_to_loopback() -> Iterator[None]:
-    """A context manager: Ray, if started inside, listens on the loopback address only.
+    """A context manager: if its block starts Ray, Ray listens on the loopback address only.
 
     Some of Ray's ports answer without a token, so other machines must not reach them. The context
     turns off Ray's option for clusters of several machines.
@@ -211,7 +212,7 @@ def required_auth_mode(address: str, target: str) -> str:
 
 
 def _health(target: str, mode: str) -> list[str]:
-    """Runs Ray's health check on a cluster. Returns the lines of the problem, or [] if healthy.
+    """Runs Ray's health check on a cluster. Returns lines about the problem, or [] if healthy.
 
     target: HOST:PORT of the cluster. mode: `token` to send the token (password), `disabled` not to.
     """

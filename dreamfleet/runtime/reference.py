@@ -1,6 +1,6 @@
 """Writes the reference of all settings: names, defaults, ranges and meanings, from the code.
 
-`launch.py list settings` and `docs/settings.md` show it.
+`launch.py list settings` and `docs/settings.md` show this reference.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Predicts when a replay table that is full for now will accept rows again."""
+"""Predicts when a full replay table will accept rows again."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ class RoomForecast:
     def seconds_until(self, steps: float, now: float) -> float:
         """Returns the expected seconds until the replay table accepts `steps` more agent steps.
 
-        An agent step is an action taken. now: the present time. The result is at least the time
-        since the table's limit (agent steps added plus agent steps still accepted) last changed. If
-        the limit has not changed for ten seconds, no change is expected for another ten seconds.
+        An agent step is an action taken. now: the present time. The table's limit is the number of
+        agent steps added so far plus the number that the table still accepts. The result is at
+        least the time since this limit last changed: after ten seconds without a change, at least
+        ten seconds.
         """
         at_rate = steps / self._steps_per_s if self._steps_per_s > 0 else 0.0
         return max(at_rate, now - self._changed_at)

@@ -57,8 +57,8 @@ class RunFolder:
         """Locks the folder of a run for this process.
 
         path: the folder. command: the command line that started the run, to be written to
-        config.yaml. created: the folders that were made for this run, to be removed if the run
-        fails at once; empty for a resumed run.
+        config.yaml. created: the folders that were made for this run, to be removed if a
+        UserError ends the run before its first checkpoint; empty for a resumed run.
         """
         self.path = path
         self.config = config
@@ -148,8 +148,8 @@ class RunFolder:
         """Writes the settings, the versions of packages and the command line to config.yaml.
 
         For a resumed run, keeps the earlier text of config.yaml and appends an entry with the
-        changed settings. agent_options: all options of the agent; None, before the agent is built:
-        only the options that the user gave.
+        changed settings. agent_options: all options of the agent. Before the agent is built it is
+        None, and only the options that the user gave are written.
         """
         file, given = self.path / CONFIG, self.config.agent_options
         options = given if agent_options is None else agent_options
@@ -415,7 +415,7 @@ def _lock(path: Path) -> int:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Replaces the content of a file by `text` at once.
+    """Replaces the content of a file by `text` in one step.
 
     A process that reads the file gets either the old content or the new one, never a mixture.
     """

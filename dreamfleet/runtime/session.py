@@ -190,8 +190,8 @@ class Session:
     def rest_s(self, worker: str) -> float:
         """Returns the delay in seconds before a failed worker is started again.
 
-        0 after the first failure in a row. Later delays double, within the bounds
-        `RESTART_DELAY_S`.
+        The delay is 0 after the first of several failures in a row. After the second it is the
+        shorter delay of `RESTART_DELAY_S`. It then doubles each time, up to the longer one.
         """
         repeated = self._failed_starts[worker] - 1
         shortest, longest = RESTART_DELAY_S
@@ -347,7 +347,7 @@ class Session:
             self._best_score = best.score
 
     def _best_so_far(self) -> float | None:
-        """Returns the best evaluation score of a resumed run before its resume; None: no score."""
+        """Returns the best evaluation score before the run was resumed; None if there is none."""
         try:
             best = checkpoint.read_newest(
                 self.folder.best, agent=self.config.agent, env=self.config.env

@@ -50,10 +50,10 @@ def plan(
     """Returns the description of a run, made from defaults, preset, flags and settings.
 
     A new run begins with the defaults and the preset, a resumed run with its saved configuration.
-    The user's flags replace these values, and the user's settings replace flags. flags_on: a
-    function that takes flags and returns them with the user's flags in place. settings: dotted
-    name, such as `agent.lr_policy` → value. resume: the folder of a run, or `latest`; None: a new
-    run. Raises UserError for unknown or contradictory values.
+    The user's flags replace these values, and the user's settings replace both. flags_on: a
+    function that takes flags, replaces those that the user gave, and returns the result.
+    settings: dotted name, such as `agent.lr_policy` → value. resume: the folder of a run, or
+    `latest`; None: a new run. Raises UserError for unknown or contradictory values.
     """
     check_settings(settings)
     if resume is None:
@@ -169,7 +169,7 @@ def check_same_run(
     """Raises UserError if new flags or settings contradict those of the run to resume.
 
     Only some flags, such as `--steps`, may change; settings `agent.…` may not. saved: the
-    configuration of the run. config: the same, with the new flags. settings: dotted name → new
+    configuration of the run. config: `saved` with the new flags. settings: dotted name → new
     value. path: the run's folder.
     """
     for field in fields(Flags):

@@ -1,4 +1,4 @@
-"""Watches how long the environment calls of a thread take, as a call may never return."""
+"""Watches how long the environment calls of a thread take, because a call may never return."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class EnvCalls:
 
     @contextmanager
     def record(self, worker: str, environments: int = 1) -> Iterator[None]:
-        """A context manager that records its block as an environment call by `worker`.
+        """A context manager around an environment call. Records the call until its block ends.
 
-        environments: how many environments the call steps, resets or builds.
+        worker: the worker that makes the call. environments: how many environments the call steps,
+        resets or builds.
         """
         self._calls.append((worker, time.monotonic(), environments))
         try:

@@ -108,7 +108,7 @@ class WorkerRunner:
         self._try(evaluate)
 
     def add_wait(self, seconds: float) -> None:
-        """Adds `seconds` to the time for which the worker has waited.
+        """Adds `seconds` to the worker's waiting time.
 
         The time is counted for the parts of the run that the worker waits for now, such as the
         replay.
@@ -150,7 +150,7 @@ class WorkerRunner:
         self._worker, self._fault, self._progress = None, None, progress
 
     def report(self) -> Report:
-        """Returns the worker's report since the previous report. Sets its measured times to 0."""
+        """Returns what the worker has done since its previous report. Sets measured times to 0."""
         worker = self._worker
         report = Report(
             worker=self.name,
