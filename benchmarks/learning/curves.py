@@ -265,9 +265,8 @@ def summarise(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
     curves: one learning curve per seed. threshold: the mean return to reach.
 
     `steps` are the environment steps until the first evaluation with a mean return ≥ threshold.
-    `steps_for_good` are the environment steps until the threshold is reached for good: this
-    evaluation and all later ones have a mean return ≥ threshold. Both are None for a seed without
-    such an evaluation.
+    `steps_for_good` are the environment steps after which no evaluation is below the threshold any
+    more. A value is None for a seed that does not get there.
     """
     later = [share for curve in curves if (share := curve.later_share_at(threshold)) is not None]
     return {

@@ -167,7 +167,7 @@ class Games:
         return -60.0 * broke
 
     def _heal(self, action: Array) -> Array:
-        """Applies the last heal of an action, heavy or delayed, in N games. Returns the rewards (N,).
+        """Applies the last heal of each action (heavy or delayed). Returns the rewards (N,).
 
         action: (N,). The action "draw", which ends a game, has no heal.
         """
