@@ -43,8 +43,8 @@ class LaunchedRun:
     def wait_for_gradient_step(self, run: Path, timeout_s: float) -> float:
         """Waits for the first gradient step, and returns the seconds since the process was started.
 
-        run: the run folder. If the process ends before, or `timeout_s` seconds pass without a
-        gradient step, the run is stopped and SystemExit is raised.
+        run: the run folder. The run is stopped and SystemExit is raised if the process ends without
+        a gradient step, or if no gradient step is taken within `timeout_s` seconds after its start.
         """
         while time.monotonic() - self.began < timeout_s:
             if first_gradient_step(run / "metrics.jsonl"):

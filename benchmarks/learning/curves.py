@@ -125,8 +125,8 @@ class Curve:
     def lasting_steps_at(self, threshold: float) -> int | None:
         """Returns the environment steps after which no evaluation is below `threshold` any more.
 
-        These are the steps of the first evaluation whose mean return is ≥ `threshold`, as are all
-        later mean returns. Returns None if the last evaluation is below the threshold.
+        The evaluation at these steps and all later ones have a mean return ≥ `threshold`. Returns
+        None if the last evaluation is below the threshold.
         """
         below = np.flatnonzero(self.returns < threshold)
         first = int(below[-1]) + 1 if below.size else 0
@@ -265,8 +265,8 @@ def summarise(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
     curves: one learning curve per seed. threshold: the mean return to reach.
 
     `steps` are the environment steps until the first evaluation with a mean return ≥ threshold.
-    `steps_for_good` are the environment steps until an evaluation from which on all mean returns
-    are ≥ threshold. Both are None for a seed without such an evaluation.
+    `steps_for_good` are the environment steps after which no evaluation is below the threshold any
+    more. A value is None for a seed that does not get there.
     """
     later = [share for curve in curves if (share := curve.later_share_at(threshold)) is not None]
     return {

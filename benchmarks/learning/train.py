@@ -164,8 +164,8 @@ def train(args: Sequence[str], run: Path, steps: int) -> bool:
 def without_steps(args: Sequence[str]) -> str:
     """Returns the arguments `args` of a command as text, without `--steps N`.
 
-    Two commands that differ only in `--steps` give the same text. A run may be resumed by such a
-    command, for example to train longer.
+    Two commands that differ only in `--steps` give the same text. If the texts are equal, one
+    command may resume the run of the other, for example to train longer.
     """
     at = args.index("--steps")
     return " ".join([*args[:at], *args[at + 2 :]])

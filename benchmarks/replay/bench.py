@@ -109,7 +109,7 @@ def selected(names: Sequence[str], quick: bool) -> tuple[list[str], list[str]]:
     """Returns two lists of rows of the replay benchmark: rows to measure, and rows left out.
 
     names: the rows that the user asked for; if empty, all rows. quick: leave out the rows that
-    start Ray, unless `names` has entries.
+    start Ray. If `names` has entries, all of its rows are measured, even with `quick`.
     """
     rows = comparisons.rows()
     left_out = [name for name, row in rows.items() if row.apart] if quick and not names else []

@@ -256,10 +256,10 @@ def compare(
 ) -> Comparison:
     """Returns a row that compares our replay with another library inside one process.
 
-    what: description of the row. must: the target, the lowest ratio of our rate to the library's
-    rate. ours: a function that builds our workload (work to be timed). theirs: the same for the
-    library, one function per setting. unit: what the rate counts. If the library is not installed,
-    only our replay is measured.
+    what: description of the row. must: the lowest ratio of our rate to the library's rate that
+    meets the target. ours: a function that builds our workload (work to be timed). theirs:
+    functions that build the library's workload, one per setting. unit: what the rate counts, such
+    as transitions. If the library is not installed, only our replay is measured.
     """
     installed = find_spec(library.package) is not None
     return Comparison(what, library, must, unit, ours, theirs if installed else ())
@@ -275,9 +275,10 @@ def across_processes(
 ) -> Comparison:
     """Returns a row that compares our replay on Ray with Reverb, across processes.
 
-    what: description of the row. must: the target, the lowest ratio of our rate to Reverb's rate.
-    unit: what the rate counts. ours, theirs: functions that build the workloads (work to be timed).
-    python: path of an interpreter that has Reverb. If it is None, only our replay is measured.
+    what: description of the row. must: the lowest ratio of our rate to Reverb's rate that meets the
+    target. unit: what the rate counts, such as transitions. ours, theirs: functions that build the
+    workloads (work to be timed). python: path of an interpreter that has Reverb. If it is None,
+    only our replay is measured.
     """
     builders = (partial(theirs, python=python),) if python else ()
     return Comparison(what, REVERB, must, unit, ours, builders, apart=True)

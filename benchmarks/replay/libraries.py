@@ -25,8 +25,8 @@ STREAM_COUNT = STREAMS.size
 def transitions(rows: Batch) -> list[Batch]:
     """Converts rows of 16 environments to transitions, and returns them as a list of batches.
 
-    rows: arrays of shape (16, T, …), T rows of each environment. A batch has the transitions that
-    start in CHUNK rows of each environment. The conversion is not part of the timed work.
+    rows: arrays of shape (16, T, …), T rows of each environment. Each batch has the transitions of
+    CHUNK consecutive rows of each environment. The conversion is not part of the timed work.
     """
     rng = np.random.default_rng(2)
     chunks = []

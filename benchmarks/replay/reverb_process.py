@@ -13,7 +13,7 @@ reads numbers from stdin, one per line. For each number n, it does its work n ti
 
 The fastest parts of Reverb are used. Transitions are written by Reverb's structured writer, which
 makes items in C++. Reverb's trajectory writer in Python reached 0.8 times the rate of the
-structured writer. A second writer process was not faster. Samples come from Reverb's
+structured writer. Two writer processes were not faster than one. Samples come from Reverb's
 `TrajectoryDataset`. `Client.sample` reached 0.3 times the rate of `TrajectoryDataset` for
 transitions, and 0.6 times for frames.
 """

@@ -222,8 +222,8 @@ def numpy_sequences(scale: Scale, size: int) -> Iterator[Workload]:
     """Yields a workload (work to be timed): np.take copies 16 sequences of 64 frames.
 
     The sequences are copied from an array of `scale.frames[size]` frames, but at most 10^5 frames.
-    Memory has no room for our replay and another 10^6 frames. np.take from fewer frames is not
-    slower.
+    More frames may not fit into memory beside our replay, and np.take is not slower with fewer
+    frames.
     """
     rows = episodes(PIXELS, 1)["obs"].reshape(-1, *PIXELS.shape)
     frames = np.resize(rows, (min(scale.frames[size], 10**5), *PIXELS.shape))

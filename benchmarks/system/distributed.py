@@ -1,4 +1,4 @@
-"""Times whole training runs on Ray: 16 actors learn CartPole-v1, as `make train` starts them.
+"""Times whole training runs on Ray: 16 actors learn CartPole-v1, as with `make train`.
 
     python benchmarks/system/distributed.py --seeds 3
 

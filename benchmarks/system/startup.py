@@ -1,4 +1,4 @@
-"""Measures how fast `launch.py` answers, and how soon 16 actors lead to a first gradient step.
+"""Measures how fast `launch.py` answers, and how soon 16 actors reach the first gradient step.
 
     python benchmarks/system/startup.py
 

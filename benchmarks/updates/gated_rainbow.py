@@ -71,9 +71,9 @@ def comparison(config: Config = EQUAL) -> Comparison:
 class RandomPlay:
     """Plays random actions in N environments of NumberGame, and keeps the rows in `rows`.
 
-    The action that ends a game (draw) is never chosen. steps: the number of agent steps in all
-    environments together, at least. gamma: the discount. Each column in `rows` has the shape (N, T,
-    …), T rows of each environment.
+    The action that ends a game (draw) is never chosen. steps: at least this many agent steps are
+    played, counted over all environments. gamma: the discount. Each column in `rows` has the shape
+    (N, T, …), T rows of each environment.
 
     Three columns are those that Gated Rainbow adds: `history`, the last CONTEXT + 1 observations;
     `discounted_return`, the discounted reward so far in the episode; and `episode_return`, the

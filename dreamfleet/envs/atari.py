@@ -1,8 +1,9 @@
 """Atari games from ale-py's vectorised emulator. An observation is one grey frame of 84 × 84.
 
-After `register`, gymnasium builds the classes of this module for the ids `ALE/…`. A frame is that
-of gymnasium's AtariPreprocessing: grey, resized to 84 × 84 by area, the maximum of the last two
-screens of a step. Games start with no-ops. The id determines frame skip and sticky actions.
+After `register`, gymnasium builds the classes of this module for the ids `ALE/…`. Frames are
+computed as in gymnasium's AtariPreprocessing: the maximum of the last two screens of a step, in
+grey, is resized to 84 × 84 by averaging areas. Games start with a random number of no-ops (actions
+that do nothing). The id determines frame skip and sticky actions.
 
 Frames are not stacked, so that the replay stores each frame once. Rewards are not clipped, so that
 returns are scores of the game.
@@ -37,11 +38,11 @@ class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
 
     game: the name of the ROM. repeat_action_probability: the probability of a sticky action (the
     game repeats the previous action instead). full_action_space: whether the agent can choose all
-    actions of the console, or only those that the game uses. frameskip: frames per step, in which
-    the action is repeated. max_num_frames_per_episode: frames after which a game is truncated.
-    noop_max: a game starts with a random number of no-ops, which is below this limit.
-    episodic_life: whether the loss of a life ends the episode; the next episode continues the same
-    game.
+    actions of the console, or only those that the game uses. frameskip: frames per step; the action
+    is repeated in each of them. max_num_frames_per_episode: frames after which a game is truncated.
+    noop_max: a game starts with a random number of no-ops (actions that do nothing), which is below
+    this limit. episodic_life: whether the loss of a life ends the episode; the next episode
+    continues the same game.
     """
 
     SHAPE = (84, 84, 1)  # rows, columns and channels of a frame; Mnih et al. 2015

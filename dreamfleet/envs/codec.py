@@ -1,4 +1,4 @@
-"""Converts observations of an environment for an agent, and the agent's actions back."""
+"""Converts observations for an agent, and the agent's actions for the environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dreamfleet.envs import registry, spaces
 
 
 class Codec:
-    """Converts observations of an environment for an agent, and the agent's actions back.
+    """Converts observations for an agent, and the agent's actions for the environment.
 
     It builds one environment with the arguments `options`, to read its spaces, and closes it.
     """

@@ -129,8 +129,8 @@ def facts(info: Mapping[Any, Any]) -> dict[str, bool | float]:
 def batched_facts(info: Mapping[Any, Any], n: int) -> dict[str, Array]:
     """Returns the arrays (N,) of numbers or bools in a batched environment's `info`, by name.
 
-    n: the number of environments. Integers stay integers, as evaluations report each integer value
-    (such as NumberGame's tier) separately.
+    n: the number of environments. Integers stay integers, because evaluations report each integer
+    value (such as NumberGame's tier) separately.
 
     As in gymnasium, a bool array `_name` in `info` tells for which environments `name` has a value.
     For the other environments, the value becomes None.

@@ -44,10 +44,10 @@ def try_first_step(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, li
 
 
 def _coarse(env: GymVector, before: Array, after: Array) -> list[str]:
-    """Returns a list with a warning, if float32 is too coarse for a change of the observation.
+    """Returns a list with one warning if a change of the observation is lost in float32, else [].
 
-    before, after: the observations before and after one step. The list is empty if every number
-    that changed also changes as float32.
+    before, after: the observations before and after one step. A change is lost if the numbers
+    before and after the step differ, but become equal when they are rounded to float32.
     """
     with np.errstate(over="ignore"):
         old, new = before.astype(np.float32), after.astype(np.float32)

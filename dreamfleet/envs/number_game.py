@@ -1,7 +1,7 @@
 """NumberGame: survive an enemy whose strength is hidden. docs/number-game.md has the rules.
 
-The rules are those of skjazz/Model-based-DQN. The code plays N games at a time; a single game is a
-batch with N = 1.
+The rules come from the repository skjazz/Model-based-DQN. The code plays N games at a time; a
+single game is a batch with N = 1.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class Games:
 
         Returns the rewards (N,) f64, and whether each game is over (N,).
 
-        luck: (7, N), numbers uniform in [0, 1). The first two decide the enemy's blow and the
-        regeneration in the tick (unit of game time) that ends the step. The action "delayed heal"
-        has a short tick before it: the next three decide the length, the blow and the regeneration
-        of this tick. The last two are not used.
+        luck: (7, N), numbers uniform in [0, 1). A step ends with a tick (unit of game time). The
+        first two numbers decide the enemy's blow and the regeneration in this tick. The action
+        "delayed heal" begins with another, short tick, and the next three numbers decide its
+        length, blow and regeneration. The last two numbers are not used.
         """
         before = self.hp.copy()
         reward = 4 * np.minimum(before - 5, 0)
@@ -167,9 +167,9 @@ class Games:
         return -60.0 * broke
 
     def _heal(self, action: Array) -> Array:
-        """Applies the last heal of each action, heavy or delayed. Returns the rewards (N,).
+        """Applies the last heal of each action (heavy or delayed). Returns the rewards (N,).
 
-        The action "draw", which ends a game, has no heal. action: (N,).
+        action: (N,). The action "draw", which ends a game, has no heal.
         """
         full = self.hp >= CAP
         healed = np.where(full, OVERFULL, np.minimum(self.hp + HEAVY_HEAL, CAP))
@@ -332,9 +332,10 @@ def bounds() -> gym.spaces.Box:
     """Returns the observation space of NumberGame, with the bounds of each of its seven numbers.
 
     The numbers are hp / 10 (hit points), mana / 220, the last action (one-hot, four numbers), and
-    the change of hp in the last tick (unit of game time) / 10. hp is lowest after an action of two
-    light heals without mana and a heavy heal, followed by the strongest blow. The change of hp is
-    positive only at the start of a game, where hp is 11 and the hp before counts as 10.
+    the change of hp in the last tick (unit of game time) / 10. The lowest hp follows from the worst
+    step at almost 0 hp: two light heals without mana (each costs one hit point), a heavy heal, and
+    the strongest blow. The change of hp is positive only at the start of a game, where hp is 11 and
+    the hp before counts as 10.
     """
     weakest = -2 + HEAVY_HEAL
     change = -DAMAGE[1] * (1 + 0.025 * (5 - weakest)) + 0.06

@@ -148,8 +148,8 @@ def find(env_id: str) -> None:
 def registered(env_id: str) -> Any:
     """Returns gymnasium's registration of `env_id`, to send it to processes that lack it.
 
-    Returns None if `env_id` names a module (`pkg.module:EnvId-v0`): the import of the module
-    registers the id there.
+    Returns None if `env_id` names a module (`pkg.module:EnvId-v0`): those processes register the id
+    when they import the module.
     """
     return None if ":" in env_id else gym.registry.get(env_id)
 

@@ -141,8 +141,8 @@ def action(env_id: str, space: gym.Space[Any]) -> Space:
     """Returns the space of an agent's actions: choices from 0, or a flat vector in [-1, 1].
 
     space: the action space of environment `env_id`. A MultiDiscrete or MultiBinary becomes one
-    choice among all combinations. Raises UserError if there are too many combinations, or if
-    another space is not supported; the message names a wrapper that helps.
+    choice among all combinations. Raises UserError if there are too many combinations, or if the
+    space is not supported.
     """
     if isinstance(space, Discrete):
         return Space((), "int64", n=int(space.n))

@@ -31,13 +31,13 @@ class GymVector:
     Errors name the index of the environment and its last action. `info` holds facts about the
     episodes that end with the newest rows, such as the return before reward shaping.
 
-    If the environment's metadata has `batched`, one call steps all environments, in the vectorised
-    form of the id. Otherwise they are a plain list: gymnasium's SyncVectorEnv is not faster, and it
-    broadcasts an observation of a wrong shape without an error.
+    If the environment's metadata has `batched`, gymnasium's `make_vec` builds one batched
+    environment, and one call steps all N. Otherwise the environments are a plain list: gymnasium's
+    SyncVectorEnv is not faster, and it broadcasts an observation of a wrong shape without an error.
 
-    options: arguments of each environment. video_dir: a folder for films of environment 0, one for
-    each episode that a `reset` with seeds starts. If one call steps all environments, a separate
-    environment with the same seeds and actions is filmed.
+    options: arguments of each environment. video_dir: a folder for films of environment 0. Only
+    episodes that begin with a `reset` with seeds are filmed. If one call steps all environments, a
+    separate environment with the same seeds and actions is filmed.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class GymVector:
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
         """Starts an episode in each environment. Returns the first rows (N, …) of these episodes.
 
-        The rows have all columns but the action. seeds: one per environment; None continues their
-        random generators. An environment that steps all N in one call gets the seeds as a list.
+        The rows have all columns but the action. seeds: one per environment; with None, the random
+        generators of the environments continue. A batched environment gets the seeds as a list.
         """
         if seeds is not None:
             self._seeds = [int(seed) for seed in seeds]
