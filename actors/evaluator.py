@@ -20,17 +20,19 @@ class Stopped(Exception):
 
 
 class Evaluator:
-    """A worker that plays `episodes` greedy episodes after every `every` agent steps of the run.
+    """A worker that plays an evaluation (some greedy episodes) at regular intervals of the run.
 
-    An agent step is one action in one environment of the actors. The seed of an evaluation is
-    derived from `seed` and from the number of agent steps. A resumed run therefore plays the same
-    episodes as a run without interruption.
+    An evaluation has `episodes` episodes, and is due each time the run has taken `every` more agent
+    steps. An agent step is one action in one environment of the actors. The seed of an evaluation
+    is derived from `seed` and from the number of agent steps. A resumed run therefore plays the
+    same episodes as a run without interruption.
 
     pulls: the weight groups (networks of one process) to pull from the weight store. max_steps:
     steps after which an episode is truncated. stop: called at every step; True interrupts the
-    evaluation. best_score: the best score (mean return) of the run before a resume. An evaluation
-    with at least the best score keeps its weights for `take_best`. env_steps: agent steps before a
-    resume; evaluations that were due by then are not played.
+    evaluation. best_score: the best score (mean return) that a resumed run has already reached;
+    None if there is none. An evaluation with at least the best score keeps its weights for
+    `take_best`. env_steps: the number of agent steps that a resumed run has already taken; 0 for a
+    new run. Evaluations that were due by then are not played.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Evaluator:
         return events
 
     def take_best(self) -> BestEvaluation | None:
-        """Returns the run's best evaluation and its weights, if it is new since the last call.
+        """Returns the run's best evaluation and its weights, if it was played since the last call.
 
         Returns None if no evaluation since the last call was at least as good as the best before.
         """
@@ -132,7 +134,7 @@ def play(
 
     The seed of episode k is the k-th seed derived from `seed`, however many environments there are.
     An episode is truncated after `max_steps` steps. All environments begin an episode together, and
-    wait until all have finished it. Counting the episodes that finish first would favour short
+    wait until all have finished it. To count only the episodes that finish first would favour short
     episodes.
 
     stop: called at every step. If it returns True, `play` raises Stopped.

@@ -17,11 +17,11 @@ class Dreamer:
     """A worker that makes dreams: rollouts of the policy inside the world model.
 
     A weight group is the networks that one process trains. trains: whether this dreamer also trains
-    the world model, and publishes its weights as weight group "world"; one dreamer of a run does.
-    pulls: the weight groups that other processes train, which the dreamer pulls from the weight
-    store. publish_every: updates between two published versions. log_every: updates between two
-    events with metrics. updates: the number of updates that a resumed run has already taken; 0 for
-    a new run.
+    the world model, and publishes its weights as weight group "world"; exactly one dreamer of a run
+    does this. pulls: the weight groups that other processes train, which the dreamer pulls from the
+    weight store. publish_every: updates between two published versions. log_every: updates between
+    two events with metrics. updates: the number of updates that a resumed run has already taken; 0
+    for a new run.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Dreamer:
         return events
 
     def _train(self) -> str:
-        """Takes one update of the world model on a sample from the replay. Returns "".
+        """Takes one update of the world model on a sample from the replay, and returns "".
 
-        If the replay has no sample yet, takes no update, and returns a text that says what is
-        awaited.
+        If the replay has no sample yet, takes no update, and returns a text that says what the
+        dreamer waits for.
         """
         real = cast(Sample | None, self._replay.sample("real", "world"))
         if real is None:
@@ -97,11 +97,11 @@ class Dreamer:
         return ""
 
     def _dream(self) -> str:
-        """Makes one batch of dreams, and adds it to the queue of dreams. Returns "".
+        """Makes one batch of dreams, adds it to the queue of dreams, and returns "".
 
-        If this is not possible, returns a text that says what is awaited. If the queue is full, the
-        batch is kept until there is room, and no other batch is made meanwhile. Otherwise the
-        learner would get dreams from old weights.
+        If this is not possible, returns a text that says what the dreamer waits for. If the queue
+        is full, the batch is kept until there is room. No other batch is made meanwhile, as it
+        would come from old weights by the time the learner gets it.
         """
         waits = "learner: room for a dream"
         if self._pending is None:

@@ -34,9 +34,9 @@ def limited(
 ) -> dict[str, TableSpec | QueueSpec]:
     """Returns table specifications that together need at most `max_bytes` of memory.
 
-    If the full tables of `tables` need more, each table gets a part of the memory in proportion to
-    its size; its specification's `max_bytes` is set to this part. Otherwise the specifications stay
-    unchanged. Specifications of queues always stay unchanged.
+    If the tables would need more when they are full, the memory is divided among them in proportion
+    to their sizes, and the `max_bytes` of each specification is set to that table's part. Otherwise
+    the specifications stay unchanged. Specifications of queues always stay unchanged.
     """
     needs = {
         name: table_bytes(spec, capacity(spec))

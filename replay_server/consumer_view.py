@@ -24,7 +24,8 @@ class Draw:
     """A sample of windows (consecutive rows) whose rows are not copied yet.
 
     `inserted` and `truncated` are the table's counters when the windows were drawn. If they have
-    changed after the copy, a drawn row may have been overwritten or changed during the copy.
+    changed by the end of the copy, a drawn row may have been overwritten or changed during the
+    copy.
     """
 
     consumer: str

@@ -84,9 +84,9 @@ class Limiter:
     def restore(self, state: dict[str, Any]) -> None:
         """Restores the counts of agent steps and samples from a saved `state`.
 
-        Then lowers the sample counts of all consumers that are ahead of the slowest consumer, so
-        that they may sample again. The dreams that were made from their samples may be lost: the
-        queue of dreams is not saved. A consumer is one use of a table.
+        Then lowers the sample counts of all consumers (uses of a table) that are ahead of the
+        slowest one, so that they may sample again. This is needed because the queue of dreams is
+        not saved: the dreams that were made from counted samples may be lost.
         """
         self.steps = int(state["steps"])
         self.samples = {name: int(state["samples"][name]) for name in self._consumers}
@@ -95,10 +95,10 @@ class Limiter:
     def _uncount_lost(self) -> None:
         """Lowers each consumer's sample count until no consumer is ahead of the slowest one.
 
-        A consumer is one use of a table. It is ahead if its samples correspond to more agent steps.
-        Dreams in the queue are lost in a restore, but the samples from which they were made are
-        counted. If the dreamer then could not sample for new dreams, the learner would wait for
-        ever.
+        A consumer is one use of a table. A consumer is ahead of another one if the samples it has
+        taken correspond to more agent steps. Dreams in the queue are lost in a restore, but the
+        samples from which they were made are still counted. Without this correction, the dreamer
+        could not sample for new dreams, and the learner would wait for ever.
         """
         rates = {
             name: consumer.samples_per_step

@@ -94,7 +94,7 @@ def draw(nodes: Array, begins: Array, random: Array) -> Array:
 
 
 def keys_at(slots: Array, inserted: int, capacity: int) -> Array:
-    """Returns the keys (n,) of the newest rows in `slots` (n,) of a ring buffer.
+    """Returns the keys (n,) of the rows that are now in `slots` (n,) of a ring buffer.
 
     A row's key is the number of rows that were inserted before it. inserted: the number of rows
     ever inserted. capacity: the number of slots.
@@ -113,9 +113,10 @@ def windows(
 
     A window has T = `window` consecutive rows of one environment, after the `context` rows before
     them. If the episode has fewer than `context` earlier rows, its first row is repeated. starts:
-    (B,), the slots of the first of each T rows. following: (capacity,), for each slot the slot of
-    the environment's next row. previous: (capacity,), for each slot the insertion number of the
-    environment's row before. first: (capacity,), whether an episode begins with the row.
+    (B,), the slot of the first of the T rows of each window. The other arrays have one entry per
+    slot, (capacity,). following: the slot of the environment's next row. previous: the key of the
+    environment's previous row (the number of rows that were inserted before that row). first:
+    whether an episode begins with the row.
     """
     slots = np.empty((starts.size, context + window), np.int64)
     for i in range(starts.size):

@@ -16,8 +16,8 @@ class ReceivedChunks:
     """Remembers the newest chunk of each actor, and rejects chunks that are not newer.
 
     A chunk is the rows that an actor sends in one call. Calls may arrive late or twice. A chunk is
-    rejected if it is not newer than the actor's newest chunk. Then the table has received it
-    before, or it is from a process of this actor that another process has replaced since.
+    rejected if it is not newer than the actor's newest chunk. Such a chunk was received before, or
+    it comes from an old process of an actor that has been restarted since.
     """
 
     def __init__(self) -> None:

@@ -62,12 +62,12 @@ class Ring:
         return fastest().keys_at(slots, self.inserted, self.capacity)
 
     def slices(self, begin: int, end: int) -> list[tuple[slice, slice]]:
-        """Returns where the rows with keys `begin` to `end` - 1 are: one pair of slices, or two.
+        """Returns where the rows with keys `begin` to `end` - 1 are stored, as pairs of slices.
 
-        A row's key is the number of rows that were inserted before it. There are two pairs if the
-        rows wrap around the end of the buffer. The first slice of a pair gives the rows' slots in
-        the buffer. The second slice gives their keys minus `begin`. There must be at most
-        `capacity` keys.
+        A row's key is the number of rows that were inserted before it. There is one pair, or two if
+        the rows wrap around the end of the buffer. In each pair, the first slice gives the rows'
+        slots in the buffer, and the second slice gives their keys minus `begin`. At most `capacity`
+        keys are allowed.
         """
         n, slot = end - begin, begin % self.capacity
         fit = min(n, self.capacity - slot)

@@ -78,8 +78,8 @@ class Rows:
 
         A slot is a position in the ring buffer. A window has T = `window` consecutive rows of one
         environment, after the `context` rows before them. If the episode has fewer than `context`
-        earlier rows, its first row is repeated. starts: (B,), the slots of the first of each T
-        rows.
+        earlier rows, its first row is repeated. starts: (B,), the slot of the first of the T rows
+        of each window.
         """
         return fastest().windows(
             starts, context, window, self.following, self.previous, self.columns["first"]
@@ -102,9 +102,9 @@ class Rows:
         """Yields the slots of rows that lose context if rows with keys below `end` are evicted.
 
         A slot is a position in the ring buffer. A row's key is the number of rows that were
-        inserted before it. The context of a row is the `context` rows before it in its episode. For
-        k = 1 to `context`, the k-th array has the rows that are k steps after the newest evicted
-        row of their environment, in the same episode.
+        inserted before it. The context of a row is the `context` rows before it in its episode.
+        Yields `context` arrays of slots: array k has the rows that are k steps after the newest
+        evicted row of their environment, in the same episode.
         """
         if not context:
             return
@@ -119,7 +119,7 @@ class Rows:
             slots = after[after != slots]
 
     def _previous_in_episode(self, slots: Array) -> Array:
-        """Returns the key of the row before each row; its own key if it begins an episode.
+        """Returns, for each row, the key of the row before it; its own key if it begins an episode.
 
         A row's key is the number of rows that were inserted before it. slots: the positions of the
         rows in the ring buffer.

@@ -110,9 +110,9 @@ class UniformSelector:
 class EmphasizeRecentSelector(UniformSelector):
     """Emphasizing Recent Experience (Wang & Ross 2019): draws uniformly from the newest rows.
 
-    The draws form cycles. Within a cycle, each draw uses fewer of the newest rows than the draw
-    before. If none of these rows is a start (row at which a window may begin), it draws from all
-    starts.
+    The draws form cycles. Within a cycle, each draw is limited to fewer of the newest rows than the
+    draw before. If none of these rows is a start (row at which a window may begin), the draw is
+    from all starts.
     """
 
     def __init__(self, spec: EmphasizeRecent, starts: Starts, rows: Rows, window: int) -> None:

@@ -70,8 +70,9 @@ class ReplayServer:
         """Draws windows without copying their rows, or takes the next batch of a queue.
 
         Returns None if no sample or batch is available yet. Rows of drawn windows are copied by
-        `gather`; `intact` then says whether they were overwritten meanwhile. consumer: the use of
-        the table. count: number of windows; None for the consumer's batch size.
+        `gather`; `intact` then says whether they were overwritten meanwhile. consumer: the name of
+        a consumer, which is one use of the table. count: number of windows; None for the consumer's
+        batch size.
         """
         source = self._table(table)
         return source.sample() if isinstance(source, BatchQueue) else source.draw(consumer, count)

@@ -90,14 +90,15 @@ class ShardedReplay:
     """Combines several shards (replays that each store a part of the rows) to one replay.
 
     Each actor writes to one shard, and all queues are in the first shard. Each sample takes windows
-    from all shards. How many windows come from each shard is multinomial, with probabilities
-    proportional to the shards' priority masses (sums of sampling weights) as last reported. The
-    probability of a window is the probability of its shard times its probability within the shard.
-    It is exact even if a reported mass is old.
+    from all shards. Each window's shard is drawn at random, with probability proportional to the
+    shard's priority mass (sum of sampling weights) as last reported. The probability of a window is
+    the probability of its shard times its probability within the shard. This product is exact even
+    if a reported mass is old.
 
-    A sample is requested from all shards, even from shards that give 0 windows. So all shards count
-    equally many samples and report their masses. tables: the specifications of the whole replay.
-    ahead: how many samples of a consumer (one use of a table) are requested before they are needed.
+    A sample is requested from all shards, even from those that give 0 windows to it, so that all
+    shards count the same number of samples, and all report their masses. tables: the specifications
+    of the whole replay. ahead: how many samples of a consumer (one use of a table) are requested
+    before they are needed.
     """
 
     def __init__(
@@ -258,8 +259,8 @@ def _shard_consumer(spec: Consumer, shards: int) -> Consumer:
 def merged_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Returns the counters of the whole replay, from the counters of each shard (replay process).
 
-    Most counters are summed. Counters `samples_…` are not, as every shard counts each sample; their
-    smallest value is the number of samples that are complete.
+    Most counters are sums over the shards. Every shard counts each sample, so a counter `samples_…`
+    is instead the smallest of the shards' values: the number of complete samples.
     """
     merged: dict[str, float] = {}
     for name in stats[0]:

@@ -51,7 +51,7 @@ class StartSelector(Protocol):
         ...
 
     def remove(self, slots: Array) -> None:
-        """Removes rows that are starts no longer (rows at which a window may begin).
+        """Removes rows that have stopped being starts (rows at which a window may begin).
 
         slots: (n,), the positions of these rows in the ring buffer.
         """
@@ -89,9 +89,9 @@ class StartSelector(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Returns everything, except the starts, that later draws depend on, for a checkpoint.
+        """Returns the data on which later draws depend, for a checkpoint.
 
-        The starts (rows at which a window may begin) are saved by the table.
+        The starts (rows at which a window may begin) are not included, as the table saves them.
         """
         ...
 

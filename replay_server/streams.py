@@ -38,9 +38,9 @@ class Streams:
         """Stores the keys of the newest rows of N streams, and whether their episodes have ended.
 
         A stream is the rows of one environment. A row's key is the number of rows that were
-        inserted before it. ids: (N,), of the streams. indices: (N,), the result of `indices(ids)`.
-        newest_keys: (N, depth), the `depth` newest keys of each stream. ended: (N,). Unknown
-        streams are added.
+        inserted before it. ids: (N,), the streams' ids. indices: (N,), the result of
+        `indices(ids)`. newest_keys: (N, depth), the `depth` newest keys of each stream. ended:
+        (N,), whether each stream's newest episode has ended. Unknown streams are added.
         """
         if new := ids[indices == 0].tolist():
             known = len(self.ended)

@@ -76,8 +76,8 @@ def save(
 
     env_steps: agent steps of the run so far. state: nested dicts (str keys) of arrays, numbers,
     strings, bools, None and lists of these. agent, env: their names, which the checkpoint records.
-    kept: how many checkpoints, of different agent steps, stay in the folder; older ones are
-    removed.
+    kept: how many checkpoints stay in the folder, at most one for each number of agent steps; older
+    ones are removed.
 
     Raises TypeError if `state` has values of other types. Raises NotFinite if networks or
     optimizers hold NaN or infinity. Raises OSError if the disk is full. After an error, no old
@@ -106,9 +106,9 @@ def save(
 def not_finite(state: Mapping[str, Any]) -> str:
     """Describes the first number that is NaN or infinite in the networks or optimizers of `state`.
 
-    These are the parts `agent` and `weights` of `state`. Returns "" if all their numbers are
-    finite. An array filled with one infinity is allowed, as this is how a running minimum or
-    maximum begins.
+    Only the parts `agent` and `weights` of `state` hold networks and optimizers. Returns "" if all
+    their numbers are finite. An array filled with one infinity is allowed, as this is how a running
+    minimum or maximum begins.
     """
     for part in LEARNED:
         for where, leaf in _leaves(state.get(part), part):
@@ -280,11 +280,11 @@ def read_newest(
 ) -> Saved | None:
     """Returns the newest undamaged checkpoint in `folder`; None if there is no checkpoint.
 
-    Each damaged or unsuitable checkpoint is skipped with a warning. Raises UserError if all are.
-    Another process may save and remove checkpoints in the folder during this call. agent, env: the
-    names of the agent and the environment that a checkpoint must be of; None allows any name.
-    parts: the keys of the state to read; None for all. check: called with the state; it raises
-    UserError if the caller cannot use the state.
+    Each damaged or unsuitable checkpoint is skipped with a warning. Raises UserError if all
+    checkpoints were skipped. Another process may save and remove checkpoints in the folder during
+    this call. agent, env: the names of the agent and the environment that a checkpoint must be of;
+    None allows any name. parts: the keys of the state to read; None for all. check: called with the
+    state; it raises UserError if the caller cannot use the state.
     """
     paths = _all(folder)
     while paths:
@@ -428,10 +428,9 @@ def _free_name(folder: Path, env_steps: int) -> Path:
 def _prune(folder: Path, path: Path, kept: int) -> None:
     """Removes all checkpoints in `folder` except the newest one, `path`, and some older ones.
 
-    In all, `kept` checkpoints of different agent steps are kept. Of several checkpoints with the
-    same agent steps only the newest is kept. Checkpoints without a readable manifest are removed.
-    Checkpoints of later agent steps are removed too, because the run has gone back to an earlier
-    checkpoint.
+    At most `kept` checkpoints stay in the folder. Of several checkpoints with the same agent steps
+    only the newest is kept. Checkpoints without a readable manifest are removed. Checkpoints of
+    later agent steps are removed too, because the run has gone back to an earlier checkpoint.
     """
     keep, steps = {path}, {_steps(path)}
     for other in reversed(_all(folder)):

@@ -155,8 +155,8 @@ def _configured(config: RunConfig, key: str, value: Any) -> RunConfig:
 def _with_option(options: Any, path: list[str], value: Any) -> Any:
     """Returns the nested mapping `options` with a new value at `path`.
 
-    path: the keys that lead to the value, from the outermost mapping to the innermost. If it is
-    empty, `value` is a mapping, and its items are added to `options`.
+    path: the keys that lead to the value, from the outermost mapping to the innermost. If `path` is
+    empty, `value` must be a mapping; its items are added to `options`.
     """
     before = options if isinstance(options, Mapping) else {}
     if not path:

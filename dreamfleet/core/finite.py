@@ -18,10 +18,10 @@ MOST_BAD_UPDATES: Final = 100  # in a row without a finite loss and gradient
 class UpdateMonitor:
     """Ends a run after many consecutive bad updates.
 
-    An update is bad if its loss or a gradient norm is not finite. part: the name of the trained
-    networks in messages. updates: the number of updates before a resume. An agent that skips bad
-    updates reports the number of consecutive bad updates as metric `fault/in_a_row`. For other
-    agents, this class checks the metrics `loss/…` and `grad_norm/…`.
+    An update is bad if its loss or a gradient norm is not finite. An agent that skips bad updates
+    reports the number of consecutive bad updates as metric `fault/in_a_row`. For other agents, this
+    class checks the metrics `loss/…` and `grad_norm/…`. part: the name of the trained networks in
+    messages. updates: the number of updates that a resumed run has already taken; 0 for a new run.
     """
 
     def __init__(self, part: str, updates: int = 0) -> None:

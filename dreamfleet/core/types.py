@@ -1,8 +1,9 @@
 """Defines the data of the system, and the protocols through which its parts work together.
 
 Letters for shapes: B batch size, T rows of a window, N environments of one actor, H steps of a
-dream, A size of an action, O shape of an observation. Leading axes come first in this order, so
-that batch comes before time. A row is one time step of an environment, with these columns:
+dream, A size of an action, O shape of an observation. The axis of batches or environments comes
+before the axis of time: (B, T, …) or (N, T, …). A row is one time step of an environment, with
+these columns:
 
 | column     | dtype      | shape         | value                                                  |
 |------------|------------|---------------|--------------------------------------------------------|
@@ -186,10 +187,10 @@ class ChunkId:
 class VectorEnv(Protocol):
     """N environments that are stepped together.
 
-    `info` holds extra values (facts) about the episodes that end with the newest rows, name → (N,);
-    it is mostly empty. Integers are categories: evaluations report each category separately. Floats
-    and bools are averaged. None stands for a missing fact. If rewards are shaped, the fact `return`
-    is the sum of the unshaped rewards.
+    `info` holds extra values (facts) about the episodes that end with the newest rows: for each
+    name of a fact, an array (N,). Integers are categories: evaluations report each category
+    separately. Floats and bools are averaged. None stands for a missing fact. If rewards are
+    shaped, the fact `return` is the sum of the unshaped rewards.
     """
 
     spec: EnvSpec
@@ -258,7 +259,9 @@ class Agent(Protocol):
         """Rolls the policy out in the world model, from the last row of each sampled window.
 
         starts: a sample of windows (consecutive real rows), with columns of shape (B, T, …).
-        Returns the dreams, with columns of shape (B', H + 1, …): B' rollouts of H steps.
+        Returns the dreams, with columns of shape (B', H + 1, …): B' rollouts of H steps each. B'
+        equals B if the agent makes one rollout per window, as all built-in agents do, but an agent
+        may make more. It may also add earlier real rows before the H + 1 rows of each rollout.
         """
         ...
 
