@@ -187,8 +187,8 @@ class ChunkId:
 class VectorEnv(Protocol):
     """N environments that are stepped together.
 
-    `info` holds extra values (facts) about the episodes that end with the newest rows: for each
-    name of a fact, an array (N,). Integers are categories: evaluations report each category
+    `info` holds extra values (facts) about the episodes that end with the newest rows: an array
+    (N,) under the name of each fact. Integers are categories: evaluations report each category
     separately. Floats and bools are averaged. None stands for a missing fact. If rewards are
     shaped, the fact `return` is the sum of the unshaped rewards.
     """
