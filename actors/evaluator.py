@@ -30,7 +30,7 @@ class Evaluator:
     pulls: the weight groups (networks of one process) to pull from the weight store. max_steps:
     steps after which an episode is truncated. stop: called at every step; True interrupts the
     evaluation. best_score: the best score (mean return) that a resumed run has already reached;
-    None for a new run. An evaluation with at least the best score keeps its weights for
+    None if there is none. An evaluation with at least the best score keeps its weights for
     `take_best`. env_steps: the number of agent steps that a resumed run has already taken; 0 for a
     new run. Evaluations that were due by then are not played.
     """

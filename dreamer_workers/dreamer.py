@@ -100,8 +100,8 @@ class Dreamer:
         """Makes one batch of dreams, adds it to the queue of dreams, and returns "".
 
         If this is not possible, returns a text that says what the dreamer waits for. If the queue
-        is full, the batch is kept until there is room. No other batch is made meanwhile, as its
-        weights would be old when the learner gets it.
+        is full, the batch is kept until there is room. No other batch is made meanwhile, as it
+        would come from old weights by the time the learner gets it.
         """
         waits = "learner: room for a dream"
         if self._pending is None:

@@ -61,10 +61,11 @@ class Learner:
         self.waiting_for = ""
 
     def step(self) -> bool:
-        """Takes one update of policy and critic. Returns False if it still lacks a batch.
+        """Takes one update of policy and critic. Returns False if the update lacks a batch.
 
         Depending on the agent, an update needs a batch of real rows, a batch of dreams, or both. If
-        it needs both, but only one of them has arrived, this one is kept for the next call.
+        an update needs both, but only one of them has arrived, this batch is kept for the next
+        call.
         """
         if self.version == 0:  # actors and dreamers begin with this learner's weights
             self._publish()

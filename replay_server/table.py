@@ -389,8 +389,9 @@ def _first_steps(rows: Batch, steps: float) -> Iterator[tuple[Batch, int]]:
 
     An agent step is a row that is not `last`. Agent steps are ordered by time, then by stream.
     rows: columns of shape (N, T, …), T rows of each of N streams (a stream is the rows of one
-    environment). They come in at most two parts: first all N streams up to some time, and then the
-    first n streams at one more time. Each part is yielded as its columns and its number of streams.
+    environment). The rows come in at most two parts: first all N streams up to some time, and then
+    the first n streams at one more time. Each part is yielded as its columns and its number of
+    streams.
     """
     acted = ~rows["last"]
     after = acted.sum(axis=0).cumsum()  # (T,) agent steps up to each time

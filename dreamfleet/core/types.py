@@ -188,9 +188,9 @@ class VectorEnv(Protocol):
     """N environments that are stepped together.
 
     `info` holds extra values (facts) about the episodes that end with the newest rows: an array
-    (N,) for each name of a fact. If no episode ends, it is mostly empty. Integers are categories:
-    evaluations report each category separately. Floats and bools are averaged. None stands for a
-    missing fact. If rewards are shaped, the fact `return` is the sum of the unshaped rewards.
+    (N,) under the name of each fact. Integers are categories: evaluations report each category
+    separately. Floats and bools are averaged. None stands for a missing fact. If rewards are
+    shaped, the fact `return` is the sum of the unshaped rewards.
     """
 
     spec: EnvSpec
