@@ -68,7 +68,7 @@ def tables(results: Path) -> str:
 
 
 def learning_tables(learned: list[dict[str, Any]], on_ray: dict[str, Any] | None) -> Iterator[str]:
-    """Yields three tables with headings: returns, steps to thresholds, and commands.
+    """Yields the lines of three tables with headings: returns, steps to thresholds, and commands.
 
     learned: the content of `summary.json` of each environment. on_ray: the record of the training
     on Ray by `system/distributed.py`, or None.
@@ -156,7 +156,7 @@ def pictures(results: Path) -> Iterator[str]:
 
 
 def category_tables(learned: list[dict[str, Any]]) -> Iterator[str]:
-    """Yields a table of returns by category of episodes, such as the kind of enemy in NumberGame.
+    """Yields the lines of a table of returns by category, as NumberGame's kinds of enemies are.
 
     Environments that report no categories are left out. learned: the content of `summary.json` of
     each environment.
@@ -191,7 +191,7 @@ def form(figure: str) -> str:
 
 
 def training_table(learned: list[dict[str, Any]]) -> Iterator[str]:
-    """Yields the table of training episodes, for environments whose training episodes are recorded.
+    """Yields the lines of the table of training episodes, for environments with a record of them.
 
     learned: the content of `summary.json` of each environment.
     """
@@ -205,7 +205,7 @@ def training_table(learned: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def ablation_tables(results: Path) -> Iterator[str]:
-    """Yields the tables of all ablations, in which agents were trained without one of their parts.
+    """Yields the lines of the tables of ablations: agents trained without one of their parts.
 
     results: the folder of recorded results.
     """
@@ -217,7 +217,7 @@ def ablation_tables(results: Path) -> Iterator[str]:
 
 
 def startup_table(found: dict[str, Any] | None) -> Iterator[str]:
-    """Yields the table of start-up times, or "not measured yet" if `found` is None.
+    """Yields the lines of the table of start-up times, or "not measured yet" if `found` is None.
 
     found: the record of `system/startup.py`.
     """
@@ -226,7 +226,7 @@ def startup_table(found: dict[str, Any] | None) -> Iterator[str]:
 
 
 def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
-    """Yields the table of the replay benchmark, or "not measured yet" if `found` is None.
+    """Yields the lines of the replay benchmark's table, or "not measured yet" if `found` is None.
 
     found: the JSON record of the benchmark.
     """
@@ -244,7 +244,7 @@ def replay_table(found: dict[str, Any] | None) -> Iterator[str]:
 
 
 def updates_tables(results: Path) -> Iterator[str]:
-    """Yields the tables of learner speed (updates per second), one per measured agent.
+    """Yields the lines of the tables of learner speed (updates per second), one per agent.
 
     results: the folder of recorded results.
     """

@@ -32,17 +32,18 @@ THRESHOLDS: Final = (
     "Steps to threshold",
     "Relative to ours",
     "Seeds that reach it",
-    "Later evaluations at it",
-    "Seeds at it at the end",
+    "Later evaluations at or above",
+    "Seeds at or above at the end",
 )
 THRESHOLDS_MEANING: Final = (
     "The table shows after how many environment steps each method (an agent or a baseline) reaches "
     "a return, the threshold. Steps to threshold: environment steps until the first evaluation "
     "whose mean return is at or above the threshold; median over seeds (min to max); `> N`: not "
     "reached in N steps. Relative to ours: the median of this method divided by the median of our "
-    "agent, which is the first method of each environment. Later evaluations at it: of the "
-    "evaluations after the first one that reached the threshold, the percentage at or above the "
-    "threshold. Seeds at it at the end: seeds whose last evaluation is at or above the threshold."
+    "agent, which is the first method of each environment. Later evaluations at or above: "
+    "of the evaluations after the first one that reached the threshold, the percentage that is at "
+    "or above the threshold. Seeds at or above at the end: seeds whose last evaluation is at or "
+    "above the threshold."
 )
 
 
@@ -50,17 +51,17 @@ TRAINING: Final = (
     "Environment",
     "Method",
     "Threshold",
-    "First episode at it",
+    "First episode at or above",
     "Steps to that episode",
-    f"Steps to a mean of {WINDOW} at it",
+    f"Steps to a mean of {WINDOW} at or above",
     "Seeds that reach it",
     f"Highest mean of {WINDOW}",
 )
 TRAINING_MEANING: Final = (
     "The table shows the returns of training episodes, in which the agent explores. First episode "
-    "at it: number of the first training episode whose return is at or above the threshold. Mean "
-    f"of {WINDOW}: mean return of {WINDOW} consecutive training episodes. Cells are medians over "
-    "seeds (min to max)."
+    "at or above: number of the first training episode whose return is at or above the threshold. "
+    f"Mean of {WINDOW}: mean return of {WINDOW} consecutive training episodes. Cells are "
+    "medians over seeds (min to max)."
 )
 
 

@@ -89,8 +89,9 @@ def time_to_first_words(actors: int) -> float:
 def first_gradient_step(actors: int) -> dict[str, Any]:
     """Starts a run on Ray, waits for its first gradient step and stops it with Ctrl-C.
 
-    Returns the seconds until the first gradient step, and the seconds from Ctrl-C to the end of the
-    command, and the commit and versions of the run. Raises SystemExit if the exit code is not 130, or if a process of the run stays alive.
+    Returns the seconds until the first gradient step, the seconds from Ctrl-C to the end of the
+    command, and the commit and versions of the run. Raises SystemExit if the exit code is not 130,
+    or if a process of the run stays alive.
     """
     run = new_run_folder("startup")
     launched = LaunchedRun(

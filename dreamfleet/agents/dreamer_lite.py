@@ -393,7 +393,7 @@ class DreamerLite(WeightGroups):
     def critic_targets(self, rows: Batch, policy: Policy) -> Tensor:
         """Returns the critic's targets (B, T-1): Retrace returns in units of `value_unit`.
 
-        rows: columns of B trajectories of T rows. policy: distributions of actions at these rows. A
+        rows: B trajectories of T rows, by column. policy: distributions of actions at these rows. A
         return ends at an episode's last row, or before a dreamed step on which ensemble members
         disagree too much.
         """

@@ -117,7 +117,7 @@ class AtariGame(gym.Env[Array, Any]):
     """One Atari game. In render mode rgb_array, `render` returns the game's screen in colour.
 
     The screen comes from a second emulator, which plays the same game with the same actions. With a
-    given seed, the game is the same as in `AtariGames` with one copy.
+    given seed, the game is the same as in a batch `AtariGames` of one game.
     """
 
     metadata = {  # noqa: RUF012 - as gymnasium has it

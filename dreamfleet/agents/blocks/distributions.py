@@ -54,14 +54,14 @@ class Categorical:
         return -(self.probs * self.log_probs).sum(-1)
 
     def mean_value(self, q: Tensor) -> Tensor:
-        """Returns the expected value of the policy's action, one number per distribution.
+        """Returns the mean of the action values `q`, weighted by the policy's probabilities.
 
-        q: the values of all A actions, shape (…, A).
+        q: the values of all A actions, shape (…, A). The result has shape (…).
         """
         return (self.probs * q).sum(-1)
 
     def policy_loss(self, q: Tensor, entropy_weight: float) -> Tensor:
-        """Returns the loss of a discrete policy, one number per distribution.
+        """Returns the loss of a discrete policy, one number for each state.
 
         Minimising the loss maximises expected value + entropy_weight · entropy. q: the values of
         all A actions, shape (…, A). The best policy is softmax(q / entropy_weight), so the loss is
@@ -125,14 +125,14 @@ class TanhNormal:
         return -self.sampled[1]
 
     def mean_value(self, q: Tensor) -> Tensor:
-        """Returns a one-sample estimate of the policy's mean value, one number per distribution.
+        """Returns a one-sample estimate of the policy's mean value, one number for each state.
 
         q: the value of the sampled action, shape (…, 1); the estimate is `q` without its last axis.
         """
         return q.squeeze(-1)
 
     def policy_loss(self, q: Tensor, entropy_weight: float) -> Tensor:
-        """Returns the loss of a continuous policy, one number per distribution.
+        """Returns the loss of a continuous policy, one number for each state.
 
         Minimising the loss maximises value + entropy_weight · entropy. q: the value of the sampled
         action, shape (…, 1). The gradient reaches the policy through the reparameterised sample.

@@ -26,7 +26,7 @@ class DreamedStep(NamedTuple):
 
 
 class WorldModel(nn.Module, ABC):
-    """The common base class of the world models of vectors and of frames; subclasses add networks.
+    """The base class of the world models of vector and image observations; subclasses add networks.
 
     An ensemble predicts the change from the newest observation of a history to the next
     observation, given the encoded action. The unit of changes is `change_rms`, the root mean square
@@ -34,8 +34,8 @@ class WorldModel(nn.Module, ABC):
     the step, the action, and the observation after it. So a dreamed reward fits the dreamed
     observation.
 
-    The error on held-out episodes, which the model never learns from, is measured after 1 to
-    `world_window` - 1 steps.
+    The error of predictions 1 to `world_window` - 1 steps ahead is measured on held-out episodes,
+    which the model never learns from.
 
     Letters of shapes in the methods: M ensemble members, C = `CONTEXT` rows of context (before the
     first row of a window), T rows of a window without its context, A the size of an encoded action,
@@ -286,10 +286,10 @@ class WorldModel(nn.Module, ABC):
     def predict(self, history: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns mean and log standard deviation of the next changes of the observation.
 
-        Both have shape (M, B, *X): M ensemble members predict B steps each. history: normalised
-        histories (M, B, C + 1, *X). action: encoded actions (M, B, A). The unit of changes is
-        `change_rms`, the root mean square of real changes. The log standard deviation is None if
-        the model does not learn it.
+        Both have shape (M, B, *X): M ensemble members predict B steps each, and *X is the shape of
+        an observation as the networks read it. history: normalised histories (M, B, C + 1, *X).
+        action: encoded actions (M, B, A). The unit of changes is `change_rms`, the root mean square
+        of real changes. The log standard deviation is None if the model does not learn it.
         """
 
     @abstractmethod
@@ -311,8 +311,9 @@ class WorldModel(nn.Module, ABC):
         """Draws the next observations, from the distribution of changes that `predict` returns.
 
         obs: the newest observations (M, B, *O), for M ensemble members with B dreams each. mean,
-        log_std: mean and log standard deviation of the change, (M, B, *X), in units of
-        `change_rms`. rng: the generator that draws. The result has the shape of `obs`.
+        log_std: mean and log standard deviation of the change in units of `change_rms`, (M, B, *X),
+        where *X is the shape of an observation as the networks read it. rng: the generator that
+        draws. The result has the shape of `obs`.
         """
 
     def update_residuals(
@@ -320,9 +321,9 @@ class WorldModel(nn.Module, ABC):
     ) -> None:
         """Stores prediction errors of real steps, from which `draw_next_obs` may draw later.
 
-        Does nothing unless a subclass overrides it. change: real changes (M, B, *X). mean, log_std:
-        mean and log standard deviation of the predicted changes. mask (M, B): 1 for changes to
-        store, else 0.
+        Does nothing unless a subclass overrides it. change: real changes (M, B, *X), where *X is
+        the shape of an observation. mean, log_std: mean and log standard deviation of the predicted
+        changes. mask (M, B): 1 for changes to store, else 0.
         """
 
     def replace_outliers(self, obs: Tensor) -> Tensor:
