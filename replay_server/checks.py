@@ -32,8 +32,9 @@ SPEC_FIELDS: Final = Limits()  # the names in `TableSpec`
 def check_spec(name: str, spec: TableSpec, limits: Limits = SPEC_FIELDS) -> None:
     """Raises UserError unless a table's specification is valid.
 
-    It is not valid, for example, if a consumer (one use of the table) could never sample. name: the
-    table's name. limits: the names of the size limits, for error messages.
+    It is not valid, for example, if a consumer (a named sampler of the table, such as `policy`)
+    could never sample. name: the table's name. limits: the names of the size limits, for error
+    messages.
     """
 
     def require(holds: bool, message: str) -> None:
@@ -74,7 +75,7 @@ def check_spec(name: str, spec: TableSpec, limits: Limits = SPEC_FIELDS) -> None
 def _consumer_fault(consumer: Consumer, columns: Mapping[str, Space]) -> str | None:
     """Returns one line about an invalid field of a consumer's specification; None if all are valid.
 
-    A consumer is one use of a table. columns: the columns of the table.
+    A consumer is a named sampler of a table, such as `policy`. columns: the columns of the table.
     """
     if consumer.batch < 1 or consumer.window < 1 or consumer.context < 0:
         return (

@@ -1,7 +1,7 @@
 """Holds what one consumer of a table needs: its starts, its selector, and its columns.
 
-A consumer is one use of a table. A start is a row at which a window may begin. A selector is the
-rule by which starts are sampled.
+A consumer is a named sampler of a table, such as `policy`. A start is a row at which a window may
+begin. A selector is the rule by which starts are sampled.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class ColumnLayout(NamedTuple):
 class ConsumerView:
     """One consumer's starts (rows at which windows may begin), its selector, and its columns.
 
-    A consumer is one use of a table. A selector samples starts. The columns are those of the
-    consumer's batches.
+    A consumer is a named sampler of a table, such as `policy`. A selector samples starts. The
+    columns are those of the consumer's batches.
     """
 
     def __init__(self, spec: Consumer, rows: Rows) -> None:

@@ -1,6 +1,6 @@
 """Keeps each consumer's number of samples in proportion to the agent steps added to its table.
 
-A consumer is one use of a table.
+A consumer is a named sampler of a table, such as `policy`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dreamfleet.core.types import Consumer
 class Limiter:
     """Counts agent steps and samples, and decides whether adding or sampling must wait.
 
-    A consumer (one use of a table) has a credit: the number of samples it may still take. After the
-    first `min_steps` agent steps, each added agent step raises the credit by `samples_per_step`,
-    and each sample lowers it by 1. The consumer may sample while its credit is at least 1. Adding
-    rows must wait while any credit is above `slack`. As `slack` is at least 1, adding and sampling
-    never both wait.
+    A consumer (a named sampler of a table, such as `policy`) has a credit: the number of samples it
+    may still take. After the first `min_steps` agent steps, each added agent step raises the credit
+    by `samples_per_step`, and each sample lowers it by 1. The consumer may sample while its credit
+    is at least 1. Adding rows must wait while any credit is above `slack`. As `slack` is at least
+    1, adding and sampling never both wait.
 
     A credit is never below 0. It exceeds `slack` by at most the samples that one chunk (rows added
     in one call) earns. The rule is that of Reverb's rate limiter (Cassirer et al. 2021). No method
@@ -33,7 +33,7 @@ class Limiter:
         self.samples = dict.fromkeys(consumers, 0)  # ever taken, by consumer
 
     def credit(self, consumer: str) -> float:
-        """Returns the number of samples that a consumer (one use of a table) may still take."""
+        """Returns the number of samples that a consumer (a named sampler) may still take."""
         spec = self._consumers[consumer]
         if self.steps < spec.min_steps:
             return 0.0
@@ -42,21 +42,21 @@ class Limiter:
         return (self.steps - spec.min_steps) * spec.samples_per_step - self.samples[consumer]
 
     def may_sample(self, consumer: str) -> bool:
-        """Returns whether a consumer (one use of a table) may take a sample now."""
+        """Returns whether a consumer (a named sampler of a table) may take a sample now."""
         return self.credit(consumer) >= 1
 
     def behind(self, consumer: str) -> bool:
         """Returns whether a consumer has sampled so little that adding rows must wait for it.
 
-        A consumer is one use of a table.
+        A consumer is a named sampler of a table, such as `policy`.
         """
         return self.credit(consumer) > self._slack
 
     def room(self, consumer: str) -> float:
         """Returns how many agent steps may be added until adding must wait for this consumer.
 
-        A consumer is one use of a table. Adding must wait if the consumer has sampled too little.
-        The number is negative if adding must wait already.
+        A consumer is a named sampler of a table, such as `policy`. Adding must wait if the consumer
+        has sampled too little. The number is negative if adding must wait already.
         """
         spec = self._consumers[consumer]
         if spec.samples_per_step is None:
@@ -69,7 +69,8 @@ class Limiter:
     def ratio(self, consumer: str) -> float:
         """Returns a consumer's samples per agent step, not counting the first `min_steps` steps.
 
-        A consumer is one use of a table. It takes no samples before `min_steps` agent steps.
+        A consumer is a named sampler of a table, such as `policy`. It takes no samples before
+        `min_steps` agent steps.
         """
         steps = self.steps - self._consumers[consumer].min_steps
         return self.samples[consumer] / steps if steps > 0 else 0.0
@@ -77,16 +78,16 @@ class Limiter:
     def state(self) -> dict[str, Any]:
         """Returns the counts of agent steps and of each consumer's samples, for a checkpoint.
 
-        A consumer is one use of a table.
+        A consumer is a named sampler of a table, such as `policy`.
         """
         return {"steps": self.steps, "samples": dict(self.samples)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restores the counts of agent steps and samples from a saved `state`.
 
-        Then lowers the sample counts of all consumers (uses of a table) that are ahead of the
-        slowest one, so that they may sample again. This is needed because the queue of dreams is
-        not saved: the dreams that were made from counted samples may be lost.
+        Then lowers the sample counts of all consumers (named samplers of a table, such as `policy`)
+        that are ahead of the slowest one, so that they may sample again. This is needed because the
+        queue of dreams is not saved: the dreams that were made from counted samples may be lost.
         """
         self.steps = int(state["steps"])
         self.samples = {name: int(state["samples"][name]) for name in self._consumers}
@@ -95,10 +96,11 @@ class Limiter:
     def _uncount_lost(self) -> None:
         """Lowers each consumer's sample count until no consumer is ahead of the slowest one.
 
-        A consumer is one use of a table. A consumer is ahead of another one if the samples it has
-        taken correspond to more agent steps. Dreams in the queue are lost in a restore, but the
-        samples from which they were made are still counted. Without this correction, the dreamer
-        could not sample for new dreams, and the learner would wait for ever.
+        A consumer is a named sampler of a table, such as `policy`. A consumer is ahead of another
+        one if the samples it has taken correspond to more agent steps. Dreams in the queue are lost
+        in a restore, but the samples from which they were made are still counted. Without this
+        correction, the dreamer could not sample for new dreams, and the learner would wait for
+        ever.
         """
         rates = {
             name: consumer.samples_per_step

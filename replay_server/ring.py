@@ -85,8 +85,8 @@ class Ring:
 class Starts:
     """Marks the rows at which one consumer's windows may begin (starts): one flag per slot.
 
-    A slot is a position in the ring buffer. A consumer is one use of a table. `count` is the number
-    of starts.
+    A slot is a position in the ring buffer. A consumer is a named sampler of a table, such as
+    `policy`. `count` is the number of starts.
     """
 
     def __init__(self, ring: Ring) -> None:

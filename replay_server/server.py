@@ -58,7 +58,7 @@ class ReplayServer:
         return added
 
     def sample(self, table: str, consumer: str, count: int | None = None) -> Sample | Batch | None:
-        """Returns the next sample of a consumer (one use of a table), or the next batch of a queue.
+        """Returns the next sample of a consumer (a named sampler), or the next batch of a queue.
 
         Returns None if none is available yet. count: number of windows; None for the consumer's
         batch size.
@@ -71,8 +71,8 @@ class ReplayServer:
 
         Returns None if no sample or batch is available yet. Rows of drawn windows are copied by
         `gather`; `intact` then says whether they were overwritten meanwhile. consumer: the name of
-        a consumer, which is one use of the table. count: number of windows; None for the consumer's
-        batch size.
+        a consumer, which is a named sampler of the table, such as `policy`. count: number of
+        windows; None for the consumer's batch size.
         """
         source = self._table(table)
         return source.sample() if isinstance(source, BatchQueue) else source.draw(consumer, count)

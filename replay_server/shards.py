@@ -97,8 +97,8 @@ class ShardedReplay:
 
     A sample is requested from all shards, even from those that give 0 windows to it, so that all
     shards count the same number of samples, and all report their masses. tables: the specifications
-    of the whole replay. ahead: how many samples of a consumer (one use of a table) are requested
-    before they are needed.
+    of the whole replay. ahead: how many samples of a consumer (a named sampler of a table, such as
+    `policy`) are requested before they are needed.
     """
 
     def __init__(
@@ -147,7 +147,8 @@ class ShardedReplay:
     def _request(self, table: str, consumer: str) -> _PendingSample:
         """Requests a consumer's sample from all shards, or a queue's batch from the first shard.
 
-        A shard is a replay that stores a part of the rows. A consumer is one use of a table.
+        A shard is a replay that stores a part of the rows. A consumer is a named sampler of a
+        table, such as `policy`.
         """
         spec = self._tables.get(table)
         if not isinstance(spec, TableSpec) or consumer not in spec.consumers:
@@ -242,10 +243,10 @@ def _shard_table(spec: TableSpec, shards: int) -> TableSpec:
 def _shard_consumer(spec: Consumer, shards: int) -> Consumer:
     """Returns a consumer's specification for one of several shards of a replay.
 
-    A consumer is one use of a table. A shard is a replay process that stores a part of the rows. It
-    takes part in every sample, but receives only its part of the agent steps. Therefore
-    `samples_per_step` is multiplied by the number of shards, and `batch` and `min_steps` (agent
-    steps before the first sample) are divided by it.
+    A consumer is a named sampler of a table, such as `policy`. A shard is a replay process that
+    stores a part of the rows. It takes part in every sample, but receives only its part of the
+    agent steps. Therefore `samples_per_step` is multiplied by the number of shards, and `batch` and
+    `min_steps` (agent steps before the first sample) are divided by it.
     """
     return replace(
         spec,

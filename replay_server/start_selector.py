@@ -21,9 +21,9 @@ Implementation = TypeVar("Implementation", bound="type[StartSelector]")
 class StartSelector(Protocol):
     """Draws starts: rows at which windows may begin. One object serves one consumer of a table.
 
-    A consumer is one use of a table. Each row is given by its slot: its position in the ring
-    buffer. `add` and `remove` are called after the flags in `starts` have changed. `probability`
-    must return the exact probabilities of `draw`.
+    A consumer is a named sampler of a table, such as `policy`. Each row is given by its slot: its
+    position in the ring buffer. `add` and `remove` are called after the flags in `starts` have
+    changed. `probability` must return the exact probabilities of `draw`.
     """
 
     def __init__(self, spec: Any, starts: Starts, rows: Rows, window: int) -> None:

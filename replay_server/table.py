@@ -1,6 +1,6 @@
 """A table: a ring buffer of rows, from which consumers sample windows of consecutive rows.
 
-A consumer is one use of a table.
+A consumer is a named sampler of a table, such as `policy`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ class Table:
     A stream is the rows of one environment. A window is T consecutive rows of a stream, and its
     first row is its start. The `context` rows before the start, in its episode, are sampled too.
 
-    A consumer is one use of the table. A row is a start for a consumer if it is not `last`, and if
-    all rows of its window and of its context are stored. `nbytes` is the memory of the full table.
+    A consumer is a named sampler of the table, such as `policy`. A row is a start for a consumer if
+    it is not `last`, and if all rows of its window and of its context are stored. `nbytes` is the
+    memory of the full table.
     """
 
     def __init__(self, name: str, spec: TableSpec, seed: int | Sequence[int]) -> None:
@@ -87,8 +88,8 @@ class Table:
     def room(self) -> float:
         """Returns how many agent steps may be added until the run ends or adding must wait.
 
-        Adding must wait if a consumer (one use of the table) has sampled too little. The number is
-        negative while `add` returns False.
+        Adding must wait if a consumer (a named sampler of the table, such as `policy`) has sampled
+        too little. The number is negative while `add` returns False.
         """
         if self.steps >= self.last_step:
             return -1.0
@@ -102,9 +103,9 @@ class Table:
         """Adds T rows to each of N streams. A stream is the rows of one environment.
 
         rows: columns of shape (N, T, …). streams: (N,), the streams' ids. Returns False, and stores
-        nothing, while a consumer (one use of the table) has sampled too little, and after the last
-        step of the run. Agent steps after step number `last_step` of the run are not stored. Raises
-        EnvironmentFault, and stores nothing, if the rows are malformed.
+        nothing, while a consumer (a named sampler of the table, such as `policy`) has sampled too
+        little, and after the last step of the run. Agent steps after step number `last_step` of the
+        run are not stored. Raises EnvironmentFault, and stores nothing, if the rows are malformed.
 
         If a stream's first new row is `first` although its episode has not ended, that episode is
         truncated: its newest stored row becomes `last`.
@@ -214,10 +215,10 @@ class Table:
     def sample(self, consumer: str, count: int | None = None) -> Sample | None:
         """Returns a sample of B windows, with copies of their rows; None if the consumer must wait.
 
-        A consumer is one use of the table. It must wait while no window is complete, and while it
-        has taken as many samples as the agent steps so far allow. The sample's columns have shape
-        (B, context + T, …): T rows per window, after `context` earlier rows. count: the number of
-        windows B; None for the consumer's batch size.
+        A consumer is a named sampler of the table, such as `policy`. It must wait while no window
+        is complete, and while it has taken as many samples as the agent steps so far allow. The
+        sample's columns have shape (B, context + T, …): T rows per window, after `context` earlier
+        rows. count: the number of windows B; None for the consumer's batch size.
 
         A caller with several threads calls `draw`, `gather` and `intact` instead, so that no thread
         waits while rows are copied. It holds the table's lock during `draw` and `intact`, but not
@@ -229,9 +230,9 @@ class Table:
     def draw(self, consumer: str, count: int | None = None) -> Draw | None:
         """Draws windows without copying their rows, and counts a sample.
 
-        Returns None if the consumer (one use of the table) must wait. The caller then copies the
-        rows with `gather`, and checks with `intact` that they were not overwritten meanwhile.
-        count: the number of windows; None for the consumer's batch size.
+        Returns None if the consumer (a named sampler of the table, such as `policy`) must wait. The
+        caller then copies the rows with `gather`, and checks with `intact` that they were not
+        overwritten meanwhile. count: the number of windows; None for the consumer's batch size.
         """
         if consumer not in self._views:
             known = ", ".join(sorted(self._views))
@@ -297,10 +298,10 @@ class Table:
     def stats(self) -> dict[str, float]:
         """Returns the counters of the table by name.
 
-        `inserted` rows are either `stored` or `evicted`. For each consumer (one use of the table),
-        there are `samples_<consumer>`, `ratio_<consumer>` (samples per agent step) and
-        `starts_<consumer>` (rows at which its windows may begin). The comments at `COUNTERS`
-        describe more counters.
+        `inserted` rows are either `stored` or `evicted`. For each consumer (a named sampler of the
+        table, such as `policy`), there are `samples_<consumer>`, `ratio_<consumer>` (samples per
+        agent step) and `starts_<consumer>` (rows at which its windows may begin). The comments at
+        `COUNTERS` describe more counters.
         """
         ring, limiter = self._ring, self._limiter
         stats: dict[str, float] = {"inserted": ring.inserted, "stored": ring.stored}

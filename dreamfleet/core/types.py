@@ -82,7 +82,7 @@ class EnvSpec:
 
 @dataclass(frozen=True)
 class Consumer:
-    """One use of a table: which windows it samples, how many at a time, and how often.
+    """A named sampler of a table: which windows it samples, how many at a time, and how often.
 
     A window is `window` consecutive rows of one stream (the rows of one environment). The `context`
     rows before it are sampled too, so that a sample's columns have shape (B, context + T, …): B
@@ -105,8 +105,8 @@ class Consumer:
 class TableSpec:
     """The specification of a table: a ring buffer of rows, which several consumers sample.
 
-    A consumer is one use of the table. Sampling rates count agent steps. An agent step is a row on
-    which an action was taken: a row that is not `last`.
+    A consumer is a named sampler of the table, such as `policy`. Sampling rates count agent steps.
+    An agent step is a row on which an action was taken: a row that is not `last`.
     """
 
     capacity: int  # rows, at most
@@ -137,7 +137,7 @@ class EpisodeStats(NamedTuple):
 
 @dataclass
 class Sample:
-    """A batch of windows (consecutive rows) that a consumer (one use of a table) has sampled.
+    """A batch of windows (consecutive rows) that a named sampler of a table has sampled.
 
     Each window has a key, which identifies its first row after the context rows. `Replay.update`
     takes these keys; it ignores rows that were overwritten since.
@@ -328,7 +328,7 @@ class Replay(Protocol):
         ...
 
     def sample(self, table: str, consumer: str) -> Sample | Batch | None:
-        """Returns the next sample of a consumer (one use of a table), or the next batch of a queue.
+        """Returns the next sample of a consumer (a named sampler), or the next batch of a queue.
 
         Returns None if none is available yet.
         """

@@ -93,9 +93,9 @@ class _TableAccess:
     def count_sent(self, consumer: str, to: tuple[str, str]) -> None:
         """Counts a sample as sent to a client, and wakes the requests that wait for samples.
 
-        to: (consumer, client). A consumer is one use of a table, such as `policy`; a client is a
-        process that samples. A client's requests are answered in order, so the number of samples
-        sent to it shows which request is next.
+        to: (consumer, client). A consumer is a named sampler of a table, such as `policy`; a client
+        is a process that samples. A client's requests are answered in order, so the number of
+        samples sent to it shows which request is next.
         """
         self.sent[to] += 1
         self.change(consumer).notify_all()

@@ -143,8 +143,8 @@ def _require(holds: bool, what: str) -> None:
 def _check_tables(agent: Any) -> None:
     """Raises Unfit unless the replay tables that an agent declares fit the agent's methods.
 
-    Each consumer (use of a table) needs its method: "policy" needs `learn_policy`, "world"
-    `learn_world` and "start" `dream`.
+    Each consumer (a named sampler of a table, such as `policy`) needs its method: "policy" needs
+    `learn_policy`, "world" `learn_world` and "start" `dream`.
     """
     tables = getattr(agent, "tables", None)
     _require(isinstance(tables, Mapping), f"`tables` must be a dict, found {tables!r:.80}")
@@ -201,7 +201,7 @@ def _check_acting(agent: Any, spec: EnvSpec) -> None:
 def _filled_replay(agent: Any, spec: EnvSpec) -> ReplayServer:
     """Returns a replay with enough synthetic rows for every consumer to draw a sample at once.
 
-    A consumer is one use of the table "real", such as updates of the policy.
+    A consumer is a named sampler of the table "real", such as `policy`.
     """
     real = agent.tables["real"]
     longest = max(consumer.context + consumer.window for consumer in real.consumers.values())

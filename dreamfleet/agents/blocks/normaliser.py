@@ -5,7 +5,7 @@ from ruining the statistics:
 
 - An outlier is left out of the statistics. An outlier is a number whose absolute value exceeds
   `OUTLIER_FACTOR` times the 95th percentile of the absolute values that are not 0.
-- Any other number of an observation is clipped to `STATISTICS_CLIP` standard deviations from the
+- Any other component of an observation is clipped to `STATISTICS_CLIP` standard deviations from the
   mean before it enters the statistics. So the statistics tolerate arbitrary numbers in 1 /
   STATISTICS_CLIP² = 2 % of the rows.
 
@@ -83,7 +83,7 @@ class RewardScale(nn.Module):
         return torch.compiler.is_compiling() or count <= 100 or count % SORT_EVERY == 0
 
     def clip_outliers(self, reward: Tensor) -> Tensor:
-        """Returns rewards, with outliers clipped to ± `OUTLIER_REWARD` root mean square rewards.
+        """Returns rewards; outliers are clipped to ± `OUTLIER_REWARD` times the RMS of rewards.
 
         An outlier is a reward whose absolute value exceeds `OUTLIER_FACTOR` times the 95th
         percentile of absolute rewards.

@@ -101,9 +101,9 @@ class WorldModel(nn.Module):
         """Returns the loss of the world model on real windows, as a scalar, and metrics.
 
         rows: columns (B, L, …), for B windows of L rows. The windows are split evenly among the
-        model's heads. A step counts if it lies in the same episode as the window's start (the row
-        after the context), if it involves no outlier, and if the episode is not held out (reserved
-        for measuring errors).
+        model's heads. A step counts if it lies in the same episode as the first row after the
+        context, if none of its observations is an outlier, and if the episode is not held out
+        (reserved for measuring errors).
         """
         x = self.normaliser(rows["obs"])
         tokens = self.tokens(x, rows["action"], rows["reward"], rows["first"])
@@ -140,10 +140,10 @@ class WorldModel(nn.Module):
 
         Held-out episodes are those that the world model never learns from. `model` is a slow copy
         (moving average) of this world model. rows: columns (B, L, …), for B windows of L real rows.
-        `model` dreams from the start of each held-out window (the row after the context), with the
-        real actions; the dreamed observations are compared with the real ones. The first dreamed
-        step of all windows also updates the mean disagreement of the model's heads. rng: the
-        generator that draws the dreams.
+        `model` dreams from the first row after the context of each window, with the real actions.
+        The dreamed observations of held-out windows are compared with the real ones. The first
+        dreamed step of every window, held out or not, updates the mean disagreement of the model's
+        heads. rng: the generator that draws the dreams.
         """
         action, obs = rows["action"], rows["obs"][:, self.context].float()
         x = model.normaliser(rows["obs"])

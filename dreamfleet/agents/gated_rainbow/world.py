@@ -88,8 +88,9 @@ class WorldModel(nn.Module, ABC):
 
         rows: columns (B, C + T, …), for B windows: C rows of context, then T rows. action: encoded
         actions (B, C + T, A). The windows are split evenly among the ensemble members. A step
-        counts if it lies in the episode of the window's start (the row after the context), if it
-        involves no outlier, and if the episode is not held out (reserved for measuring errors).
+        counts if it lies in the episode of the first row after the context, if none of its
+        observations is an outlier, and if the episode is not held out (reserved for measuring
+        errors).
         """
         x = self.normaliser(rows["obs"])
         action = action[:, CONTEXT:-1]  # (B, T-1, A)
