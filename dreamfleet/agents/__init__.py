@@ -1,7 +1,7 @@
 """Finds an agent by its name, and checks which environments the agent supports.
 
 The name is one of three: the name of a built-in agent, the name of an agent in an installed
-package, or `module:Class` for a class that the user wrote.
+package, or `module:Class`.
 """
 
 from __future__ import annotations
@@ -50,10 +50,8 @@ REGISTRY: dict[str, AgentEntry] = {
 def find(name: str) -> AgentEntry:
     """Returns the AgentEntry of an agent: its class and the kinds of environments it supports.
 
-    `name` is a key of REGISTRY (built-in agents), an entry point of an installed package, or
-    `module:Class`. An agent that is not built in is imported, because its class declares the
-    supported actions and observations. Raises UserError for an unknown name, and for a class that
-    is not an agent.
+    `name` is a key of REGISTRY, an entry point of an installed package, or `module:Class`. Raises
+    UserError for an unknown name, and for a class that is not an agent.
     """
     if name in REGISTRY:
         return REGISTRY[name]
@@ -72,9 +70,8 @@ def find(name: str) -> AgentEntry:
 def known() -> dict[str, str]:
     """Returns a dict from the name of each known agent to one line of text about the agent.
 
-    Known agents are the built-in ones and those of installed packages. The line of a built-in agent
-    gives the supported actions and observations. The line of an installed agent gives its
-    `module:Class`.
+    The line of a built-in agent gives the supported actions and observations. The line of an
+    installed agent gives its `module:Class`.
     """
     lines = {
         name: f"{', '.join(entry.actions)} actions, {', '.join(entry.observations)}"

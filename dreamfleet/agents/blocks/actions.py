@@ -1,14 +1,13 @@
 """Encodes actions, discrete or continuous; has a policy distribution and a critic for each kind.
 
 A critic is a pair of networks; the lower of their two values is used (clipped double Q-learning,
-Fujimoto et al. 2018). Its inputs are latents (B, T, L), the actions taken, and the policy's
-distributions at the latents. A latent is a world model's encoding of an observation. B is the
-number of windows, T their rows, L the size of a latent. The critic returns
+Fujimoto et al. 2018). Its inputs are latents (B, T, L), for B windows of T rows, the actions taken,
+and the policy's distributions at the latents. The critic returns
 
-- `q_taken` (2, B, T): the values of the actions taken, from both networks, for the critic's loss;
-- `q_candidates` (B, T, C): for each of C candidate actions, the lower of the two networks' values.
-  For discrete actions the candidates are all actions. For continuous actions the only candidate is
-  an action sampled from the policy. No gradient of `q_candidates` reaches the critic's parameters.
+- `q_taken` (2, B, T): the values of the actions taken, from both networks.
+- `q_candidates` (B, T, C): for each of C candidate actions, the lower of the two values. The
+  candidates are all discrete actions, or one sampled continuous action. No gradient of
+  `q_candidates` reaches the critic's parameters.
 """
 
 from __future__ import annotations
@@ -78,12 +77,12 @@ class DiscreteCritic(nn.Module):
     def forward(self, z: Tensor, action: Tensor, policy: Categorical) -> tuple[Tensor, Tensor]:
         """Returns the values of the actions taken, and the values of all A actions.
 
-        z: latents (encoded observations) (B, T, L), for B windows of T rows. action: the actions
-        taken (B, T). policy: not used, because all actions are evaluated.
+        z: latents (encoded observations) (B, T, L), for B windows of T rows. action: (B, T).
+        policy: not used.
 
-        The first result, `q_taken` (2, B, T), holds the values from both networks. The second,
-        `q_candidates` (B, T, A), holds the lower of the two values of each action. None of its
-        gradients reach the critic's parameters.
+        `q_taken` (2, B, T) holds the values from both networks. `q_candidates` (B, T, A) holds the
+        lower of the two values of each action. No gradient of `q_candidates` reaches the critic's
+        parameters.
         """
         q = evaluate_both(self.net, z)  # (2, B, T, A)
         q_taken = q.gather(-1, action.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)
@@ -100,12 +99,11 @@ class ContinuousCritic(nn.Module):
     def forward(self, z: Tensor, action: Tensor, policy: TanhNormal) -> tuple[Tensor, Tensor]:
         """Returns the values of the actions taken, and the values of actions sampled from `policy`.
 
-        z: latents (encoded observations) (B, T, L), for B windows of T rows. action: the actions
-        taken (B, T, A). policy: the policy's distributions at the latents.
+        z: latents (encoded observations) (B, T, L), for B windows of T rows. action: (B, T, A).
 
-        The first result, `q_taken` (2, B, T), holds the values from both networks. The second,
-        `q_candidates` (B, T, 1), holds the lower of the two values of the sampled action. None of
-        its gradients reach the critic's parameters.
+        `q_taken` (2, B, T) holds the values from both networks. `q_candidates` (B, T, 1) holds the
+        lower of the two values of the sampled action. No gradient of `q_candidates` reaches the
+        critic's parameters.
         """
         q_taken = evaluate_both(self.net, torch.cat([z, action], -1)).squeeze(-1)
         frozen = {name: value.detach() for name, value in self.net.named_parameters()}
@@ -116,7 +114,6 @@ class ContinuousCritic(nn.Module):
 def evaluate_both(net: Ensemble, x: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
     """Returns the outputs (2, B, T, out) of an ensemble of two networks at inputs (B, T, in).
 
-    Both networks read the same inputs `x`: B windows of T rows, with `in` numbers per row.
     parameters: if given, used instead of the networks' own parameters.
     """
     flat = x.flatten(0, 1).expand(2, -1, -1)

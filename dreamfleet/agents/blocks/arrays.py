@@ -22,7 +22,7 @@ def to_tensor(array: Array, device: str | torch.device = "cpu") -> Tensor:
 def to_tensors(batch: Batch, device: str | torch.device) -> Batch:
     """Converts all columns of a batch, numpy arrays or tensors, to tensors on `device`.
 
-    A tensor that is already on `device` is returned unchanged. On the CPU, the tensor made from a
-    numpy array shares the array's memory where PyTorch allows this.
+    On the CPU, the tensor made from a numpy array shares the array's memory where PyTorch allows
+    this.
     """
     return {name: torch.as_tensor(value, device=device) for name, value in batch.items()}

@@ -19,10 +19,8 @@ NATURE: tuple[Layer, ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # Mnih et al. 
 class Convolutions(nn.Module):
     """Convolutional layers with ReLU: maps stacks of frames to feature vectors.
 
-    The input is (B, `frames` · C, H, W): B stacks of `frames` images with C channels, H rows and W
-    columns. The output is (B, F), where the attribute `size` is the number of features F. Raises
-    UserError unless the frames of the observation space `obs` are bytes (uint8) and large enough
-    for the layers.
+    Maps (B, `frames` · C, H, W) to (B, F), where the attribute `size` is F. Raises UserError unless
+    the frames of the observation space `obs` are bytes (uint8) and large enough for the layers.
     """
 
     def __init__(self, obs: Space, frames: int, layers: Sequence[Layer]) -> None:

@@ -3,12 +3,10 @@
 Hidden layers that also read the network's input are the idea of D2RL (Sinha et al. 2020). Each
 weight is named after the values that it multiplies:
 
-- `input_weights` multiply the network's input; there is one matrix per hidden layer.
+- `input_weights` multiply the network's input; there is one matrix per hidden layer. The last row
+  of each matrix is the bias.
 - `hidden_weights` multiply the output of the previous hidden layer.
 - `output_weight` multiplies the output of the last hidden layer.
-
-A 1 is appended to each input. So the last row of each matrix of `input_weights` is the bias of its
-hidden layer.
 """
 
 from __future__ import annotations
@@ -30,13 +28,10 @@ VECTOR = 16  # numbers that a processor multiplies in one instruction
 class Dense(nn.Module):
     """Maps inputs (B, in) to the outputs (K, B, out) of K independent networks with ReLU.
 
-    All K networks (ensemble members) read the same batch of B inputs.
-
     - hidden: numbers of units of the hidden layers.
-    - dense: whether every hidden layer also reads the network's input (D2RL, Sinha et al. 2020). If
-      false, only the first hidden layer reads the input.
-    - norm: normalisation of the hidden layers. "layer" is LayerNorm before the activation, "batch"
-      is batch renormalisation after the activation.
+    - dense: whether every hidden layer also reads the network's input (D2RL, Sinha et al. 2020).
+    - norm: "layer" is LayerNorm before the activation, "batch" is batch renormalisation after the
+      activation.
     - dropout: probability that dropout sets a hidden unit to 0.
     """
 
@@ -61,9 +56,7 @@ class Dense(nn.Module):
         def padding(units: int) -> int:
             """Returns the number of extra units that make a layer's size a multiple of `VECTOR`.
 
-            A processor multiplies `VECTOR` numbers in one instruction. The weights of extra units
-            are 0 and stay 0. With LayerNorm there are no extra units, because they would change its
-            mean and variance.
+            The weights of extra units are 0 and stay 0. With LayerNorm there are no extra units.
             """
             return 0 if norm == "layer" else -units % VECTOR
 
@@ -96,8 +89,8 @@ class Dense(nn.Module):
     ) -> Tensor:
         """Returns the outputs (K, B, out) of K networks at B inputs `x`, (B, in).
 
-        - frozen: if true, gradients reach the inputs but not the weights. Batch renormalisation
-          then uses its running statistics and does not update them.
+        - frozen: if true, gradients reach the inputs but not the weights, and batch renormalisation
+          uses its running statistics without updating them.
         - mean: if true, returns only the mean of each network's outputs, (K, B, 1).
         - rng: the generator that draws the dropout masks. If None, there is no dropout.
         """
@@ -138,10 +131,8 @@ class Dense(nn.Module):
 class BatchRenorm(nn.Module):
     """Batch renormalisation of hidden units (K, B, F): K networks, B inputs, F units.
 
-    Each unit is normalised with the mean and standard deviation of the batch. The result is then
-    scaled and shifted towards what the running mean and standard deviation would give. `MAX_SCALE`
-    and `MAX_SHIFT` bound this correction. During the first `WARMUP` batches there is no correction,
-    as in plain batch normalisation.
+    `MAX_SCALE` and `MAX_SHIFT` bound the correction towards the running statistics. During the
+    first `WARMUP` batches there is no correction.
 
     Source: Ioffe 2017, with the constants of CrossQ (Bhatt et al. 2024).
     """

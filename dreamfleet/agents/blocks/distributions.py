@@ -1,7 +1,6 @@
 """Policy distributions for discrete and for continuous actions.
 
-A distribution is made from the outputs of a policy network. The property `sampled` is one sample,
-drawn when the property is first read; later reads return the same sample. A shape (…, A) means A
+The property `sampled` is one sample, drawn when the property is first read. A shape (…, A) means A
 numbers along the last axis, after any number of other axes. A is the number of discrete actions, or
 the size of a continuous action.
 """
@@ -63,11 +62,8 @@ class Categorical:
     def policy_loss(self, q: Tensor, entropy_weight: float) -> Tensor:
         """Returns the loss of a discrete policy, one number for each state.
 
-        Minimising the loss maximises expected value + entropy_weight · entropy. q: the values of
-        all A actions, shape (…, A). The best policy is softmax(q / entropy_weight), so the loss is
-        the cross-entropy with this target. Its gradient with respect to the logits is about the
-        difference between policy and target. The policy gradient, in contrast, vanishes where a
-        policy is almost certain of a wrong action.
+        q: the values of all A actions, shape (…, A). The loss is the cross-entropy of the policy
+        with the target softmax(q / entropy_weight).
         """
         target = F.softmax(q / entropy_weight, -1)
         return -(target * self.log_probs).sum(-1)
@@ -89,10 +85,9 @@ class TanhNormal:
     ) -> None:
         """Makes a Gaussian squashed by tanh from the outputs of a policy network.
 
-        stats: the outputs, shape (…, 2A) for actions of A numbers: A means, then A log standard
-        deviations. The constructor squashes both into bounded ranges. rng: the generator that draws
-        the sample. noise: if given, standard normal numbers of shape (…, A), from which the sample
-        is computed instead. Sampling needs `rng` or `noise`.
+        stats: the outputs (…, 2A): A means, then A log standard deviations. rng: the generator that
+        draws the sample. noise: standard normal numbers (…, A), from which the sample is computed
+        instead. Sampling needs `rng` or `noise`.
         """
         mean, log_std = stats.chunk(2, -1)
         self.mean = self.MAX_MEAN * torch.tanh(mean / self.MAX_MEAN)
@@ -135,16 +130,14 @@ class TanhNormal:
         """Returns the loss of a continuous policy, one number for each state.
 
         Minimising the loss maximises value + entropy_weight · entropy. q: the value of the sampled
-        action, shape (…, 1). The gradient reaches the policy through the reparameterised sample.
+        action, shape (…, 1).
         """
         return -(q.squeeze(-1) + entropy_weight * self.entropy())
 
     def _log_prob(self, raw: Tensor) -> Tensor:
         """Returns the log-density of the action tanh(raw): log N(raw) - log |d tanh / d raw|.
 
-        raw: the sample of the Gaussian N, before the tanh. The second term is computed in a
-        numerically stable form: 2 (log 2 - raw - softplus(-2 raw)). The constants of both terms are
-        added together.
+        raw: the sample of the Gaussian N, before the tanh.
         """
         constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
         gaussian = 0.5 * ((raw - self.mean) / self.std).square() + self.log_std

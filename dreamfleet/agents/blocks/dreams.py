@@ -15,17 +15,15 @@ def sample_windows(
 ) -> tuple[Batch, Tensor]:
     """Samples windows of rows from dreams; returns the windows and their weights.
 
-    dreams: columns (B, T, …), for B dreams of T rows. A dream is a rollout of the policy in a world
-    model. The column `weight` is 1 on trusted rows (dreamed rows that the agent may learn from),
-    else 0.
+    dreams: columns (B, T, …), for B dreams of T rows. The column `weight` is 1 on trusted rows
+    (dreamed rows that the agent may learn from), else 0.
 
-    `size` trusted rows are sampled uniformly, with replacement, by the generator `rng`. The window
-    of a sampled row begins `context` rows before the row and ends `n` rows after it. Where a window
-    reaches beyond its dream, the first or the last row of the dream is repeated. The windows have
-    the `columns` asked for, each (size, context + 1 + n, …).
+    `size` trusted rows are sampled uniformly, with replacement. The window of a sampled row begins
+    `context` rows before the row and ends `n` rows after it. Beyond the ends of a dream, its first
+    or last row is repeated. The windows have the given `columns`, each (size, context + 1 + n, …).
 
-    The weights have shape (size,). Each is 1, or less if there are fewer trusted rows than windows:
-    then the weights sum to the number of trusted rows.
+    The weights (size,) are 1. If there are fewer trusted rows than windows, the weights sum to the
+    number of trusted rows.
     """
     weight = dreams["weight"]
     steps = weight.shape[1]

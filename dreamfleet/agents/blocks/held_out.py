@@ -15,12 +15,11 @@ MEMORY = 500.0  # the moving average is over about this many held-out windows
 def update_averages(seen: Tensor, mask: Tensor, *errors: tuple[Tensor, Tensor]) -> None:
     """Updates moving averages of a world model's squared prediction errors, in place.
 
-    There is one average for each number of steps predicted ahead, 1 to H. The new errors come from
-    B windows of held-out episodes (episodes that the world model never learns from).
+    There is one average for each number of steps predicted ahead, 1 to H.
 
     - seen (H,): the number of windows in the averages, at most `MEMORY`; updated in place.
-    - mask (B, H): 1 where a new error enters its average, else 0.
-    - errors: pairs of moving averages (H,) and the new squared errors (B, H) that update them.
+    - mask (B, H): 1 where the error of one of B windows enters its average, else 0.
+    - errors: pairs of moving averages (H,) and the new squared errors (B, H).
     """
     count = mask.sum(0)
     seen.copy_((seen + count).clamp(max=MEMORY))
@@ -33,10 +32,8 @@ def expected_error(error: Tensor, seen: Tensor, horizon: int) -> Tensor:
     """Returns the expected root mean square error after 1, 2, … `horizon` predicted steps.
 
     error (H,): moving averages of squared errors after 1 to H steps. seen (H,): the number of
-    windows in each average. The windows come from held-out episodes (episodes that the world model
-    never learns from). Before the first such window the expected error is infinite. Beyond H steps
-    the error is assumed to grow in proportion to the number of steps. The result has shape
-    (horizon,).
+    windows in each average. The result has shape (horizon,). The expected error is infinite while
+    `seen` is 0. Beyond H steps it grows in proportion to the number of steps.
     """
     measured = torch.where(seen > 0, error.sqrt(), torch.inf)
     steps = torch.arange(1, horizon + 1, device=measured.device)

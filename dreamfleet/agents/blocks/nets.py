@@ -14,9 +14,8 @@ from torch import Tensor, nn
 class Ensemble(nn.Module):
     """K independent MLPs in one batched computation: maps (K, B, in) to (K, B, out).
 
-    MLP k reads slice k of the input, a batch of B rows. Each hidden layer is followed by LayerNorm
-    and SiLU. sizes: the numbers of units, from the input through the hidden layers to the output.
-    zero_last: if true, the last layer starts at 0, so that all initial outputs are 0.
+    Each hidden layer is followed by LayerNorm and SiLU. sizes: the numbers of units, from the input
+    through the hidden layers to the output. zero_last: if true, all initial outputs are 0.
     """
 
     def __init__(self, members: int, sizes: Sequence[int], *, zero_last: bool = False) -> None:
@@ -44,8 +43,7 @@ class MLP(nn.Module):
     """A multilayer perceptron; it maps the last axis of a tensor from size `in` to size `out`.
 
     Each hidden layer is followed by LayerNorm and SiLU. sizes: the numbers of units, from the input
-    through the hidden layers to the output. zero_last: if true, the last layer starts at 0, so that
-    all initial outputs are 0.
+    through the hidden layers to the output. zero_last: if true, all initial outputs are 0.
     """
 
     def __init__(self, sizes: Sequence[int], *, zero_last: bool = False) -> None:

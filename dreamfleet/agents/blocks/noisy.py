@@ -12,8 +12,7 @@ from torch import Tensor, nn
 class NoisyLinear(nn.Module):
     """A linear layer with weights μ + σ · ε: learned mean μ and scale σ, and factorised noise ε.
 
-    Maps a batch of B inputs (B, in) to outputs (B, out). sigma: σ0 of the paper; each scale σ
-    starts at σ0 / √in.
+    Maps (B, in) to (B, out). sigma: each scale σ starts at sigma / √in.
 
     Source: Fortunato et al. 2018, equations 10 and 11.
     """
@@ -30,8 +29,7 @@ class NoisyLinear(nn.Module):
         """Returns the outputs (B, out) of a noisy linear layer for B inputs `x`, (B, in).
 
         noise: standard normal numbers (R, `noise_size`); None means no noise. R = 1 gives the whole
-        batch the same noisy weights, which is faster. R = B gives each input its own noisy weights,
-        for acting in many environments.
+        batch the same noisy weights. R = B gives each input its own.
         """
         if noise is None:
             return F.linear(x, self.weight, self.bias)

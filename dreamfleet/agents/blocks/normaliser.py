@@ -1,16 +1,11 @@
 """Running statistics that scale observations and rewards, robust to faulty numbers.
 
-Sensors and simulators sometimes return faulty numbers such as 1e20. Two rules keep faulty numbers
-from ruining the statistics:
-
 - An outlier is left out of the statistics. An outlier is a number whose absolute value exceeds
   `OUTLIER_FACTOR` times the 95th percentile of the absolute values that are not 0.
 - Any other component of an observation is clipped to `STATISTICS_CLIP` standard deviations from the
-  mean before it enters the statistics. So the statistics tolerate arbitrary numbers in 1 /
-  STATISTICS_CLIP² = 2 % of the rows.
+  mean before it enters the statistics.
 
-Means and variances are float64. In float32, squares of numbers beyond 1e19 overflow, and small
-updates of a mean as large as 1.7e9 (a time stamp) are lost to rounding.
+Means and variances are float64.
 """
 
 from __future__ import annotations
@@ -94,9 +89,8 @@ class RewardScale(nn.Module):
     def largest_return(self, returns: Tensor, reward: Tensor, gamma: float) -> Tensor:
         """Returns the largest absolute value among discounted returns and single rewards.
 
-        Rewards that are outliers are clipped, as by `clip_outliers`. Let p be the 95th percentile
-        of absolute rewards and gamma the discount factor. A return whose absolute value exceeds
-        p / (1 - gamma) is left out, because rewards of at most p cannot add up to that much.
+        Rewards that are outliers are clipped. A return whose absolute value exceeds p / (1 - gamma)
+        is left out, where p is the 95th percentile of absolute rewards.
         """
         bound = self.reward_p95 / (1 - gamma) if gamma < 1 else torch.inf
         bound = torch.where(self.reward_p95 > 0, bound, torch.inf)
@@ -112,13 +106,11 @@ class RewardScale(nn.Module):
 def update_percentile(average: Tensor, size: Tensor, rate: Tensor) -> None:
     """Moves a running 95th percentile of absolute values towards the percentile of a new batch.
 
-    average: the running percentile of each component, of any shape; updated in place. size:
-    the new batch of absolute values, (N, …), for N rows; … are the axes of `average`. rate: the
-    weight of the new batch, from 0 to 1.
+    average: the running percentile of each component; updated in place. size: the new batch of
+    absolute values, (N, …), where … are the axes of `average`. rate: the weight of the new batch,
+    from 0 to 1.
 
-    Zeros are left out. A component whose values are all 0 keeps its average. Logarithms of
-    percentiles are averaged, so that a batch with many outliers moves the average little. If a
-    batch is large, only every k-th row is sorted, to save time.
+    Zeros are left out. A component whose values are all 0 keeps its average.
     """
     size = size[:: -(-len(size) // SORTED_ROWS)].movedim(0, -1).contiguous()
     ordered, zeros = size.sort().values, (size == 0).sum(-1, keepdim=True)
@@ -134,7 +126,7 @@ def outlier_bound(percentile: Tensor) -> Tensor:
     """Returns the absolute value above which a number is an outlier, per component.
 
     percentile: the 95th percentile of the absolute values of each component. The bound is infinite
-    where the percentile is 0, because no number other than 0 has been seen there.
+    where the percentile is 0.
     """
     return torch.where(percentile > 0, OUTLIER_FACTOR * percentile, torch.inf)
 
@@ -142,8 +134,7 @@ def outlier_bound(percentile: Tensor) -> Tensor:
 class Normaliser(RewardScale):
     """Normalises observations to mean 0 and variance 1, and clips them.
 
-    Maps (…, *O) to (…, O): *O is the shape of one observation, whose axes are merged into one axis
-    of O numbers, and … stands for any batch axes.
+    Maps (…, *O) to (…, O): the axes of one observation *O are merged into one axis of O numbers.
     """
 
     obs_mean: Tensor
@@ -181,8 +172,8 @@ class Normaliser(RewardScale):
     def _initialise(self, x: Tensor) -> None:
         """Sets the mean and variance of observations from the first batch `x`, shape (N, O).
 
-        N is the number of rows, O the number of components of an observation. Only the central 95 %
-        of each component's values are used. Later calls of this function change nothing.
+        Only the central 95 % of each component's values are used. Later calls of this function
+        change nothing.
         """
         first = self.updates == 1
         quantiles = torch.tensor([0.025, 0.975], dtype=x.dtype, device=x.device)
@@ -206,8 +197,8 @@ class Normaliser(RewardScale):
     def replace_outliers(self, flat: Tensor) -> Tensor:
         """Returns observations with each outlier replaced by the running mean of its component.
 
-        flat: observations with one axis for their O components, (…, O). An outlier is a number
-        whose absolute value exceeds `OUTLIER_FACTOR` times its component's 95th percentile.
+        flat: observations (…, O). An outlier is a number whose absolute value exceeds
+        `OUTLIER_FACTOR` times the 95th percentile of the absolute values of the same component.
         """
         return torch.where(flat.abs() > outlier_bound(self.obs_p95), self.obs_mean.float(), flat)
 
@@ -237,8 +228,7 @@ class Normaliser(RewardScale):
 class FrameNormaliser(RewardScale):
     """Scales image observations of bytes to [0, 1], and moves the channels before rows and columns.
 
-    Maps (…, H, W, C) to (…, C, H, W), for H rows, W columns and C channels. Running statistics are
-    kept of rewards only; frames do not need them.
+    Maps (…, H, W, C) to (…, C, H, W). Running statistics are kept of rewards only.
     """
 
     MAX_BYTE = 255
@@ -257,16 +247,14 @@ class FrameNormaliser(RewardScale):
     def denormalise(self, x: Tensor) -> Tensor:
         """Converts frames `x`, scaled to [0, 1], back to byte values.
 
-        Maps (…, C, H, W) to (…, H, W, C), for C channels, H rows and W columns. The results are
-        floats rounded to whole numbers. Predicted frames may yield values below 0 or above 255.
+        Maps (…, C, H, W) to (…, H, W, C). The results are floats rounded to whole numbers; values
+        may be below 0 or above 255.
         """
         return (x * self.MAX_BYTE).round().movedim(-3, -1)
 
 
 class ReturnRange(nn.Module):
     """A moving average of the distance between the 5th and the 95th percentile of returns.
-
-    Values are divided by this range, so that one entropy weight fits returns of every size.
 
     Source: DreamerV3 (Hafner et al. 2023, section 4).
     """
@@ -282,9 +270,9 @@ class ReturnRange(nn.Module):
     def update(self, returns: Tensor, weight: Tensor) -> Tensor:
         """Updates the running distance between the 5th and 95th percentiles of returns.
 
-        returns: a batch of returns. weight: their weights, of the same shape. The first batch sets
-        the distance. If all weights are 0, or if the returns are not finite, the distance stays the
-        same. The result is the new distance, a scalar of at least 1e-3.
+        weight: the weights of the returns, of the same shape. Returns the new distance, a scalar of
+        at least 1e-3. If all weights are 0, or if the returns are not finite, the distance stays
+        the same.
         """
         ordered, order = returns.flatten().sort()
         cumulative = weight.flatten()[order].cumsum(0)

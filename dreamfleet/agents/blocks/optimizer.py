@@ -22,11 +22,7 @@ class Optimizer:
     """Trains the parameters of one network by AdamW with gradient clipping.
 
     A step whose loss or gradient is not finite is skipped: parameters and moments keep their
-    values. Skipped steps are counted in a tensor on the device, because copying a count to the CPU
-    would make every step wait. `skipped_step_metrics` reports the counts.
-
-    All parameters are views of one flat tensor, and their gradients are copied into another. So a
-    step needs few operations, however many parameters there are.
+    values. `skipped_step_metrics` reports the number of skipped steps.
     """
 
     def __init__(
@@ -34,8 +30,8 @@ class Optimizer:
     ) -> None:
         """Makes an AdamW optimizer for all parameters of `net`, with learning rate `lr`.
 
-        max_grad_norm: a gradient of larger norm is scaled down to this norm. weight_decay: in each
-        step parameters shrink by the fraction lr · weight_decay; 0 gives plain Adam.
+        max_grad_norm: a gradient of larger norm is scaled down to this norm. weight_decay: 0 gives
+        plain Adam.
         """
         parameters = list(net.parameters())
         flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
@@ -57,7 +53,7 @@ class Optimizer:
         """Takes one gradient step on `loss`; returns the gradient norm before clipping.
 
         lr: a learning rate for this step alone, as a scalar tensor; None means the learning rate of
-        the constructor. A parameter that the loss does not depend on gets a gradient of 0.
+        the constructor.
         """
         keep_freed_memory()
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
@@ -74,9 +70,7 @@ class Optimizer:
     def _adamw(self, lr: float | Tensor, not_finite: Tensor) -> None:
         """Updates the parameters as `torch.optim.AdamW` does, unless `not_finite` is 1.
 
-        lr: the learning rate. not_finite: 1 if the loss or the gradient is not finite, else 0.
-        `torch.optim.AdamW` is not used because its import loads torch's compiler, which takes a
-        second.
+        not_finite: 1 if the loss or the gradient is not finite, else 0.
         """
         with no_subnormals():
             adamw(
@@ -116,11 +110,9 @@ class Optimizer:
 def skipped_step_metrics(part: str, *optimizers: Optimizer) -> dict[str, Tensor]:
     """Returns metrics that count the gradient steps skipped by the given optimizers.
 
-    An optimizer skips a step whose loss or gradient is not finite. part: "world" or "policy", the
-    part of the agent that the optimizers train. `fault/skipped_PART` is the total number of skipped
-    steps. Each optimizer also counts the steps that it has skipped since its last good step.
-    `fault/in_a_row` is the largest of these counts; `core.finite` ends a run in which it grows too
-    large.
+    part: "world" or "policy", the part of the agent that the optimizers train. `fault/skipped_PART`
+    is the total number of skipped steps. `fault/in_a_row` is the largest number of steps that one
+    optimizer has skipped since its last good step.
     """
     return {
         f"fault/skipped_{part}": torch.stack([optimizer.skipped for optimizer in optimizers]).sum(),
@@ -134,8 +126,7 @@ def skipped_step_metrics(part: str, *optimizers: Optimizer) -> dict[str, Tensor]
 def keep_freed_memory() -> None:
     """Makes the C library (glibc) keep freed memory for the next update.
 
-    By default glibc returns freed memory to the system. Each update then has to fetch memory page
-    by page, which took 5 to 10 % of Dreamwalker's training time.
+    By default glibc returns freed memory to the system, and each update has to fetch it again.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(_MMAP_THRESHOLD, 32 << 20)  # bytes; larger blocks are still returned
@@ -147,8 +138,6 @@ def no_subnormals() -> Iterator[None]:
     """Makes the current thread round numbers below 1e-38 to 0 inside a `with` block.
 
     Such tiny numbers are called subnormal; arithmetic with them is up to a hundred times slower.
-    Adam's moments decay to subnormal numbers if the gradient of a weight stays 0, for example in a
-    dead ReLU unit.
     """
     torch.set_flush_denormal(True)
     try:

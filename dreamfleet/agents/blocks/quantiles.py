@@ -1,8 +1,7 @@
 """The pairwise quantile Huber loss, and the selection of the smallest quantiles.
 
-The loss compares every quantile with every target, which makes many pairs. So the gradient is
-computed together with the loss, and autograd records nothing. On a CPU a loop compiled by numba
-handles one pair after the other; PyTorch would write megabytes of intermediate results.
+The gradient is computed together with the loss, and autograd records nothing. On a CPU a loop
+compiled by numba handles one pair after the other.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ def smallest(values: Tensor, count: int) -> Tensor:
 def quantile_huber(quantiles: Tensor, target: Tensor) -> Tensor:
     """Returns the quantile Huber loss with κ = 1, one number per network and window.
 
-    quantiles: (…, B, Z), predictions of Z quantiles for B windows; the axes before B are those of
-    an ensemble, if there is one. target: (B, Z'), Z' target values per window, where Z' may differ
-    from Z. The loss, of shape (…, B), is averaged over targets and summed over quantiles.
+    quantiles: (…, B, Z), predictions of Z quantiles for B windows. target: (B, Z'), Z' target
+    values per window. The loss, of shape (…, B), is averaged over targets and summed over
+    quantiles.
 
     Source: Dabney et al. 2018, equation 10.
     """
@@ -51,8 +50,8 @@ def quantile_huber(quantiles: Tensor, target: Tensor) -> Tensor:
 def loss_by_torch(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the quantile Huber loss and its gradient, computed by PyTorch.
 
-    quantiles: (…, B, Z), Z quantiles for B windows. target: (B, Z'), Z' targets per window. The
-    loss has shape (…, B). The gradient with respect to the quantiles has the shape of `quantiles`.
+    quantiles: (…, B, Z), Z quantiles for B windows. target: (B, Z'). The loss has shape (…, B). The
+    gradient has the shape of `quantiles`.
     """
     count = quantiles.shape[-1]
     tau = ((torch.arange(count, device=quantiles.device) + 0.5) / count).unsqueeze(-1)
@@ -66,8 +65,8 @@ def loss_by_torch(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def loss_by_loop(quantiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the quantile Huber loss and its gradient, computed by a loop that numba compiles.
 
-    quantiles: (…, B, Z), Z quantiles for B windows. target: (B, Z'), Z' targets per window. The
-    loss has shape (…, B). The gradient with respect to the quantiles has the shape of `quantiles`.
+    quantiles: (…, B, Z), Z quantiles for B windows. target: (B, Z'). The loss has shape (…, B). The
+    gradient has the shape of `quantiles`.
     """
     flat = quantiles.detach().reshape(-1, *quantiles.shape[-2:]).contiguous()
     loss, gradient = torch.empty(flat.shape[:2]), torch.empty(flat.shape)
@@ -88,9 +87,8 @@ def _loop() -> Callable[..., Any]:
 def write_loss(quantiles: Array, target: Array, loss: Array, gradient: Array) -> None:
     """Writes the quantile Huber loss and its gradient into the arrays `loss` and `gradient`.
 
-    quantiles: (K, B, Z), Z quantiles of K networks for B windows. target: (B, Z'), Z' targets per
-    window. loss: (K, B). gradient: (K, B, Z), with respect to the quantiles. The innermost loop is
-    over the windows, so that one processor instruction handles several windows.
+    quantiles: (K, B, Z), Z quantiles of K networks for B windows. target: (B, Z'). loss: (K, B).
+    gradient: (K, B, Z), with respect to the quantiles.
     """
     members, batch, count = quantiles.shape
     zero, half, one = np.float32(0), np.float32(0.5), np.float32(1)

@@ -1,7 +1,6 @@
 """Computes returns of windows of rows: Retrace(λ) returns, λ-returns and n-step returns.
 
-In row t of a window, the reward is the one that arrived together with observation o_t. So it is the
-reward for the action of row t - 1.
+The reward of row t of a window is the reward for the action of row t - 1.
 """
 
 from __future__ import annotations
@@ -25,11 +24,8 @@ def retrace(
     - `discount`: d, which is γ times the probability that the episode continues at the row.
     - `value`: V, the policy's value of the row's state.
     - `q_taken`: Q, the value of the action taken at the row.
-    - `trace_coefficient`: c, which says how much of the return after the row is used.
-
-    With c = λ · min(1, π/μ) the target is Retrace(λ), or the λ-return if the policy π itself took
-    the actions (π = μ). With c = 1 and V in the place of Q it is the n-step return. With c = 0 it
-    bootstraps from V. So c = 0 on the last row of an episode keeps returns inside the episode.
+    - `trace_coefficient`: c. With c = λ · min(1, π/μ) the target is Retrace(λ). On the last row of
+      an episode, c must be 0.
 
     Source: Munos et al. 2016, equation 4.
     """
@@ -49,9 +45,8 @@ def n_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the three parts of the n-step return from the first row of each of B windows.
 
-    reward, last, terminal: columns (B, n + 1), for windows of n + 1 rows. gamma: the discount
-    factor. The return ends at row n, or earlier at the first `last` row (the last row of an
-    episode). The parts have shape (B,) each:
+    reward, last, terminal: columns (B, n + 1). gamma: the discount factor. The return ends at row
+    n, or earlier at the last row of an episode. The parts have shape (B,) each:
 
     - the sum of discounted rewards up to the row at which the return ends;
     - the index (int64) of this row in its window; the return bootstraps from the value there;

@@ -10,8 +10,8 @@ FLAG, NUMBER = Space((), "bool"), Space((), "float32")
 def columns(spec: EnvSpec, **more: Space) -> dict[str, Space]:
     """Returns the columns of the replay table of real rows: a dict from name to space.
 
-    The columns are the observation, action, reward, `first`, `last` and `terminal`, which every
-    agent needs, and the columns `more`, which only the calling agent needs.
+    `more`: columns that only the calling agent needs, in addition to the columns that every agent
+    needs.
     """
     return {
         "obs": spec.obs,

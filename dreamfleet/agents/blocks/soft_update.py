@@ -18,8 +18,7 @@ class SoftUpdate:
     def step(self, rate: float | Tensor) -> None:
         """Sets each parameter of a target network to (1 - rate) · slow + rate · fast.
 
-        slow: the target network's own parameter. fast: that of the trained network. The target
-        network's buffers become copies of the trained network's.
+        The target network's buffers become copies of the trained network's.
         """
         if isinstance(rate, Tensor):  # a rate on the device stays there
             torch._foreach_lerp_(self._slow, self._fast, [rate] * len(self._slow))

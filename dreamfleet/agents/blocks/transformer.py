@@ -12,9 +12,8 @@ Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (B, heads, 
 class Transformer(nn.Module):
     """A causal transformer: maps B sequences of T tokens (B, T, E) to outputs (B, T, E).
 
-    E is the size of a token. An output depends on its own and on earlier tokens only. Layers
-    normalise their input (pre-norm, Xiong et al. 2020). Positions are learned embeddings, `length`
-    of them, so a sequence has at most `length` tokens.
+    An output depends on its own and on earlier tokens only. Layers normalise their input (pre-norm,
+    Xiong et al. 2020). A sequence has at most `length` tokens.
     """
 
     def __init__(self, size: int, layers: int, heads: int, length: int) -> None:
@@ -26,8 +25,8 @@ class Transformer(nn.Module):
         """Returns the outputs for `tokens`, and the attention keys and values of all tokens so far.
 
         past: the keys and values that an earlier call returned for the first S tokens; None if
-        `tokens` begin the sequences. With a past, `tokens` must be (B, 1, E), one token of size E
-        per sequence. The output then equals the last output of a single call with all S + 1 tokens.
+        `tokens` begin the sequences. With a past, `tokens` must be (B, 1, E), one token per
+        sequence.
         """
         begin = past[0][0].shape[2] if past else 0
         x = tokens + self.position[begin : begin + tokens.shape[1]]

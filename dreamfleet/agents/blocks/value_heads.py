@@ -1,8 +1,7 @@
 """Value heads: represent the return of an action by Z network outputs, and compute the TD loss.
 
-The outputs are the mean of the return, its quantiles, or its distribution over fixed atoms. The TD
-loss compares the outputs of the action taken with the target reward + discount · (return from the
-next state). Rewards and returns must be in the same unit.
+The TD loss compares the outputs of the action taken with the target reward + discount · (return
+from the next state). Rewards and returns must be in the same unit.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class MeanHead(nn.Module):
     def loss(self, taken: Tensor, following: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
         """Returns the Huber loss (B,) of the predicted mean returns for B transitions.
 
-        taken: outputs for the actions taken (B, 1). following: outputs for the actions in the next
-        states (B, 1). The target is reward + discount · following; reward and discount are (B,).
+        taken, following: outputs for the actions taken and for the actions in the next states, (B,
+        1). The target is reward + discount · following; reward and discount are (B,).
         """
         target = reward + discount * following.squeeze(-1)
         return F.huber_loss(taken.squeeze(-1), target, reduction="none")
@@ -64,9 +63,8 @@ class QuantileHead(nn.Module):
     def loss(self, taken: Tensor, following: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
         """Returns the quantile Huber loss (B,) for B transitions.
 
-        taken: quantiles for the actions taken (B, Z). following: quantiles for the actions in the
-        next states (B, Z). The targets are reward + discount · following; reward and discount are
-        (B,).
+        taken, following: quantiles for the actions taken and for the actions in the next states,
+        (B, Z). The targets are reward + discount · following; reward and discount are (B,).
         """
         return quantile_huber(taken, reward.unsqueeze(-1) + discount.unsqueeze(-1) * following)
 
@@ -97,9 +95,8 @@ class CategoricalHead(nn.Module):
     def loss(self, taken: Tensor, following: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
         """Returns the KL divergence of the predicted distribution from the target, (B,).
 
-        taken: logits for the actions of B transitions (B, Z). following: logits for the actions in
-        the next states (B, Z). The target is the distribution of reward + discount · (return from
-        the next state), projected onto the Z atoms; reward and discount are (B,).
+        taken, following: logits for the actions taken and for the actions in the next states, (B,
+        Z). The target is projected onto the Z atoms. reward and discount are (B,).
         """
         target = project(F.softmax(following, -1), reward, discount, self.support)
         return (torch.xlogy(target, target) - target * F.log_softmax(taken, -1)).sum(-1)
@@ -112,9 +109,8 @@ def project(prob: Tensor, reward: Tensor, discount: Tensor, support: Tensor) -> 
     """Projects the distribution of reward + discount · return onto fixed atoms (C51).
 
     support: the Z atoms, evenly spaced values of the return. prob: the probabilities of the atoms
-    (B, Z), for B transitions. reward and discount: (B,). The probability of a value between two
-    atoms is divided between them, more to the closer one. A value outside the support goes to the
-    first or the last atom. The result has shape (B, Z).
+    (B, Z). reward and discount: (B,). A value outside the support goes to the first or the last
+    atom. The result has shape (B, Z).
 
     Source: Bellemare et al. 2017, algorithm 1.
     """

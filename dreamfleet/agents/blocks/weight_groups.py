@@ -37,9 +37,8 @@ def load_net(net: nn.Module, weights: Weights) -> None:
 class GroupState:
     """Holds the networks, optimizers and random generators of one weight group.
 
-    A weight group is the set of networks that one process trains: `world` or `policy`. To resume
-    training, all these parts are restored. `published` names the network whose weights other
-    processes need, for acting or dreaming.
+    A weight group is the set of networks that one process trains: `world` or `policy`. `published`
+    names the network whose weights other processes need.
     """
 
     nets: Mapping[str, nn.Module]
@@ -62,7 +61,7 @@ class GroupState:
         """Restores networks, optimizers and random generators from a saved copy, `state`.
 
         A generator keeps its own state if the saved one is from a GPU and the generator is on a
-        CPU, or the reverse: the two kinds of state are not interchangeable.
+        CPU, or the reverse.
         """
         for name, net in self.nets.items():
             load_net(net, state["nets"][name])
