@@ -110,9 +110,9 @@ def dream(agent: Any, starts: Sample | None) -> Batch | None:
 def learn(agent: Any, experience: Experience, steps: int) -> Iterator[dict[str, Any]]:
     """Trains the whole agent for a number of `steps`, from real rows and from dreams.
 
-    experience: holds the replay that the real rows are sampled from. Each step yields these dicts
-    in turn: the results of `learn_world` (only if the agent has a world model), the dreams, the
-    results of `learn_policy`, and rows that the agent collects by acting.
+    Each step yields these dicts in turn: the results of `learn_world` (only if the agent has a
+    world model), the dreams, the results of `learn_policy`, and rows that the agent collects by
+    acting.
     """
     for _ in range(steps):
         world = experience.sample("world")
@@ -233,8 +233,8 @@ def assert_valid(feedback: Feedback, real: Sample | None, prioritized: bool) -> 
     """Fails unless the result of an update has finite metrics and valid priorities.
 
     feedback: the result of `learn_world` or `learn_policy`. real: the windows that the update
-    learned from; it has one priority per window. prioritized: whether these windows were sampled by
-    priority, so that priorities are required.
+    learned from. prioritized: whether these windows were sampled by priority, so that priorities
+    are required.
     """
     for name, value in feedback.metrics.items():
         assert "/" in name
@@ -304,7 +304,7 @@ def test_the_loss_falls_on_a_fixed_batch(case: Case) -> None:
     """Checks that 60 updates on one batch reduce the summed loss to less than half.
 
     Every episode has one step, so that the targets of the losses stay fixed. `loss/policy` is left
-    out, because it depends on the critic's changing values.
+    out.
     """
     agent = case.build()
     experience = Experience(agent, ends=1, terminal=True)
@@ -400,8 +400,7 @@ def test_policy_learning_needs_only_the_weights_of_the_world_group(case: Case) -
     """Checks that `learn_policy` needs only the published weights of the world model.
 
     The policy is trained once by the agent that trained the world model, and once by another agent
-    that has only a copy of the published weights. The results must be equal. On Ray these two
-    agents are two processes, the dreamer and the learner, which exchange weights only.
+    that has only a copy of the published weights. The results must be equal.
     """
     dreamer, learner = case.build(), case.build()
     if "world" not in weight_groups(dreamer):

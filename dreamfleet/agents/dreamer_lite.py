@@ -9,22 +9,29 @@ the action and z the latent:
     re-encoding  z_t     <- f(decoder(z_t))               after each dreamed transition
 
 Latents cannot collapse to a constant: their variance is 1 by construction, and the decoder must
-recover the observation, also from latents predicted several steps ahead. Dreamed latents are
-decoded and encoded again (re-encoding), because policy and critic learn on latents of observations.
-Without re-encoding, dreamed latents drift away from them, and values sink step by step. Acting,
-dreams and policy updates use a slow copy (moving average) of the world model: its dreams are
-several times as accurate, and its latents change slowly.
+recover the observation, also from latents predicted several steps ahead.
+
+Dreamed latents are decoded and encoded again (re-encoding), because policy and critic learn on
+latents of observations. Without re-encoding, dreamed latents drift away from them, and values sink
+step by step.
+
+Acting, dreams and policy updates use a slow copy (moving average) of the world model: its dreams
+are several times as accurate, and its latents change slowly.
 
 A dream (`dream`) is a rollout of H steps, from a real row. One ensemble member predicts all of its
-steps. A dreamed step is trusted while the disagreement of two members is not much larger than on
-real rows. Nothing is learned from the first untrusted step and later ones; returns bootstrap at the
-row before the first untrusted step.
+steps.
+
+A dreamed step is trusted while the disagreement of two members is not much larger than on real
+rows. Nothing is learned from the first untrusted step and later ones; returns bootstrap at the row
+before the first untrusted step.
 
 Policy and critic (`learn_policy`) learn from dreams and from windows of real rows in one batch. The
 critic learns Retrace(λ) returns. In dreams of the current policy these are the λ-returns of
-Dreamer. On real rows Retrace corrects for actions of older policies. A discrete policy is fitted to
-the softmax of the critic's values. A continuous policy maximises the values of reparameterised
-samples. No gradient passes through a dream, so a dream is plain data that another process can make.
+Dreamer. On real rows Retrace corrects for actions of older policies.
+
+A discrete policy is fitted to the softmax of the critic's values. A continuous policy maximises the
+values of reparameterised samples. No gradient passes through a dream, so a dream is plain data that
+another process can make.
 
 Sources: `50_final_project` of ChristianLin0420/machine-learning-fundamental (seed project 003, the
 code by another author from which Dreamer-Lite started); Dreamer (Hafner et al. 2020; 2023); MBPO
@@ -213,8 +220,8 @@ class DreamerLite(WeightGroups):
     def world_loss(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of the world model on real windows (B, T, …), a scalar, and metrics.
 
-        The B windows of T rows are split evenly among the ensemble members. Each member encodes the
-        first row of its windows and predicts the other rows open-loop, from its own predictions.
+        The windows are split evenly among the ensemble members. Each member encodes the first row
+        of its windows and predicts the other rows from its own predictions.
         """
         world = self.world
         x = world.normaliser(rows["obs"])
@@ -286,8 +293,8 @@ class DreamerLite(WeightGroups):
         """Rolls the policy out from B real rows, `starts`; returns dreams of H steps (B, H+1, …).
 
         The columns are `latent`, `action`, `log_prob`, `reward`, `cont` (the probability that the
-        episode continues at the row) and `trusted`. A step is untrusted if two ensemble members
-        disagree too much on it; `trusted` is 1 up to the first untrusted step, then 0.
+        episode continues at the row) and `trusted`. `trusted` is 1 up to the first untrusted step,
+        then 0.
         """
         world, rng = self.slow_world, self.dream_rng
         obs = torch.as_tensor(starts.data["obs"], device=self.device)[:, -1]
@@ -362,9 +369,8 @@ class DreamerLite(WeightGroups):
     def dreamed_trajectories(self, dreams: Batch) -> Batch:
         """Returns dreams (B, H+1, …) with the columns `weight` and `inside` for `learn_policy`.
 
-        A step is untrusted if ensemble members disagree too much on it. `weight` is 0 on the row
-        before the first untrusted step and on all later rows; on earlier rows it is the probability
-        that the episode reaches the row. `inside` is 1 on all rows.
+        `weight` is 0 on the row before the first untrusted step and on all later rows; on earlier
+        rows it is the probability that the episode reaches the row. `inside` is 1 on all rows.
         """
         reached = dreams["cont"].cumprod(1)
         next_trusted = F.pad(dreams["trusted"][:, 1:], (0, 1))
@@ -394,8 +400,7 @@ class DreamerLite(WeightGroups):
         """Returns the critic's targets (B, T-1): Retrace returns in units of `value_unit`.
 
         rows: B trajectories of T rows, by column. policy: distributions of actions at these rows. A
-        return ends at an episode's last row, or before a dreamed step on which ensemble members
-        disagree too much.
+        return ends at an episode's last row, or before an untrusted dreamed step.
         """
         q_taken, q_candidates = self.slow_critic(rows["latent"], rows["action"], policy)
         ratio = (policy.log_prob(rows["action"]) - rows["log_prob"]).exp().clamp(max=1)
@@ -456,7 +461,7 @@ class LatentWorldModel(nn.Module):
         """Returns the results of `predict`, and the disagreement of ensemble members, (M, B).
 
         The disagreement is half the mean squared difference between the means that two members
-        predict for a step. On average over pairs of members it is the variance of the ensemble.
+        predict for a step.
         """
         # Member m also predicts for the inputs of member m - 1.
         other_z, other_action = z.roll(1, 0), action.roll(1, 0)

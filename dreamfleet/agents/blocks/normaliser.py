@@ -206,7 +206,7 @@ class Normaliser(RewardScale):
         """Returns 1.0 for each observation without an outlier, and 0.0 for each other observation.
 
         The result has the batch axes of `obs`. An outlier is a number whose absolute value exceeds
-        `OUTLIER_FACTOR` times its component's 95th percentile.
+        `OUTLIER_FACTOR` times the 95th percentile of the absolute values of the same component.
         """
         inlier = self.flatten(obs).abs() <= outlier_bound(self.obs_p95)
         return inlier.all(-1).float()

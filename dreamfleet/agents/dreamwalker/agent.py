@@ -9,26 +9,32 @@ o by action a to observation o':
               z: the quantiles of all target critics at (o', a'), without the largest
     α         is learned, so that the entropy of the policy is -dim(a)
 
-Only `terminal` stops a return, so the return of a truncated episode bootstraps. Real windows are
-sampled in one of four ways: uniformly, uniformly from the newest rows (ERE, Emphasizing Recent
-Experience), by priority (TD error), or half from the newest rows and half by priority.
+Only `terminal` stops a return, so the return of a truncated episode bootstraps.
+
+Real windows are sampled in one of four ways: uniformly, uniformly from the newest rows (ERE,
+Emphasizing Recent Experience), by priority (TD error), or half from the newest rows and half by
+priority.
 
 The world model (`learn_world`, `world.py`) is a transformer. It reads a row and the rows before it,
-and predicts the change of the observation, the reward and the termination. A fraction
-`held_out_share` of the episodes is held out: the world model never learns from held-out episodes,
-and its error is measured on them.
+and predicts the change of the observation, the reward and the termination.
+
+A fraction `held_out_share` of the episodes is held out: the world model never learns from held-out
+episodes, and its error is measured on them.
 
 A dream (`dream`) is a rollout in the world model, which starts from a real row. The policy chooses
-the actions. The world model draws the next rows, which have the columns of real rows. A dreamed
-step is trusted while two quantities are small: the held-out error after this number of steps, and
-the disagreement of the model's heads compared with real rows. A dream is truncated at the first
-untrusted step, so values bootstrap from the row before it.
+the actions. The world model draws the next rows, which have the columns of real rows.
+
+A dreamed step is trusted while two quantities are small: the held-out error after this number of
+steps, and the disagreement of the model's heads compared with real rows. A dream is truncated at
+the first untrusted step, so values bootstrap from the row before it.
 
 Of the `batch` windows of an update, round(dream_share · batch) start at trusted dreamed rows and
 the others are real. If there are fewer trusted rows than dreamed windows, the weights of the
 dreamed windows sum to the number of trusted rows. If there is no trusted row, the update learns
-from real windows alone. The metric `dream/share` is w / (w + n), where w is the summed weight
-of the dreamed windows and n is the number of real windows without an outlier.
+from real windows alone.
+
+The metric `dream/share` is w / (w + n), where w is the summed weight of the dreamed windows and n
+is the number of real windows without an outlier.
 
 Sources: `ArijusLengvenis/bipedal-walker-dreamer` (seed project 002, the code by another author from
 which Dreamwalker started); SAC (Haarnoja et al. 2018); TQC (Kuznetsov et al. 2020); D2RL (Sinha et
@@ -192,9 +198,8 @@ class Dreamwalker(WeightGroups):
     def trusted_steps(self) -> Tensor:
         """Returns 1 for each step of a dream at which the world model is accurate enough, else 0.
 
-        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. The result for step h
-        is 1 if the model's error after each of 1, 2, … h steps is at most `max_model_error`. The
-        error is measured on held-out episodes, which the model never learns from.
+        The shape is (H,), for the steps 1 … H = `dream_horizon`. Step h is 1 if the model's error
+        on held-out episodes after each of 1, 2, … h steps is at most `max_model_error`.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
@@ -207,13 +212,11 @@ class Dreamwalker(WeightGroups):
 
         starts: B windows of real rows; a dream starts at the last row of each window, and includes
         this row. The dreams are columns (B, H + 1, …). H is the largest number of steps for which
-        the world model's error on held-out episodes (which it never learns from) is small enough,
-        but at least 1. The columns are those of real rows, and
+        the world model's error on held-out episodes is small enough, but at least 1. The columns
+        are those of real rows, and
 
         - `weight`: 1 if the step after the row is trusted, else 0. Policy and critics learn at rows
-          of weight 1 only. A step is trusted if this step and all earlier ones have a small
-          held-out error and little disagreement of the model's heads, and no earlier step ended the
-          episode.
+          of weight 1 only.
         - `version`: how many updates the world model had taken when it made the dream.
         """
         world, rng = self.slow_world, self.dream_rng
@@ -305,8 +308,7 @@ class Dreamwalker(WeightGroups):
         - relative_prob (R,): the sampling probability of each real window, divided by that of
           uniform sampling.
         - dreamed: D windows of dreams and their weights (D,); None if there are no dreams.
-        - noise (R + D, A): standard normal numbers from which the next actions (of A numbers) are
-          sampled.
+        - noise (R + D, A): standard normal numbers from which the next actions are sampled.
         """
         config, metrics = self.config, {}
         self.normaliser.update(real["obs"], real["reward"])
@@ -347,17 +349,13 @@ class Dreamwalker(WeightGroups):
     ) -> tuple[Tensor, Tensor]:
         """Returns the critics' quantiles for the actions taken, and their targets.
 
-        K critics predict Z quantiles each for B windows, (K, B, Z). There are Z' targets per
-        window, (B, Z').
+        The quantiles are (K, B, Z), for K critics and B transitions. The targets are (B, Z'), Z'
+        targets per transition.
 
-        - taken (B, O + A): normalised observations (O numbers) and the actions taken (A numbers).
+        - taken (B, O + A): normalised observations, then the actions taken.
         - next_obs (B, O): normalised next observations.
-        - reward, discount (B,): the reward of the step, and the factor of the next value (γ, or 0
-          after a termination).
+        - discount (B,): the factor of the next value (γ, or 0 after a termination).
         - noise (B, A): standard normal numbers from which the next actions are sampled.
-
-        With batch normalisation, quantiles and next quantiles come from one forward pass of the
-        critics, without target networks (CrossQ).
         """
         with torch.no_grad():
             action, log_prob = TanhNormal(self.actor(next_obs), noise=noise).sampled
@@ -378,7 +376,7 @@ class Dreamwalker(WeightGroups):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the summed loss of the policy and of its temperature, as a scalar, and metrics.
 
-        - obs (B, O): B normalised observations.
+        - obs (B, O): normalised observations.
         - counts (B,): the weight of each observation in the mean loss.
         - noise (B, A): standard normal numbers from which the actions are sampled.
 
@@ -408,9 +406,8 @@ class Dreamwalker(WeightGroups):
     def importance_weights(self, relative_prob: Tensor) -> Tensor:
         """Returns the importance weights of R real windows, divided by the largest of them.
 
-        relative_prob (R,): sampling probabilities divided by the uniform probability. The weights
-        are relative_prob^-β, where β rises to 1 during training. Without prioritized sampling all
-        weights are 1.
+        relative_prob (R,): sampling probabilities divided by the uniform probability. Without
+        prioritized sampling all weights are 1.
         """
         if not self.config.prioritized:
             return torch.ones_like(relative_prob)
@@ -423,8 +420,7 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
     """Returns the tables of the replay that Dreamwalker needs: real rows, and a queue of dreams.
 
     The table of real rows has a batch size, a window length and a sampling rate for each of its
-    uses: learning the world model, starting dreams, and learning the policy. Without dreams only
-    the last use remains.
+    uses. Without dreams the only use is learning the policy.
     """
     stored = columns(spec, held_out=FLAG)
     consumers = {

@@ -17,8 +17,7 @@ class Config:
     """The settings of Dreamwalker.
 
     The comment of a setting names the source of its default in brackets. A default without a source
-    was chosen for this project. Quantities that change during training depend on the number of
-    agent steps since the first policy update.
+    was chosen for this project.
     """
 
     critics: int = within(5, 1)  # critic networks [TQC; seed project 002]
@@ -121,10 +120,8 @@ class Config:
         """Returns the rule by which the real windows of a policy update are sampled.
 
         The rule is uniform sampling, ERE (Emphasizing Recent Experience), prioritized replay, or
-        half ERE and half prioritized replay. In the ERE paper, K updates follow an episode of K
-        steps; update k = 1 … K samples from the newest rows only, from fewer rows as k grows. Here
-        updates do not wait for the end of an episode, so k counts through a cycle of K =
-        `ere_cycle` updates.
+        half ERE and half prioritized replay. In each cycle of `ere_cycle` updates, ERE samples from
+        ever fewer of the newest rows.
         """
         updates = max(1, round(self.anneal_steps * self.policy_updates_per_step))
         recent = EmphasizeRecent(self.ere_eta, self.ere_min_rows, self.ere_cycle, updates)

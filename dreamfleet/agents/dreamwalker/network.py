@@ -15,9 +15,8 @@ from dreamfleet.agents.dreamwalker.config import Config
 class Actor(nn.Module):
     """Maps normalised observations (B, O) to parameters of the policy (B, 2A).
 
-    B is the batch size, O the size of an observation, A the size of an action. The parameters are a
-    mean and a log standard deviation per number of the action. The module also holds the logarithm
-    of the temperature α, the weight of the entropy.
+    The parameters are a mean and a log standard deviation per number of the action. The module also
+    holds the logarithm of the temperature α, the weight of the entropy.
     """
 
     def __init__(self, config: Config, inputs: int, outputs: int) -> None:
@@ -49,8 +48,7 @@ def critics(config: Config, inputs: int) -> Dense:
 def truncate(quantiles: Tensor, drop: int) -> Tensor:
     """Pools the quantiles of all K critics and drops the K · `drop` largest (TQC).
 
-    quantiles: (K, B, Z), Z quantiles per critic for B windows. The result has shape (B, K · (Z -
-    drop)).
+    quantiles: (K, B, Z). The result has shape (B, K · (Z - drop)).
 
     Source: Kuznetsov et al. 2020, section 3.
     """
@@ -62,10 +60,10 @@ def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor, counts: Tenso
     """Returns the quantile Huber loss, a weighted mean over windows, critics and quantiles.
 
     - quantiles (K, B, Z): Z quantiles of K critics for B windows.
-    - target (B, Z'): Z' target values per window; Z' may differ from Z.
+    - target (B, Z'): Z' target values per window.
     - weight (B,): the weight of each window in the sum over windows.
-    - counts (B,): how much each window adds to the divisor of the weighted sum. This is 1 for a
-      real window without an outlier, 0 for one with an outlier, and 0 to 1 for a dreamed window.
+    - counts (B,): how much each window adds to the divisor of the weighted sum. A real window with
+      an outlier adds 0.
     """
     loss = quantile_huber(quantiles, target) * weight
     assert loss.shape == quantiles.shape[:2]
@@ -75,8 +73,8 @@ def critic_loss(quantiles: Tensor, target: Tensor, weight: Tensor, counts: Tenso
 def actor_loss(value: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
     """Returns the policy loss (B,) of SAC: temperature · log_prob - value.
 
-    value (B,): the critics' values of B reparameterised actions. log_prob (B,): the
-    log-probabilities of these actions. temperature: the weight of the entropy.
+    value (B,): the critics' values of B reparameterised actions. log_prob: (B,). temperature: the
+    weight of the entropy.
 
     Source: Haarnoja et al. 2018, equation 7.
     """
@@ -88,8 +86,6 @@ def actor_loss(value: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
 def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
     """Returns the loss (B,) of the temperature, given the log-probabilities of B sampled actions.
 
-    A gradient step raises the temperature if the entropy of the policy is below `target_entropy`.
-
     Source: Haarnoja et al. 2018, equation 18, for the logarithm of the temperature.
     """
     return -log_temperature * (log_prob.detach() + target_entropy)
@@ -98,8 +94,7 @@ def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: 
 def optimism(real_error: Tensor, dreamed_error: Tensor, weight: Tensor) -> Tensor:
     """Returns the mean TD error of dreamed windows minus the mean TD error of real windows.
 
-    A TD error is target minus predicted value. real_error (R,): TD errors of R real windows.
-    dreamed_error (D,): TD errors of D dreamed windows. weight (D,): the weights of the dreamed
-    windows in their mean.
+    A TD error is target minus predicted value. real_error: (R,). dreamed_error: (D,). weight (D,):
+    the weights of the dreamed windows in their mean.
     """
     return weight @ (dreamed_error - real_error.mean()) / weight.sum().clamp(min=1)

@@ -33,10 +33,9 @@ class WorldModel(nn.Module):
     """Predicts the next row of an episode: change of the observation, reward and termination.
 
     A token encodes one row: observation, action, reward and `first` (whether the row begins an
-    episode). From the tokens of a row and of the rows before it the transformer computes an
-    embedding. From the embedding, each of M heads predicts the change of the observation in units
-    of `change_rms`, the root mean square of real changes. Reward and termination are predicted from
-    the embedding and the change, so that a dreamed reward fits the dreamed observation.
+    episode). The transformer computes an embedding from the tokens of a row and of the rows before
+    it. Each of M heads predicts the change of the observation from the embedding, in units of
+    `change_rms`, the root mean square of real changes.
 
     Letters of shapes in the methods: B windows of L = `context` + `dream_horizon` + 1 rows, *O the
     shape of an observation, O its number of components, A the size of an action, E the size of an
@@ -83,8 +82,8 @@ class WorldModel(nn.Module):
     def update_statistics(self, rows: Batch) -> None:
         """Updates running statistics of observations and rewards with windows of real rows.
 
-        Also updates the smallest and largest value of each component of observations, and the root
-        mean square of its changes. rows: columns (B, L, …), for B windows of L rows.
+        Also updates the range of each component of observations, and the root mean square of its
+        changes. rows: columns (B, L, …).
         """
         self.normaliser.update(rows["obs"], rows["reward"])
         flat = self.normaliser.replace_outliers(self.normaliser.flatten(rows["obs"])).flatten(0, 1)
@@ -100,10 +99,8 @@ class WorldModel(nn.Module):
     def loss(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of the world model on real windows, as a scalar, and metrics.
 
-        rows: columns (B, L, …), for B windows of L rows. The windows are split evenly among the
-        model's heads. A step counts if it lies in the same episode as the first row after the
-        context, if none of its observations is an outlier, and if the episode is not held out
-        (reserved for measuring errors).
+        rows: columns (B, L, …). A step counts if it lies in the same episode as the first row after
+        the context, if none of its observations is an outlier, and if the episode is not held out.
         """
         x = self.normaliser(rows["obs"])
         tokens = self.tokens(x, rows["action"], rows["reward"], rows["first"])
@@ -138,12 +135,9 @@ class WorldModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Updates the error of `model` on held-out episodes; returns metrics.
 
-        Held-out episodes are those that the world model never learns from. `model` is a slow copy
-        (moving average) of this world model. rows: columns (B, L, …), for B windows of L real rows.
-        `model` dreams from the first row after the context of each window, with the real actions.
-        The dreamed observations of held-out windows are compared with the real ones. The first
-        dreamed step of every window, held out or not, updates the mean disagreement of the model's
-        heads. rng: the generator that draws the dreams.
+        `model` is a slow copy (moving average) of this world model. rows: columns (B, L, …), for B
+        windows of L real rows. rng: the generator that draws the dreams. Windows that are not held
+        out update only the mean disagreement of the model's heads.
         """
         action, obs = rows["action"], rows["obs"][:, self.context].float()
         x = model.normaliser(rows["obs"])
@@ -175,8 +169,8 @@ class WorldModel(nn.Module):
     def expected_error(self, horizon: int) -> Tensor:
         """Returns the world model's expected error after 1, 2, … `horizon` dreamed steps.
 
-        The error is the root mean square error on held-out episodes, which the model never learns
-        from, in standard deviations of the observation. The result has shape (horizon,).
+        The error is the root mean square error on held-out episodes, in standard deviations of the
+        observation. The result has shape (horizon,).
         """
         return expected_error(self.held_out_error, self.held_out_windows, horizon)
 
@@ -185,10 +179,8 @@ class WorldModel(nn.Module):
     def dream_step(self, embedding: Tensor, obs: Tensor, rng: torch.Generator) -> DreamedStep:
         """Draws the next step of B dreams, from observations and embeddings of the transformer.
 
-        obs: (B, *O), observations of shape *O. embedding: (B, E). The dreamed change is the mean
-        over the heads. Each number of the next observation is clipped to its range in real rows. A
-        number with only two values in real rows, such as a flag, is drawn as one of the two. So the
-        critics never evaluate an impossible observation.
+        obs: (B, *O). embedding: (B, E). Each number of the next observation is clipped to its range
+        in real rows. A number with only two values in real rows is drawn as one of the two.
         """
         changes = self.heads(embedding.expand(self.members, -1, -1))
         before = self.normaliser.flatten(obs)
@@ -213,8 +205,8 @@ class WorldModel(nn.Module):
         The result has shape (B, T, E), where E is the size of a token.
 
         - x (B, T, O): normalised observations.
-        - action (B, T, A): actions.
-        - reward, first (B, T): rewards, and whether the row is the first of its episode.
+        - action: (B, T, A).
+        - first (B, T): whether the row is the first of its episode.
         """
         reward = self.normaliser.clip_outliers(reward) / self.normaliser.reward_rms
         rest = torch.stack([reward, first.float()], -1)
@@ -225,9 +217,8 @@ class WorldModel(nn.Module):
         """Returns predicted rewards and logits of termination.
 
         Rewards are in units of the root mean square reward. embedding: the transformer's outputs,
-        (…, E). change: changes of the observation in standard deviations, (…, O). Here E is the
-        size of an embedding, O the size of an observation, and … any batch axes. Both results have
-        the batch axes.
+        (…, E). change: changes of the observation in standard deviations, (…, O). Both results have
+        the shape (…).
         """
         inputs = torch.cat([embedding, change / self.change_rms], -1)
         reward, terminal_logit = self.outcome(inputs).unbind(-1)
@@ -238,12 +229,8 @@ def steps_in_episode(first: Tensor, last: Tensor, context: int) -> Tensor:
     """Returns a mask (B, L-1) of the steps in the same episode as the start of their window.
 
     The start is row `context` of a window; the rows before it are its context. first, last: (B, L),
-    whether a row is the first or the last of its episode, for B windows of L rows. A step from a
-    row to the next has mask 1 if it lies in the start's episode, else 0.
-
-    If the start's episode has fewer than `context` rows before the start, the replay fills the
-    window with copies of the episode's first row, which have `first` set. The mask is 0 for a step
-    to a row with `first` set, because no real step leads to the first row of an episode.
+    whether a row is the first or the last of its episode. The mask is 0 for a step to a row with
+    `first` set, because no real step leads to the first row of an episode.
     """
     from_start = F.pad((~last[:, context:-1]).cumprod(1), (context, 0), value=1)
     return (from_start * ~first[:, 1:]).float()

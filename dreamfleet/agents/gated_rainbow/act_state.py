@@ -20,7 +20,7 @@ MAX_REWARD = 1e30  # rewards are clipped to ± this before they are summed, as f
 class ActState(NamedTuple):
     """Holds what acting remembers of the current episode in each of N environments.
 
-    This is the last four observations, the number of steps, the return so far, with and without
+    The memory is the last four observations, the number of steps, the return with and without
     discount, and whether the world model may learn from the episode.
     """
 
@@ -43,10 +43,8 @@ class ActState(NamedTuple):
     def next(self, rows: Batch, reward: Array, gamma: float, observe_time: bool) -> ActState:
         """Returns the memory of acting after one more row of each of N environments.
 
-        `held_out` (whether the world model never learns from the episode) is copied unchanged.
-
         - rows: columns (N, …). At the first row of an episode, copies of its observation fill the
-          history of the last four observations.
+          history.
         - reward (N,): the rewards, with outliers clipped.
         - gamma: the discount factor.
         - observe_time: whether the number of steps since the episode began is appended to the

@@ -7,9 +7,12 @@ The value network (`learn_policy`) reads a history h_t = (o_{t-3} … o_t) of fo
     streams    Q = V + A - mean A                          noisy layers; mean, atoms or quantiles
     target     r_1 + … + γ^{m-1} r_m + γ^m Q'(h_m, argmax Q(h_m))       m ≤ n steps
 
-A return has m = n steps, or fewer if the episode ends earlier. Real windows are sampled by
-priority. An update sets the priority of each window that it sampled to |δ|^α, with the window's TD
-error δ and the current priority exponent α. Importance weights use the current exponent β.
+A return has m = n steps, or fewer if the episode ends earlier.
+
+Real windows are sampled by priority. An update sets the priority of each window that it sampled to
+|δ|^α, with the window's TD error δ and the current priority exponent α. Importance weights use the
+current exponent β.
+
 Exploration uses noisy layers, with new noise for each row, and random actions with probability ε,
 which decays. Greedy acting uses neither.
 
@@ -24,15 +27,19 @@ open-loop (from its own predictions).
 
 A dream (`dream`) is a rollout in the world model, which starts from a real history. The acting
 policy chooses the actions. The world model draws the next rows, which have the columns of real
-rows. A dreamed step is trusted while two quantities are small: the held-out error after this number
-of steps, and the disagreement of two ensemble members compared with real rows. A dream is truncated
-at the first untrusted step, so values bootstrap from the row before it.
+rows.
+
+A dreamed step is trusted while two quantities are small: the held-out error after this number of
+steps, and the disagreement of two ensemble members compared with real rows. A dream is truncated at
+the first untrusted step, so values bootstrap from the row before it.
 
 Of the `batch` windows of an update, round(dream_share · batch) start at trusted dreamed rows and
 the others are real. If there are fewer trusted rows than dreamed windows, the weights of the
 dreamed windows sum to the number of trusted rows. If there is no trusted row, the update learns
-from real windows alone. The metric `dream/share` is the summed weight of the dreamed windows,
-as a fraction of the summed weight of all windows.
+from real windows alone.
+
+The metric `dream/share` is the summed weight of the dreamed windows, as a fraction of the summed
+weight of all windows.
 
 Sources: `skjazz/Model-based-DQN` (seed project 000, the code by another author from which Gated
 Rainbow started); Rainbow (Hessel et al. 2018); MBPO (Janner et al. 2019).
@@ -162,9 +169,8 @@ class GatedRainbow(WeightGroups):
     def choose(self, history: Tensor, rng: torch.Generator | None) -> Tensor:
         """Returns one action for each of B histories.
 
-        history: (B, 4, *O), the last four observations of shape *O. rng: if given, the actions
-        explore, by noisy layers and by random actions with probability ε. Without `rng` they are
-        greedy.
+        history: (B, 4, *O), the last four observations. rng: if given, the actions explore. Without
+        `rng` they are greedy.
         """
         noise = None if rng is None else self.online.draw_noise(len(history), rng)
         best = self.online.mean(self.online(history, noise)[0]).argmax(-1)
@@ -192,9 +198,8 @@ class GatedRainbow(WeightGroups):
     def trusted_steps(self) -> Tensor:
         """Returns 1 for each step of a dream at which the world model is accurate enough, else 0.
 
-        The shape is (H,), for the steps 1 … H = `dream_horizon` of a dream. The result for step h
-        is 1 if the model's error after each of 1, 2, … h steps is at most `max_model_error`. The
-        error is measured on held-out episodes, which the model never learns from.
+        The shape is (H,), for the steps 1 … H = `dream_horizon`. Step h is 1 if the model's error
+        on held-out episodes after each of 1, 2, … h steps is at most `max_model_error`.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
         return (error <= self.config.max_model_error).cumprod(0)
@@ -208,13 +213,10 @@ class GatedRainbow(WeightGroups):
         starts: B windows of real rows; a dream starts at the last row of each window. The dreams
         are columns (B, C + 1 + H, …). Their first C + 1 rows are real: C rows of context, then the
         row from which the dream starts. H is the largest number of steps for which the world
-        model's error on held-out episodes (which it never learns from) is small enough, but at
-        least 1.
+        model's error on held-out episodes is small enough, but at least 1.
 
         The column `weight` is 1 if the step after the row is trusted, else 0. Values are learned at
-        rows of weight 1 only. A step is trusted if this step and all earlier ones have a small
-        held-out error and little disagreement of ensemble members, and no earlier step ended the
-        episode.
+        rows of weight 1 only.
         """
         world, rng = self.slow_world, self.dream_rng
         allowed = self.trusted_steps() * (self.schedules.steps >= self.config.dream_after)
@@ -283,7 +285,7 @@ class GatedRainbow(WeightGroups):
         """Returns the loss (a scalar), new priorities (R,) and metrics of one policy update.
 
         Also updates the running statistics, the unit in which values are predicted, and the
-        schedules. All arguments and results are tensors, so that the method can be compiled.
+        schedules.
 
         - real: R windows of real rows.
         - relative_prob (R,): the sampling probability of each real window, divided by that of
@@ -340,7 +342,7 @@ class GatedRainbow(WeightGroups):
         """Samples D windows of C + n + 1 rows from dreams; returns them with weights (D,).
 
         A window consists of C rows of context, a trusted row (a dreamed row that the agent may
-        learn from), and the n rows after it, for the n-step return.
+        learn from), and the n rows after it.
         """
         return sample_windows(
             to_tensors(dreams, self.device),
@@ -354,11 +356,9 @@ class GatedRainbow(WeightGroups):
     def td_losses(self, rows: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns losses, absolute TD errors, gate values and predicted values for B windows.
 
-        The predicted values are those of the actions taken. rows: columns (B, C + n + 1, …): C rows
-        of context, then n + 1 rows for the n-step return. noise: standard normal numbers for the
-        noisy layers, one row per forward pass; None if no layer is noisy. The gate values have
-        shape (B, F), for F features, the other results (B,). Values and TD errors are in units of
-        the value network's `unit`.
+        rows: columns (B, C + n + 1, …), with C rows of context. noise: standard normal numbers for
+        the noisy layers, one row per forward pass. The gate values have shape (B, F), the other
+        results (B,). Values and TD errors are in units of the value network's `unit`.
         """
         online, noises = self.online, [None] * FORWARD_PASSES if noise is None else noise.split(1)
         reward, last, terminal = (rows[key][:, CONTEXT:] for key in ("reward", "last", "terminal"))
@@ -379,9 +379,8 @@ class GatedRainbow(WeightGroups):
     def importance_weights(self, relative_prob: Tensor) -> Tensor:
         """Returns the importance weights of R real windows, divided by the largest of them.
 
-        relative_prob (R,): sampling probabilities divided by the uniform probability. The weights
-        are relative_prob^-β, where β rises to 1 during training. Without prioritized sampling all
-        weights are 1.
+        relative_prob (R,): sampling probabilities divided by the uniform probability. Without
+        prioritized sampling all weights are 1.
         """
         if not self.config.prioritized:
             return torch.ones_like(relative_prob)
@@ -394,8 +393,7 @@ class GatedRainbow(WeightGroups):
         rows: columns (B, C + n + 1, …), with C rows of context; the result is (B, C + n + 1). The
         bonus is the disagreement of the world model's ensemble about the step to the row, divided
         by the mean disagreement on real rows. This ratio is clipped to at most 10, and multiplied
-        by the root mean square reward. The caller multiplies the bonus by the setting `curiosity`
-        and adds it to the reward.
+        by the root mean square reward.
         """
         world = self.slow_world
         disagreement = world.disagreement(rows["obs"], self.actions.encode(rows["action"]))
@@ -407,8 +405,8 @@ class GatedRainbow(WeightGroups):
     def update_value_unit(self, discounted_return: Tensor, reward: Tensor) -> None:
         """Enlarges the unit of values if the given rows contain the largest return so far.
 
-        The networks predict returns divided by the unit. The new unit is the largest return divided
-        by `VALUE_RANGE`. discounted_return, reward: columns of windows of real rows.
+        The networks predict returns divided by the unit. discounted_return, reward: columns of
+        windows of real rows.
         """
         normaliser = self.online.normaliser
         largest = normaliser.largest_return(discounted_return, reward, self.config.gamma)
@@ -421,8 +419,7 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
     """Returns the tables of the replay that Gated Rainbow needs: real rows, and a queue of dreams.
 
     The table of real rows has a batch size, a window length and a sampling rate for each of its
-    uses: learning values, learning the world model, and starting dreams. Without dreams there is no
-    queue.
+    uses. Without dreams there is no queue.
     """
     stored = columns(spec, discounted_return=NUMBER, episode_return=NUMBER, held_out=FLAG)
     consumers = {

@@ -19,8 +19,7 @@ class Config:
     """The settings of Gated Rainbow.
 
     The comment of a setting names the source of its default in brackets. A default without a source
-    was chosen for this project. Quantities that change during training depend on the number of
-    agent steps since the first policy update.
+    was chosen for this project.
     """
 
     # Append the number of steps since the episode began to the observation. [Pardo et al. 2018]

@@ -21,11 +21,9 @@ OUTCOME_LAYERS = ((16, 8, 4), (32, 4, 2))  # channels, kernel and stride of each
 class FrameWorldModel(WorldModel):
     """Predicts the mean change of each pixel of a frame, the reward and the termination.
 
-    No standard deviation is predicted, because independent random draws of pixels would make frames
-    flicker. A dreamed frame is the mean that one ensemble member predicts; dreams of different
-    members differ. Networks read frames as (C, H, W) in [0, 1]: C channels, H rows, W columns. The
-    error on held-out episodes (which the model never learns from) is measured in units of the root
-    mean square deviation of pixels from their mean over time.
+    No standard deviation is predicted. Networks read frames as (C, H, W) in [0, 1]. The error on
+    held-out episodes is measured in units of the root mean square deviation of pixels from their
+    mean over time.
     """
 
     normaliser: FrameNormaliser
@@ -53,7 +51,7 @@ class FrameWorldModel(WorldModel):
         """Returns the mean squared change of pixels; also updates their running mean and variance.
 
         - x (B, C + T, *X): frames scaled to [0, 1], of B windows, each with C rows of context and T
-          further rows. *X is the shape of a frame.
+          further rows.
         - square (B, T-1, *X): squared changes of pixels in the T-1 steps.
         - mask (B, T-1): 1 for steps whose change is averaged, else 0.
         """
@@ -103,12 +101,8 @@ class FrameTransition(nn.Module):
     """A convolutional network that predicts the change of a frame.
 
     Maps stacked frames (B, in_channels, H, W) and encoded actions (B, A) to changes (B,
-    out_channels, H, W).
-
-    The network works on a grid of patches: the pixels of a patch are the channels of one position
-    of the grid, and become pixels again at the end. Two 3 × 3 convolutions on the grid let each
-    position read the positions up to two steps away. The last layer starts at 0, so that the
-    untrained network predicts no change.
+    out_channels, H, W). The network works on a grid of patches: the pixels of a patch are the
+    channels of one position of the grid.
     """
 
     def __init__(self, in_channels: int, out_channels: int, action_size: int, width: int) -> None:

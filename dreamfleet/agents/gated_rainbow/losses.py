@@ -18,14 +18,13 @@ def double_q_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the loss, absolute TD error |δ| and predicted value of B transitions, (B,) each.
 
-    A transition has up to n steps. Its target is rewards + discount · value of the next action. The
-    online network selects the next action, and the target network evaluates it.
+    The target is rewards + discount · value of the next action. The online network selects the next
+    action, and the target network evaluates it.
 
-    - head: the value head, which represents a return by Z numbers and computes the loss.
     - taken (B, Z): outputs of the online network for the actions taken.
     - online_next, target_next (B, A, Z): outputs of the two networks for all A actions, for the
       history from which the return bootstraps; without gradients.
-    - rewards (B,): discounted sums of rewards.
+    - rewards (B,): discounted sums of rewards of up to n steps.
     - discount (B,): the factors that multiply the value of the next action.
 
     Source: van Hasselt et al. 2016, with n-step returns as in Hessel et al. 2018.
@@ -43,9 +42,7 @@ def double_q_loss(
 def gate_regulariser(gate: Tensor) -> Tensor:
     """Returns a penalty, a scalar, on the distance of each feature's mean gate value from 0.5.
 
-    gate: (B, F), the gate values of F features in a batch of B histories. Only the mean over the
-    batch is penalised. So a gate that differs between histories costs nothing, and a gate that is
-    always open or always closed is penalised. The code from which the agent started (seed project
-    000, skjazz/Model-based-DQN) penalises each value instead.
+    gate: (B, F), the gate values of F features in a batch of B histories. A gate that is always
+    open or always closed is penalised. A gate that differs between histories costs nothing.
     """
     return (gate.mean(0) - 0.5).square().mean()

@@ -26,8 +26,7 @@ class ValueNetwork(nn.Module):
 
     A history is the last four observations, (B, 4, *O). Z numbers describe the return of an action:
     its mean, the logits of its atoms, or its quantiles. Returns are predicted in units of `unit`.
-    The gate multiplies each of F features by a factor from 0.7 to 1. In the code from which the
-    agent started (seed project 000, skjazz/Model-based-DQN) one factor multiplies all features.
+    The gate multiplies each of F features by a factor from 0.7 to 1.
     """
 
     unit: Tensor
@@ -50,8 +49,8 @@ class ValueNetwork(nn.Module):
         """Returns action values (B, A, Z) and gate values (B, F) for B histories.
 
         A is the number of actions, Z the number of outputs per action, F the number of features.
-        history: (B, 4, *O), the last four observations of shape *O. noise: standard normal numbers
-        for the noisy layers; None means no noise.
+        history: (B, 4, *O). noise: standard normal numbers for the noisy layers; None means no
+        noise.
         """
         layers = (self.streams, self.value, self.advantage)
         sizes = [layer.noise_size for layer in layers]
@@ -71,8 +70,7 @@ class ValueNetwork(nn.Module):
     def draw_noise(self, rows: int, rng: torch.Generator) -> Tensor | None:
         """Returns standard normal numbers for all noisy layers; None if no layer is noisy.
 
-        rows: the number of independent draws. B draws give each input of a batch of B its own
-        noise; one draw gives all inputs the same noise. rng: the generator that draws them.
+        rows: the number of independent draws. One draw gives all inputs of a batch the same noise.
         """
         if not self.noisy:
             return None
@@ -90,8 +88,8 @@ class ValueNetwork(nn.Module):
     def set_unit(self, unit: Tensor) -> None:
         """Sets the unit of values: the network predicts returns divided by this unit.
 
-        The last layers are rescaled, so that the predicted returns stay the same. With the value
-        head `c51` they are not rescaled, because the atoms have fixed positions.
+        The last layers are rescaled, so that the predicted returns stay the same, except with the
+        value head `c51`.
         """
         if self.head.in_return_units:
             factor = torch.where(self.unit > 0, self.unit / unit, 1.0)
@@ -142,8 +140,7 @@ class VectorBody(nn.Linear):
 class FrameBody(nn.Module):
     """Convolutions that map histories of frames, (B, 4, C, H, W), to features, (B, F).
 
-    A history is the last four frames, which are stacked as channels of one image. B is the batch
-    size; C, H and W are channels, rows and columns of a frame.
+    The last four frames are stacked as channels of one image.
     """
 
     def __init__(self, obs: Space, units: int) -> None:
@@ -158,8 +155,7 @@ class FrameBody(nn.Module):
     def gate_input(self, history: Tensor) -> Tensor:
         """Returns what the gate reads: the last four frames, each reduced to fewer pixels.
 
-        history: (B, 4, C, H, W). The result has shape (B, 4, `gate_size`). The gate does not read
-        the output of the convolutions, so that no feature controls its own gate value.
+        history: (B, 4, C, H, W). The result has shape (B, 4, `gate_size`).
         """
         small = F.adaptive_avg_pool2d(history.flatten(1, 2), GATE_PIXELS)
         return small.unflatten(1, history.shape[1:3]).flatten(2)
@@ -168,9 +164,8 @@ class FrameBody(nn.Module):
 class Gate(nn.Module):
     """Maps histories (B, S, O) to a gate value from 0 to 1 for each of F features, (B, F).
 
-    A history is S observations of O numbers. The gate values scale the features of the value
-    network. kind: the kind of gate. "mlp" reads all observations at once; "transformer" attends
-    from the newest observation to all S, with several heads; "none" returns 1 for each feature.
+    A history is S observations of O numbers. kind: "mlp" reads all observations at once;
+    "transformer" attends from the newest observation to all S; "none" returns 1 for each feature.
     """
 
     def __init__(self, kind: str, rows: int, size: int, units: int) -> None:
@@ -194,8 +189,7 @@ class Gate(nn.Module):
     def _attend(self, history: Tensor) -> Tensor:
         """Returns the embedding (B, E) of the newest observation, after attention with a residual.
 
-        The newest observation attends to all S observations of the history, (B, S, O), with O
-        numbers each. E is the size of an embedding.
+        history: (B, S, O). The newest observation attends to all S observations.
         """
         rows = self.embed(history) + self.position  # (B, S, E)
         normed = F.layer_norm(rows, rows.shape[-1:])
@@ -212,9 +206,8 @@ class Gate(nn.Module):
 def gate_metrics(gate: Tensor) -> dict[str, Tensor]:
     """Returns metrics of gate values (B, F): F features for a batch of B histories.
 
-    A feature is multiplied by the factor 0.7 + 0.3 · gate value. `gate/mean` and the two standard
-    deviations describe these factors. `gate/saturated` is the fraction of gate values below 0.05 or
-    above 0.95.
+    `gate/mean` and the two standard deviations describe the factors 0.7 + 0.3 · gate value.
+    `gate/saturated` is the fraction of gate values below 0.05 or above 0.95.
     """
     return {
         "gate/mean": 0.7 + 0.3 * gate.mean(),

@@ -13,8 +13,7 @@ class Schedules(nn.Module):
 
     ε is the probability of a random action, α the priority exponent, β the exponent of importance
     weights. The learning rate is halved after `lr_patience` updates in a row without a new best
-    mean return of the last 100 episodes. With fewer than `MIN_EPISODES` episodes it does not
-    change. All counters are tensors on the device, so that no update waits for a copy to the CPU.
+    mean return of the last 100 episodes.
     """
 
     MIN_EPISODES = 10

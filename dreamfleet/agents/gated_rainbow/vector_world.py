@@ -17,11 +17,9 @@ from dreamfleet.core.types import Space
 class VectorWorldModel(WorldModel):
     """Predicts reward, termination, and the mean and standard deviation of each component's change.
 
-    A dreamed change is mean + standard deviation · residual. The residual comes from a random real
-    step: it is the error of the model's prediction of that step, divided by the predicted standard
-    deviation. All components take their residual from the same step. So components that change
-    together in real rows also do so in dreams. Networks read observations as (O,), for O
-    components.
+    A dreamed change is mean + standard deviation · residual. The residual is the model's error on a
+    random real step, divided by the predicted standard deviation. All components take their
+    residual from the same step.
     """
 
     RESIDUALS = 1024  # residuals that are kept, of the newest real rows

@@ -29,13 +29,9 @@ class WorldModel(nn.Module, ABC):
     """The base class of the world models of vector and image observations; subclasses add networks.
 
     An ensemble predicts the change from the newest observation of a history to the next
-    observation, given the encoded action. The unit of changes is `change_rms`, the root mean square
-    of real changes. A second network predicts reward and termination from the observation before
-    the step, the action, and the observation after it. So a dreamed reward fits the dreamed
-    observation.
-
-    The error of predictions 1 to `world_window` - 1 steps ahead is measured on held-out episodes,
-    which the model never learns from.
+    observation. The unit of changes is `change_rms`, the root mean square of real changes. A second
+    network predicts reward and termination from the observation before the step, the action, and
+    the observation after it.
 
     Letters of shapes in the methods: M ensemble members, C = `CONTEXT` rows of context (before the
     first row of a window), T rows of a window without its context, A the size of an encoded action,
@@ -71,7 +67,7 @@ class WorldModel(nn.Module, ABC):
         """Updates running statistics of observations and rewards with windows of real rows.
 
         Also updates the smallest and largest value of each component of observations. rows: columns
-        (B, C + T, …), for B windows: C rows of context, then T rows.
+        (B, C + T, …).
         """
         self.normaliser.update(rows["obs"], rows["reward"])
         flat = self.replace_outliers(rows["obs"]).flatten(0, 1)
@@ -86,11 +82,9 @@ class WorldModel(nn.Module, ABC):
     def loss(self, rows: Batch, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of the world model on real windows, as a scalar, and metrics.
 
-        rows: columns (B, C + T, …), for B windows: C rows of context, then T rows. action: encoded
-        actions (B, C + T, A). The windows are split evenly among the ensemble members. A step
-        counts if it lies in the episode of the first row after the context, if none of its
-        observations is an outlier, and if the episode is not held out (reserved for measuring
-        errors).
+        rows: columns (B, C + T, …). action: encoded actions (B, C + T, A). A step counts if it lies
+        in the episode of the first row after the context, if none of its observations is an
+        outlier, and if the episode is not held out.
         """
         x = self.normaliser(rows["obs"])
         action = action[:, CONTEXT:-1]  # (B, T-1, A)
@@ -128,19 +122,13 @@ class WorldModel(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Updates the error of `model` on held-out episodes; returns metrics.
 
-        Held-out episodes are those that the world model never learns from. `model` is a slow copy
-        (moving average) of this world model. rows: columns (B, C + T, …), for B windows of real
-        rows: C rows of context, then T rows. action: encoded actions (B, C + T, A). rng: the
-        generator that draws the dreams.
+        `model` is a slow copy (moving average) of this world model. rows: columns (B, C + T, …),
+        for B windows of real rows. action: encoded actions (B, C + T, A). rng: the generator that
+        draws the dreams.
 
-        From the first history of each held-out window `model` dreams with the real actions, and the
-        dreamed observations are compared with the real ones. Each dreamed observation is a random
-        draw, because the value network learns from such draws too. The mean of many draws would
-        have a smaller error.
-
-        For comparison, the error of predicting no change is updated too. The first step of all
-        windows updates the mean disagreement of two ensemble members, and the residuals from which
-        a subclass may draw dreamed changes.
+        `model` dreams with the real actions from the first history of each held-out window, and the
+        dreamed observations are compared with the real ones. The first step of all windows updates
+        the mean disagreement of two ensemble members, and the stored prediction errors.
         """
         in_episode = steps_in_episode(rows["last"][:, CONTEXT:])
         steps = in_episode * self._steps_without_outliers(rows["obs"])
@@ -180,8 +168,8 @@ class WorldModel(nn.Module, ABC):
     def expected_error(self, horizon: int) -> Tensor:
         """Returns the world model's expected error after 1, 2, … `horizon` dreamed steps.
 
-        The error is the root mean square error on held-out episodes, which the model never learns
-        from, in standard deviations of the observation. The result has shape (horizon,).
+        The error is the root mean square error on held-out episodes, in standard deviations of the
+        observation. The result has shape (horizon,).
         """
         error = self.held_out_error / self.obs_std**2
         return expected_error(error, self.held_out_windows, horizon)
@@ -191,10 +179,9 @@ class WorldModel(nn.Module, ABC):
     def dream_step(self, history: Tensor, action: Tensor, rng: torch.Generator) -> DreamedStep:
         """Draws the next step of B dreams, given their histories and encoded actions.
 
-        history: (B, C + 1, *O), the last C + 1 observations of shape *O. action: (B, A). Each
-        ensemble member draws the steps of an equal part of the dreams. Each number of the next
-        observation is clipped to its range in real rows, because the value network has never
-        learned from numbers outside this range.
+        history: (B, C + 1, *O). action: (B, A). Each ensemble member draws the steps of an equal
+        part of the dreams. Each number of the next observation is clipped to its range in real
+        rows.
         """
         history, action = self._split_by_member(history), self._split_by_member(action)
         x = self.normaliser(history)
@@ -212,11 +199,10 @@ class WorldModel(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Returns mean and log standard deviation of predicted changes, and the disagreement.
 
-        x: normalised histories (M, B, C + 1, *X). action: encoded actions (M, B, A). Member m of
-        the M ensemble members predicts the B steps of slice m, and member m + 1 predicts them once
-        more. The disagreement (M, B) is half the mean squared difference between the two predicted
-        means, in units of `change_rms`. On average over pairs of members it is the variance of the
-        ensemble. Means and log standard deviations are (M, B, *X).
+        x: normalised histories (M, B, C + 1, *X). action: encoded actions (M, B, A). The
+        disagreement (M, B) is half the mean squared difference between the means that two members
+        predict for a step, in units of `change_rms`. Means and log standard deviations are (M, B,
+        *X).
         """
         both = (torch.cat([part, part.roll(1, 0)], 1) for part in (x, action))
         mean, log_std = self.predict(*both)
@@ -231,8 +217,7 @@ class WorldModel(nn.Module, ABC):
         """Returns how much all ensemble members disagree about each step of B windows, (B, T-1).
 
         The disagreement is the variance of the members' predicted changes, averaged over the
-        components of the observation. obs: (B, C + T, *O), observations of C rows of context and T
-        further rows. action: encoded actions (B, C + T, A).
+        components of the observation. obs: (B, C + T, *O). action: encoded actions (B, C + T, A).
         """
         inputs = self._histories(self.normaliser(obs))[:, :-1], action[:, CONTEXT:-1]
         shape = inputs[1].shape[:2]
@@ -245,9 +230,8 @@ class WorldModel(nn.Module, ABC):
     def _steps_without_outliers(self, obs: Tensor) -> Tensor:
         """Returns 1 for each step that involves no outlier, else 0, (B, T-1).
 
-        obs: observations (B, C + T, *O) of B windows of C rows of context and T further rows. A
-        step involves an outlier if there is one in the observation before or after it, or in the
-        first C + 1 observations of its window.
+        obs: (B, C + T, *O). A step involves an outlier if there is one in the observation before or
+        after it, or in the first C + 1 observations of its window.
         """
         inliers = self.normaliser.inliers(obs)
         start = inliers[:, : CONTEXT + 1].amin(1, keepdim=True)
@@ -256,7 +240,7 @@ class WorldModel(nn.Module, ABC):
     def _histories(self, x: Tensor) -> Tensor:
         """Returns a history, the last C + 1 observations, at each of the last T rows of B windows.
 
-        x: (B, C + T, *X), where *X is the shape of an observation. The result is (B, T, C + 1, *X).
+        x: (B, C + T, *X). The result is (B, T, C + 1, *X).
         """
         return x.unfold(1, CONTEXT + 1, 1).movedim(-1, 2)
 
@@ -277,8 +261,7 @@ class WorldModel(nn.Module, ABC):
     def mean_square_change(self, x: Tensor, square: Tensor, mask: Tensor) -> Tensor:
         """Returns the mean squared change of observations, in the shape of `change_rms`.
 
-        - x (B, C + T, *X): normalised observations of B windows of C rows of context and T further
-          rows.
+        - x (B, C + T, *X): normalised observations.
         - square (B, T-1, *X): squared changes in the T-1 steps.
         - mask (B, T-1): 1 for steps whose change is averaged, else 0.
         """
@@ -287,10 +270,9 @@ class WorldModel(nn.Module, ABC):
     def predict(self, history: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns mean and log standard deviation of the next changes of the observation.
 
-        Both have shape (M, B, *X): M ensemble members predict B steps each, and *X is the shape of
-        an observation as the networks read it. history: normalised histories (M, B, C + 1, *X).
-        action: encoded actions (M, B, A). The unit of changes is `change_rms`, the root mean square
-        of real changes. The log standard deviation is None if the model does not learn it.
+        history: normalised histories (M, B, C + 1, *X). action: encoded actions (M, B, A). Both
+        results are (M, B, *X), in units of `change_rms`. The log standard deviation is None if the
+        model does not learn it.
         """
 
     @abstractmethod
@@ -300,9 +282,8 @@ class WorldModel(nn.Module, ABC):
         """Returns predicted rewards and logits of termination.
 
         Rewards are in units of the root mean square reward. before, after: normalised observations
-        before and after the step, (…, *X). action: encoded actions, (…, A). Here *X is the shape of
-        one observation, A the size of an action, and … any batch axes. Both results have the batch
-        axes.
+        before and after the step, (…, *X). action: encoded actions, (…, A). Both results have the
+        shape (…).
         """
 
     @abstractmethod
@@ -311,10 +292,8 @@ class WorldModel(nn.Module, ABC):
     ) -> Tensor:
         """Draws the next observations, from the distribution of changes that `predict` returns.
 
-        obs: the newest observations (M, B, *O), for M ensemble members with B dreams each. mean,
-        log_std: mean and log standard deviation of the change in units of `change_rms`, (M, B, *X),
-        where *X is the shape of an observation as the networks read it. rng: the generator that
-        draws. The result has the shape of `obs`.
+        obs: the newest observations (M, B, *O). mean, log_std: (M, B, *X), in units of
+        `change_rms`. The result has the shape of `obs`.
         """
 
     def update_residuals(
@@ -322,9 +301,9 @@ class WorldModel(nn.Module, ABC):
     ) -> None:
         """Stores prediction errors of real steps, from which `draw_next_obs` may draw later.
 
-        Does nothing unless a subclass overrides it. change: real changes (M, B, *X), where *X is
-        the shape of an observation. mean, log_std: mean and log standard deviation of the predicted
-        changes. mask (M, B): 1 for changes to store, else 0.
+        Does nothing unless a subclass overrides it. change: real changes (M, B, *X). mean, log_std:
+        mean and log standard deviation of the predicted changes. mask (M, B): 1 for changes to
+        store, else 0.
         """
 
     def replace_outliers(self, obs: Tensor) -> Tensor:
@@ -351,8 +330,8 @@ class WorldModel(nn.Module, ABC):
 def gaussian_std_loss(square: Tensor, log_std: Tensor) -> Tensor:
     """Returns the negative log-likelihood of prediction errors under a Gaussian of mean 0.
 
-    square: squared errors. log_std: the log standard deviation, of the same shape. The constant
-    term is left out. `square` gets no gradient, so that only the standard deviation is fitted.
+    square: squared errors, which get no gradient. log_std: the log standard deviation, of the same
+    shape. The constant term is left out.
     """
     return 0.5 * square.detach() * (-2 * log_std).exp() + log_std
 
@@ -360,7 +339,7 @@ def gaussian_std_loss(square: Tensor, log_std: Tensor) -> Tensor:
 def steps_in_episode(last: Tensor) -> Tensor:
     """Returns a mask (B, T-1) of the steps in the same episode as their window's first row.
 
-    last: (B, T), whether a row is the last of its episode, for B windows of T rows. The mask is 1.0
-    for a step in the first row's episode, else 0.0.
+    last: (B, T), whether a row is the last of its episode. The mask is 1.0 for a step in the first
+    row's episode, else 0.0.
     """
     return (~last).float().cumprod(1)[:, :-1]
