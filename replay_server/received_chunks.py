@@ -15,8 +15,8 @@ from dreamfleet.core.types import ChunkId
 class ReceivedChunks:
     """Remembers the newest chunk of each actor, and rejects chunks that are not newer.
 
-    A chunk is the rows that an actor sends in one call. A chunk is not newer if it was received
-    before, or comes from an old process of an actor that has been restarted since.
+    A chunk is the rows that an actor sends in one call. A chunk that is not newer was received
+    before, or comes from an old process of an actor.
     """
 
     def __init__(self) -> None:

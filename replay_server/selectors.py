@@ -227,8 +227,8 @@ class RecencySelector(WeightedSelector):
     """Prefers recent rows: the weight of a start is 2^(-age / half_life).
 
     A start is a row at which a window may begin. The age of a row is the number of rows inserted
-    after it. The sum tree holds 2^((key - base) / half_life) instead, which stays constant while
-    the row ages; the probabilities are the same.
+    after it. The sum tree holds weights that are proportional to these, 2^((key - base) /
+    half_life).
     """
 
     def __init__(self, spec: Recency, starts: Starts, rows: Rows, window: int) -> None:

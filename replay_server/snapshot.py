@@ -16,8 +16,8 @@ class Snapshot:
     """The state of a table at the moment when this object was made. Rows are copied piece by piece.
 
     Before the table overwrites rows, it calls `copy_until`, which copies them. Call the methods
-    only while you hold the table's lock. rest: copies of everything in the state except rows. rows:
-    the table's rows; None for a queue.
+    only while you hold the table's lock. rest: everything in the state except rows. rows: the
+    table's rows; None for a queue.
     """
 
     def __init__(self, rest: dict[str, Any], rows: Rows | None = None) -> None:

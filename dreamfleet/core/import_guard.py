@@ -43,7 +43,6 @@ class _Guard:
 
         Returns None if Python would not import the module from a guarded folder. Raises ImportError
         if the module is only in guarded folders. path: the folders to search; None for `sys.path`.
-        target: not used.
         """
         if not self._inside(PathFinder.find_spec(name, path)):
             return None

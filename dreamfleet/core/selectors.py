@@ -59,8 +59,8 @@ class Prioritized(Selector):
     """Prioritized replay: the probability of a start is proportional to priority^exponent.
 
     This is equation 1 of Schaul et al. 2016. A start is a row at which a window may begin. A
-    start's first priority is read from column `initial`. Without such a column, it is the largest
-    priority so far, and 1.0 at the beginning.
+    start's first priority is read from column `initial`. Without such a column, a start's first
+    priority is the largest priority so far, and 1.0 at the beginning.
     """
 
     exponent: float = 1.0  # 1: the agent applies an exponent of its own, which may change

@@ -14,8 +14,9 @@ these columns:
 | `last`     | bool       | `()`          | whether the episode ends here, for any reason          |
 | `terminal` | bool       | `()`          | whether the environment terminated; implies `last`     |
 
-An episode's final observation is a row too. The action of a `last` row is not used. If a row is `last` but not `terminal`, the episode was
-truncated, and returns bootstrap from the value of that row.
+An episode's final observation is a row too. The action of a `last` row is not used. If a row is
+`last` but not `terminal`, the episode was truncated, and returns bootstrap from the value of that
+row.
 """
 
 from __future__ import annotations
