@@ -55,8 +55,8 @@ class Dreamer:
     def step(self) -> bool:
         """Takes one update of the world model, and makes a batch of dreams.
 
-        Only the dreamer that trains the world model takes the update. Returns False if neither the
-        update nor the dreams were possible.
+        The update is left out if this dreamer does not train the world model. Returns False if
+        neither the update nor the dreams were possible.
         """
         if self._trains and self.updates and self.version == 0:
             self._publish()  # resumed: its world model can dream before the next update

@@ -9,9 +9,8 @@ from typing import Any
 def compiled(loop: Callable[..., Any], arguments: str, **options: Any) -> Callable[..., Any]:
     """Returns `loop`, compiled by numba now, so that even its first call is fast.
 
-    arguments: the types of the arguments, as a numba signature. options: keyword arguments for
-    `numba.njit`. The machine code is cached beside the source file or in the user's cache folder.
-    Raises ImportError if numba is missing.
+    arguments: the argument types, as a numba signature. options: keyword arguments for
+    `numba.njit`. Raises ImportError if numba is missing.
     """
     from numba import njit
 

@@ -155,10 +155,10 @@ def find_fault(
 def find_reset_fault(rows: Batch, streams: Array, ended: Array) -> tuple[str, str] | None:
     """Checks the `first` flags of a chunk. Returns None if they are right, else reason and message.
 
-    A row must be `first` if the row before it in its stream is `last`, and only then. The first row
-    of a chunk may also be `first` in the middle of an episode. rows: columns of shape (N, T, …).
-    streams: (N,), the ids of the streams. ended: (N,), whether the newest stored row of each stream
-    is `last`.
+    A row must be `first` if the row before it in its stream (the rows of one environment) is
+    `last`, and only then. The first row of a chunk may also be `first` in the middle of an episode,
+    which is then truncated. rows: columns of shape (N, T, …). streams: (N,), the ids of the
+    streams. ended: (N,), whether the newest stored row of each stream is `last`.
     """
     first, last = rows["first"], rows["last"]
     after_last = np.concatenate([ended[:, None], last[:, :-1]], axis=1)  # (N, T)

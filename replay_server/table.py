@@ -103,6 +103,9 @@ class Table:
         nothing, while a consumer (a named sampler of the table) has sampled too little, and after
         the last step of the run. Raises EnvironmentFault, and stores nothing, if the rows are
         malformed.
+
+        If a stream's first new row is `first` although its episode has not ended, that episode is
+        truncated.
         """
         if self.room < 0:
             return False

@@ -72,8 +72,8 @@ def save(
     """Writes `state` as the newest checkpoint in `folder`. Returns the path of the checkpoint.
 
     env_steps: agent steps of the run so far. state: nested dicts (str keys) of arrays, numbers,
-    strings, bools, None and lists of these. agent, env: their names. kept: how many checkpoints
-    stay in the folder.
+    strings, bools, None and lists of these. agent, env: the names of the agent and the environment.
+    kept: how many checkpoints stay in the folder.
 
     Raises TypeError if `state` has values of other types. Raises NotFinite if networks or
     optimizers hold NaN or infinity. Raises OSError if the disk is full.
@@ -173,9 +173,9 @@ def load(
 ) -> dict[str, Any]:
     """Returns the state of the checkpoint at `path`. Tuples come back as lists.
 
-    agent, env: the names that the checkpoint must have; None allows any name. parts: the keys of
-    the state to read; None for all. check: called with the state; it raises UserError if the caller
-    cannot use the state. Raises UserError if the checkpoint is damaged or unsuitable.
+    agent, env: the required agent and environment; None allows any. parts: the keys of the state to
+    read; None for all. check: called with the state; it raises UserError if the caller cannot use
+    the state. Raises UserError if the checkpoint is damaged or unsuitable.
     """
     return read(path, agent=agent, env=env, parts=parts, check=check).state
 
@@ -190,9 +190,9 @@ def read(
 ) -> Saved:
     """Returns the path, the agent steps and the state of the checkpoint at `path`.
 
-    agent, env: the names that the checkpoint must have; None allows any name. parts: the keys of
-    the state to read; None for all. check: called with the state; it raises UserError if the caller
-    cannot use the state. Raises UserError if the checkpoint is damaged or unsuitable.
+    agent, env: the required agent and environment; None allows any. parts: the keys of the state to
+    read; None for all. check: called with the state; it raises UserError if the caller cannot use
+    the state. Raises UserError if the checkpoint is damaged or unsuitable.
     """
     about = manifest(path)
     for kind, wanted in (("agent", agent), ("env", env)):
@@ -252,7 +252,7 @@ def manifest(path: Path) -> dict[str, Any]:
 def newest(folder: Path, *, agent: str | None = None, env: str | None = None) -> Path | None:
     """Returns the path of the newest undamaged checkpoint in `folder`; None if there is none.
 
-    agent, env: the names that a checkpoint must have; None allows any name. Raises UserError if all
+    agent, env: the required agent and environment; None allows any. Raises UserError if all
     checkpoints are damaged or unsuitable.
     """
     saved = read_newest(folder, agent=agent, env=env)
@@ -270,9 +270,9 @@ def read_newest(
     """Returns the newest undamaged checkpoint in `folder`; None if there is no checkpoint.
 
     Damaged or unsuitable checkpoints are skipped. Raises UserError if all checkpoints were skipped.
-    agent, env: the names that a checkpoint must have; None allows any name. parts: the keys of the
-    state to read; None for all. check: called with the state; it raises UserError if the caller
-    cannot use the state.
+    agent, env: the required agent and environment; None allows any. parts: the keys of the state to
+    read; None for all. check: called with the state; it raises UserError if the caller cannot use
+    the state.
     """
     paths = _all(folder)
     while paths:
