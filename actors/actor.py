@@ -24,15 +24,10 @@ from dreamfleet.core.types import (
 class Actor:
     """A worker that steps N environments with the newest policy, and adds their rows to the replay.
 
-    A vector step is one step of all N environments. A chunk is the rows of several vector steps,
-    which the actor sends to the replay in one call. A stream is the rows of one environment, in
-    order. A weight group is the networks that one process trains.
-
-    index: the number of this actor. restarts: how often this actor was restarted before; after each
-    restart, its chunks are numbered from 0. streams: (N,) i64, one id for each environment's
-    stream. pulls: the weight groups that other processes train, which the actor pulls from the
-    weight store. chunk: vector steps per chunk. pull_every: vector steps between pulls. Exceptions
-    of an environment are not caught here.
+    A stream is the rows of one environment. index: the number of this actor. restarts: how often
+    this actor was restarted before. streams: (N,) i64, one id for each environment's stream. pulls:
+    the weight groups to pull from the weight store. chunk: vector steps (steps of all N
+    environments) whose rows are sent in one call. pull_every: vector steps between pulls.
     """
 
     def __init__(
@@ -65,9 +60,8 @@ class Actor:
     def step(self) -> bool:
         """Takes one step of all N environments (a vector step).
 
-        The rows of several vector steps are sent to the replay in one call. If enough rows have
-        been collected, they are sent before this vector step. If the replay has no room for them,
-        returns False, and no environment is stepped.
+        Returns False, and steps no environment, if the replay has no room for the rows collected so
+        far.
         """
         if len(self._chunk) == self._chunk_length:
             rows = {

@@ -32,8 +32,7 @@ class Episodes:
     def add(self, rows: Batch, info: Batch) -> list[Episode]:
         """Adds one row of each of N environments. Returns the episodes that end with these rows.
 
-        rows: columns of shape (N, …). info: name → (N,), extra values that the environments report
-        for the episodes that end, such as a category.
+        rows: columns of shape (N, …). info: name → (N,), extra values of the episodes that end.
         """
         self._return = np.where(rows["first"], 0.0, self._return) + rows["reward"]
         self._length = np.where(rows["first"], 0, self._length + 1)
@@ -60,10 +59,9 @@ def _python(value: Any) -> Any:
 def summary(episodes: Sequence[Episode]) -> dict[str, float]:
     """Returns the statistics of all episodes together, and of each category of episodes.
 
-    A fact is a value that the environment reported for an episode, under a name. A fact with
-    integer values, such as `tier`, divides the episodes into categories. The mean return of the
-    episodes whose `tier` is 2 is called `tier_2/return_mean`. `reached_step_limit` is the number of
-    episodes that the evaluation's step limit truncated.
+    A fact is a named value that the environment reported for an episode. A fact with integer values
+    divides the episodes into categories: `tier_2/return_mean` is the mean return of the episodes
+    whose `tier` is 2.
     """
     found = statistics(episodes)
     found["reached_step_limit"] = sum(episode.truncated for episode in episodes)
@@ -80,9 +78,8 @@ def summary(episodes: Sequence[Episode]) -> dict[str, float]:
 def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Returns statistics of the episodes' returns and lengths, and the mean of each reported fact.
 
-    A fact is a value that the environment reported for an episode, under a name. Facts with integer
-    values are left out, as they stand for categories. If only some episodes have a fact, its mean
-    is over these episodes.
+    Facts with integer values are left out, as they stand for categories. The mean of a fact is over
+    the episodes that have this fact.
     """
     returns = np.array([episode.total for episode in episodes])
     found = {

@@ -22,17 +22,14 @@ class Stopped(Exception):
 class Evaluator:
     """A worker that plays an evaluation (some greedy episodes) at regular intervals of the run.
 
-    An evaluation has `episodes` episodes, and is due each time the run has taken `every` more agent
-    steps. An agent step is one action in one environment of the actors. The seed of an evaluation
-    is derived from `seed` and from the number of agent steps. A resumed run therefore plays the
-    same episodes as a run without interruption.
+    An evaluation has `episodes` episodes, and is due every `every` agent steps (actions in the
+    actors' environments). An evaluation with at least the best score keeps its weights for
+    `take_best`.
 
-    pulls: the weight groups (networks of one process) to pull from the weight store. max_steps:
-    steps after which an episode is truncated. stop: called at every step; True interrupts the
-    evaluation. best_score: the best score (mean return) that a resumed run has already reached;
-    None if there is none. An evaluation with at least the best score keeps its weights for
-    `take_best`. env_steps: the number of agent steps that a resumed run has already taken; 0 for a
-    new run. Evaluations that were due by then are not played.
+    pulls: the weight groups to pull from the weight store. max_steps: steps after which an episode
+    is truncated. stop: called at every step; True interrupts the evaluation. best_score: the best
+    mean return of a resumed run; None if there is none. env_steps: the number of agent steps that a
+    resumed run has already taken; 0 for a new run.
     """
 
     def __init__(
@@ -132,12 +129,8 @@ def play(
 ) -> list[Episode]:
     """Plays `episodes` greedy episodes, and returns them in order.
 
-    The seed of episode k is the k-th seed derived from `seed`, however many environments there are.
-    An episode is truncated after `max_steps` steps. All environments begin an episode together, and
-    wait until all have finished it. To count only the episodes that finish first would favour short
-    episodes.
-
-    stop: called at every step. If it returns True, `play` raises Stopped.
+    The seed of episode k is the k-th seed derived from `seed`. max_steps: steps after which an
+    episode is truncated. stop: called at every step; if it returns True, `play` raises Stopped.
     """
     n = env.num_envs
     seeds = seeding.derive(seed, -(-episodes // n) * n)
@@ -153,8 +146,8 @@ def _play_each(
 ) -> list[Episode]:
     """Plays one greedy episode in each of the first `due` of N environments. Returns the episodes.
 
-    seeds: (N,), one per environment. max_steps: steps after which an episode is truncated. stop:
-    called at every step; if it returns True, Stopped is raised.
+    seeds: (N,). max_steps: steps after which an episode is truncated. stop: called at every step;
+    if it returns True, Stopped is raised.
     """
     running, ended = Episodes(env.num_envs), dict[int, Episode]()
     rows, state = env.reset(seeds), agent.initial_state(env.num_envs)

@@ -16,12 +16,10 @@ from dreamfleet.core.types import Agent, Batch, Event, Replay, Sample, TableSpec
 class Dreamer:
     """A worker that makes dreams: rollouts of the policy inside the world model.
 
-    A weight group is the networks that one process trains. trains: whether this dreamer also trains
-    the world model, and publishes its weights as weight group "world"; exactly one dreamer of a run
-    does this. pulls: the weight groups that other processes train, which the dreamer pulls from the
-    weight store. publish_every: updates between two published versions. log_every: updates between
-    two events with metrics. updates: the number of updates that a resumed run has already taken; 0
-    for a new run.
+    trains: whether this dreamer also trains the world model; exactly one dreamer of a run does.
+    pulls: the weight groups to pull from the weight store. publish_every: updates between two
+    published versions. log_every: updates between two events with metrics. updates: updates that a
+    resumed run has already taken; 0 for a new run.
     """
 
     def __init__(
@@ -57,10 +55,8 @@ class Dreamer:
     def step(self) -> bool:
         """Takes one update of the world model, and makes a batch of dreams.
 
-        A dream is a rollout of the policy in the world model. The update is left out if this
-        dreamer does not train the world model, or if the replay has no sample for it. The dreams
-        are left out if the replay has no rows to begin from or no room for dreams. Returns False if
-        neither was possible.
+        The update is left out if this dreamer does not train the world model. Returns False if
+        neither the update nor the dreams were possible.
         """
         if self._trains and self.updates and self.version == 0:
             self._publish()  # resumed: its world model can dream before the next update
@@ -100,8 +96,7 @@ class Dreamer:
         """Makes one batch of dreams, adds it to the queue of dreams, and returns "".
 
         If this is not possible, returns a text that says what the dreamer waits for. If the queue
-        is full, the batch is kept until there is room. No other batch is made meanwhile, as it
-        would come from old weights by the time the learner gets it.
+        is full, the batch is kept until there is room.
         """
         waits = "learner: room for a dream"
         if self._pending is None:

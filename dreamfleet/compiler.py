@@ -9,11 +9,8 @@ from typing import Any
 def compiled(loop: Callable[..., Any], arguments: str, **options: Any) -> Callable[..., Any]:
     """Returns `loop`, compiled by numba now, so that even its first call is fast.
 
-    It is compiled for one set of argument types. arguments: these types, as a numba signature.
-    options: keyword arguments for `numba.njit`. The machine code is cached in a folder beside the
-    source file. If that folder is read-only, the machine code is cached in the user's cache folder.
-    If neither is possible, each process compiles the loop again. Raises ImportError if numba is
-    missing.
+    arguments: the argument types, as a numba signature. options: keyword arguments for
+    `numba.njit`. Raises ImportError if numba is missing.
     """
     from numba import njit
 

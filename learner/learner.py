@@ -24,10 +24,9 @@ from dreamfleet.core.types import (
 class Learner:
     """A worker that trains policy and critic, and publishes their weights as weight group "policy".
 
-    A weight group is the networks that one process trains. pulls: the weight groups that other
-    processes train, which the learner pulls from the weight store. publish_every: updates between
-    two published versions. log_every: updates between two events with metrics. updates: the number
-    of updates that a resumed run has already taken; 0 for a new run.
+    pulls: the weight groups to pull from the weight store. publish_every: updates between two
+    published versions. log_every: updates between two events with metrics. updates: the number of
+    updates that a resumed run has already taken; 0 for a new run.
     """
 
     def __init__(
@@ -63,9 +62,7 @@ class Learner:
     def step(self) -> bool:
         """Takes one update of policy and critic. Returns False if the update lacks a batch.
 
-        Depending on the agent, an update needs a batch of real rows, a batch of dreams, or both. If
-        an update needs both, but only one of them has arrived, this batch is kept for the next
-        call.
+        Depending on the agent, an update needs a batch of real rows, a batch of dreams, or both.
         """
         if self.version == 0:  # actors and dreamers begin with this learner's weights
             self._publish()

@@ -30,8 +30,8 @@ class LocalWeights:
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
         """Returns the newest version and weights of a weight group.
 
-        A weight group is the networks that one process trains. Returns None if no version is newer
-        than `have`, the version that the caller has, or if none was published.
+        Returns None if no version is newer than `have`, the caller's version, or if none was
+        published.
         """
         newest = self._newest.get(group)
         return newest if newest is not None and newest[0] > have else None

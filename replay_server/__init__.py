@@ -1,7 +1,7 @@
 """The replay service: stores rows of experience in tables, from which consumers sample windows.
 
 A window is a sequence of consecutive rows of one environment. A consumer is a named sampler of a
-table, such as `policy`, such as training the world model. Each consumer samples at a limited rate.
+table, such as `policy`.
 """
 
 if __name__ != "dreamfleet.replay_server":

@@ -35,8 +35,7 @@ def limited(
     """Returns table specifications that together need at most `max_bytes` of memory.
 
     If the tables would need more when they are full, the memory is divided among them in proportion
-    to their sizes, and the `max_bytes` of each specification is set to that table's part. Otherwise
-    the specifications stay unchanged. Specifications of queues always stay unchanged.
+    to their sizes. Specifications of queues stay unchanged.
     """
     needs = {
         name: table_bytes(spec, capacity(spec))

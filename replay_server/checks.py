@@ -32,9 +32,7 @@ SPEC_FIELDS: Final = Limits()  # the names in `TableSpec`
 def check_spec(name: str, spec: TableSpec, limits: Limits = SPEC_FIELDS) -> None:
     """Raises UserError unless a table's specification is valid.
 
-    It is not valid, for example, if a consumer (a named sampler of the table, such as `policy`)
-    could never sample. name: the table's name. limits: the names of the size limits, for error
-    messages.
+    name: the table's name. limits: the names of the size limits, for error messages.
     """
 
     def require(holds: bool, message: str) -> None:
@@ -102,8 +100,8 @@ def check_memory(
 ) -> None:
     """Raises UserError if the free memory of this machine is too small for the replay's tables.
 
-    shards: the number of replay processes on this machine; each has tables of these sizes. limits:
-    the names of the size limits, for error messages.
+    shards: the number of replay processes on this machine. limits: the names of the size limits,
+    for error messages.
     """
     specs = {name: spec for name, spec in tables.items() if isinstance(spec, TableSpec)}
     rows = {name: budget.capacity(spec) for name, spec in specs.items()}
@@ -124,9 +122,9 @@ def find_fault(
 ) -> tuple[str, str] | None:
     """Checks a chunk of rows. Returns None if it is valid, else a reason and a message.
 
-    A chunk is the rows of one call. The reason is one of `REASONS`. rows: columns of shape (N, T,
-    …), for T consecutive rows of each of N streams (a stream is the rows of one environment).
-    streams: (N,), the ids of the streams. columns: the columns that the table expects.
+    The reason is one of `REASONS`. rows: columns of shape (N, T, …), for T rows of each of N
+    streams (a stream is the rows of one environment). streams: (N,), the ids of the streams.
+    columns: the columns that the table expects.
     """
     if different := sorted(rows.keys() ^ columns.keys()):
         listed = ", ".join(
@@ -157,11 +155,10 @@ def find_fault(
 def find_reset_fault(rows: Batch, streams: Array, ended: Array) -> tuple[str, str] | None:
     """Checks the `first` flags of a chunk. Returns None if they are right, else reason and message.
 
-    A chunk is the rows of one call: T consecutive rows of each of N streams (a stream is the rows
-    of one environment). A row must be `first` if the row before it in its stream is `last`, and
-    only then. There is one exception: the first row of a chunk may be `first` in the middle of an
-    episode, which is then truncated. rows: columns of shape (N, T, …). streams: (N,), the ids of
-    the streams. ended: (N,), whether the newest stored row of each stream is `last`.
+    A row must be `first` if the row before it in its stream (the rows of one environment) is
+    `last`, and only then. The first row of a chunk may also be `first` in the middle of an episode,
+    which is then truncated. rows: columns of shape (N, T, …). streams: (N,), the ids of the
+    streams. ended: (N,), whether the newest stored row of each stream is `last`.
     """
     first, last = rows["first"], rows["last"]
     after_last = np.concatenate([ended[:, None], last[:, :-1]], axis=1)  # (N, T)

@@ -38,9 +38,8 @@ IN_NUMPY = Loops(
 def fastest() -> Loops:
     """Returns the inner loops compiled by numba, or written in numpy if numba is not installed.
 
-    With numba, the first call in a process takes one second if an earlier process has cached the
-    machine code, else four seconds. A table makes this call when it is built, so that no later call
-    has to wait. Processes without tables never import numba.
+    With numba, the first call in a process takes four seconds, or one second if the machine code is
+    cached.
     """
     if not find_spec("numba"):
         return IN_NUMPY

@@ -1,7 +1,7 @@
 """Holds what one consumer of a table needs: its starts, its selector, and its columns.
 
 A consumer is a named sampler of a table, such as `policy`. A start is a row at which a window may
-begin. A selector is the rule by which starts are sampled.
+begin.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from dreamfleet.replay_server.selectors import build
 class Draw:
     """A sample of windows (consecutive rows) whose rows are not copied yet.
 
-    `inserted` and `truncated` are the table's counters when the windows were drawn. If they have
-    changed by the end of the copy, a drawn row may have been overwritten or changed during the
-    copy.
+    `inserted` and `truncated` are the table's counters when the windows were drawn.
     """
 
     consumer: str
@@ -78,8 +76,7 @@ class ConsumerView:
     def gather(self, slots: Array) -> Batch:
         """Copies rows into one block of memory, column after column. Returns the columns by name.
 
-        slots: (B, context + T), the positions of the rows in the ring buffer: B windows of T rows,
-        each after the `context` rows before it.
+        slots: (B, context + T), the positions of the rows in the ring buffer.
         """
         if slots.shape not in self._layouts:
             self._layouts[slots.shape] = self._layout(slots.shape)

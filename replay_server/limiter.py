@@ -17,13 +17,11 @@ class Limiter:
 
     A consumer (a named sampler of a table, such as `policy`) has a credit: the number of samples it
     may still take. After the first `min_steps` agent steps, each added agent step raises the credit
-    by `samples_per_step`, and each sample lowers it by 1. The consumer may sample while its credit
-    is at least 1. Adding rows must wait while any credit is above `slack`. As `slack` is at least
-    1, adding and sampling never both wait.
+    by `samples_per_step`, and each sample lowers the credit by 1. Adding rows must wait while any
+    credit is above `slack`.
 
-    A credit is never below 0. It exceeds `slack` by at most the samples that one chunk (rows added
-    in one call) earns. The rule is that of Reverb's rate limiter (Cassirer et al. 2021). No method
-    of this class blocks: the callers wait.
+    The rule is that of Reverb's rate limiter (Cassirer et al. 2021). No method of this class
+    blocks: the callers wait.
     """
 
     def __init__(self, consumers: Mapping[str, Consumer], slack: float) -> None:
@@ -55,8 +53,8 @@ class Limiter:
     def room(self, consumer: str) -> float:
         """Returns how many agent steps may be added until adding must wait for this consumer.
 
-        A consumer is a named sampler of a table, such as `policy`. Adding must wait if the consumer
-        has sampled too little. The number is negative if adding must wait already.
+        A consumer is a named sampler of a table. The number is negative if adding must wait
+        already.
         """
         spec = self._consumers[consumer]
         if spec.samples_per_step is None:
@@ -85,9 +83,8 @@ class Limiter:
     def restore(self, state: dict[str, Any]) -> None:
         """Restores the counts of agent steps and samples from a saved `state`.
 
-        Then lowers the sample counts of all consumers (named samplers of a table, such as `policy`)
-        that are ahead of the slowest one, so that they may sample again. This is needed because the
-        queue of dreams is not saved: the dreams that were made from counted samples may be lost.
+        Then lowers the sample counts of all consumers (named samplers of a table) that are ahead of
+        the slowest one, so that they may sample again.
         """
         self.steps = int(state["steps"])
         self.samples = {name: int(state["samples"][name]) for name in self._consumers}
@@ -96,11 +93,8 @@ class Limiter:
     def _uncount_lost(self) -> None:
         """Lowers each consumer's sample count until no consumer is ahead of the slowest one.
 
-        A consumer is a named sampler of a table, such as `policy`. A consumer is ahead of another
-        one if the samples it has taken correspond to more agent steps. Dreams in the queue are lost
-        in a restore, but the samples from which they were made are still counted. Without this
-        correction, the dreamer could not sample for new dreams, and the learner would wait for
-        ever.
+        A consumer (a named sampler of a table) is ahead of another one if the samples it has taken
+        correspond to more agent steps.
         """
         rates = {
             name: consumer.samples_per_step

@@ -1,7 +1,6 @@
 """The replay's inner loops, written for compilation by numba.
 
-Without numba, the numpy versions in module `vectorised` are used, since interpreting these loops is
-slow. Both versions add numbers in the same order, so that their results are bit-identical.
+Without numba, the numpy versions in module `vectorised` are used; their results are bit-identical.
 Constants used here must be defined in this file: numba's cache only notices changes of the file
 itself.
 """
@@ -19,10 +18,9 @@ SHIFT = FAN_OUT.bit_length() - 1
 def write(nodes: Array, begins: Array, slots: Array, weights: Array) -> float:
     """Sets weights of slots in a sum tree, and recomputes the sums above. Returns the total weight.
 
-    A sum tree has the weights of all slots as its leaves. nodes: f64, the levels of the tree one
-    after another, from the top level to the leaves. begins: the index in `nodes` where each level
-    begins, then the index where the last level ends. slots, weights: (n,). The parent of several
-    consecutive slots is recomputed only once.
+    nodes: f64, the levels of the tree one after another, from the top level to the leaves. begins:
+    the index in `nodes` where each level begins, then the index where the last level ends. slots,
+    weights: (n,).
     """
     changed, count, total = slots.copy(), slots.size, 0.0
     for i in range(count):
@@ -47,11 +45,10 @@ def write(nodes: Array, begins: Array, slots: Array, weights: Array) -> float:
 def draw(nodes: Array, begins: Array, random: Array) -> Array:
     """Draws n slots of a sum tree with probability proportional to their weights. Returns (n,) i64.
 
-    The total weight is divided into n equal strata, and one slot is drawn from each stratum. nodes:
-    f64, the levels of the tree one after another, from the top level to the weights. begins: the
-    index in `nodes` where each level begins, then the index where the last level ends. random: (2,
-    n) numbers, uniform in [0, 1). Its first row gives the positions in the strata; its second row
-    shuffles the drawn slots. Raises ValueError if all weights are 0.
+    One slot is drawn from each of n equal strata of the total weight. nodes: f64, the levels of the
+    tree one after another, from the top level to the weights. begins: the index in `nodes` where
+    each level begins, then the index where the last level ends. random: (2, n), uniform in [0, 1).
+    Raises ValueError if all weights are 0.
     """
     n, total = random.shape[1], 0.0
     for top in range(begins[1]):
@@ -111,12 +108,11 @@ def windows(
 ) -> Array:
     """Returns the slots (positions in a ring buffer) of all rows of B windows, (B, context + T).
 
-    A window has T = `window` consecutive rows of one environment, after the `context` rows before
-    them. If the episode has fewer than `context` earlier rows, its first row is repeated. starts:
-    (B,), the slot of the first of the T rows of each window. The other arrays have one entry per
-    slot, (capacity,). following: the slot of the environment's next row. previous: the key of the
-    environment's previous row (the number of rows that were inserted before that row). first:
-    whether an episode begins with the row.
+    If an episode has fewer than `context` earlier rows, its first row is repeated. starts: (B,),
+    the slot of the first of the T = `window` rows of each window. The other arrays have one entry
+    per slot. following: the slot of the environment's next row. previous: the number of rows that
+    were inserted before the environment's previous row. first: whether an episode begins with the
+    row.
     """
     slots = np.empty((starts.size, context + window), np.int64)
     for i in range(starts.size):
@@ -136,11 +132,10 @@ def valid_priorities(
 ) -> tuple[Array, Array, int, int]:
     """Selects the valid ones of n new priorities. Returns slots, priorities, and two counts.
 
-    A row's key is the number of rows that were inserted before it. A new priority is valid if its
-    row is stored and the priority is finite and not negative. The counts are the number of keys
-    that are not stored, and the number of invalid priorities of stored rows. keys, priorities:
-    (n,). oldest: key of the oldest stored row. inserted: number of rows ever inserted. capacity:
-    number of slots in the ring buffer.
+    A new priority is valid if its row is stored and the priority is finite and not negative. The
+    counts are the number of keys that are not stored, and the number of invalid priorities of
+    stored rows. keys, priorities: (n,). oldest: key of the oldest stored row. inserted: number of
+    rows ever inserted. capacity: number of slots in the ring buffer.
     """
     slots, kept = np.empty(keys.size, np.int64), np.empty(keys.size)
     count = stale = invalid = 0

@@ -15,9 +15,8 @@ from dreamfleet.core.types import ChunkId
 class ReceivedChunks:
     """Remembers the newest chunk of each actor, and rejects chunks that are not newer.
 
-    A chunk is the rows that an actor sends in one call. Calls may arrive late or twice. A chunk is
-    rejected if it is not newer than the actor's newest chunk. Such a chunk was received before, or
-    it comes from an old process of an actor that has been restarted since.
+    A chunk is the rows that an actor sends in one call. A chunk that is not newer was received
+    before, or comes from an old process of an actor.
     """
 
     def __init__(self) -> None:
@@ -40,8 +39,7 @@ class ReceivedChunks:
     def reject(self, chunk_id: ChunkId) -> bool:
         """Returns whether a chunk must not be stored. If it must not, counts it as rejected.
 
-        A chunk is the rows that an actor sends in one call. It must not be stored if it is not
-        newer than the actor's newest stored chunk.
+        A chunk must not be stored if it is not newer than the actor's newest stored chunk.
         """
         newest = self._newest.get(chunk_id.actor)
         if newest is None or chunk_id > newest:
@@ -62,16 +60,14 @@ class ReceivedChunks:
     def stats(self) -> dict[str, float]:
         """Returns how many chunks were rejected as duplicates, and how many as outdated.
 
-        A chunk is the rows that an actor sends in one call. It is outdated if it is from an actor
-        process that has been replaced since.
+        A chunk is outdated if it is from an actor process that has been replaced since.
         """
         return {"duplicates": self.duplicates, "outdated": self.outdated}
 
     def state(self) -> dict[str, Any]:
         """Returns the counts of rejected chunks, and the ids of the actors' newest chunks.
 
-        A chunk is the rows that an actor sends in one call. Each id is a row of an (actors, 3) i64
-        array: actor, restarts, sequence.
+        Each id is a row of an (actors, 3) i64 array: actor, restarts, sequence.
         """
         newest = [(chunk.actor, chunk.restarts, chunk.sequence) for chunk in self._newest.values()]
         return {"newest": np.array(newest, np.int64).reshape(-1, 3), **self.stats()}

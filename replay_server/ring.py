@@ -17,9 +17,8 @@ from dreamfleet.replay_server.compiled import fastest
 class Ring:
     """Computes which rows a ring buffer stores, and in which slots. It does not hold the rows.
 
-    A row's key is the number of rows that were inserted before it. Its slot is key % capacity,
-    until the row with key + capacity overwrites it. So the oldest row is evicted first, no key is
-    used twice, and the age of a row is `inserted - 1 - key`.
+    A row's key is the number of rows that were inserted before it. The row's slot is key %
+    capacity.
     """
 
     capacity: int  # rows
@@ -64,10 +63,9 @@ class Ring:
     def slices(self, begin: int, end: int) -> list[tuple[slice, slice]]:
         """Returns where the rows with keys `begin` to `end` - 1 are stored, as pairs of slices.
 
-        A row's key is the number of rows that were inserted before it. There is one pair, or two if
-        the rows wrap around the end of the buffer. In each pair, the first slice gives the rows'
-        slots in the buffer, and the second slice gives their keys minus `begin`. At most `capacity`
-        keys are allowed.
+        A row's key is the number of rows that were inserted before it. In each pair, the first
+        slice gives the rows' slots in the buffer, and the second slice gives their keys minus
+        `begin`. At most `capacity` keys are allowed.
         """
         n, slot = end - begin, begin % self.capacity
         fit = min(n, self.capacity - slot)
@@ -85,8 +83,7 @@ class Ring:
 class Starts:
     """Marks the rows at which one consumer's windows may begin (starts): one flag per slot.
 
-    A slot is a position in the ring buffer. A consumer is a named sampler of a table, such as
-    `policy`. `count` is the number of starts.
+    A slot is a position in the ring buffer. `count` is the number of starts.
     """
 
     def __init__(self, ring: Ring) -> None:
@@ -115,8 +112,7 @@ class Starts:
     def between(self, begin: int, end: int) -> Array:
         """Returns the slots of all starts with keys from `begin` to `end` - 1, the oldest first.
 
-        A start is a row at which a window may begin. A row's key is the number of rows that were
-        inserted before it.
+        A row's key is the number of rows that were inserted before it.
         """
         slices = self.ring.slices(begin, end)
         return np.concatenate([at.start + np.flatnonzero(self.flags[at]) for at, _ in slices])

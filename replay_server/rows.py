@@ -17,11 +17,10 @@ from dreamfleet.replay_server.ring import Ring
 class Rows:
     """The columns of all rows of a ring buffer, and links between consecutive rows of a stream.
 
-    A stream is the rows of one environment, in order. A row's key is the number of rows that were
-    inserted before it. `previous` holds, for each slot of the buffer, the key of the row before it
-    in the stream; -1 if there is none. That earlier row may be evicted already. `following` holds,
-    for each slot, the slot of the row after it in the stream. If that row has not arrived,
-    `following` holds the slot itself.
+    A row's key is the number of rows that were inserted before it. `previous` holds, for each slot,
+    the key of the row before it in the stream; -1 if there is none. `following` holds, for each
+    slot, the slot of the row after it in the stream, or the slot itself if that row has not
+    arrived.
     """
 
     def __init__(self, ring: Ring, columns: Mapping[str, Space]) -> None:
@@ -36,10 +35,9 @@ class Rows:
     def write(self, rows: Batch, newest_keys: Array) -> Array:
         """Appends T rows to each of N streams, in place of the oldest rows.
 
-        Returns the keys of the new rows, (N, T). A stream is the rows of one environment, in order.
-        A row's key is the number of rows that were inserted before it. rows: columns of shape (N,
-        T, …). newest_keys: (N,), the key of each stream's newest row so far; -1 for a stream
-        without rows.
+        Returns the keys of the new rows, (N, T). A row's key is the number of rows that were
+        inserted before it. rows: columns of shape (N, T, …). newest_keys: (N,), the key of each
+        stream's newest row so far; -1 for a stream without rows.
         """
         ring, shape = self.ring, rows["last"].shape
         begin, end = ring.inserted, ring.inserted + rows["last"].size
@@ -76,10 +74,9 @@ class Rows:
     def windows(self, starts: Array, context: int, window: int) -> Array:
         """Returns the slots (B, context + T) of all rows of B windows.
 
-        A slot is a position in the ring buffer. A window has T = `window` consecutive rows of one
-        environment, after the `context` rows before them. If the episode has fewer than `context`
-        earlier rows, its first row is repeated. starts: (B,), the slot of the first of the T rows
-        of each window.
+        A window has T = `window` rows, after the `context` rows before them. If the episode has
+        fewer than `context` earlier rows, its first row is repeated. starts: (B,), the slot of the
+        first of the T rows of each window.
         """
         return fastest().windows(
             starts, context, window, self.following, self.previous, self.columns["first"]
@@ -88,8 +85,8 @@ class Rows:
     def has_context(self, slots: Array, context: int) -> Array:
         """Returns a mask (n,) of the rows whose context is stored completely.
 
-        The context of a row is the `context` rows before it in its episode, or all earlier rows of
-        the episode if they are fewer. slots: (n,), the positions of the rows in the ring buffer.
+        The context of a row is the `context` rows before it in its episode. slots: (n,), the
+        positions of the rows in the ring buffer.
         """
         complete = np.ones(slots.size, bool)
         for _ in range(context):
@@ -101,10 +98,9 @@ class Rows:
     def losing_context(self, end: int, context: int) -> Iterator[Array]:
         """Yields the slots of rows that lose context if rows with keys below `end` are evicted.
 
-        A slot is a position in the ring buffer. A row's key is the number of rows that were
-        inserted before it. The context of a row is the `context` rows before it in its episode.
-        Yields `context` arrays of slots: array k has the rows that are k steps after the newest
-        evicted row of their environment, in the same episode.
+        A row's key is the number of rows that were inserted before it. Yields `context` arrays of
+        slots: array k has the rows that are k steps after the newest evicted row of their
+        environment, in the same episode.
         """
         if not context:
             return
@@ -121,8 +117,7 @@ class Rows:
     def _previous_in_episode(self, slots: Array) -> Array:
         """Returns, for each row, the key of the row before it; its own key if it begins an episode.
 
-        A row's key is the number of rows that were inserted before it. slots: the positions of the
-        rows in the ring buffer.
+        A row's key is the number of rows that were inserted before it.
         """
         first = self.columns["first"][slots]
         return np.where(first, self.ring.keys_at(slots), self.previous[slots])

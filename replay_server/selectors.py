@@ -32,8 +32,7 @@ REBASE_AFTER = 500  # half-lives; f64 holds 2^-1022 to 2^1023
 def build(spec: Selector, starts: Starts, rows: Rows, window: int) -> StartSelector:
     """Returns a new selector, as `spec` specifies, that draws from `starts`.
 
-    A selector is a rule that draws the rows at which sampled windows begin. starts: the rows at
-    which windows may begin. rows: the stored rows. window: rows per window.
+    starts: the rows at which windows may begin. rows: the stored rows. window: rows per window.
     """
     return IMPLEMENTATIONS[type(spec)](spec, starts, rows, window)
 
@@ -87,9 +86,8 @@ class UniformSelector:
     def _draw_from_newest(self, rows: int, n: int, rng: np.random.Generator) -> Array:
         """Draws n starts uniformly from the starts among the newest `rows` rows.
 
-        A start is a row at which a window may begin. This is rejection sampling: rows are drawn
-        uniformly, and each row that is not a start is drawn again. After `REJECTION_ROUNDS` rounds,
-        the missing starts are drawn from a list of all starts among these rows.
+        A start is a row at which a window may begin. This is rejection sampling; after
+        `REJECTION_ROUNDS` rounds, the missing starts are drawn from a list.
         """
         ring, flags = self._starts.ring, self._starts.flags
         slots = np.empty(n, np.int64)
@@ -110,9 +108,7 @@ class UniformSelector:
 class EmphasizeRecentSelector(UniformSelector):
     """Emphasizing Recent Experience (Wang & Ross 2019): draws uniformly from the newest rows.
 
-    The draws form cycles. Within a cycle, each draw is limited to fewer of the newest rows than the
-    draw before. If none of these rows is a start (row at which a window may begin), the draw is
-    from all starts.
+    Within a cycle, each draw is limited to fewer of the newest rows than the draw before.
     """
 
     def __init__(self, spec: EmphasizeRecent, starts: Starts, rows: Rows, window: int) -> None:
@@ -154,8 +150,7 @@ class EmphasizeRecentSelector(UniformSelector):
 class WeightedSelector:
     """Base class: draws starts with probability proportional to a weight, from a sum tree.
 
-    A start is a row at which a window may begin. All other rows have weight 0. A subclass computes
-    the weights of the starts.
+    A start is a row at which a window may begin. A subclass computes the weights of the starts.
     """
 
     def __init__(self, spec: Selector, starts: Starts, rows: Rows, window: int) -> None:
@@ -194,9 +189,7 @@ class WeightedSelector:
 class PrioritizedSelector(WeightedSelector):
     """Prioritized replay: the weight of a start is priority^exponent (Schaul et al. 2016).
 
-    A start is a row at which a window may begin. Its first priority is read from the column of
-    initial priorities. Without such a column, it is the largest priority so far. Priorities are
-    clipped to `PRIORITY_RANGE`.
+    A start is a row at which a window may begin. Priorities are clipped to `PRIORITY_RANGE`.
     """
 
     def __init__(self, spec: Prioritized, starts: Starts, rows: Rows, window: int) -> None:
@@ -234,9 +227,8 @@ class RecencySelector(WeightedSelector):
     """Prefers recent rows: the weight of a start is 2^(-age / half_life).
 
     A start is a row at which a window may begin. The age of a row is the number of rows inserted
-    after it. The sum tree holds 2^((key - base) / half_life) instead, where a row's key is the
-    number of rows inserted before it. This weight differs by a factor that is equal for all rows,
-    so probabilities are the same, and it stays constant while the row ages.
+    after it. The sum tree holds weights that are proportional to these, 2^((key - base) /
+    half_life).
     """
 
     def __init__(self, spec: Recency, starts: Starts, rows: Rows, window: int) -> None:
@@ -290,8 +282,8 @@ class RecencySelector(WeightedSelector):
 class ReturnDeviationSelector(WeightedSelector):
     """Prefers unusual sums of rewards: the weight of a start is |sum - mean| / standard deviation.
 
-    A start is a row at which a window may begin. The sum is over the rewards of the start's window.
-    Mean and standard deviation are moving averages over the sums of all windows so far.
+    The sum is over the rewards of the window that begins at the start. Mean and standard deviation
+    are moving averages over the sums of all windows so far.
     """
 
     def __init__(self, spec: ReturnDeviation, starts: Starts, rows: Rows, window: int) -> None:

@@ -17,8 +17,7 @@ from dreamfleet.replay_server.table import Table
 class ReplayServer:
     """Holds all tables of rows and all queues of batches, by name.
 
-    Two calls on the same table must not overlap in time, but calls on different tables may. A
-    caller with several threads needs one lock per table.
+    Two calls on the same table must not overlap in time, but calls on different tables may.
     """
 
     def __init__(self, tables: Mapping[str, TableSpec | QueueSpec], seed: int) -> None:
@@ -39,10 +38,10 @@ class ReplayServer:
     ) -> bool:
         """Adds rows to a table, or a batch to a queue. Returns False if there is no room.
 
-        A stream is the rows of one environment, in order. rows: columns of shape (N, T, …), T rows
-        of each of N streams. streams: (N,), the ids of the streams, any distinct numbers >= 0; None
-        for a queue. chunk_id: identifies this call. Rows that were stored before, or that come from
-        an actor process that has been replaced, are not stored; the call then returns True.
+        rows: columns of shape (N, T, …), T rows of each of N streams (a stream is the rows of one
+        environment). streams: (N,), the ids of the streams, any distinct numbers >= 0; None for a
+        queue. chunk_id: identifies this call. Rows that were stored before are not stored again;
+        the call then returns True.
         """
         target, received = self._table(table), self._received[table]
         if chunk_id is not None and received.reject(chunk_id):
@@ -70,8 +69,7 @@ class ReplayServer:
         """Draws windows without copying their rows, or takes the next batch of a queue.
 
         Returns None if no sample or batch is available yet. Rows of drawn windows are copied by
-        `gather`; `intact` then says whether they were overwritten meanwhile. consumer: the name of
-        a consumer, which is a named sampler of the table, such as `policy`. count: number of
+        `gather`. consumer: the name of a sampler of the table, such as `policy`. count: number of
         windows; None for the consumer's batch size.
         """
         source = self._table(table)

@@ -89,16 +89,12 @@ class _PendingSample:
 class ShardedReplay:
     """Combines several shards (replays that each store a part of the rows) to one replay.
 
-    Each actor writes to one shard, and all queues are in the first shard. Each sample takes windows
-    from all shards. Each window's shard is drawn at random, with probability proportional to the
-    shard's priority mass (sum of sampling weights) as last reported. The probability of a window is
-    the probability of its shard times its probability within the shard. This product is exact even
-    if a reported mass is old.
+    Each actor writes to one shard, and all queues are in the first shard. Each window's shard is
+    drawn at random, with probability proportional to the shard's priority mass (sum of sampling
+    weights) as last reported.
 
-    A sample is requested from all shards, even from those that give 0 windows to it, so that all
-    shards count the same number of samples, and all report their masses. tables: the specifications
-    of the whole replay. ahead: how many samples of a consumer (a named sampler of a table, such as
-    `policy`) are requested before they are needed.
+    tables: the specifications of the whole replay. ahead: how many samples of a consumer (a named
+    sampler of a table) are requested before they are needed.
     """
 
     def __init__(
@@ -147,8 +143,7 @@ class ShardedReplay:
     def _request(self, table: str, consumer: str) -> _PendingSample:
         """Requests a consumer's sample from all shards, or a queue's batch from the first shard.
 
-        A shard is a replay that stores a part of the rows. A consumer is a named sampler of a
-        table, such as `policy`.
+        A consumer is a named sampler of a table, such as `policy`.
         """
         spec = self._tables.get(table)
         if not isinstance(spec, TableSpec) or consumer not in spec.consumers:
@@ -182,9 +177,8 @@ class ShardedReplay:
     def _merge(self, complete: _PendingSample) -> Sample:
         """Returns the parts of all shards as one sample, with the windows in random order.
 
-        A shard is a replay that stores a part of the rows. The random order makes any slice of the
-        batch as good a sample as the whole batch. A window's key (the number that identifies it)
-        becomes its key in the shard times the number of shards, plus the shard's index.
+        A window's key (the number that identifies it) becomes its key in the shard times the number
+        of shards, plus the shard's index.
         """
         samples = [part for part in complete.parts if isinstance(part, Sample)]
         n, first = len(samples), samples[0]
@@ -220,9 +214,8 @@ def shard_tables(
 ) -> dict[str, TableSpec | QueueSpec]:
     """Returns the table specifications for each of several shards of a replay.
 
-    A shard is a replay process that stores a part of the rows. shards: their number. All shards
-    together store as many rows, and sample as fast, as `tables` specifies. The specifications of
-    queues stay unchanged.
+    All shards together store as many rows, and sample as fast, as `tables` specifies. The
+    specifications of queues stay unchanged.
     """
     return {
         name: spec if isinstance(spec, QueueSpec) else _shard_table(spec, shards)
@@ -243,10 +236,9 @@ def _shard_table(spec: TableSpec, shards: int) -> TableSpec:
 def _shard_consumer(spec: Consumer, shards: int) -> Consumer:
     """Returns a consumer's specification for one of several shards of a replay.
 
-    A consumer is a named sampler of a table, such as `policy`. A shard is a replay process that
-    stores a part of the rows. It takes part in every sample, but receives only its part of the
-    agent steps. Therefore `samples_per_step` is multiplied by the number of shards, and `batch` and
-    `min_steps` (agent steps before the first sample) are divided by it.
+    A shard takes part in every sample, but receives only its part of the agent steps. Therefore
+    `samples_per_step` is multiplied by the number of shards, and `batch` and `min_steps` are
+    divided by the number of shards.
     """
     return replace(
         spec,
@@ -260,8 +252,8 @@ def _shard_consumer(spec: Consumer, shards: int) -> Consumer:
 def merged_stats(stats: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Returns the counters of the whole replay, from the counters of each shard (replay process).
 
-    Most counters are sums over the shards. Every shard counts each sample, so a counter `samples_…`
-    is instead the smallest of the shards' values: the number of complete samples.
+    Most counters are sums over the shards. A counter `samples_…` is the smallest of the shards'
+    values.
     """
     merged: dict[str, float] = {}
     for name in stats[0]:
@@ -302,7 +294,7 @@ def last_steps(steps: int, states: Sequence[Mapping[str, Any] | None]) -> list[i
     """Returns the number of agent steps after which each shard (replay process) takes no more rows.
 
     steps: agent steps of the whole run. states: the saved state of each shard; None for a new
-    shard. The agent steps that are left are divided equally among the shards.
+    shard.
     """
     added = [int(state["real"]["limiter"]["steps"]) if state else 0 for state in states]
     left, n = max(steps - sum(added), 0), len(added)

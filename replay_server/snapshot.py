@@ -15,12 +15,9 @@ PIECE_BYTES = 1 << 20  # takes half a millisecond, or a few where the memory is 
 class Snapshot:
     """The state of a table at the moment when this object was made. Rows are copied piece by piece.
 
-    The oldest rows are copied first, as they are overwritten first. Before the table overwrites
-    rows, it calls `copy_until`, which copies them. Call the methods only while you hold the table's
-    lock.
-
-    rest: copies of everything in the state except rows. rows: the table's rows; None for a queue,
-    whose state has no rows.
+    Before the table overwrites rows, it calls `copy_until`, which copies them. Call the methods
+    only while you hold the table's lock. rest: everything in the state except rows. rows: the
+    table's rows; None for a queue.
     """
 
     def __init__(self, rest: dict[str, Any], rows: Rows | None = None) -> None:
@@ -64,8 +61,8 @@ class Snapshot:
     def note_truncated(self, keys: Array) -> None:
         """Notes rows that the table is about to mark as `last` (the end of an episode).
 
-        In the snapshot, which shows an earlier moment, they stay unmarked. keys: the keys of these
-        rows. A row's key is the number of rows that were inserted before it.
+        In the snapshot, the rows stay unmarked. keys: for each of these rows, the number of rows
+        that were inserted before it.
         """
         self._truncated += [key for key in keys.tolist() if self._next <= key < self._end]
 

@@ -21,17 +21,16 @@ Implementation = TypeVar("Implementation", bound="type[StartSelector]")
 class StartSelector(Protocol):
     """Draws starts: rows at which windows may begin. One object serves one consumer of a table.
 
-    A consumer is a named sampler of a table, such as `policy`. Each row is given by its slot: its
-    position in the ring buffer. `add` and `remove` are called after the flags in `starts` have
-    changed. `probability` must return the exact probabilities of `draw`.
+    Each row is given by its slot: its position in the ring buffer. `add` and `remove` are called
+    after the flags in `starts` have changed. `probability` must return the exact probabilities of
+    `draw`.
     """
 
     def __init__(self, spec: Any, starts: Starts, rows: Rows, window: int) -> None:
         """Makes the selector that `spec` specifies, for windows of `window` rows.
 
-        A selector is a rule that draws the rows at which sampled windows begin. starts: the rows at
-        which windows may begin. rows: all stored rows. `window` does not count the context rows
-        before a window.
+        starts: the rows at which windows may begin. rows: all stored rows. `window` does not count
+        the context rows before a window.
         """
 
     @staticmethod
@@ -68,8 +67,7 @@ class StartSelector(Protocol):
     def draw(self, n: int, rng: np.random.Generator) -> Array:
         """Draws n starts with replacement. Returns their slots (n,) i64.
 
-        A start is a row at which a window may begin. A slot is a position in the ring buffer. This
-        is only called if there is a start.
+        A start is a row at which a window may begin. `draw` is only called if there is a start.
         """
         ...
 

@@ -15,10 +15,8 @@ from dreamfleet.core.types import Array
 class Streams:
     """The keys of the newest `depth` rows of each stream, and whether its newest episode has ended.
 
-    A stream is the rows of one environment, in order. A row's key is the number of rows that were
-    inserted before it; -1 stands for no row. The arrays of this class have one entry per stream.
-    Entry 0 stands for all streams without rows: their episode counts as ended, so that their first
-    row must begin an episode.
+    A stream is the rows of one environment. A row's key is the number of rows that were inserted
+    before it; -1 stands for no row. Entry 0 of each array stands for all streams without rows.
     """
 
     def __init__(self, depth: int) -> None:
@@ -37,10 +35,9 @@ class Streams:
     def store(self, ids: Array, indices: Array, newest_keys: Array, ended: Array) -> None:
         """Stores the keys of the newest rows of N streams, and whether their episodes have ended.
 
-        A stream is the rows of one environment. A row's key is the number of rows that were
-        inserted before it. ids: (N,), the streams' ids. indices: (N,), the result of
-        `indices(ids)`. newest_keys: (N, depth), the `depth` newest keys of each stream. ended:
-        (N,), whether each stream's newest episode has ended. Unknown streams are added.
+        ids: (N,), the streams' ids. indices: (N,), the result of `indices(ids)`. newest_keys: (N,
+        depth), the `depth` newest keys of each stream. ended: (N,), whether each stream's newest
+        episode has ended.
         """
         if new := ids[indices == 0].tolist():
             known = len(self.ended)

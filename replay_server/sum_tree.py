@@ -18,9 +18,8 @@ TOP = 256  # nodes of the top level, at most; scanning so many costs less than o
 class SumTree:
     """A tree over the weights of all slots. Each inner node is the sum of its `FAN_OUT` children.
 
-    A slot is a position in a ring buffer. `write` recomputes the changed sums from their children,
-    so that rounding errors do not accumulate. If a slot occurs several times in one call, its last
-    weight is kept.
+    A slot is a position in a ring buffer. If a slot occurs several times in one call of `write`,
+    its last weight is kept.
     """
 
     def __init__(self, size: int) -> None:
@@ -63,8 +62,7 @@ class SumTree:
 def level_sizes(size: int) -> list[int]:
     """Returns the number of nodes on each level of a sum tree over `size` slots, top level first.
 
-    A slot is a position in a ring buffer. Each number is a multiple of `FAN_OUT`, the number of
-    children of a node.
+    Each number is a multiple of `FAN_OUT`, the number of children of a node.
     """
     families = -(-size // FAN_OUT)
     above = level_sizes(families) if families * FAN_OUT > TOP else []

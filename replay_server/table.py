@@ -46,10 +46,7 @@ class Table:
 
     A stream is the rows of one environment. A window is T consecutive rows of a stream, and its
     first row is its start. The `context` rows before the start, in its episode, are sampled too.
-
-    A consumer is a named sampler of the table, such as `policy`. A row is a start for a consumer if
-    it is not `last`, and if all rows of its window and of its context are stored. `nbytes` is the
-    memory of the full table.
+    `nbytes` is the memory of the full table.
     """
 
     def __init__(self, name: str, spec: TableSpec, seed: int | Sequence[int]) -> None:
@@ -88,8 +85,8 @@ class Table:
     def room(self) -> float:
         """Returns how many agent steps may be added until the run ends or adding must wait.
 
-        Adding must wait if a consumer (a named sampler of the table, such as `policy`) has sampled
-        too little. The number is negative while `add` returns False.
+        Adding must wait if a consumer (a named sampler of the table) has sampled too little. The
+        number is negative while `add` returns False.
         """
         if self.steps >= self.last_step:
             return -1.0
@@ -103,12 +100,12 @@ class Table:
         """Adds T rows to each of N streams. A stream is the rows of one environment.
 
         rows: columns of shape (N, T, …). streams: (N,), the streams' ids. Returns False, and stores
-        nothing, while a consumer (a named sampler of the table, such as `policy`) has sampled too
-        little, and after the last step of the run. Agent steps after step number `last_step` of the
-        run are not stored. Raises EnvironmentFault, and stores nothing, if the rows are malformed.
+        nothing, while a consumer (a named sampler of the table) has sampled too little, and after
+        the last step of the run. Raises EnvironmentFault, and stores nothing, if the rows are
+        malformed.
 
         If a stream's first new row is `first` although its episode has not ended, that episode is
-        truncated: its newest stored row becomes `last`.
+        truncated.
         """
         if self.room < 0:
             return False
@@ -128,9 +125,8 @@ class Table:
     def _store(self, rows: Batch, streams: Array, indices: Array) -> None:
         """Stores valid rows (N, T, …) of N streams, and adds the starts of complete windows.
 
-        A stream is the rows of one environment. A start is a row at which a window may begin.
-        streams: (N,), the ids of the streams. indices: (N,), their indices in the arrays of class
-        `Streams`.
+        A start is a row at which a window may begin. streams: (N,), the ids of the streams.
+        indices: (N,), their indices in the arrays of class `Streams`.
         """
         first, last = rows["first"], rows["last"]
         newest_keys = self._streams.newest_keys[indices]  # (N, depth)
@@ -165,8 +161,7 @@ class Table:
     def _truncate(self, keys: Array) -> None:
         """Marks the newest rows of open episodes as `last`: a reset has ended these episodes.
 
-        keys: the keys of these rows. A row's key is the number of rows that were inserted before
-        it. Rows that are not stored any more are left out.
+        keys: for each of these rows, the number of rows that were inserted before it.
         """
         self._counters["truncated"] += keys.size
         keys = keys[self._ring.contains(keys)]
@@ -180,8 +175,8 @@ class Table:
     def _evict(self, end: int) -> None:
         """Evicts all rows with keys below `end`, and removes all starts that need one of them.
 
-        A row's key is the number of rows that were inserted before it. A start (row at which a
-        window may begin) needs the rows of its window and of its context.
+        A row's key is the number of rows that were inserted before it. A start needs the rows of
+        its window and of its context.
         """
         oldest = self._ring.oldest
         if end <= oldest:
@@ -198,9 +193,8 @@ class Table:
     def _add_starts(self, keys: Array, new: int) -> None:
         """Adds the starts whose windows became complete by the last `new` rows of each stream.
 
-        A stream is the rows of one environment. A start is a row at which a window may begin. A
-        row's key is the number of rows that were inserted before it. keys: (N, depth + new), the
-        keys of the newest rows of each of N streams; -1 where there is no row.
+        A start is a row at which a window may begin. keys: (N, depth + new), the keys of the newest
+        rows of each of N streams; -1 where there is no row.
         """
         slots = self._ring.slots(keys)
         usable = self._ring.contains(keys) & ~self._rows.columns["last"][slots]
@@ -215,14 +209,12 @@ class Table:
     def sample(self, consumer: str, count: int | None = None) -> Sample | None:
         """Returns a sample of B windows, with copies of their rows; None if the consumer must wait.
 
-        A consumer is a named sampler of the table, such as `policy`. It must wait while no window
-        is complete, and while it has taken as many samples as the agent steps so far allow. The
-        sample's columns have shape (B, context + T, …): T rows per window, after `context` earlier
-        rows. count: the number of windows B; None for the consumer's batch size.
+        The consumer (a named sampler of the table) must wait while no window is complete, and while
+        it has taken as many samples as the agent steps so far allow. The sample's columns have
+        shape (B, context + T, …). count: the number of windows B; None for the consumer's batch
+        size.
 
-        A caller with several threads calls `draw`, `gather` and `intact` instead, so that no thread
-        waits while rows are copied. It holds the table's lock during `draw` and `intact`, but not
-        during `gather`. If `intact` returns False, it draws again.
+        A caller with several threads calls `draw`, `gather` and `intact` instead.
         """
         draw = self.draw(consumer, count)
         return None if draw is None else replace(draw.sample, data=self.gather(draw))
@@ -230,9 +222,9 @@ class Table:
     def draw(self, consumer: str, count: int | None = None) -> Draw | None:
         """Draws windows without copying their rows, and counts a sample.
 
-        Returns None if the consumer (a named sampler of the table, such as `policy`) must wait. The
-        caller then copies the rows with `gather`, and checks with `intact` that they were not
-        overwritten meanwhile. count: the number of windows; None for the consumer's batch size.
+        Returns None if the consumer (a named sampler of the table) must wait. `gather` copies the
+        rows; `intact` checks that they were not overwritten meanwhile. count: the number of
+        windows; None for the consumer's batch size.
         """
         if consumer not in self._views:
             known = ", ".join(sorted(self._views))
@@ -264,8 +256,8 @@ class Table:
     def intact(self, draw: Draw) -> bool:
         """Returns True if no drawn row was overwritten and no episode was truncated since the draw.
 
-        Otherwise returns False; then the copied rows must not be used, and the sample is no longer
-        counted. Call this method once per draw.
+        Otherwise the copied rows must not be used, and the sample is no longer counted. Call this
+        method once per draw.
         """
         ring_then = replace(self._ring, inserted=draw.inserted)
         oldest = ring_then.keys_at(draw.slots[:, 0]).min(initial=draw.inserted)
@@ -277,10 +269,8 @@ class Table:
     def update(self, keys: Array, priorities: Array) -> None:
         """Replaces the priorities of sampled windows, for all consumers (uses of the table).
 
-        keys: (B,), the keys that came with the sample; each identifies a window's first row.
-        priorities: (B,). A priority for an overwritten row is ignored, and counted as
-        `stale_priorities`. A priority that is negative or not finite is ignored, and counted as
-        `invalid_priorities`.
+        keys: (B,), the keys that came with the sample. priorities: (B,). A priority for an
+        overwritten row is ignored, and so is a priority that is negative or not finite.
         """
         keys, priorities = np.array(keys, np.int64), np.array(priorities, np.float64)
         if keys.shape != priorities.shape or keys.ndim != 1:
@@ -298,10 +288,9 @@ class Table:
     def stats(self) -> dict[str, float]:
         """Returns the counters of the table by name.
 
-        `inserted` rows are either `stored` or `evicted`. For each consumer (a named sampler of the
-        table, such as `policy`), there are `samples_<consumer>`, `ratio_<consumer>` (samples per
-        agent step) and `starts_<consumer>` (rows at which its windows may begin). The comments at
-        `COUNTERS` describe more counters.
+        For each consumer (a named sampler of the table), there are `samples_<consumer>`,
+        `ratio_<consumer>` (samples per agent step) and `starts_<consumer>` (rows at which its
+        windows may begin).
         """
         ring, limiter = self._ring, self._limiter
         stats: dict[str, float] = {"inserted": ring.inserted, "stored": ring.stored}
@@ -388,11 +377,9 @@ class Table:
 def _first_steps(rows: Batch, steps: float) -> Iterator[tuple[Batch, int]]:
     """Yields the rows of a chunk (rows of one call) up to agent step number `steps` of the chunk.
 
-    An agent step is a row that is not `last`. Agent steps are ordered by time, then by stream.
-    rows: columns of shape (N, T, …), T rows of each of N streams (a stream is the rows of one
-    environment). The rows come in at most two parts: first all N streams up to some time, and then
-    the first n streams at one more time. Each part is yielded as its columns and its number of
-    streams.
+    An agent step is a row that is not `last`. Agent steps are ordered by time, then by environment.
+    rows: columns of shape (N, T, …). Yields at most two parts, each as its columns and its number
+    of streams (a stream is the rows of one environment).
     """
     acted = ~rows["last"]
     after = acted.sum(axis=0).cumsum()  # (T,) agent steps up to each time

@@ -19,11 +19,8 @@ _HEADERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_hea
 class Archive:
     """An archive of arrays, as `np.savez` writes it, opened for reading.
 
-    Use it in a `with` statement. Sizes are checked before memory is allocated. The files inside the
-    zip archive (members) must be uncompressed, and their sizes must not add up to more than the
-    size of the archive. The shape and dtype of an array must fit the size of its member. When an
-    array is read, its checksum is checked. Raises ValueError, or an error of `zipfile`, if a check
-    fails.
+    Use the archive in a `with` statement. Sizes are checked before memory is allocated, and
+    checksums when an array is read. Raises ValueError, or an error of `zipfile`, if a check fails.
     """
 
     def __init__(self, path: Path) -> None:

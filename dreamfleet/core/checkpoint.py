@@ -1,11 +1,8 @@
 """Writes and reads checkpoints: folders with a manifest (JSON) and an archive of arrays (NumPy).
 
 A checkpoint is written to a temporary folder, flushed to the disk, and renamed when it is complete.
-It never contains a pickle.
-
-The manifest has digests of the arrays and of itself, so that damage is detected. Checkpoints are
-read as untrusted data. Damage of any kind raises a UserError that names the checkpoint;
-`read_newest` then reads the next older checkpoint.
+Checkpoints are read as untrusted data. Damage of any kind raises a UserError that names the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -75,13 +72,11 @@ def save(
     """Writes `state` as the newest checkpoint in `folder`. Returns the path of the checkpoint.
 
     env_steps: agent steps of the run so far. state: nested dicts (str keys) of arrays, numbers,
-    strings, bools, None and lists of these. agent, env: their names, which the checkpoint records.
-    kept: how many checkpoints stay in the folder, at most one for each number of agent steps; older
-    ones are removed.
+    strings, bools, None and lists of these. agent, env: the names of the agent and the environment.
+    kept: how many checkpoints stay in the folder.
 
     Raises TypeError if `state` has values of other types. Raises NotFinite if networks or
-    optimizers hold NaN or infinity. Raises OSError if the disk is full. After an error, no old
-    checkpoint is removed.
+    optimizers hold NaN or infinity. Raises OSError if the disk is full.
     """
     if problem := not_finite(state):
         raise NotFinite(problem)
@@ -106,9 +101,7 @@ def save(
 def not_finite(state: Mapping[str, Any]) -> str:
     """Describes the first number that is NaN or infinite in the networks or optimizers of `state`.
 
-    Only the parts `agent` and `weights` of `state` hold networks and optimizers. Returns "" if all
-    their numbers are finite. An array filled with one infinity is allowed, as this is how a running
-    minimum or maximum begins.
+    Returns "" if all these numbers are finite. An array filled with one infinity is allowed.
     """
     for part in LEARNED:
         for where, leaf in _leaves(state.get(part), part):
@@ -180,11 +173,9 @@ def load(
 ) -> dict[str, Any]:
     """Returns the state of the checkpoint at `path`. Tuples come back as lists.
 
-    agent, env: the names of the agent and the environment that the checkpoint must be of; None
-    allows any name. parts: the keys of the state to read; None for all. With `parts`, only the
-    arrays that are read are checked, each by its own checksum. check: called with the state; it
-    raises UserError if the caller cannot use the state. Raises UserError if the checkpoint is
-    damaged or unsuitable.
+    agent, env: the required agent and environment; None allows any. parts: the keys of the state to
+    read; None for all. check: called with the state; it raises UserError if the caller cannot use
+    the state. Raises UserError if the checkpoint is damaged or unsuitable.
     """
     return read(path, agent=agent, env=env, parts=parts, check=check).state
 
@@ -199,10 +190,9 @@ def read(
 ) -> Saved:
     """Returns the path, the agent steps and the state of the checkpoint at `path`.
 
-    agent, env: the names of the agent and the environment that the checkpoint must be of; None
-    allows any name. parts: the keys of the state to read; None for all. check: called with the
-    state; it raises UserError if the caller cannot use the state. Raises UserError if the
-    checkpoint is damaged or unsuitable.
+    agent, env: the required agent and environment; None allows any. parts: the keys of the state to
+    read; None for all. check: called with the state; it raises UserError if the caller cannot use
+    the state. Raises UserError if the checkpoint is damaged or unsuitable.
     """
     about = manifest(path)
     for kind, wanted in (("agent", agent), ("env", env)):
@@ -262,9 +252,8 @@ def manifest(path: Path) -> dict[str, Any]:
 def newest(folder: Path, *, agent: str | None = None, env: str | None = None) -> Path | None:
     """Returns the path of the newest undamaged checkpoint in `folder`; None if there is none.
 
-    agent, env: the names of the agent and the environment that a checkpoint must be of; None allows
-    any name. Raises UserError if there are checkpoints, but all checkpoints are damaged or
-    unsuitable.
+    agent, env: the required agent and environment; None allows any. Raises UserError if all
+    checkpoints are damaged or unsuitable.
     """
     saved = read_newest(folder, agent=agent, env=env)
     return saved.path if saved else None
@@ -280,11 +269,10 @@ def read_newest(
 ) -> Saved | None:
     """Returns the newest undamaged checkpoint in `folder`; None if there is no checkpoint.
 
-    Each damaged or unsuitable checkpoint is skipped with a warning. Raises UserError if all
-    checkpoints were skipped. Another process may save and remove checkpoints in the folder during
-    this call. agent, env: the names of the agent and the environment that a checkpoint must be of;
-    None allows any name. parts: the keys of the state to read; None for all. check: called with the
-    state; it raises UserError if the caller cannot use the state.
+    Damaged or unsuitable checkpoints are skipped. Raises UserError if all checkpoints were skipped.
+    agent, env: the required agent and environment; None allows any. parts: the keys of the state to
+    read; None for all. check: called with the state; it raises UserError if the caller cannot use
+    the state.
     """
     paths = _all(folder)
     while paths:
@@ -428,9 +416,8 @@ def _free_name(folder: Path, env_steps: int) -> Path:
 def _prune(folder: Path, path: Path, kept: int) -> None:
     """Removes all checkpoints in `folder` except the newest one, `path`, and some older ones.
 
-    At most `kept` checkpoints stay in the folder. Of several checkpoints with the same agent steps
-    only the newest is kept. Checkpoints without a readable manifest are removed. Checkpoints of
-    later agent steps are removed too, because the run has gone back to an earlier checkpoint.
+    At most `kept` checkpoints stay in the folder. Checkpoints without a readable manifest and
+    checkpoints of later agent steps are removed.
     """
     keep, steps = {path}, {_steps(path)}
     for other in reversed(_all(folder)):

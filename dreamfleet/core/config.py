@@ -1,8 +1,7 @@
 """The configuration of a run, and type-checked changes to any configuration dataclass.
 
 A setting has the default in this module, unless a preset (settings for one environment), a flag or
-`--set a.b=v` changes it. A flag overrides a preset, and `--set` overrides both. `apply` checks
-every value, whether it comes from a file or from the command line.
+`--set a.b=v` changes it. A flag overrides a preset, and `--set` overrides both.
 """
 
 from __future__ import annotations
@@ -128,9 +127,9 @@ def unshaped(options: Mapping[str, Any]) -> dict[str, Any]:
 def configure(config: RunConfig, values: Mapping[str, Any], source: str = "") -> RunConfig:
     """Returns `config` with new values. Raises UserError for an unknown name or an invalid value.
 
-    values: by dotted name, such as `seed`, `train.chunk`, `agent.lr` or `env.size`. Values whose
-    names begin with `agent.`, `env.` or `eval_env.` are not checked here; the agent's Config and
-    the environment check them. source: the name of the file with the values, for error messages.
+    values: by dotted name, such as `train.chunk`. Values whose names begin with `agent.`, `env.` or
+    `eval_env.` are not checked here. source: the name of the file with the values, for error
+    messages.
     """
     try:
         for key, value in values.items():
@@ -155,8 +154,8 @@ def _configured(config: RunConfig, key: str, value: Any) -> RunConfig:
 def _with_option(options: Any, path: list[str], value: Any) -> Any:
     """Returns the nested mapping `options` with a new value at `path`.
 
-    path: the keys that lead to the value, from the outermost mapping to the innermost. If `path` is
-    empty, `value` must be a mapping; its items are added to `options`.
+    path: the keys that lead to the value, the outermost first. If `path` is empty, the items of
+    `value`, a mapping, are added to `options`.
     """
     before = options if isinstance(options, Mapping) else {}
     if not path:
@@ -190,9 +189,8 @@ def apply(config: T, values: Mapping[str, Any], prefix: str = "") -> T:
     """Returns the dataclass `config` with new values. values: by dotted field name.
 
     A whole number for a float field becomes a float. A number such as 3e4 for an int field becomes
-    an int. No other value is converted. Raises UserError for an unknown name, and names the nearest
-    known name; raises UserError for a value of the wrong type. prefix: text before the names in
-    messages.
+    an int. Raises UserError for an unknown name or a value of the wrong type. prefix: text before
+    the names in messages.
     """
     for key, value in values.items():
         config = _assign(config, key.split("."), value, prefix)

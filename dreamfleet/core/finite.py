@@ -18,10 +18,9 @@ MOST_BAD_UPDATES: Final = 100  # in a row without a finite loss and gradient
 class UpdateMonitor:
     """Ends a run after many consecutive bad updates.
 
-    An update is bad if its loss or a gradient norm is not finite. An agent that skips bad updates
-    reports the number of consecutive bad updates as metric `fault/in_a_row`. For other agents, this
-    class checks the metrics `loss/…` and `grad_norm/…`. part: the name of the trained networks in
-    messages. updates: the number of updates that a resumed run has already taken; 0 for a new run.
+    An update is bad if its loss or a gradient norm is not finite. part: the name of the trained
+    networks in messages. updates: the number of updates that a resumed run has already taken; 0 for
+    a new run.
     """
 
     def __init__(self, part: str, updates: int = 0) -> None:
@@ -71,8 +70,7 @@ def check_weights(group: str, weights: Weights) -> Weights:
 def check_actions(action: Array, extras: Batch, space: Space) -> None:
     """Raises Diverged unless an agent's actions (N, …) are finite and within the action space.
 
-    extras: other columns that the agent adds to the rows; they must be finite too. The run ends,
-    since restarting an environment would not help: the agent has made the mistake.
+    extras: other columns that the agent adds to the rows; they must be finite too.
     """
     for name, value in {"action": action, **extras}.items():
         found = np.asarray(value)

@@ -41,9 +41,8 @@ class _Guard:
     ) -> ModuleSpec | None:
         """Finds a module in other folders, if Python would import it from a guarded folder.
 
-        Returns None if Python would not import the module from a guarded folder; then other import
-        finders handle it. Raises ImportError if the module is only in guarded folders. path: the
-        folders to search; None for `sys.path`. target: not used.
+        Returns None if Python would not import the module from a guarded folder. Raises ImportError
+        if the module is only in guarded folders. path: the folders to search; None for `sys.path`.
         """
         if not self._inside(PathFinder.find_spec(name, path)):
             return None

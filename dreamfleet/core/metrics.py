@@ -18,9 +18,8 @@ from dreamfleet.core.types import Event
 class MetricsWriter:
     """Appends events to a file. Other processes can read an event as soon as it is written.
 
-    Every event must have `kind` and `env_steps`. NaN and infinity are written as null, as JSON has
-    neither. If the file exists, it is continued; an incomplete last line, which a crash leaves, is
-    removed first. Raises UserError if the file is a link.
+    Every event must have `kind` and `env_steps`. NaN and infinity are written as null. An existing
+    file is continued. Raises UserError if the file is a link.
     """
 
     def __init__(self, path: Path) -> None:

@@ -16,8 +16,8 @@ from dreamfleet.core.errors import UserError
 def import_module(module: str, kind: str) -> ModuleType:
     """Imports a user's module by name, from the current folder or from installed packages.
 
-    kind: `env` or `agent`, for messages. Raises UserError if the module is not found, if it needs a
-    package that is not installed, or if it fails while it is imported.
+    kind: `env` or `agent`, for messages. Raises UserError if the module is not found, needs a
+    package that is not installed, or fails while it is imported.
     """
     if any(not part or "/" in part for part in module.split(".")):
         raise UserError(
@@ -60,10 +60,8 @@ def in_line(error: BaseException) -> str:
 def interrupts(error: BaseException) -> bool:
     """Returns whether an exception was caused by Ctrl-C, and not raised by an environment.
 
-    An environment may raise KeyboardInterrupt or SystemExit itself. While Python's default signal
-    handler is installed, every KeyboardInterrupt counts as Ctrl-C. A run installs another handler,
-    which raises the exception in code of this package. An exception that was raised there counts as
-    Ctrl-C too.
+    With Python's default signal handler, every KeyboardInterrupt counts as Ctrl-C. With the signal
+    handler of a run, only an exception that code of this package raised counts as Ctrl-C.
     """
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if isinstance(error, KeyboardInterrupt) and default:

@@ -14,7 +14,7 @@ def open_own(path: Path, flags: int) -> int:
     """Opens a file for writing, and creates it if it is missing. Returns its descriptor.
 
     flags: passed to `os.open`. Raises UserError for a symbolic link, a hard link, or anything else
-    that is not a plain file: writing to it could change something outside of the run's folder.
+    that is not a plain file.
     """
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

@@ -1,8 +1,7 @@
 """Specifications of selectors. A selector is the rule by which windows of a table are sampled.
 
-A window is a sequence of consecutive rows. A specification is plain data, so that it can be part of
-settings and can be sent to other processes. For each specification, the replay server has a class
-that draws windows as specified (`replay_server/selectors.py`).
+A specification is plain data. For each specification, `replay_server/selectors.py` has a class that
+draws windows as specified.
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ if TYPE_CHECKING:
 class Selector:
     """Base class of the specifications of selectors: the rules by which windows are sampled.
 
-    A window is a sequence of consecutive rows. A specification is a frozen dataclass with the
-    parameters of a rule. A new selector needs two classes in one module: the specification, and a
-    class that draws windows by this rule. The second class is decorated with
-    `replay_server.start_selector.implements`. No other code has to change.
+    A specification is a frozen dataclass with the parameters of a rule. A second class draws
+    windows by this rule, and is decorated with `replay_server.start_selector.implements`.
     """
 
     @property
@@ -36,16 +33,15 @@ class Selector:
     def fault(self, columns: Mapping[str, Space]) -> str | None:
         """Returns one line that says why this selector cannot be used with these columns.
 
-        A selector is a rule by which windows of a table are sampled. columns: the columns of the
-        table. Returns None if the selector can be used.
+        columns: the columns of the table. Returns None if the selector can be used.
         """
         return None
 
     def for_shard(self, shards: int) -> Selector:
         """Returns the specification of this selector for one of several shards of a replay.
 
-        A selector is a rule by which windows are sampled. A shard is a process that stores a part
-        of the rows. Parameters that count rows are divided by `shards`, the number of shards.
+        A shard is a process that stores a part of the rows. Parameters that count rows are divided
+        by `shards`, the number of shards.
         """
         return self
 
@@ -62,10 +58,9 @@ class Uniform(Selector):
 class Prioritized(Selector):
     """Prioritized replay: the probability of a start is proportional to priority^exponent.
 
-    This is equation 1 of Schaul et al. 2016. A start is a row at which a window may begin. Its
-    first priority is read from column `initial`, which actors write. Without such a column, it is
-    the largest priority so far, and 1.0 at the beginning. A sample reports the probability of each
-    draw, from which the agent can compute importance weights.
+    This is equation 1 of Schaul et al. 2016. A start is a row at which a window may begin. A
+    start's first priority is read from column `initial`. Without such a column, a start's first
+    priority is the largest priority so far, and 1.0 at the beginning.
     """
 
     exponent: float = 1.0  # 1: the agent applies an exponent of its own, which may change
@@ -103,9 +98,9 @@ class Recency(Selector):
 class EmphasizeRecent(Selector):
     """Emphasizing Recent Experience (ERE): draws uniformly from the newest rows (Wang & Ross 2019).
 
-    The number of newest rows shrinks during a cycle of K = `cycle` samples. Sample k of a cycle
-    draws from the newest max(N * eta^(1000 k / K), floor) of N stored rows, as in section 4 of the
-    paper. `eta` rises linearly to 1 over the first `anneal` samples.
+    Sample k of a cycle of K = `cycle` samples draws from the newest max(N * eta^(1000 k / K),
+    floor) of N stored rows, as in section 4 of the paper. `eta` rises linearly to 1 over the first
+    `anneal` samples.
     """
 
     eta: float = 0.996
@@ -127,10 +122,8 @@ class ReturnDeviation(Selector):
     """Prefers windows (consecutive rows) with an unusual sum of rewards.
 
     The probability of a window is proportional to |sum - mean| / standard deviation. Mean and
-    standard deviation are over the sums of all windows so far, weighted by 2^(-age / half_life),
-    where the age of a window is the number of newer windows. The probability of a window is
-    computed once, when its last row arrives. This selector is meant as a part of a `Mixture` with
-    `Uniform`.
+    standard deviation are over the sums of all windows so far, weighted by 2^(-age / half_life).
+    The age of a window is the number of newer windows.
     """
 
     half_life: float = 10_000.0  # windows

@@ -26,9 +26,8 @@ class Setting:
 def described(config: type, prefix: str) -> list[Setting]:
     """Returns the descriptions of all settings of a configuration dataclass, in field order.
 
-    The comment beside a field gives its meaning and, in brackets at the end, the source of the
-    default. Fields that are groups of settings are left out. prefix: text before each name, such as
-    `agent.`.
+    The comment beside a field gives its meaning and the source of the default. Fields that are
+    groups of settings are left out. prefix: text before each name, such as `agent.`.
     """
     meanings, hints = _comments(config), get_type_hints(config)
     return [

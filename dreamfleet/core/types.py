@@ -14,9 +14,9 @@ these columns:
 | `last`     | bool       | `()`          | whether the episode ends here, for any reason          |
 | `terminal` | bool       | `()`          | whether the environment terminated; implies `last`     |
 
-An episode's final observation is a row too, so no column for the next observation is needed. The
-action of a `last` row is not used. If a row is `last` but not `terminal`, the episode was
-truncated, and returns bootstrap from the value of that row.
+An episode's final observation is a row too. The action of a `last` row is not used. If a row is
+`last` but not `terminal`, the episode was truncated, and returns bootstrap from the value of that
+row.
 """
 
 from __future__ import annotations
@@ -84,12 +84,9 @@ class EnvSpec:
 class Consumer:
     """A named sampler of a table: which windows it samples, how many at a time, and how often.
 
-    A window is `window` consecutive rows of one stream (the rows of one environment). The `context`
-    rows before it are sampled too, so that a sample's columns have shape (B, context + T, …): B
-    windows of T rows. If the episode has fewer than `context` earlier rows, its first row is
-    repeated, with `first` set in each copy.
-
-    A frame stack needs a context. An n-step return needs a window of n + 1 rows.
+    A window is `window` consecutive rows of one environment. The `context` rows before a window are
+    sampled too: the columns of B windows of T rows have shape (B, context + T, …). If the episode
+    has fewer than `context` earlier rows, its first row is repeated.
     """
 
     batch: int  # windows per sample, B
@@ -105,8 +102,7 @@ class Consumer:
 class TableSpec:
     """The specification of a table: a ring buffer of rows, which several consumers sample.
 
-    A consumer is a named sampler of the table, such as `policy`. Sampling rates count agent steps.
-    An agent step is a row on which an action was taken: a row that is not `last`.
+    Sampling rates count agent steps. An agent step is a row that is not `last`.
     """
 
     capacity: int  # rows, at most
@@ -139,8 +135,7 @@ class EpisodeStats(NamedTuple):
 class Sample:
     """A batch of windows (consecutive rows) that a named sampler of a table has sampled.
 
-    Each window has a key, which identifies its first row after the context rows. `Replay.update`
-    takes these keys; it ignores rows that were overwritten since.
+    Each window has a key, which identifies its first row after the context rows.
     """
 
     data: Batch  # (B, context + T, …)
@@ -188,9 +183,8 @@ class VectorEnv(Protocol):
     """N environments that are stepped together.
 
     `info` holds extra values (facts) about the episodes that end with the newest rows: an array
-    (N,) under the name of each fact. Integers are categories: evaluations report each category
-    separately. Floats and bools are averaged. None stands for a missing fact. If rewards are
-    shaped, the fact `return` is the sum of the unshaped rewards.
+    (N,) under the name of each fact. Integers are categories; floats and bools are averaged. None
+    stands for a missing fact.
     """
 
     spec: EnvSpec
@@ -200,18 +194,16 @@ class VectorEnv(Protocol):
     def reset(self, seeds: Sequence[int] | None = None) -> Batch:
         """Begins new episodes in all N environments.
 
-        Returns their first rows: columns of shape (N, …), but no actions yet. seeds: one per
-        environment; None continues their random generators. The episode of a given seed does not
-        depend on the other environments.
+        Returns their first rows, without actions: columns of shape (N, …). seeds: one per
+        environment; None continues their random generators.
         """
         ...
 
     def step(self, action: Array) -> Batch:
         """Takes one action (N, …) per environment. Returns the next rows: columns of shape (N, …).
 
-        The rows have no actions yet. An environment whose previous row was `last` (the end of an
-        episode) ignores its action and begins a new episode. Raises EnvironmentFault if an
-        environment returns a value outside its spaces.
+        An environment whose previous row was `last` ignores its action and begins a new episode.
+        Raises EnvironmentFault if an environment returns a value outside its spaces.
         """
         ...
 
@@ -245,9 +237,8 @@ class Agent(Protocol):
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
         """Chooses actions for rows (N, …) of N environments.
 
-        Returns the actions (N, …), the next recurrent state, and further columns (N, …). The
-        further columns are stored with the rows, and replace columns of the same name. state: the
-        recurrent state of the policy. explore: False in evaluations.
+        Returns the actions (N, …), the next recurrent state, and further columns (N, …) to store
+        with the rows. state: the recurrent state of the policy. explore: False in evaluations.
         """
         ...
 
@@ -259,18 +250,16 @@ class Agent(Protocol):
         """Rolls the policy out in the world model, from the last row of each sampled window.
 
         starts: a sample of windows (consecutive real rows), with columns of shape (B, T, …).
-        Returns the dreams, with columns of shape (B', H + 1, …): B' rollouts of H steps each. B'
-        equals B if the agent makes one rollout per window, as all built-in agents do, but an agent
-        may make more. It may also add earlier real rows before the H + 1 rows of each rollout.
+        Returns B' rollouts of H steps each, with columns of shape (B', H + 1, …). B' equals B if
+        the agent makes one rollout per window.
         """
         ...
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         """Takes one update of policy and critic. Returns metrics and new priorities.
 
-        The priorities are for the windows of sample `real`. real: a sample of real rows; None if
-        the agent trains its policy on dreams only. dreams: rollouts in the world model; None if the
-        agent makes none.
+        The priorities are for the windows of `real`. real: a sample of real rows; None if the agent
+        trains its policy on dreams only. dreams: None if the agent makes none.
         """
         ...
 
@@ -288,9 +277,8 @@ class Agent(Protocol):
     def state(self, group: str) -> dict[str, Any]:
         """Returns copies of everything in a weight group that a resumed run needs to continue.
 
-        A weight group is the networks that one process trains: "world" or "policy". The copies
-        include networks, optimizers, random generators and counters, as nested dicts of numpy
-        arrays, numbers, strings and lists of numbers.
+        group: "world" or "policy". Returns nested dicts of numpy arrays, numbers, strings and lists
+        of numbers.
         """
         ...
 
@@ -317,13 +305,13 @@ class Replay(Protocol):
     ) -> bool:
         """Adds T rows to each of N streams of a table, or a batch to a queue.
 
-        A stream is the rows of one environment, in order. rows: columns of shape (N, T, …); a batch
-        for a queue may have any shape. streams: (N,), the streams' ids; None for a queue. chunk_id:
+        A stream is the rows of one environment. rows: columns of shape (N, T, …); a batch for a
+        queue may have any shape. streams: (N,), the streams' ids; None for a queue. chunk_id:
         identifies these rows, so that a repeated call does not store them twice.
 
-        Returns False, and stores nothing, if there is no room; the caller then adds the same rows
-        again. Raises EnvironmentFault for rows with NaN or with a wrong shape or dtype, and for a
-        row that follows a `last` row but is not `first`. A proxy may raise it in a later call.
+        Returns False, and stores nothing, if there is no room. Raises EnvironmentFault for rows
+        with NaN or with a wrong shape or dtype, and for a row that follows a `last` row but is not
+        `first`.
         """
         ...
 
