@@ -267,7 +267,7 @@ def measure(args: Sequence[str]) -> int:
             what: what to measure; only the replay has a benchmark
             rows: names of the rows of the table to measure; default: all
             rounds: how often each measurement is repeated
-            quick: measures tiny sizes, without Ray, to test the benchmark
+            quick: measures tiny sizes, to test the benchmark; leaves out rows that start Ray
             reverb_python: a Python interpreter with dm-reverb and TensorFlow
             json: file for the measurements
         """
@@ -313,9 +313,9 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
 
         Args:
             resume: continues an earlier run: its folder, or latest
-            set: any other setting, such as train.chunk=32 or agent.dream_horizon=10; an argument of
-                the environment, such as env.gravity=5; or an argument in evaluations only, such as
-                eval_env.gravity=9.8
+            set: any other setting, such as train.chunk=32 or agent.dream_horizon=10;
+                an argument of the environment, such as env.gravity=5; or an argument of the
+                environment in evaluations only, such as eval_env.gravity=9.8
         """
         return run, resume, set
 

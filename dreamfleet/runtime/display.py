@@ -259,8 +259,8 @@ def wrapped(label: str, items: Sequence[str], width: int) -> list[str]:
 def _unbroken(item: str, room: int) -> str:
     """Replaces spaces in `item` by non-breaking spaces, so that no line is broken inside `item`.
 
-    item: a name and a value, such as `replay ratio 1.0`. A sentence with a full stop is returned
-    unchanged. If `item` is longer than `room` columns, only its last space is replaced.
+    item: a name and a value, such as `replay ratio 1.0`. A sentence (with a full stop at the end)
+    is returned unchanged. If `item` is longer than `room` columns, only its last space is replaced.
     """
     if item.endswith("."):
         return item

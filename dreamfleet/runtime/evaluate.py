@@ -93,7 +93,7 @@ def evaluate(
     `train.eval_steps`. say: a function that gets lines to print.
 
     Raises UserError for a wrong number, and when the run, the checkpoint or the device does not
-    exist. Raises WorkerFailed when the environment fails.
+    exist. Raises WorkerFailed when the environment raises an error or returns invalid values.
     """
     for name, value, low, high in (
         ("episodes", episodes, 1, MOST_EPISODES),

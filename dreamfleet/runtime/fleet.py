@@ -189,9 +189,9 @@ class Fleet:
     def _handle_turns(self, processes: Sequence[Process], next_s: float | None) -> None:
         """Records the reports of processes whose turn has ended, and starts their next turns.
 
-        A turn is one second of work of a process. A process is later replaced if its turn failed or
-        is past its deadline. next_s: the length of the next turns in seconds; None: starts no more
-        turns.
+        A turn is one second of work of a process. A process is stopped and later replaced if its
+        turn failed or is past its deadline. next_s: the length of the next turns in seconds; None:
+        starts no more turns.
         """
         if not processes:
             return

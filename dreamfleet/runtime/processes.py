@@ -144,9 +144,9 @@ def start_replay(
 def resource_shares(config: RunConfig, available: Mapping[str, float]) -> dict[str, Any]:
     """Returns how many CPUs and GPUs each process of a run asks for.
 
-    Returns a dict. Keys such as "actor" hold the number of CPUs for one process of that role. "gpu"
-    holds the number of GPUs for one process that trains. "device" is cpu or cuda. If the CPUs do
-    not suffice, all numbers of CPUs are reduced by one factor.
+    The result is a dict. Keys such as "actor" hold the number of CPUs for one process of that role.
+    "gpu" holds the number of GPUs for one process that trains. "device" is cpu or cuda. If the CPUs
+    do not suffice, all numbers of CPUs are reduced by one factor.
 
     available: resource ("CPU", "GPU") → amount. Raises UserError for `--device cuda` without a GPU.
     """
