@@ -314,8 +314,8 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
         Args:
             resume: continues an earlier run: its folder, or latest
             set: any other setting, such as train.chunk=32 or agent.dream_horizon=10;
-                an argument of the environment, such as env.gravity=5; or an argument of the
-                environment in evaluations only, such as eval_env.gravity=9.8
+                an argument of the environment, such as env.gravity=5;
+                or an argument for evaluations only, such as eval_env.gravity=9.8
         """
         return run, resume, set
 
