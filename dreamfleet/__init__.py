@@ -4,8 +4,7 @@
     action, state = policy.act(obs, state)  # state: None at first
     run = dreamfleet.train(agent="dreamwalker", env="BipedalWalker-v3", steps=100_000, local=True)
 
-`import dreamfleet` is fast: numpy, torch and other packages are imported when `load`, `train`,
-`Run` or `Policy` is first used.
+numpy and torch are imported when `load`, `train`, `Run` or `Policy` is first used.
 """
 
 from __future__ import annotations

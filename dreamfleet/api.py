@@ -31,9 +31,8 @@ def load(
     """Returns the trained policy of a run.
 
     run: the run's folder, or `latest` for the run in `runs/` with the most recent activity.
-    checkpoint: `latest`, `best` (the highest mean return of an evaluation), or the path of a
-    checkpoint. device: cpu, cuda, or auto (a GPU if there is one). Raises UserError when the run or
-    the checkpoint does not exist.
+    checkpoint: `latest`, `best` (the highest mean return of an evaluation), or a path. device: cpu,
+    cuda or auto. Raises UserError when the run or the checkpoint does not exist.
     """
     return Run(start.run_path(os.fspath(run))).policy(checkpoint, device)
 
@@ -48,14 +47,12 @@ def train(
 ) -> Run:
     """Trains an agent until the run has taken all its steps, and returns the run.
 
-    agent, env: names of an agent and an environment; None: dreamer-lite and CartPole-v1. settings:
-    dotted name → value, such as `{"agent.dream_horizon": 10}`. resume: the folder of a run to
-    continue, or `latest`; agent and env are then those of the run. flags: flags of the command line
-    as keyword arguments, such as `steps=5_000`, `seed=1` or `local=True`.
+    agent, env: names; None: dreamer-lite and CartPole-v1. settings: dotted name → value, such as
+    `{"agent.dream_horizon": 10}`. resume: the folder of a run to continue, or `latest`. flags:
+    flags of the command line, such as `steps=5_000` or `local=True`.
 
-    Raises UserError for wrong arguments. Raises WorkerFailed when a part of the run, such as the
-    learner, fails and cannot be restarted. After Ctrl-C, saves a checkpoint and raises
-    KeyboardInterrupt.
+    Raises UserError for wrong arguments. Raises WorkerFailed when a part of the run fails and
+    cannot be restarted. After Ctrl-C, saves a checkpoint and raises KeyboardInterrupt.
     """
     named = {"agent": agent, "env": env}
     given = {name: value for name, value in named.items() if value is not None} | flags
@@ -128,9 +125,8 @@ class Run:
     def metrics(self, kind: str | None = None) -> list[Event]:
         """Returns the lines of the run's `metrics.jsonl` as dicts (events), oldest first.
 
-        kind: the kind of events to return, such as "eval" or "episode"; None: all kinds.
-        docs/metrics.md describes the metrics. Raises UserError for an unknown kind, and when the
-        folder holds no run.
+        kind: the kind of events to return, such as "eval"; None: all kinds. Raises UserError for an
+        unknown kind, and when the folder holds no run.
         """
         if kind not in (None, *KINDS):
             raise UserError(f"no events of kind {kind!r}.{nearest(str(kind), KINDS)}")
@@ -150,11 +146,9 @@ class Run:
     ) -> dict[str, Any]:
         """Plays greedy episodes with the policy of a checkpoint.
 
-        Returns statistics of the episodes. The result is the dict that `launch.py eval --json`
-        prints. episodes: the number of episodes. seed: the same seed plays the same episodes.
-        checkpoint: `latest`, `best` (the highest mean return of an evaluation), or the path of a
-        checkpoint. device: auto, cpu or cuda. video: a folder for films of every tenth episode; the
-        key `films` of the result then holds the paths of the films.
+        Returns the dict that `launch.py eval --json` prints. seed: the same seed plays the same
+        episodes. checkpoint: `latest`, `best`, or a path. device: auto, cpu or cuda. video: a
+        folder for films of every tenth episode; the key `films` of the result holds their paths.
         """
         from dreamfleet.runtime.evaluate import evaluate
 
@@ -211,14 +205,11 @@ class Policy:
         """Chooses an action for one observation, or N actions for a batch of N observations.
 
         Returns the action, as the environment's `step` takes it, and the state for the next call.
-        obs: an observation as the environment returns it. state: the state that the last call
-        returned; None if an episode begins with each observation in `obs`. first: bools of shape
-        (N,); True for an observation that begins an episode. With `first`, some environments can
-        begin an episode while others continue theirs.
+        state: the state that the last call returned; None if an episode begins with each
+        observation. first: bools of shape (N,); True for an observation that begins an episode.
 
-        Raises ValueError for an observation outside the observation space, and for a state of
-        another policy. Raises ValueError if the numbers of environments in `obs`, `state` and
-        `first` differ.
+        Raises ValueError for an observation outside the observation space, for a state of another
+        policy, and if the numbers of environments differ.
         """
         rows, batched = self._codec.encode(obs)
         n = len(rows)

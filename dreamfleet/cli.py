@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code.
 
     argv: the command and its arguments; None: those of the process. Exit codes: 0 success, 1 a
-    failure of the run or a bug, 2 a mistake of the user, 130 stopped by Ctrl-C, 143 stopped by
-    SIGTERM.
+    failure or a bug, 2 a mistake of the user, 130 Ctrl-C, 143 SIGTERM.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks are slower with more threads
     args = list(sys.argv[1:] if argv is None else argv)
@@ -106,12 +105,12 @@ def evaluate(args: Sequence[str]) -> int:
         Args:
             run: a run's folder, or latest
             episodes: number of episodes
-            seed: seed of the environments; the same seed plays the same episodes
-            checkpoint: latest, best (highest mean return of an evaluation), or a checkpoint's path
+            seed: the same seed plays the same episodes
+            checkpoint: latest, best (highest mean return of an evaluation), or a path
             max_steps: steps after which an episode is truncated; default: setting train.eval_steps
-            device: device of the networks: auto, cpu or cuda
+            device: auto, cpu or cuda
             video: folder for films, one of every tenth episode
-            json: prints one JSON object on standard output, and nothing else
+            json: prints only one JSON object on standard output
         """
         return dict(locals())
 
@@ -266,11 +265,11 @@ def measure(args: Sequence[str]) -> int:
 
         Args:
             what: what to measure; only the replay has a benchmark
-            rows: names of the measurements (rows of the table) to make; default: all
+            rows: names of the rows of the table to measure; default: all
             rounds: how often each measurement is repeated
             quick: measures tiny sizes, to test the benchmark; leaves out rows that start Ray
-            reverb_python: a Python interpreter that has dm-reverb and TensorFlow
-            json: file to write the measurements to
+            reverb_python: a Python interpreter with dm-reverb and TensorFlow
+            json: file for the measurements
         """
         return dict(locals())
 
@@ -314,9 +313,9 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
 
         Args:
             resume: continues an earlier run: its folder, or latest
-            set: any other setting, such as train.chunk=32 or agent.dream_horizon=10; or an argument
-                of the environment, such as env.gravity=5; or an argument that the environment gets
-                in evaluations only, such as eval_env.gravity=9.8
+            set: any other setting, such as train.chunk=32 or agent.dream_horizon=10;
+                an argument of the environment, such as env.gravity=5;
+                or an argument for evaluations only, such as eval_env.gravity=9.8
         """
         return run, resume, set
 
@@ -359,9 +358,8 @@ def exponents(value: Any) -> Any:
 def parse(command: Callable[..., Any], args: Sequence[str], name: str, more: str = "") -> Any:
     """Parses arguments for a function with tyro, calls the function, and returns its result.
 
-    command: the function; its parameters are the allowed flags. args: the arguments. name: the name
-    of the command, for messages. more: text to show before the help. Raises UserError for a wrong
-    flag or value, with the first sentence of tyro's error as the message.
+    command: the function; its parameters are the allowed flags. name: the name of the command, for
+    messages. more: text to show before the help. Raises UserError for a wrong flag or value.
     """
     description = f"{more}\n{(command.__doc__ or '').partition('Args:')[0].strip()}".strip()
     printed = io.StringIO()

@@ -52,9 +52,8 @@ RULES: Final = (
 def advice(waits: Mapping[str, float]) -> str:
     """Returns one or two sentences on how to make a run faster, or "" if there is no advice.
 
-    waits: how long parts of the run wait for each other, as fractions of their time. `{"learner →
-    replay": 0.6}` means that the learner waits for the replay for 60% of its time. The key
-    `learner → replay + dreamer` has the fraction of time in which it waits for both at once.
+    waits: how long parts of the run wait for each other. `{"learner → replay": 0.6}` means that the
+    learner waits for the replay for 60% of its time.
     """
     for rule in RULES:
         if all(waited(waits, pair) >= LONG for pair in rule.long) and all(
@@ -68,8 +67,8 @@ def waited(waits: Mapping[str, float], pair: Pair) -> float:
     """Returns how long one part of a run waits for another part, as a fraction of its time.
 
     pair: the part that waits and the awaited part, such as ("learner", "replay"). waits: pairs →
-    fractions of time, such as `{"learner → replay": 0.4, "learner → replay + dreamer": 0.2}`. Here
-    the learner waits for the replay for 0.4 + 0.2 = 0.6 of its time.
+    fractions of time. With `{"learner → replay": 0.4, "learner → replay + dreamer": 0.2}` the
+    learner waits for the replay for 0.6 of its time.
     """
     role, partner = pair
     return sum(

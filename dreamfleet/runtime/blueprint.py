@@ -64,12 +64,8 @@ class Dependencies:
 class Blueprint:
     """The configuration of a run and its environment's spaces.
 
-    Its methods build all parts of the run. A blueprint is small and is sent to every process. A
-    process imports only the libraries of the parts that it builds: torch for an agent, gymnasium
-    for an environment.
-
-    agent_path: `module:Class` of the agent. registry_entry: the environment's entry in Gymnasium's
-    registry, for processes in which the environment is not registered yet.
+    Its methods build all parts of the run. agent_path: `module:Class` of the agent. registry_entry:
+    the environment's entry in Gymnasium's registry.
     """
 
     config: RunConfig
@@ -91,8 +87,8 @@ class Blueprint:
     def agent(self, part: str, device: str, starts: int = 0) -> Agent:
         """Builds the agent of one process, with random generators of its own. Imports torch.
 
-        part, starts: the name of the process, and how many times it was started before; the seed of
-        the random generators depends on both. device: cpu, cuda or auto.
+        part: the name of the process. starts: how many times the process was started before.
+        device: cpu, cuda or auto.
         """
         agent_class, options = self._agent_class()
         return cast(Agent, agent_class(options, self.spec, self.seed(part, starts), device))
@@ -101,7 +97,6 @@ class Blueprint:
         """Returns every option of an agent with the value that the agent uses.
 
         An agent may compute a value itself, such as a batch size that the configuration gives as 0.
-        The result then has the computed value, from the agent's attribute `config`.
         """
         agent_class, options = self._agent_class()
         resolved = getattr(agent, "config", None)
@@ -116,8 +111,7 @@ class Blueprint:
         """Returns the agent's replay tables, made smaller if `train.replay_gb` allows less memory.
 
         Raises UserError for invalid tables, and for tables that do not fit into the memory of this
-        machine. Memory is not checked if the run joins a Ray cluster, because the machine that will
-        hold the replay is not known yet.
+        machine. Memory is not checked if the run joins a Ray cluster.
         """
         allowed, shards = self.config.train.replay_gb, self.config.train.replay_shards
         tables = agent.tables if allowed is None else budget.limited(agent.tables, allowed * 1e9)
@@ -160,11 +154,9 @@ class Blueprint:
         return self._learner(deps) if role == "learner" else self._evaluator(deps)
 
     def seed(self, part: str, starts: int = 0) -> int:
-        """Returns the seed of one part of the run. It is the same in every process.
+        """Returns the seed of one part of the run, which is the same in every process.
 
-        part: a name, such as `replay`. starts: how many times the part was started before. The seed
-        depends on the run's seed, `part` and `starts`, so that a restarted actor does not repeat
-        its episodes.
+        part: a name, such as `replay`. starts: how many times the part was started before.
         """
         return seeding.derive((self.config.seed, zlib.crc32(part.encode()), starts), 1)[0]
 

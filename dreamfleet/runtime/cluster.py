@@ -42,8 +42,8 @@ def train(
 ) -> int:
     """Trains on Ray until all steps are taken or a signal interrupts. Returns the exit code.
 
-    folder: the run's folder. resumed: the state of the checkpoint from which the run continues;
-    None for a new run. Raises WorkerFailed when a process fails and a restart cannot help.
+    resumed: the state of the checkpoint from which the run continues; None for a new run. Raises
+    WorkerFailed when a process fails and a restart cannot help.
     """
     blueprint = Blueprint.of(config)
     build = partial(blueprint.agent, "driver", "cpu")  # imports torch, while Ray starts
@@ -72,8 +72,7 @@ def started_ray(session: Session, agent_path: str, meanwhile: Callable[[], T]) -
     """A context manager that starts or joins Ray while a thread calls `meanwhile`.
 
     Yields the result of `meanwhile`. Ctrl-C during the start kills Ray's processes and ends this
-    process. Ray itself does not see the Ctrl-C. If it did, it would stop half started and leave
-    processes behind. agent_path: `module:Class` of the agent.
+    process. agent_path: `module:Class` of the agent.
     """
     session.interrupts.block()
     result = in_thread(meanwhile)
@@ -94,8 +93,7 @@ def started_ray(session: Session, agent_path: str, meanwhile: Callable[[], T]) -
 def check_environment(session: Session, blueprint: Blueprint) -> None:
     """Raises UserError unless the Ray cluster can build the run's environment and agent.
 
-    Tries it on one machine of the cluster. Gives up without an error after Ctrl-C or SIGTERM, and
-    after `BUILD_S` seconds. In this case a problem appears only when the run's processes start.
+    Returns without an error after Ctrl-C or SIGTERM, and after `BUILD_S` seconds.
     """
     config = blueprint.config
     call = ray.remote(num_cpus=0, max_retries=0)(build_problem).remote(blueprint)
@@ -168,9 +166,9 @@ class RayCluster:
     ) -> RayHandle:
         """Starts a process (a Ray actor) that holds the object `kind(*args)`. Returns its handle.
 
-        cpus, gpus: the amounts that the process asks for; fractions are allowed. threads: name of a
-        thread group → number of its threads. groups: method name → the thread group that executes
-        the method. options: `name` and `namespace` of the process in Ray.
+        cpus, gpus: the amounts that the process asks for. threads: name of a thread group → number
+        of its threads. groups: method name → thread group. options: `name` and `namespace` of the
+        process in Ray.
         """
         remote = ray.remote(concurrency_groups=dict(threads)) if threads else ray.remote
         process = remote(kind).options(num_cpus=cpus, num_gpus=gpus, **options)

@@ -61,9 +61,8 @@ class Status:
 class Display:
     """Shows the status of a run on stderr: a live panel on a terminal, plain lines elsewhere.
 
-    Used as a context manager. At the end the last status stays on the screen. title: the first line
-    of the panel. clock: a function that returns the time in seconds; it decides when the screen is
-    refreshed.
+    Used as a context manager. title: the first line of the panel. clock: a function that returns
+    the time in seconds.
     """
 
     def __init__(
@@ -121,9 +120,8 @@ class Display:
     def wait_for(self, what: str, plain: bool = True) -> None:
         """Shows what the run waits for.
 
-        what: the text to show, such as `starting Ray`; "" when the wait has ended. On a terminal
-        the text appears at once, below the panel. In plain output it appears as a line if the wait
-        lasts longer than `SAY_AFTER_S` seconds. plain: False leaves it out of plain output.
+        what: the text to show, such as `starting Ray`; "" when the wait has ended. Plain output
+        shows the text after `SAY_AFTER_S` seconds, and never if `plain` is False.
         """
         self._waits_since = self._said_at = time.monotonic()
         self._waits_for = what if plain or self._live else ""
@@ -216,9 +214,8 @@ def panel(
 ) -> RenderableType:
     """Returns the live panel for a terminal: the title and the status of a run, line by line.
 
-    status: the counters and metrics of the run. env_speed: env steps per second. update_speed:
-    policy updates per second. A speed of None is shown as unknown. Lines are broken between values,
-    so that a name and its value stay together.
+    status: the counters and metrics of the run. env_speed: env steps per second; None: unknown.
+    update_speed: policy updates per second; None: unknown.
     """
     return _View(title, status, env_speed, update_speed)
 
@@ -247,8 +244,7 @@ class _View:
 def wrapped(label: str, items: Sequence[str], width: int) -> list[str]:
     """Returns a row of the panel (a label and its values) as lines of at most `width` columns.
 
-    label: the word at the beginning of the row. items: the values as text. Lines are broken between
-    items where possible.
+    label: the word at the beginning of the row. items: the values as text.
     """
     room = max(width - LABEL, 10)
     text = "   ".join(_unbroken(item, room) for item in items)
@@ -263,9 +259,8 @@ def wrapped(label: str, items: Sequence[str], width: int) -> list[str]:
 def _unbroken(item: str, room: int) -> str:
     """Replaces spaces in `item` by non-breaking spaces, so that no line is broken inside `item`.
 
-    item: a name and a value, such as `replay ratio 1.0`, or a sentence. A sentence ends with a full
-    stop and is returned unchanged. If `item` is longer than `room` columns, only its last space is
-    replaced: the space before the value.
+    item: a name and a value, such as `replay ratio 1.0`. A sentence (with a full stop at the end)
+    is returned unchanged. If `item` is longer than `room` columns, only its last space is replaced.
     """
     if item.endswith("."):
         return item
@@ -280,8 +275,8 @@ def _rows(
 ) -> Iterator[tuple[str, list[str]]]:
     """Yields the rows of the panel that shows a run: a label and a list of values for each row.
 
-    status: the counters and metrics of the run. env_speed: env steps per second. update_speed:
-    policy updates per second. None: unknown.
+    env_speed: env steps per second; None: unknown. update_speed: policy updates per second; None:
+    unknown.
     """
     share = _progress(status)
     done = round(BAR * share)
@@ -354,9 +349,8 @@ def plain(status: Status, env_speed: float | None, update_speed: float | None) -
 def telling(metrics: Mapping[str, float]) -> list[str]:
     """Returns up to `MOST_METRICS` metrics as texts for the panel, each with a name and a value.
 
-    Metrics that have a name for the panel in `metrics.yaml` come first, under that name. Metrics
-    that `metrics.yaml` does not describe, such as those of a user's own agent, follow under their
-    own names. Metrics that `metrics.yaml` describes without a name for the panel are left out.
+    Metrics that have a name for the panel in `metrics.yaml` come first. Metrics that `metrics.yaml`
+    does not describe follow. Other metrics are left out.
     """
     known, own = [], []
     for name, value in metrics.items():

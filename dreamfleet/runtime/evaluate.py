@@ -42,10 +42,9 @@ def player(
 ) -> Player:
     """Returns the agent of a run with the policy of one checkpoint. Does not read the saved replay.
 
-    run: the run's folder. checkpoint: `latest`, `best` (the policy with the highest mean return of
-    an evaluation; the newest of equal ones), or the path of a checkpoint. `latest` and `best` skip
-    damaged checkpoints. device: auto, cpu or cuda. say: a function that gets one line to print,
-    `loading the latest policy of …`, before the checkpoint is loaded.
+    checkpoint: `latest`, `best` (the highest mean return of an evaluation), or a path. `latest` and
+    `best` skip damaged checkpoints. device: auto, cpu or cuda. say: a function that gets one line
+    to print.
 
     Raises UserError when the run, the checkpoint or the device does not exist.
     """
@@ -88,12 +87,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Plays greedy episodes with the policy of a checkpoint. Returns statistics as a dict for JSON.
 
-    Returns of episodes are undiscounted sums of the environment's own rewards. run: the run's
-    folder. seed: the same seed plays the same episodes. video: a folder for films of every tenth
-    episode; the key `films` of the result then holds the paths of the films. checkpoint: `latest`,
-    `best` (the highest mean return of an evaluation), or the path of a checkpoint. max_steps: steps
-    after which an episode is truncated; None: the run's setting `train.eval_steps`. say: a function
-    that gets lines to print, such as `playing 100 episodes of …`.
+    Returns of episodes are undiscounted sums of the environment's own rewards. seed: the same seed
+    plays the same episodes. video: a folder for films of every tenth episode. checkpoint: `latest`,
+    `best`, or a path. max_steps: steps after which an episode is truncated; None:
+    `train.eval_steps`. say: a function that gets lines to print.
 
     Raises UserError for a wrong number, and when the run, the checkpoint or the device does not
     exist. Raises WorkerFailed when the environment raises an error or returns invalid values.
@@ -146,7 +143,7 @@ def load_policy(agent: Agent, state: Mapping[str, Any]) -> None:
     """Loads the policy of a checkpoint into `agent`. Raises UserError if the policy does not fit.
 
     state: the content of the checkpoint. The checkpoint of the best evaluation holds only the
-    weights that are needed to act. All other checkpoints hold the whole state of the agent.
+    weights that are needed to act.
     """
     from dreamfleet.runtime.resume import load_groups, restore_groups
 

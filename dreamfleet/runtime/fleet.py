@@ -1,12 +1,8 @@
 """Starts and supervises all processes of a run on a cluster. Imports no Ray.
 
-The driver (the process that the user started) lets each worker process (an actor, the learner, …)
-work for one second at a time. Such a second is called a turn. After a turn the process returns a
-report on each of its workers: metrics, times and errors. If no report comes, the process is dead or
-hangs.
-
-The run stops when the driver starts no more turns. Rows, samples and weights go directly from
-process to process, not through the driver.
+The driver is the process that the user started. The driver lets each worker process (an actor, the
+learner, …) work in turns of one second. After a turn the process returns a report on each of its
+workers. If no report comes, the process is dead or hangs.
 """
 
 from __future__ import annotations
@@ -65,9 +61,8 @@ MAX_STARTING: Final = 2  # processes that may be starting at once after that
 class Fleet:
     """Starts all processes of a run, lets them work, and replaces processes that fail.
 
-    agent: an agent like those in the processes; the fleet reads its tables and restores a
-    checkpoint into it. resumed: the state of the checkpoint from which the run continues; empty for
-    a new run.
+    agent: an agent like those in the processes; the fleet restores the checkpoint into this agent.
+    resumed: the state of the checkpoint; empty for a new run.
     """
 
     def __init__(
@@ -194,10 +189,9 @@ class Fleet:
     def _handle_turns(self, processes: Sequence[Process], next_s: float | None) -> None:
         """Records the reports of processes whose turn has ended, and starts their next turns.
 
-        A turn is one second of work of a process. Workers with an error are restarted in the same
-        process. A process is stopped and later replaced if its turn failed or is past its deadline.
-        next_s: the length of the next turns in seconds; None: starts no more turns, because the run
-        ends.
+        A turn is one second of work of a process. A process is stopped and later replaced if its
+        turn failed or is past its deadline. next_s: the length of the next turns in seconds; None:
+        starts no more turns.
         """
         if not processes:
             return
@@ -227,8 +221,8 @@ class Fleet:
     def _replace(self, process: Process, fault: Fault) -> None:
         """Stops a dead or hanging process, and schedules a new process with the same workers.
 
-        fault: the reason, for metrics and messages. Raises WorkerFailed for a learner or dreamer,
-        which cannot be replaced, and after too many failures in a row.
+        fault: the reason, for messages. Raises WorkerFailed for a learner or dreamer, and after too
+        many failures in a row.
         """
         if process.role in ("learner", "dreamer"):
             self._check_irreplaceable()
@@ -265,9 +259,8 @@ class Fleet:
     def _finish_turns(self) -> None:
         """Waits at the end of the run for the processes' last reports, and records them.
 
-        Learner and dreamers have `ANSWER_S` seconds to finish the update that they have begun.
-        After that, actors have `LAST_ROWS_S` seconds. Ctrl-C or SIGTERM shortens these times: the
-        wait then ends `INTERRUPTED_UPDATE_S` seconds after the signal.
+        Learner and dreamers have `ANSWER_S` seconds. After that, actors have `LAST_ROWS_S` seconds.
+        After Ctrl-C or SIGTERM the wait ends within `INTERRUPTED_UPDATE_S` seconds.
         """
         started = [process for process in self._processes.values() if process.started]
         trainers = [process for process in started if process.role in ("learner", "dreamer")]
@@ -328,8 +321,8 @@ class Fleet:
     def _replay_answers(self, calls: Sequence[Any]) -> list[Any]:
         """Waits until all replay shards have answered a call. Returns the answers.
 
-        A shard stores a part of the rows, in its own process. calls: the call to each shard, in the
-        order of the shards. Raises WorkerFailed if a shard is dead or does not answer in time.
+        calls: the call to each shard, in the order of the shards. Raises WorkerFailed if a shard is
+        dead or does not answer in time.
         """
         shards = zip(calls, self._replays, self._replay_names, strict=True)
         return [self._answer(call, handle, name) for call, handle, name in shards]
@@ -337,9 +330,8 @@ class Fleet:
     def _answer(self, call: Any, handle: ProcessHandle, name: str) -> Any:
         """Returns a process's answer to a call. Waits for the answer.
 
-        call: the call, which was sent before. handle, name: the connection to the process, and the
-        name of the process for messages. Raises WorkerFailed if the process is dead or does not
-        answer in time.
+        handle: the connection to the process. name: the name of the process, for messages. Raises
+        WorkerFailed if the process is dead or does not answer in time.
         """
         session, since, noted = self._session, time.monotonic(), False
         limit = ANSWER_S
@@ -419,9 +411,8 @@ class Fleet:
     def _start_more(self) -> None:
         """Starts processes whose time has come.
 
-        A replacement for a failed process starts after a delay. Some processes are held back until
-        the first gradient step, but at most `FIRST_START_S` seconds. They then start, a few at a
-        time.
+        A replacement for a failed process starts after a delay. Some processes start after the
+        first gradient step, or after `FIRST_START_S` seconds.
         """
         now = time.monotonic()
         for names, due in list(self._restart_at.items()):

@@ -63,8 +63,8 @@ class Gauges:
     def lag(self) -> dict[str, tuple[float, float]]:
         """The age of the actors' weights: a dict, weight group → (median, 95th percentile).
 
-        The age is the number of newer versions that have been published. A weight group is the set
-        of networks that one process trains (`world` or `policy`).
+        The age is the number of newer versions that have been published. A weight group is `world`
+        or `policy`.
         """
         return {
             group: (float(np.percentile(lag, 50)), float(np.percentile(lag, 95)))

@@ -93,9 +93,8 @@ class _TableAccess:
     def count_sent(self, consumer: str, to: tuple[str, str]) -> None:
         """Counts a sample as sent to a client, and wakes the requests that wait for samples.
 
-        to: (consumer, client). A consumer is a named sampler of a table, such as `policy`; a client
-        is a process that samples. A client's requests are answered in order, so the number of
-        samples sent to it shows which request is next.
+        to: (consumer, client). A consumer is a named sampler of a table, such as `policy`. A client
+        is a process that samples.
         """
         self.sent[to] += 1
         self.change(consumer).notify_all()
@@ -113,12 +112,9 @@ class _TableAccess:
 class ReplayHost:
     """One replay shard in its own process. It serves many callers at once, with a lock per table.
 
-    A shard stores a part of the rows of the run. `add` never waits: if there is no room, its answer
-    says when to try again. `sample` waits until there are enough rows. Samples are copied without
-    holding the lock.
-
-    state: the saved state from which the shard continues; None: empty. end_at: the number of agent
-    steps (actions taken) after which `add` accepts no more rows; None: no limit.
+    `add` never waits. `sample` waits until there are enough rows. state: the saved state of the
+    shard; None: empty. end_at: the number of agent steps (actions taken) after which `add` accepts
+    no more rows; None: no limit.
     """
 
     def __init__(
@@ -144,10 +140,10 @@ class ReplayHost:
     ) -> AddReply:
         """Adds a chunk of rows to a table, or a batch to a queue. Never waits.
 
-        rows: columns of shape (N, T, …) for T steps of N environments, or a batch for a queue,
-        packed into one buffer. streams: (N,), ids of the environments; None for a queue. chunk_id:
-        identifies the chunk, which is stored only once. The answer says whether the replay has
-        accepted the rows, and how many more the caller may send.
+        Returns whether the replay has accepted the rows, and how many more the caller may send.
+        rows: columns of shape (N, T, …), or a batch for a queue, packed into one buffer. streams:
+        (N,), ids of the environments; None for a queue. chunk_id: a chunk with the same id is
+        stored only once.
         """
         access, actor, queue = (
             self._access_to(table),
@@ -184,10 +180,9 @@ class ReplayHost:
     ) -> PackedSample | Packed | None:
         """Samples windows from a table, or takes a batch from a queue.
 
-        Waits up to `wait_s` seconds. Returns the sample or batch, packed into one buffer, or None
-        if the time is up. consumer: the use of the sample, such as `policy`. count: the number of
-        windows; None: the batch size of the consumer. request: the client's name and the number of
-        the request; a client's requests are answered in order.
+        Returns the sample or batch, packed into one buffer, or None after `wait_s` seconds.
+        consumer: the use of the sample, such as `policy`. count: the number of windows; None: the
+        batch size of the consumer. request: the client's name and the number of the request.
         """
         access, server = self._access_to(table), self._server
         deadline = time.monotonic() + wait_s
@@ -246,8 +241,8 @@ class ReplayHost:
     def state(self) -> dict[str, Any]:
         """Returns the state of this replay shard for a checkpoint.
 
-        Copies the state piece by piece, and serves other calls between two pieces. Samples that
-        have not reached a client yet are not counted as sampled: a resumed run does not have them.
+        Serves other calls meanwhile. Samples that have not reached a client yet are not counted as
+        sampled.
         """
         state = {}
         for table, access in self._access.items():
@@ -277,8 +272,8 @@ def _retry_on_change(
 ) -> Any:
     """Calls `attempt` until its result is not None. Returns this result, or None at the deadline.
 
-    The first call comes at once. Each further call comes after a notification of the condition
-    variable `change`, whose lock the caller holds. deadline: a time of the monotonic clock.
+    Calls again after each notification of the condition variable `change`, whose lock the caller
+    holds. deadline: a time of the monotonic clock.
     """
     while True:
         result = attempt()
@@ -291,9 +286,9 @@ def _retry_on_change(
 class WorkerHost:
     """The workers (such as an actor) of one process, with the agent that they share.
 
-    names: the workers; in each round every worker takes one step, in this order. progress: worker →
-    the counters and environment states with which it starts. state: weight group (networks that one
-    process trains) → the saved state to restore.
+    names: the workers; every worker takes one step in turn, in this order. progress: worker → the
+    counters and environment states at the start. state: weight group (`world` or `policy`) → the
+    saved state to restore.
     """
 
     def __init__(
@@ -336,8 +331,7 @@ class WorkerHost:
         """Lets the workers take steps for about `seconds`. Returns a report on each worker.
 
         Stops early if a worker raises an error. restarts: broken worker → the counters with which
-        it is restarted, before any worker takes a step. delay_s: seconds to sleep before these
-        restarts.
+        the worker is restarted. delay_s: seconds to sleep before these restarts.
         """
         time.sleep(delay_s)
         for name, progress in restarts.items():
@@ -376,8 +370,7 @@ class WorkerHost:
 def groups_to_pull(agent: Agent, names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the weight groups that the workers of a process use but do not train.
 
-    A weight group is the set of networks that one process trains (`world` or `policy`). The workers
-    pull these weights from the weight store. names: the workers of the process.
+    names: the workers of the process. A weight group is `world` or `policy`.
     """
     trains = {"learner": "policy", "dreamer-0": "world"}
     trained = {trains[name] for name in names if name in trains}

@@ -100,9 +100,7 @@ class Interrupts:
 def adopt_orphans(wanted: bool) -> None:
     """Makes this process the parent of its descendants whose own parent dies. Linux only.
 
-    Used because the children of Ray's process `raylet` live on for a minute after it dies.
-    `descendants` finds them only if they have become children of this process. wanted: True turns
-    this on, False turns it off.
+    wanted: True turns this on, False turns this off.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
@@ -111,8 +109,7 @@ def adopt_orphans(wanted: bool) -> None:
 def kill_descendants(spare: Collection[int]) -> None:
     """Kills all descendants of this process (children, grandchildren, …) except those in `spare`.
 
-    spare: ids of processes to leave alone. All descendants are first stopped with SIGSTOP, so that
-    none of them can start another process before it is killed.
+    spare: ids of processes to leave alone.
     """
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in descendants():

@@ -34,9 +34,9 @@ def train(
 ) -> int:
     """Trains in this thread until all steps are taken or a signal interrupts.
 
-    Returns the exit code. folder: the run's folder. resumed: the state of the checkpoint from which
-    the run continues; None for a new run. Raises WorkerFailed when a worker (such as an actor)
-    fails and a restart cannot help.
+    Returns the exit code. resumed: the state of the checkpoint from which the run continues; None
+    for a new run. Raises WorkerFailed when a worker (such as an actor) fails and a restart cannot
+    help.
     """
     session = Session(config, folder, display, resumed)
     blueprint = Blueprint.of(config)
@@ -122,10 +122,7 @@ def _check_env_call(session: Session, save: Callable[[], object], call: EnvCall 
 
     After Ctrl-C or SIGTERM the limit is `INTERRUPT_S` seconds, otherwise `train.env_timeout_s` for
     each environment. After a second signal the process ends without saving. call: the environment
-    call that the training thread is in, or None.
-
-    Runs in the watchdog's thread. The training thread cannot leave the environment call meanwhile,
-    so the run does not change while it is saved.
+    call in progress, or None.
     """
     config, interrupts = session.config, session.interrupts
     waited = time.monotonic() - interrupts.first_at if session.interrupted else 0.0

@@ -110,8 +110,8 @@ def _varying(name: str) -> int:
 def _pattern(name: str) -> re.Pattern[str]:
     """Returns a regular expression for the metrics that a description covers.
 
-    name: the name in the description. Its words in capitals vary: in `model/error_N` the N stands
-    for a whole number, and any other word in capitals for a text without a slash.
+    name: the name in the description. In `model/error_N` the N stands for a whole number. Any other
+    word in capitals stands for a text without a slash.
     """
     words = (
         r"\d+" if word == "N" else "[^/]+" if word.isupper() else re.escape(word)

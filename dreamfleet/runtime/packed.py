@@ -76,8 +76,7 @@ def _on_host(value: Any) -> Array:
 def _fill(memory: Array, arrays: dict[str, Array], bases: list[Any]) -> bool:
     """Returns whether the arrays are parts of the buffer `memory` and together fill it.
 
-    Small gaps, which align the arrays in memory, are allowed. bases: numpy's attribute `base` of
-    each array, which is the array that owns its memory.
+    Small gaps between the arrays are allowed. bases: numpy's attribute `base` of each array.
     """
     if memory.dtype != np.uint8 or memory.ndim != 1 or any(base is not memory for base in bases):
         return False

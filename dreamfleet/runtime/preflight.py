@@ -59,8 +59,7 @@ def resolve_address(address: str) -> str:
 def token_source() -> str:
     """Returns where Ray will find the token (password) for a cluster, or "" if there is no token.
 
-    The result is the name of an environment variable or the path of a file. The places are tried in
-    Ray's own order.
+    The result is the name of an environment variable or the path of a file.
     """
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
@@ -89,8 +88,8 @@ def check_device(device: str) -> None:
 def check_environment(config: RunConfig) -> tuple[EnvSpec, list[str]]:
     """Builds a run's environment and takes one step in it. Returns its spaces, and warnings.
 
-    Raises UserError if the environment cannot be built, or if the reset or the step fails. Also
-    raises UserError if `eval_env.…` settings give the environment of evaluations other spaces.
+    Raises UserError if the environment cannot be built, and if the reset or the step fails. Raises
+    UserError if the environment with the `eval_env.…` settings has different spaces.
     """
     from dreamfleet.envs.first_step import try_first_step
 

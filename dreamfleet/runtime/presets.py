@@ -22,8 +22,8 @@ def every() -> dict[str, dict[str, dict[str, Any]]]:
 def find(agent: str, env: str, name: str | None = None) -> dict[str, Any]:
     """Returns the settings of a preset as a dict: dotted name, such as `agent.lr_policy` → value.
 
-    A preset has the name of an environment. name: the preset; None: the preset of `env`, which is
-    empty if the agent has no preset for `env`. Raises UserError if the agent has no preset `name`.
+    name: the preset; None: the preset for `env`, or an empty dict if there is none. Raises
+    UserError if the agent has no preset `name`.
     """
     known = every().get(agent, {})
     if name is not None and name not in known:

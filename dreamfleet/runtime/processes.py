@@ -91,9 +91,8 @@ class Cluster(Protocol):
         """Starts a process that holds the object `kind(*args)`. Returns a handle to the process.
 
         kind: a class that the process can import. cpus, gpus: the amounts that the process asks
-        for; fractions are allowed. threads: name of a group of threads → number of threads in the
-        group. groups: method name → the group of threads that executes the method. name, namespace:
-        names of the process on the cluster.
+        for. threads: name of a thread group → number of its threads. groups: method name → thread
+        group. name, namespace: names of the process on the cluster.
         """
         ...
 
@@ -132,10 +131,9 @@ def start_replay(
 ) -> ProcessHandle:
     """Starts a process that holds one replay shard (a part of the replay). Returns its handle.
 
-    tables: the tables of the shard. samplers: the number of processes that sample from the shard.
-    state: the saved state from which the shard continues; None: empty tables. end_at: the number of
-    agent steps (actions taken) after which the shard accepts no more rows; None: no limit. options:
-    `cpus`, the number of CPUs that the process asks for, and its `name` and `namespace`.
+    samplers: the number of processes that sample from the shard. state: the saved state; None:
+    empty tables. end_at: the number of agent steps (actions taken) after which the shard accepts no
+    more rows; None: no limit. options: `cpus`, `name` and `namespace` of the process.
     """
     threads = {"insert": 2, "sample": SAMPLE_THREADS * samplers, "control": 2}
     return cluster.start(
@@ -146,11 +144,9 @@ def start_replay(
 def resource_shares(config: RunConfig, available: Mapping[str, float]) -> dict[str, Any]:
     """Returns how many CPUs and GPUs each process of a run asks for.
 
-    The result is a dict. Keys such as "actor" hold the number of CPUs for one process of that role,
-    "gpu" holds the number of GPUs for one process that trains, and "device" is cpu or cuda. Actors,
-    learner and dreamers ask for one CPU each, replay shards and the evaluator for half a CPU each.
-    If the CPUs do not suffice, all these numbers are reduced by one factor, so that 16 actors can
-    start on 2 cores.
+    The result is a dict. Keys such as "actor" hold the number of CPUs for one process of that role.
+    "gpu" holds the number of GPUs for one process that trains. "device" is cpu or cuda. If the CPUs
+    do not suffice, all numbers of CPUs are reduced by one factor.
 
     available: resource ("CPU", "GPU") → amount. Raises UserError for `--device cuda` without a GPU.
     """

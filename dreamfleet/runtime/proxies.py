@@ -114,11 +114,10 @@ class _Request:
 class ShardProxy:
     """A proxy for one replay shard (a part of the replay) in another process.
 
-    `add`, `ask` and `answer` never wait. For each table at most one chunk of rows is in flight
-    (sent and not answered), so that chunks arrive in order. Every answer grants a credit: the
-    number of agent steps (actions taken) that may be sent before the next answer. Within the credit
-    `add` returns True at once. Chunks that are added while one is in flight are sent together
-    afterwards. Beyond the credit `add` returns False until the answer has come.
+    `add`, `ask` and `answer` never wait. For each table at most one chunk of rows is sent and not
+    yet confirmed. The shard confirms each chunk. The confirmation says how many agent steps
+    (actions taken) may be sent before the next confirmation. Beyond this number `add` returns
+    False.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -134,9 +133,9 @@ class ShardProxy:
     ) -> bool:
         """Adds a chunk of rows to a table, or a batch to a queue. Does not wait for the answer.
 
-        rows: columns of shape (N, T, …) for T steps of N environments, or a batch for a queue.
-        streams: (N,), ids of the environments; None for a queue. chunk_id: identifies the chunk,
-        which is stored only once. Returns False if the caller must add the same chunk again later.
+        Returns False if the caller must add the same chunk again later. rows: columns of shape (N,
+        T, …), or a batch for a queue. streams: (N,), ids of the environments; None for a queue.
+        chunk_id: a chunk with the same id is stored only once.
         """
         queue = self._send_queues[table]
         self._advance(table, queue)
@@ -155,8 +154,8 @@ class ShardProxy:
     ) -> bool:
         """Sends a chunk of rows at once, or after the chunk in flight (sent and not answered).
 
-        Returns True if the caller may go on to its next chunk, False if it must add this chunk
-        again. table, queue: the table, and its queue of chunks to send.
+        Returns True if the caller may go on to its next chunk, False if the caller must add this
+        chunk again. queue: the table's chunks to send.
         """
         if queue.offered_again:
             queue.offered_again = queue.in_flight is not None
@@ -178,8 +177,8 @@ class ShardProxy:
     def ask(self, table: str, consumer: str, count: int | None) -> _Request:
         """Requests a sample from a table, or the next batch of a queue. Does not wait for it.
 
-        consumer: the use of the sample, such as `policy`. count: the number of windows; None: the
-        batch size of the consumer. Returns the request, to pass to `answer`.
+        Returns the request, to pass to `answer`. consumer: the use of the sample, such as `policy`.
+        count: the number of windows; None: the batch size of the consumer.
         """
         request = _Request(table, consumer, count, self._requested[table, consumer])
         self._requested[table, consumer] += 1
@@ -204,8 +203,8 @@ class ShardProxy:
     def update(self, table: str, keys: Array, priorities: Array) -> None:
         """Sends new priorities of sampled windows to the replay, without waiting for the answer.
 
-        keys: (N,), the keys of the windows, as the sample gave them. priorities: (N,), the new
-        values. If the replay raises an error, the next call of `update` raises the same error.
+        keys: (N,), as the sample gave them. priorities: (N,). If the replay raises an error, the
+        next call of `update` raises the same error.
         """
         if self._update is not None:
             self._connection.get(self._update)
@@ -245,9 +244,8 @@ class ShardProxy:
     def _advance(self, table: str, queue: _SendQueue) -> None:
         """Sends the next chunk of rows to a table if the replay has answered the last one.
 
-        Sends the last chunk again if the replay refused it and the time of the next try has come.
-        If the replay raised an error, raises the same error and drops all chunks for this table.
-        queue: the chunks for this table.
+        Sends a refused chunk again when the time of the next try has come. If the replay raised an
+        error, raises the same error and drops all chunks for this table.
         """
         chunk = queue.in_flight
         if chunk is None:
@@ -291,9 +289,9 @@ class ShardProxy:
 class ReplayProxy(ShardedReplay):
     """A proxy for the replay in other processes, one process for each of its shards.
 
-    A shard stores a part of the rows. The method `wait` sleeps until an answer arrives.
-    connections: one to each shard. tables: the tables of the whole replay. seed: seed of the random
-    numbers that decide how many windows of a sample come from which shard.
+    The method `wait` sleeps until an answer arrives. connections: one to each shard. tables: the
+    tables of the whole replay. seed: seed of the random numbers that divide a sample between
+    shards.
     """
 
     def __init__(
@@ -359,9 +357,8 @@ class WeightsProxy:
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
         """Returns (version, weights) if the store has a newer version than `have`, else None.
 
-        Also returns None, without asking the weight store, within `PULL_EVERY_S` seconds after the
-        last request for this weight group. group: the set of networks that one process trains
-        (`world` or `policy`). have: the version that the caller has.
+        Also returns None within `PULL_EVERY_S` seconds after the last request for this weight
+        group. group: `world` or `policy`. have: the version that the caller has.
         """
         if time.monotonic() < self._pull_at.get(group, 0.0):
             return None

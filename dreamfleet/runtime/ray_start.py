@@ -62,8 +62,8 @@ def running_ray(config: RunConfig, agent_path: str = "", run: Path = RUNS) -> It
     """A context manager that starts or joins Ray in a thread, and leaves Ray at the end.
 
     Yields a `RayStartup`; its future is done when Ray is ready. If this process is connected to Ray
-    already, uses this connection and keeps it at the end. agent_path: `module:Class` of the agent.
-    run: the run's folder, which is not sent to a cluster.
+    already, keeps this connection. agent_path: `module:Class` of the agent. run: the run's folder,
+    which is not sent to a cluster.
     """
     joined_before, leave, importable = ray.is_initialized(), threading.Event(), only_dreamfleet()
 
@@ -103,8 +103,8 @@ def dead_services() -> list[str]:
 def in_thread(call: Callable[[], T], until: threading.Event | None = None) -> Future[T]:
     """Calls a function in a new thread. Returns a future of the function's result.
 
-    call: the function, without arguments. until: an event; after the call the thread lives on until
-    the event is set. None: the thread ends after the call.
+    until: an event; the thread lives on until the event is set. None: the thread ends after the
+    call.
     """
     future: Future[T] = Future()
 
@@ -123,9 +123,7 @@ def in_thread(call: Callable[[], T], until: threading.Event | None = None) -> Fu
 def only_dreamfleet() -> Path:
     """Makes a folder that contains only the package `dreamfleet`, and returns the folder's path.
 
-    Ray's processes import dreamfleet from it, and not from the folder of a checkout, because that
-    also contains the folders `actors` and `tests`, which could hide a user's packages of the same
-    names.
+    Ray's processes import dreamfleet from this folder.
     """
     folder = Path(mkdtemp(prefix="dreamfleet-"))
     (folder / "dreamfleet").symlink_to(PACKAGE)
@@ -176,8 +174,7 @@ def _init(**options: Any) -> Any:
 def _bound_to_loopback() -> Iterator[None]:
     """A context manager: if its block starts Ray, Ray listens on the loopback address only.
 
-    Some of Ray's ports answer without a token, so other machines must not reach them. The context
-    turns off Ray's option for clusters of several machines.
+    Some of Ray's ports answer without a token, so other machines must not reach them.
     """
     constants = ray._private.ray_constants
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
@@ -190,9 +187,9 @@ def _bound_to_loopback() -> Iterator[None]:
 def required_auth_mode(address: str, target: str) -> str:
     """Returns `token` if a Ray cluster requires a token (password), otherwise `disabled`.
 
-    Raises UserError if no healthy Ray cluster answers, because joining would then wait for ever.
-    Raises UserError if the cluster requires a token that this machine does not have. address: the
-    value of `--address`, for messages. target: HOST:PORT of the cluster.
+    Raises UserError if no healthy Ray cluster answers, and if this machine does not have the
+    required token. address: the value of `--address`, for messages. target: HOST:PORT of the
+    cluster.
     """
     problems = _health(target, "disabled")
     source = preflight.token_source()

@@ -19,9 +19,8 @@ from dreamfleet.runtime.blueprint import Blueprint, weight_groups
 def load_resume_state(checkpoints: Path, config: RunConfig) -> dict[str, Any]:
     """Returns the content of the newest checkpoint that is undamaged and fits the run.
 
-    checkpoints: the folder of the run's checkpoints. config: the run's configuration. Raises
-    UserError if no checkpoint fits, and if the run had already taken all its steps at the
-    checkpoint. Imports torch.
+    checkpoints: the folder of the run's checkpoints. Raises UserError if no checkpoint fits, and if
+    the run had already taken all its steps. Imports torch.
     """
     if not any(checkpoints.glob("ckpt-*")):
         raise UserError(f"no checkpoint in {checkpoints}: nothing to resume. Start a new run.")
@@ -48,9 +47,8 @@ def check_resumable(
 ) -> None:
     """Raises UserError unless a run can continue from the content of a checkpoint.
 
-    state: the content of the checkpoint. agent: a new agent of the run; its networks are loaded
-    from the checkpoint as a side effect. empty: the state of each replay shard (a part of the
-    replay) when empty; its structure is compared with that of the saved replay.
+    state: the content of the checkpoint. agent: a new agent of the run, into which the networks are
+    loaded. empty: the state of each empty replay shard (a part of the replay).
     """
     for part in ("agent", "replay", "session"):
         if not isinstance(state.get(part), Mapping):
@@ -68,8 +66,7 @@ def check_resumable(
 def restore_groups(agent: Agent, groups: tuple[str, ...], states: Any) -> None:
     """Restores an agent's weight groups. Raises UserError if a group is missing or does not fit.
 
-    A weight group is the set of networks that one process trains (`world` or `policy`). states:
-    weight group → saved state, not yet checked.
+    states: weight group (`world` or `policy`) → saved state, not yet checked.
     """
 
     def restore(group: str, state: dict[str, Any]) -> None:
@@ -85,9 +82,8 @@ def load_groups(
 ) -> None:
     """Calls `load(group, state)` for each weight group of an agent.
 
-    A weight group is the set of networks that one process trains (`world` or `policy`). states:
-    weight group → saved state. Raises UserError if a group is missing in `states`, and if `load`
-    raises an error.
+    states: weight group (`world` or `policy`) → saved state. Raises UserError if a group is missing
+    in `states`, and if `load` raises an error.
     """
     for group in groups:
         state = states.get(group) if isinstance(states, Mapping) else None
@@ -104,7 +100,7 @@ def _shape_mismatch(expected: Any, found: Any, where: str) -> str:
     """Returns a message about the first float array with a wrong shape, or "" if there is none.
 
     expected, found: nested dicts of arrays. where: the name of the state, for the message. Integer
-    arrays are not compared, because states of random generators differ between CPU and GPU.
+    arrays are not compared.
     """
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         problems = (
@@ -139,9 +135,8 @@ def _check_session(session: Mapping[str, Any]) -> None:
 def _mismatch(expected: Any, found: Any, where: str) -> str:
     """Returns a message about the first part of a saved replay that is wrong or missing, or "".
 
-    expected: the state of an empty replay of this run, which has the right keys, dtypes and shapes.
-    found: the saved state. The number of rows of an array may differ. where: the name of the part,
-    for the message.
+    expected: the state of an empty replay of this run. found: the saved state. The number of rows
+    of an array may differ. where: the name of the part, for the message.
     """
     if isinstance(expected, Mapping):
         if not isinstance(found, Mapping):

@@ -12,8 +12,7 @@ class RoomForecast:
     """Predicts how long an actor must wait until a replay table accepts its rows.
 
     The table's limit is the number of agent steps (actions taken) added so far plus the number that
-    the table still accepts. The limit grows as samples are drawn. The forecast measures how fast
-    the limit grows. All times are seconds of one monotonic clock.
+    the table still accepts. All times are seconds of one monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -41,10 +40,7 @@ class RoomForecast:
     def seconds_until(self, steps: float, now: float) -> float:
         """Returns the expected seconds until the replay table accepts `steps` more agent steps.
 
-        An agent step is an action taken. now: the present time. The table's limit is the number of
-        agent steps added so far plus the number that the table still accepts. The result is at
-        least the time since this limit last changed: after ten seconds without a change, at least
-        ten seconds.
+        now: the present time. The result is at least the time since the table's limit last changed.
         """
         at_rate = steps / self._steps_per_s if self._steps_per_s > 0 else 0.0
         return max(at_rate, now - self._changed_at)

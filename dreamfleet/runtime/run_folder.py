@@ -45,10 +45,8 @@ _PACKAGES = ("torch", "ray", "gymnasium", "numpy", "numba", "ale-py", "redis")
 class RunFolder:
     """The folder of a run that is in progress, locked so that no other process uses it.
 
-    `create` makes a new folder, and `reopen` opens the folder of an earlier run. Both raise
-    UserError if the folder cannot be used. At the end of a `with` block the folder is unlocked. If
-    a UserError ends the block before the first checkpoint of a new run, the files of the run are
-    removed.
+    `create` makes a new folder, and `reopen` opens the folder of an earlier run. If a UserError
+    ends a new run before its first checkpoint, the files of the run are removed.
     """
 
     def __init__(
@@ -56,9 +54,8 @@ class RunFolder:
     ) -> None:
         """Locks the folder of a run for this process.
 
-        path: the folder. command: the command line that started the run, to be written to
-        config.yaml. created: the folders that were made for this run, to be removed if a
-        UserError ends the run before its first checkpoint; empty for a resumed run.
+        command: the command line that started the run. created: the folders to remove if a
+        UserError ends the run before its first checkpoint.
         """
         self.path = path
         self.config = config
@@ -95,9 +92,8 @@ class RunFolder:
     def create(cls, config: RunConfig, runs: Path = RUNS, command: str = "") -> Self:
         """Creates and locks the folder of a new run, and writes the run's config.yaml.
 
-        The folder is `config.run_dir`. If that is None, it is a new folder in `runs`, named after
-        the time, the agent, the environment and the seed. command: the command line that started
-        the run, for config.yaml. Raises UserError if the folder cannot be created or used.
+        The folder is `config.run_dir`; if that is None, a new folder in `runs`. command: the
+        command line that started the run. Raises UserError if the folder cannot be created or used.
         """
         path = Path(config.run_dir) if config.run_dir else _free_path(config, runs)
         check_new(path)
@@ -117,9 +113,8 @@ class RunFolder:
     def reopen(cls, path: Path, config: RunConfig, command: str = "") -> Self:
         """Locks the folder of an earlier run, in order to continue the run.
 
-        path: the folder. config: the configuration with which the run continues. command: the
-        command line, which `record` will write to config.yaml. Raises UserError if the folder
-        cannot be written to.
+        config: the configuration with which the run continues. command: the command line for
+        config.yaml. Raises UserError if the folder cannot be written to.
         """
         try:
             return cls(path, replace(config, run_dir=str(path)), command, ())
@@ -147,9 +142,8 @@ class RunFolder:
     def record(self, agent_options: Mapping[str, Any] | None = None) -> None:
         """Writes the settings, the versions of packages and the command line to config.yaml.
 
-        For a resumed run, keeps the earlier text of config.yaml and appends an entry with the
-        changed settings. agent_options: all options of the agent. Before the agent is built it is
-        None, and only the options that the user gave are written.
+        For a resumed run, appends an entry with the changed settings. agent_options: all options of
+        the agent; None: writes only the options that the user gave.
         """
         file, given = self.path / CONFIG, self.config.agent_options
         options = given if agent_options is None else agent_options
@@ -202,9 +196,8 @@ def check_new(path: Path) -> None:
 def read_config(path: Path) -> RunConfig:
     """Returns the configuration of a run from config.yaml, as of the run's last start.
 
-    path: the run's folder. The result has no cluster address: a resumed run joins a cluster only if
-    the user gives the address again. Raises UserError if config.yaml is missing or invalid, or if
-    an older version of dreamfleet made the run.
+    path: the run's folder. The result has no cluster address. Raises UserError if config.yaml is
+    missing or invalid, or if an older version of dreamfleet made the run.
 
     After this call the process cannot import modules from the run's folder.
     """
@@ -318,7 +311,7 @@ def _latest_settings(
     """Returns all settings of a run as of its last start or resume: dotted name → value.
 
     settings: the settings of the first start. history: one entry for each start; its key `changed`
-    holds the settings that were changed then.
+    holds the changed settings.
     """
     values = flatten({key: value for key, value in settings.items() if key != HISTORY})
     for entry in history:

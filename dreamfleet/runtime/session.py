@@ -35,8 +35,8 @@ RESTART_DELAY_S: Final = (0.2, 10.0)  # shortest and longest delay before a fail
 class Session:
     """Records the reports of all workers, and decides when the run saves and ends.
 
-    Used as a context manager around the training loop. The run's clock starts when the session is
-    made. resumed: the state of the checkpoint from which the run continues; None for a new run.
+    Used as a context manager around the training loop. resumed: the state of the checkpoint from
+    which the run continues; None for a new run.
     """
 
     def __init__(
@@ -190,8 +190,8 @@ class Session:
     def rest_s(self, worker: str) -> float:
         """Returns the delay in seconds before a failed worker is started again.
 
-        The delay is 0 after the first of several failures in a row. After the second it is the
-        shorter delay of `RESTART_DELAY_S`. It then doubles each time, up to the longer one.
+        The delay is 0 after the first of several failures in a row. The delay then doubles each
+        time, from the shorter to the longer one of `RESTART_DELAY_S`.
         """
         repeated = self._failed_starts[worker] - 1
         shortest, longest = RESTART_DELAY_S
@@ -306,9 +306,8 @@ class Session:
     def save(self, agent: Mapping[str, Any], replay: Mapping[str, Any]) -> Path | None:
         """Writes a checkpoint and returns its path.
 
-        agent: weight group (networks that one process trains) → saved state. replay: the state of
-        the replay. If the disk is full or the agent's state contains NaN, shows a warning, keeps
-        earlier checkpoints and returns None.
+        agent: weight group (`world` or `policy`) → saved state. replay: the state of the replay. If
+        the disk is full or the agent's state contains NaN, shows a warning and returns None.
         """
         self.display.wait_for("saving a checkpoint")
         self.env_steps = max(self.env_steps, _steps_in(replay))  # newer than the last report
@@ -363,8 +362,8 @@ class Session:
     ) -> Path | None:
         """Writes a checkpoint. Returns its path, or None and shows a warning if writing fails.
 
-        folder: the folder of the checkpoints. env_steps: env steps of the run. state: the content.
-        kept: how many of the newest checkpoints are kept; older ones are removed.
+        folder: the folder of the checkpoints. state: the content. kept: how many of the newest
+        checkpoints are kept.
         """
         about = {"agent": self.config.agent, "env": self.config.env}
         try:

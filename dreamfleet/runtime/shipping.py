@@ -19,8 +19,8 @@ EXCLUDED: Final = ("runs/", ".venv/", ".git/", "__pycache__/")  # subfolders tha
 def runtime_env(env_id: str, agent_path: str, run: Path) -> dict[str, Any]:
     """Returns Ray's option `runtime_env`, which names the folders of code to send to a cluster.
 
-    env_id, agent_path: `module:name` of the environment and of the agent. run: the run's folder,
-    which is not sent. Raises UserError if a user's own environment and agent lie in two folders.
+    env_id, agent_path: `module:name`. run: the run's folder, which is not sent. Raises UserError if
+    a user's own environment and agent lie in two folders.
     """
     sent: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
     modules = (env_id.rpartition(":")[0], agent_path.rpartition(":")[0])
@@ -42,8 +42,7 @@ def runtime_env(env_id: str, agent_path: str, run: Path) -> dict[str, Any]:
 def source_folder(module: str) -> Path | None:
     """Returns the folder from which a user's own module is imported, or None for other modules.
 
-    Other modules are those of dreamfleet, which are always sent to a Ray cluster, and installed
-    modules, which must be installed on every machine of the cluster.
+    Other modules are those of dreamfleet and installed modules.
     """
     top = module.partition(".")[0]
     if top in ("", "__main__", "dreamfleet"):

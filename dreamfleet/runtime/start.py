@@ -49,11 +49,10 @@ def plan(
 ) -> Plan:
     """Returns the description of a run, made from defaults, preset, flags and settings.
 
-    A new run begins with the defaults and the preset, a resumed run with its saved configuration.
-    The user's flags replace these values, and the user's settings replace both. flags_on: a
-    function that takes flags, replaces those that the user gave, and returns the result.
-    settings: dotted name, such as `agent.lr_policy` → value. resume: the folder of a run, or
-    `latest`; None: a new run. Raises UserError for unknown or contradictory values.
+    flags_on: a function that takes flags, replaces those that the user gave, and returns the
+    result. settings: dotted name, such as `agent.lr_policy` → value; settings replace flags.
+    resume: the folder of a run, or `latest`; None: a new run. Raises UserError for unknown or
+    contradictory values.
     """
     check_settings(settings)
     if resume is None:
@@ -76,8 +75,8 @@ def start(planned: Plan, command: str) -> tuple[int, Path]:
     """Starts or resumes a run, and trains until all steps are taken or a signal interrupts.
 
     Returns the exit code and the run's folder. command: the command line or call that started the
-    run, for config.yaml. Raises UserError for wrong arguments, and WorkerFailed when a part of the
-    run, such as the learner, fails and cannot be restarted.
+    run. Raises UserError for wrong arguments, and WorkerFailed when a part of the run fails and
+    cannot be restarted.
     """
     config, resumed = planned.config, planned.resumed
     # An environment may change the working directory as soon as one is built.
@@ -169,8 +168,7 @@ def check_same_run(
     """Raises UserError if new flags or settings contradict those of the run to resume.
 
     Only some flags, such as `--steps`, may change; settings `agent.…` may not. saved: the
-    configuration of the run. config: `saved` with the new flags. settings: dotted name → new
-    value. path: the run's folder.
+    configuration of the run. config: `saved` with the new flags. settings: dotted name → new value.
     """
     for field in fields(Flags):
         was, now = getattr(saved, field.name), getattr(config, field.name)

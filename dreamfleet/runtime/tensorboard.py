@@ -20,13 +20,9 @@ COUNTERS: Final = ("replay/", "fault/")  # most counters stay constant for the w
 class TensorBoard:
     """Writes the metrics of events as TensorBoard scalars over env steps.
 
-    An event is a line of metrics.jsonl. Names without a slash get the kind of the event in front:
-    `return` in an event of kind `episode` becomes `episode/return`. A counter of the replay or of
-    faults is written only if its value has changed, so that constant counters do not appear. Each
-    event is written at once as one record.
-
-    tensorboardX's own writer is not used: it writes in a thread, which ends without an error when
-    the disk is full, and the caller then waits for ever.
+    An event is a line of metrics.jsonl. Names without a slash get the kind of the event in front,
+    such as `episode/return`. A counter of the replay or of faults is written only if its value has
+    changed.
     """
 
     def __init__(self, folder: Path) -> None:

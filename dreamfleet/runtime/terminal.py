@@ -13,8 +13,7 @@ from typing import IO, Any
 def without_echo_of_control_keys(file: IO[str]) -> Callable[[], None]:
     """Stops the terminal from printing `^C` when the user presses Ctrl-C.
 
-    Returns a function that restores the terminal. A printed `^C` would move the cursor while the
-    display redraws its live panel, and a line of the old panel would stay on the screen.
+    Returns a function that restores the terminal.
     """
     terminal: Any = None
     try:

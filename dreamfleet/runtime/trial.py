@@ -41,8 +41,8 @@ class Unfit(Exception):
 class Synthetic:
     """N synthetic environments, to test agents. Observations and rewards are cosines of a phase.
 
-    Each action changes the phase. ends: the probability that a step ends the episode. terminal:
-    True: all episodes end in a terminal state; False: half of them are truncated.
+    ends: the probability that a step ends the episode. terminal: True: all episodes end in a
+    terminal state; False: half of them are truncated.
     """
 
     def __init__(self, spec: EnvSpec, n: int, ends: float = 0.2, terminal: bool = False) -> None:
@@ -92,8 +92,8 @@ def try_agent(name: str, spec: EnvSpec, build: Callable[[], Agent]) -> None:
     """Builds an agent, and lets it act, learn and dream once on synthetic rows.
 
     name: `module:Class` of the agent, for messages. spec: the spaces of the environment. build: a
-    function that builds the agent. Raises UserError if the agent raises an error or violates a rule
-    of the `Agent` protocol.
+    function that builds the agent. Raises UserError if the agent fails or violates the `Agent`
+    protocol.
     """
     with _named(name, "building it"):
         agent = build()
@@ -229,8 +229,7 @@ def _filled_replay(agent: Any, spec: EnvSpec) -> ReplayServer:
 def _check_state(agent: Any, group: str) -> None:
     """Raises Unfit unless an agent can return and load the weights and the state of a weight group.
 
-    group: `world` or `policy`, each the set of networks that one process trains. Weights must be a
-    flat dict of arrays, the state must be a dict.
+    group: `world` or `policy`. Weights must be a flat dict of arrays, the state must be a dict.
     """
     weights, state = agent.weights(group), agent.state(group)
     flat = isinstance(weights, Mapping) and all(
@@ -245,9 +244,8 @@ def _check_state(agent: Any, group: str) -> None:
 def _check_learning(agent: Any, name: str, replay: ReplayServer) -> None:
     """Lets an agent make one gradient step for each weight group, and one batch of dreams.
 
-    A weight group is the set of networks that one process trains (`world` or `policy`). name:
-    `module:Class` of the agent. replay: a replay with enough rows. Raises UserError if a method of
-    the agent fails.
+    A weight group is `world` or `policy`. name: `module:Class` of the agent. replay: a replay with
+    enough rows. Raises UserError if a method of the agent fails.
     """
     consumers = agent.tables["real"].consumers
     samples = {consumer: replay.sample("real", consumer) for consumer in consumers}

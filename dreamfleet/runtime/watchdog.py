@@ -93,8 +93,8 @@ class WatchedEnv:
 class Watchdog:
     """A thread that calls `check` ten times a second, to see if an environment call takes too long.
 
-    Used as a context manager. check: a function that gets the environment call in progress, or
-    None. The environment call cannot return while `check` runs.
+    check: a function that gets the environment call in progress, or None. The environment call
+    cannot return while `check` runs.
     """
 
     def __init__(self, calls: EnvCalls, check: Callable[[EnvCall | None], None]) -> None:

@@ -47,8 +47,7 @@ class Report:
 class WorkerRunner:
     """Runs one worker (such as an actor), measures its times, and catches its exceptions.
 
-    An exception becomes a fault (the exception as text) in the worker's next report. The worker is
-    built at its first step, so that exceptions of its constructor are caught, too. SystemExit is
+    An exception becomes a fault (the exception as text) in the worker's next report. SystemExit is
     caught. KeyboardInterrupt is caught unless `interrupted` returns True, which means that the user
     ends the run.
     """
