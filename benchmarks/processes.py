@@ -22,9 +22,8 @@ MARK: Final = "DREAMFLEET_BENCHMARK"  # environment variable that all processes 
 class LaunchedRun:
     """A process of `launch.py`, started with the arguments `args`.
 
-    log: the file for its output. began: when the process was started, in seconds of the monotonic
-    clock. mark: a random value that is unique to this run. All processes of the run have it in an
-    environment variable, by which they are found.
+    log: the file for its output. began: start time in seconds of the monotonic clock. mark: a
+    random value in the environment of all processes of the run.
     """
 
     def __init__(self, args: Sequence[str], log: Path) -> None:
@@ -43,8 +42,8 @@ class LaunchedRun:
     def wait_for_gradient_step(self, run: Path, timeout_s: float) -> float:
         """Waits for the first gradient step, and returns the seconds since the process was started.
 
-        run: the run folder. The run is stopped and SystemExit is raised if the process ends without
-        a gradient step, or if no gradient step is taken within `timeout_s` seconds after its start.
+        Stops the run and raises SystemExit if the process ends without a gradient step, or if no
+        gradient step is taken within `timeout_s` seconds.
         """
         while time.monotonic() - self.began < timeout_s:
             if first_gradient_step(run / "metrics.jsonl"):
@@ -85,8 +84,8 @@ class LaunchedRun:
 def evaluate(run: Path, episodes: int) -> dict[str, Any]:
     """Evaluates the run in the folder `run` with `launch.py eval`, and returns the printed JSON.
 
-    episodes: the number of episodes. The seed is the default of `launch.py eval`, so all runs of an
-    environment are evaluated on the same episodes. Raises SystemExit if the command fails.
+    All runs of an environment are evaluated on the same episodes. Raises SystemExit if the command
+    fails.
     """
     words = ["launch.py", "eval", str(run), "--episodes", str(episodes), "--json"]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)

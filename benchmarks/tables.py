@@ -122,8 +122,8 @@ def distributed_row(found: dict[str, Any] | None) -> tuple[str, ...]:
 def command(row: Mapping[str, Any], env: str) -> str:
     """Returns the command that trains all seeds of a method (an agent or a baseline) on `env`.
 
-    row: results of the method from `summary.json`, with the recorded command of its first seed. Old
-    names of settings and scripts in the recorded command are replaced by the present names.
+    row: results of the method from `summary.json`. Old names of settings and scripts are replaced
+    by the present names.
     """
     text, task = with_present_settings(row["command"]), TASKS[env]
     for old, new in (("launch.py", TRAIN), ("benchmarks/peers.py", "benchmarks/learning/sb3.py")):

@@ -51,8 +51,7 @@ def interleaved(workloads: list[Workload], rounds: int, seconds: float) -> Itera
     """Times all workloads in every round, and yields a list of their rates per round.
 
     A rate is a number of items per second. In each round every workload runs once, for about
-    `seconds`. Every second round runs the workloads in reverse order, so that no workload is always
-    the first. All workloads are warmed up before the first round.
+    `seconds`.
     """
     repetitions = [workload.repetitions(seconds) for workload in workloads]
     indices = range(len(workloads))

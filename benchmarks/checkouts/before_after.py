@@ -1,20 +1,18 @@
 """Compares two checkouts (copies of this repository), one before and one after a change.
 
-Two commands tell whether the change made learning worse. `run` trains all agents of one checkout
-with fixed seeds, and `show` compares the returns of both checkouts:
+`run` trains all agents of one checkout with fixed seeds. `show` compares the returns of both
+checkouts:
 
     python benchmarks/checkouts/before_after.py run CHECKOUT FOLDER
     python benchmarks/checkouts/before_after.py show OLD_FOLDER NEW_FOLDER [--out FILE]
 
-Two commands tell whether the change altered any computed number. `run-short` makes a short run of
-every agent, and `same` compares the runs of both checkouts bit by bit:
+`run-short` makes a short run of every agent. `same` compares the runs of both checkouts bit by bit:
 
     python benchmarks/checkouts/before_after.py run-short CHECKOUT FOLDER
     python benchmarks/checkouts/before_after.py same OLD_FOLDER NEW_FOLDER [--out FILE]
 
-FOLDER receives the runs of one checkout. `run` and `run-short` skip finished runs, and `run`
-resumes interrupted runs. `show` and `same` print a table, and write the result to `--out` as JSON.
-`same` ends with exit code 1 if any number differs.
+FOLDER receives the runs of one checkout. `show` and `same` print a table, and write the result to
+`--out` as JSON. `same` ends with exit code 1 if any number differs.
 """
 
 from __future__ import annotations
@@ -124,9 +122,8 @@ def run(checkout: Path, folder: Path) -> None:
 def summarise(folder: Path) -> dict[str, Any]:
     """Returns the results of all finished runs in `folder`, by name of the run.
 
-    The results of a run are its git commit, the versions of Python and torch, the evaluations
-    during training as [environment steps, mean return], and the evaluation after training
-    (`score`).
+    A result has the git commit, the versions of Python and torch, the evaluations as [environment
+    steps, mean return], and the evaluation after training (`score`).
     """
     runs = {}
     for evaluation in sorted(folder.glob("*.json")):
@@ -145,8 +142,8 @@ def summarise(folder: Path) -> dict[str, Any]:
 def table(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Returns a Markdown table of the returns before and after a change, with one row per task.
 
-    old, new: results of `summarise` before and after the change. Returns are shown as median (min
-    to max) over seeds. Differences are shown as mean ± standard error over seeds.
+    old, new: results of `summarise`. Returns are shown as median (min to max) over seeds,
+    differences as mean ± standard error.
     """
     return markdown_table(HEADS, [row(task, old, new) for task in TASKS])
 
@@ -154,9 +151,7 @@ def table(old: dict[str, Any], new: dict[str, Any]) -> str:
 def row(task: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Returns the table cells of one task: returns before and after a change, and their difference.
 
-    The returns are the mean of the evaluations during training, and the return after training. old,
-    new: results of `summarise` before and after the change. A run is compared only if `old` and
-    `new` both have it.
+    old, new: results of `summarise`. A run is compared only if `old` and `new` both have it.
     """
     names = [name for name in old if name.startswith(task) and name in new]
 

@@ -14,8 +14,8 @@ from typing import Any
 def launch(checkout: Path, run: Path, args: list[str]) -> str:
     """Runs `launch.py` with the arguments `args` in the folder `checkout`, and returns its output.
 
-    checkout: a copy of this repository. run: the run folder. Error messages are appended to a log
-    file beside the run folder. Raises SystemExit if the command fails.
+    checkout: a copy of this repository. run: the run folder. Raises SystemExit if the command
+    fails.
     """
     run.parent.mkdir(parents=True, exist_ok=True)
     with open(run.with_suffix(".log"), "a") as log:

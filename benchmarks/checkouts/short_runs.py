@@ -1,11 +1,7 @@
 """Makes short runs of every agent with two checkouts, and compares their results bit by bit.
 
-A checkout is a copy of this repository. Both checkouts execute the same commands. They compute the
-same numbers if the last checkpoints have the same arrays, and if the files `metrics.jsonl` have the
-same values. Names of arrays and metrics may differ.
-
-Values that depend on the clock are not compared: durations, and the events of kind `run`, which are
-written every ten seconds.
+A checkout is a copy of this repository. Values that depend on the clock are not compared. Names of
+arrays and metrics may differ.
 """
 
 from __future__ import annotations
@@ -48,8 +44,8 @@ HEADS: Final = ("Run", "Arrays", "Arrays that differ", "Events", "Events that di
 def run(checkout: Path, folder: Path) -> None:
     """Makes all short runs of RUNS with the code in `checkout`, and writes them to `folder`.
 
-    checkout: a copy of this repository. RUNS maps the name of a run to its command-line flags.
-    Finished runs are skipped. Raises SystemExit if an unfinished run is in `folder`.
+    checkout: a copy of this repository. Finished runs are skipped. Raises SystemExit if an
+    unfinished run is in `folder`.
     """
     for name, flags in RUNS.items():
         path = folder / name
@@ -65,8 +61,7 @@ def run(checkout: Path, folder: Path) -> None:
 def compare(old: Path, new: Path) -> dict[str, Any]:
     """Compares the short runs in the folders `old` and `new`, and returns how they differ.
 
-    For each run, the result has the command, the git commits, the versions, and how many arrays and
-    events differ. Raises SystemExit if the two folders have different runs, or no runs.
+    Raises SystemExit if the two folders have different runs, or no runs.
     """
     names = [[name for name in RUNS if (folder / name).is_dir()] for folder in (old, new)]
     if names[0] != names[1] or not names[0]:
@@ -95,8 +90,7 @@ def command(name: str) -> str:
 def compare_run(old: Path, new: Path) -> dict[str, Any]:
     """Returns how many arrays and events the run folder `old` has, and how many differ in `new`.
 
-    The arrays are those of the last checkpoint. They are compared by content, whatever their names
-    and order. The events are the lines of `metrics.jsonl`, which are compared in order.
+    The arrays are those of the last checkpoint. The events are the lines of `metrics.jsonl`.
     """
     arrays = [array_hashes(run) for run in (old, new)]
     events = [event_values(run) for run in (old, new)]
@@ -114,9 +108,8 @@ def compare_run(old: Path, new: Path) -> dict[str, Any]:
 def array_hashes(run: Path) -> Counter[str]:
     """Returns the SHA-256 hashes of all arrays in a run's last checkpoint, with their counts.
 
-    run: the run folder. A hash covers the `.npy` file of an array: its data type, shape and values.
-    Equal arrays have equal hashes, which are counted. Raises SystemExit if the run has no
-    checkpoint.
+    run: the run folder. A hash covers an array's data type, shape and values. Raises SystemExit if
+    the run has no checkpoint.
     """
     checkpoints = sorted((run / "checkpoints").glob("ckpt-*"))
     if not checkpoints:
@@ -131,9 +124,8 @@ def array_hashes(run: Path) -> Counter[str]:
 def event_values(run: Path) -> list[list[str]]:
     """Returns a sorted list of numbers, as text, for each event in `metrics.jsonl` of a run.
 
-    run: the run folder. Values that depend on the clock are left out. These are all events of the
-    kind `run`, which are written every ten seconds, and fields whose name ends in `_s` (durations
-    in seconds).
+    run: the run folder. Events of kind `run`, and fields whose name ends in `_s` (durations in
+    seconds), are left out.
     """
     found = []
     for line in (run / "metrics.jsonl").read_text().splitlines():

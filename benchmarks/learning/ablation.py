@@ -4,9 +4,8 @@ r"""Runs an ablation: trains an agent with all of its parts, and again without o
         --steps 120000 --jobs 2
     python benchmarks/learning/ablation.py --agent dreamwalker --env BipedalWalker-v3 --steps 30000
 
-All variants train with the same seeds. Finished runs are not repeated, and interrupted runs are
-resumed. The records of the runs and a summary are written to `--out`, by default
-`benchmarks/results/ENV/ablation/AGENT`.
+All variants train with the same seeds. The records of the runs and a summary are written to
+`--out`, by default `benchmarks/results/ENV/ablation/AGENT`.
 """
 
 from __future__ import annotations
@@ -59,9 +58,8 @@ def main() -> None:
 def plan(preset: Training, count: int, out: Path) -> list[SeedRun]:
     """Returns the training runs of an ablation: each variant of `preset` with seeds 0 to count - 1.
 
-    preset: settings of the whole agent. A variant is the agent without one of its parts, or the
-    whole agent. out: folder of the records. The runs are sorted by seed. An interrupted ablation
-    therefore has all variants of the first seeds.
+    A variant is the whole agent (`preset`), or the agent without one of its parts. out: folder of
+    the records.
     """
     variants = {PRESET: preset}
     for name, setting in VARIANTS[preset.agent].items():
@@ -84,8 +82,7 @@ def folder(variant: str) -> str:
 def summarise(preset: Training, count: int, out: Path) -> dict[str, Any]:
     """Returns the results of all variants of an ablation from its records, one value per seed.
 
-    A variant is the agent without one of its parts, or the whole agent (`preset`). count: number of
-    seeds. out: folder of the records.
+    preset: settings of the whole agent. count: number of seeds. out: folder of the records.
     """
     variants: dict[str, Any] = {}
     for name, setting in {PRESET: "", **VARIANTS[preset.agent]}.items():
@@ -153,8 +150,8 @@ def table(found: Mapping[str, Any]) -> str:
 def difference(variant: Sequence[float], preset: Sequence[float]) -> str:
     """Returns mean and range of `variant` minus `preset` as text.
 
-    variant: returns of an agent without one of its parts, one value per seed. preset: returns of
-    the whole agent with the same seeds. The difference is taken seed by seed.
+    variant, preset: returns without one part of the agent, and of the whole agent, one value per
+    seed. The difference is taken seed by seed.
     """
     pairs = zip(variant, preset, strict=True)
     return mean_and_range([ours - other for ours, other in pairs], "+.1f")

@@ -2,8 +2,7 @@
 
 The record of one seed is the file `<results>/<method>/seed-<seed>.jsonl`. A method is an agent with
 its settings, or a baseline of another library. The first line of a record has the command and the
-versions of the run. The other lines are evaluations during training, training episodes, and an
-evaluation after training.
+versions.
 """
 
 from __future__ import annotations
@@ -96,8 +95,7 @@ class Curve:
     def training_minutes(self) -> Array:
         """Minutes of training until each of the E evaluations, shape (E,).
 
-        The duration of evaluations is subtracted from the wall time. In a run on Ray it is not
-        subtracted, because a separate process evaluates while training goes on.
+        The duration of evaluations is subtracted, except in a run on Ray.
         """
         beside = "launch.py" in self.command and "--local" not in self.command
         waiting = 0.0 if beside else np.cumsum(self.eval_s)
@@ -160,8 +158,8 @@ class Curve:
 def read_events(path: Path) -> list[Event]:
     """Returns the events of a metrics file in order of environment steps, without repetitions.
 
-    A resumed run continues from its last checkpoint. It repeats the steps after that checkpoint,
-    and logs them again. Only the later log of these steps is returned.
+    A resumed run repeats the steps after its last checkpoint. Only the later log of these steps is
+    returned.
     """
     events: list[Event] = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -177,8 +175,8 @@ def write_record(
 ) -> None:
     """Writes the record of a training run with one seed to `path`, as JSON lines.
 
-    about: how the run was made, such as its command. events: all events of the run; only
-    evaluations and training episodes are written. final: the evaluation after training, or None.
+    about: how the run was made. events: all events; only evaluations and training episodes are
+    written. final: the evaluation after training, or None.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(".part")
@@ -226,9 +224,8 @@ def read_curve(path: Path) -> Curve:
 def read_methods(results: Path, first: str) -> dict[str, list[Curve]]:
     """Returns the learning curves of all methods in one environment, by name of the method.
 
-    A method is an agent with its settings, or a baseline. It has a list of curves, one per seed.
-    results: the folder of the environment's records. first: the method that is placed first. The
-    other methods follow in alphabetical order.
+    A method has a list of curves, one per seed. results: the folder of the environment's records.
+    first: the method that is placed first.
     """
     found = {path.parent.name for path in results.glob("*/seed-*.jsonl")}
     return {
@@ -264,9 +261,9 @@ def summarise(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
 
     curves: one learning curve per seed. threshold: the mean return to reach.
 
-    `steps` are the environment steps until the first evaluation with a mean return ≥ threshold.
-    `steps_for_good` are the environment steps after which no evaluation is below the threshold any
-    more. A value is None for a seed that does not get there.
+    `steps`: environment steps until the first evaluation at or above the threshold.
+    `steps_for_good`: environment steps after which no evaluation is below the threshold. A value is
+    None for a seed that does not get there.
     """
     later = [share for curve in curves if (share := curve.later_share_at(threshold)) is not None]
     return {
@@ -285,9 +282,8 @@ def summarise(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
 def summarise_training(curves: Sequence[Curve], threshold: float) -> dict[str, Any]:
     """Returns results of one method's training episodes, most of them as lists over seeds.
 
-    Training episodes include exploration. A method is an agent or a baseline. curves: one learning
-    curve per seed. threshold: the return to reach. Numbers of steps or episodes until the threshold
-    are None for a seed that never reaches the threshold.
+    curves: one learning curve per seed. Numbers of steps or episodes are None for a seed that never
+    reaches the return `threshold`.
     """
     firsts = [curve.first_episode_at(threshold) for curve in curves]
     means = [curve.running_mean for curve in curves]
@@ -306,10 +302,8 @@ def summarise_training(curves: Sequence[Curve], threshold: float) -> dict[str, A
 def final_by_category(curves: Sequence[Curve]) -> dict[str, dict[str, list[float]]]:
     """Returns the results of the evaluation after training, for each category of episodes.
 
-    The result maps category → name of a statistic (such as `return`) → its means, one per seed. The
-    category `all` has all episodes. The environment defines the other categories, such as the kind
-    of enemy in NumberGame. The result is empty if the environment has no categories. curves: one
-    learning curve per seed.
+    The result maps category → name of a statistic (such as `return`) → means, one per seed. The
+    category `all` has all episodes. The result is empty if the environment has no categories.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for key in curves[0].final:
@@ -323,9 +317,8 @@ def final_by_category(curves: Sequence[Curve]) -> dict[str, dict[str, list[float
 def ratio(theirs: Sequence[int | None], ours: Sequence[int | None]) -> float | None:
     """Returns the median of `theirs` divided by the median of `ours`.
 
-    ours, theirs: environment steps of two methods to a threshold, one value per seed. The value
-    None stands for a seed that never reached the threshold, and counts as infinity. Returns None if
-    a median is infinite, or if `ours` is empty.
+    ours, theirs: environment steps to a threshold, one value per seed. None counts as infinity.
+    Returns None if a median is infinite, or if `ours` is empty.
     """
     if not ours:
         return None

@@ -2,8 +2,7 @@
 
     python benchmarks/learning/plots.py
 
-Draws `curves.png` of every environment, and the picture of the README, which compares
-`dreamer-lite` with Stable-Baselines3 on two environments. The records are read and not changed.
+Draws `curves.png` of every environment, and the picture of the README.
 """
 
 from __future__ import annotations
@@ -58,8 +57,7 @@ def main() -> None:
 def plot_curves(env: str, methods: Mapping[str, Sequence[Curve]], path: Path) -> None:
     """Draws the learning curves of all methods in one environment, and saves the picture to `path`.
 
-    A method is an agent or a baseline, with one learning curve per seed. The left panel shows
-    returns against environment steps, the right panel returns against minutes.
+    The left panel shows returns against environment steps, the right panel returns against minutes.
     """
     figure = new_figure(9.2, 4.6)
     by_steps, by_minutes = figure.subplots(1, 2, sharey=True)
@@ -136,9 +134,8 @@ def colours_of(methods: Sequence[str] | Mapping[str, object]) -> dict[str, str]:
 def over_seeds(curves: Sequence[Curve]) -> tuple[Array, Array, Array]:
     """Interpolates the learning curves of S seeds at E common numbers of environment steps.
 
-    Returns (steps, minutes of training, returns), of shapes (E,), (E,) and (S, E). Interpolation is
-    linear, because seeds are evaluated at slightly different steps. The common steps are the steps
-    of the first seed, clipped to the range that all seeds have. Minutes are means over the seeds.
+    Returns (steps, minutes of training, returns), of shapes (E,), (E,) and (S, E). Minutes are
+    means over the seeds.
     """
     first = max(curve.steps[0] for curve in curves)
     last = min(curve.steps[-1] for curve in curves)
@@ -154,8 +151,7 @@ def draw(
     """Draws the returns of one method (an agent or a baseline) against steps, and against minutes.
 
     by_steps, by_minutes: the two panels. curves: one learning curve per seed. label: the text in
-    the legend. Several seeds give a mean line with a band from the lowest to the highest seed. A
-    single seed gives dots on a dashed line.
+    the legend.
     """
     steps, minutes, returns = over_seeds(curves)
     single = len(curves) == 1
@@ -191,7 +187,7 @@ def finish_panels(env: str, by_steps: Axes, by_minutes: Axes) -> None:
 def label_powers(axes: Axes) -> None:
     """Labels a logarithmic x-axis with 1, 2, 5, 10, …, or with 1, 10, 100, … if the axis is long.
 
-    An axis is long if it spans more than a factor of 300. Thousands are written as `k`.
+    An axis is long if it spans more than a factor of 300.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -212,9 +208,8 @@ def add_explanations(
 ) -> None:
     """Adds entries to a plot's legend that explain the lines, bands and dots of this plot.
 
-    lines, labels: the entries of the legend so far; new entries are appended. methods: the learning
-    curves in the plot, as a list over seeds for each agent or baseline. training_episodes: whether
-    the plot also shows the running mean of training returns.
+    lines, labels: the entries so far; new entries are appended. methods: a list of learning curves
+    for each method. training_episodes: whether the plot also shows training returns.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

@@ -3,8 +3,7 @@
     pip install stable-baselines3        # the extra `peers`; matplotlib is the extra `bench`
     python benchmarks/learning/sb3.py --env CartPole-v1 --seeds 3
 
-The baselines are DQN on CartPole-v1 and SAC on Pendulum-v1. They are evaluated by the same code as
-our agents: every evaluation plays 100 new episodes greedily. Finished seeds are not trained again.
+The baselines are DQN on CartPole-v1 and SAC on Pendulum-v1. Finished seeds are not trained again.
 The settings come from DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml and sac.yml, at commit 22e3ff2.
 """
 

@@ -3,9 +3,8 @@
     python benchmarks/learning/train.py --env CartPole-v1 --seeds 5 --steps 10000
     python benchmarks/learning/train.py --env NumberGame-v1 --agent gated-rainbow --steps 600000
 
-Every seed is evaluated during training and once after training. Finished seeds are not trained
-again, and interrupted seeds are resumed. Run folders stay in `runs/benchmarks/`. The records of the
-seeds, a summary and a plot are written to `--out`. The plot needs matplotlib (the extra `bench`).
+Finished seeds are not trained again, and interrupted seeds are resumed. The records of the seeds, a
+summary and a plot are written to `--out`. The plot needs matplotlib (the extra `bench`).
 """
 
 from __future__ import annotations
@@ -106,9 +105,8 @@ def seed_runs(
 ) -> list[SeedRun]:
     """Returns the training runs of the seeds 0 to count - 1.
 
-    name: name of the method (an agent with its settings). out: folder of the records (files of
-    results). group: name of a subfolder for the run folders, so that the runs of an ablation are
-    not mixed with others.
+    name: name of the method (an agent with its settings). out: folder of the records. group: name
+    of a subfolder for the run folders.
     """
     runs = RUNS / training.env / group / name
     return [
@@ -136,9 +134,8 @@ def finish_all(runs: Sequence[SeedRun], at_once: int) -> None:
 def train(args: Sequence[str], run: Path, steps: int) -> bool:
     """Trains the run in the folder `run` until `steps` environment steps.
 
-    args: arguments of `launch.py`. A run folder that exists is resumed. Returns False if the run
-    has already finished. Raises SystemExit if the run folder was made by a different command, or
-    has no checkpoint.
+    args: arguments of `launch.py`. Returns False if the run has already finished. Raises SystemExit
+    if the run folder was made by a different command, or has no checkpoint.
     """
     newest, command_file = checkpoint.newest(run / "checkpoints"), run.with_suffix(".command")
     command = without_steps(args)
@@ -164,8 +161,7 @@ def train(args: Sequence[str], run: Path, steps: int) -> bool:
 def without_steps(args: Sequence[str]) -> str:
     """Returns the arguments `args` of a command as text, without `--steps N`.
 
-    Two commands that differ only in `--steps` give the same text. If the texts are equal, one
-    command may resume the run of the other, for example to train longer.
+    If two commands give the same text, one command may resume the run of the other.
     """
     at = args.index("--steps")
     return " ".join([*args[:at], *args[at + 2 :]])

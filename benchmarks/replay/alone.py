@@ -1,7 +1,7 @@
 """Measures our replay alone, without comparison to another library.
 
-Three things are measured: the rounding error of the sum tree, the growth of memory, and the longest
-call during a snapshot (a copy of the replay for a checkpoint).
+The rounding error of the sum tree, the growth of memory, and the longest call during a snapshot (a
+copy of the replay for a checkpoint) are measured.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ def sum_error(size: int, updates: int) -> float:
     """Returns the relative error of a sum tree's root after many updates of leaves, times 10¹².
 
     size: number of leaves. updates: number of leaf updates. The root is compared with the exact sum
-    of the leaves. Leaves are set to random values between 1e-6 and 1e6, in batches of 1,024
-    updates. A batch may update the same leaf twice.
+    of the leaves.
     """
     tree, rng = SumTree(size), np.random.default_rng(0)
     for _ in range(updates // ADDED):
@@ -53,8 +52,7 @@ def sum_error(size: int, updates: int) -> float:
 def memory_growth(capacity: int, inserts: int) -> float:
     """Returns by how many percent the memory of a process grows while a full replay gets more rows.
 
-    capacity: rows in the replay. inserts: rows that are added to the full replay. The replay lives
-    in a new process.
+    capacity: rows in the replay. inserts: rows that are added to the full replay.
     """
     code = "from benchmarks.replay.alone import print_memory; print_memory()"
     words = [sys.executable, "-c", code, str(capacity), str(inserts)]
@@ -68,9 +66,8 @@ def memory_growth(capacity: int, inserts: int) -> float:
 def print_memory() -> None:
     """Prints the resident memory of this process as JSON: two numbers of bytes.
 
-    The first number is the memory with a full replay. The second is the highest memory while more
-    rows are added. The command-line arguments are the capacity of the replay, and the number of
-    rows that are added to the full replay.
+    The first number is the memory with a full replay. The second is the highest memory while rows
+    are added. The command-line arguments are the capacity and the number of added rows.
     """
     capacity, inserts = map(int, sys.argv[1:])
     feed = itertools.cycle(chunks(episodes(LOW, 2)))
@@ -94,9 +91,8 @@ def resident() -> int:
 def snapshot_stalls(capacity: int) -> Iterator[float]:
     """Yields the duration in milliseconds of the longest replay call during a snapshot.
 
-    A snapshot is a copy of the replay for a checkpoint. A second thread takes it, while the first
-    thread adds and samples in turn. Values are yielded without end, each from a new snapshot.
-    capacity: rows in the replay.
+    A snapshot is a copy of the replay for a checkpoint. Values are yielded without end, each from a
+    new snapshot. capacity: rows in the replay.
     """
     feed = itertools.cycle(chunks(episodes(LOW, 2)))
     host = ReplayHost({"real": TableSpec(capacity, columns(LOW), {"learner": TRANSITIONS})}, 0)

@@ -1,7 +1,6 @@
 """The replay benchmark, `python launch.py bench replay`: our replay against other libraries.
 
-Every row of its table is one measurement, repeated in several rounds. In each round our replay and
-another library run one after the other, so that other work on the machine affects both alike.
+Every row of its table is one measurement, repeated in several rounds.
 """
 
 from __future__ import annotations
@@ -51,10 +50,9 @@ def bench(
 ) -> int:
     """Measures rows of the replay benchmark, prints their table and returns exit code 0.
 
-    names: the rows to measure; if empty, all rows. rounds: how often each row is measured. quick:
-    use tiny sizes, to test that everything runs. With `quick`, rows that start Ray are left out
-    unless `names` has them. reverb_python: path of a Python interpreter that has Reverb; None: do
-    not measure Reverb. keep: file for the results as JSON.
+    names: the rows to measure; if empty, all rows. quick: use tiny sizes, and leave out rows that
+    start Ray unless `names` has them. reverb_python: path of a Python interpreter that has Reverb,
+    or None. keep: file for the results as JSON.
     """
     check(names, rounds, reverb_python, keep)
     rows = comparisons.rows(reverb_python)
@@ -108,8 +106,8 @@ def check(names: Sequence[str], rounds: int, reverb_python: Path | None, keep: P
 def selected(names: Sequence[str], quick: bool) -> tuple[list[str], list[str]]:
     """Returns two lists of rows of the replay benchmark: rows to measure, and rows left out.
 
-    names: the rows that the user asked for; if empty, all rows. quick: leave out the rows that
-    start Ray. If `names` has entries, all of its rows are measured, even with `quick`.
+    names: the rows that the user asked for; if empty, all rows. quick: leave out rows that start
+    Ray, unless `names` has them.
     """
     rows = comparisons.rows()
     left_out = [name for name, row in rows.items() if row.apart] if quick and not names else []
@@ -164,9 +162,7 @@ def cells(result: Mapping[str, Any]) -> tuple[str, ...]:
 def description(result: Mapping[str, Any]) -> str:
     """Returns the description of a row of the replay benchmark, with its remark in brackets.
 
-    result: the measurement of the row, from the JSON record of the benchmark. The description
-    comes from the code of the benchmark. If the code no longer defines this row, the description
-    comes from the JSON record.
+    result: the measurement of the row, from the JSON record of the benchmark.
     """
     row = comparisons.rows().get(result.get("name", ""))
     remark = result.get("remark")

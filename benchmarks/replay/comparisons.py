@@ -80,9 +80,8 @@ class Comparison:
     def measure(self, result: Result, scale: Scale, rounds: int) -> Iterator[str]:
         """Measures the rates of our replay and of the other library in every round.
 
-        Adds the rates and their ratio to `result`, and yields a progress text per round. If the
-        other library has several settings, only the fastest setting is measured. If the library is
-        not installed, only our rate is measured. scale: sizes and durations.
+        Adds the rates and their ratio to `result`, and yields a progress text per round. Of several
+        settings, only the fastest is measured. scale: sizes and durations.
         """
         seconds = scale.seconds_apart if self.apart else scale.seconds
         with ExitStack() as stack:
@@ -142,7 +141,7 @@ class Limit:
         """Measures the property of our replay, such as memory growth, in every round.
 
         Adds the values to `result`, and yields a progress text per round. scale: sizes and
-        durations. rounds: the number of rounds, unless this row has a fixed number.
+        durations.
         """
         for figure in itertools.islice(self.figures(scale), self.rounds or rounds):
             result.measured.append(figure)
@@ -257,9 +256,8 @@ def compare(
     """Returns a row that compares our replay with another library inside one process.
 
     what: description of the row. must: the lowest ratio of our rate to the library's rate that
-    meets the target. ours: a function that builds our workload (work to be timed). theirs:
-    functions that build the library's workload, one per setting. unit: what the rate counts, such
-    as transitions. If the library is not installed, only our replay is measured.
+    meets the target. ours, theirs: functions that build the timed work; `theirs` has one per
+    setting. unit: what the rate counts.
     """
     installed = find_spec(library.package) is not None
     return Comparison(what, library, must, unit, ours, theirs if installed else ())
@@ -276,9 +274,8 @@ def across_processes(
     """Returns a row that compares our replay on Ray with Reverb, across processes.
 
     what: description of the row. must: the lowest ratio of our rate to Reverb's rate that meets the
-    target. unit: what the rate counts, such as transitions. ours, theirs: functions that build the
-    workloads (work to be timed). python: path of an interpreter that has Reverb. If it is None,
-    only our replay is measured.
+    target. unit: what the rate counts. ours, theirs: functions that build the timed work. python:
+    path of an interpreter that has Reverb, or None.
     """
     builders = (partial(theirs, python=python),) if python else ()
     return Comparison(what, REVERB, must, unit, ours, builders, apart=True)

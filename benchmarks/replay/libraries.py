@@ -4,8 +4,8 @@ cpprb is used without its option `next_of`. With this option, adding batches too
 and sampling with new priorities took 1.1 times as long. In addition, next observations were wrong
 at the ends of chunks (parts that are added in one call).
 
-Stable-Baselines3 (SB3) is used without `handle_timeout_termination`, so that it stores one array
-less. SB3 has two storage layouts. The benchmark measures the layout that was faster in a trial.
+Stable-Baselines3 (SB3) is used without `handle_timeout_termination`, and with the faster of its two
+storage layouts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def transitions(rows: Batch) -> list[Batch]:
     """Converts rows of 16 environments to transitions, and returns them as a list of batches.
 
     rows: arrays of shape (16, T, …), T rows of each environment. Each batch has the transitions of
-    CHUNK consecutive rows of each environment. The conversion is not part of the timed work.
+    CHUNK consecutive rows of each environment.
     """
     rng = np.random.default_rng(2)
     chunks = []
@@ -135,8 +135,8 @@ def vector_steps(rows: Batch, stack: int = 1) -> Iterator[tuple[Array, ...]]:
     """Yields steps of 16 environments, one after the other, without end.
 
     A step is (obs, next_obs, action, reward, done), arrays whose first dimension is 16. rows:
-    arrays of shape (16, T, …), T rows of each environment. stack: frames per observation. With more
-    than one frame, obs and next_obs have the shape (16, stack, …).
+    arrays of shape (16, T, …). stack: frames per observation. With more than one frame, obs and
+    next_obs have the shape (16, stack, …).
     """
     obs = rows["obs"]
 
@@ -167,7 +167,7 @@ def bare_gather(frames: Array, batch: int, length: int) -> Callable[[], Array]:
     """Returns a function that copies random windows of consecutive frames into one array (np.take).
 
     batch: number of windows. length: frames in a window. The function returns an array of shape
-    (batch, length, …). The random indices are drawn before the timing begins.
+    (batch, length, …).
     """
     rng = np.random.default_rng(3)
     starts = rng.integers(0, len(frames) - length + 1, (64, batch, 1))

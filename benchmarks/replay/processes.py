@@ -52,9 +52,8 @@ Repetitions = Callable[[int], None]  # a function of n that adds or samples n ti
 def transitions_on_ray(scale: Scale) -> Iterator[Workload]:
     """Yields a workload in which our replay on Ray adds 1,024 transitions and samples 1,024.
 
-    A workload is work to be timed. It adds 64 rows of each of 16 environments, and samples 4
-    prioritized batches of 256 transitions. Two processes add and sample at the same time. scale:
-    not used.
+    The workload adds 64 rows of each of 16 environments, and samples 4 prioritized batches of 256
+    transitions. scale: not used.
     """
     consumer = Consumer(
         batch=BATCH,
@@ -86,8 +85,7 @@ def on_ray(spec: TableSpec, obs: Space) -> Iterator[Callable[[Sequence[int]], No
     """Starts our replay on Ray, and yields a function that adds and samples at the same time.
 
     The argument of the function is [number of chunks to add, number of batches to sample]. A chunk
-    is 64 rows of each of 16 environments. spec: specification of the replay table. obs: shape and
-    data type of an observation.
+    is 64 rows of each of 16 environments. obs: shape and data type of an observation.
     """
     from dreamfleet.runtime.cluster import RayCluster
     from dreamfleet.runtime.fleet import ANSWER_S
@@ -191,8 +189,8 @@ def check_reverb(python: Path) -> str:
 def transitions_on_reverb(scale: Scale, python: Path) -> Iterator[Workload]:
     """Yields a workload in which Reverb inserts 256 transitions and samples a batch of 256.
 
-    A workload is work to be timed. Two processes insert and sample at the same time. scale: not
-    used. python: path of an interpreter that has Reverb.
+    Two processes insert and sample at the same time. scale: not used. python: path of an
+    interpreter that has Reverb.
     """
     with reverb(python, "transitions") as (writer, sampler):
         together([writer], [MIN_ROWS // BATCH])

@@ -3,18 +3,15 @@
     PYTHON benchmarks/replay/reverb_process.py KIND server
     PYTHON benchmarks/replay/reverb_process.py KIND writer|sampler PORT
 
-PYTHON is an interpreter with dm-reverb and TensorFlow. It may lack our dependencies, so this file
-imports nothing of our own code. KIND is `transitions`, or `sequences` (64 pixel frames each, in
-batches of 16).
+PYTHON is an interpreter with dm-reverb and TensorFlow. KIND is `transitions`, or `sequences` (64
+pixel frames each, in batches of 16).
 
-A server prints its port and runs until its stdin ends. A writer or sampler prints `ready`. Then it
-reads numbers from stdin, one per line. For each number n, it does its work n times and prints
-`done`.
+A server prints its port and runs until its stdin ends. A writer or sampler prints `ready`. For each
+number n that it reads from stdin, it does its work n times and prints `done`.
 
-The fastest parts of Reverb are used. Transitions are written by Reverb's structured writer, which
-makes items in C++. Reverb's trajectory writer in Python reached 0.8 times the rate of the
-structured writer. Two writer processes were not faster than one. Samples come from Reverb's
-`TrajectoryDataset`. `Client.sample` reached 0.3 times the rate of `TrajectoryDataset` for
+The fastest parts of Reverb are used: its structured writer for transitions, and its
+`TrajectoryDataset` for samples. Reverb's trajectory writer in Python reached 0.8 times the rate of
+the structured writer. `Client.sample` reached 0.3 times the rate of `TrajectoryDataset` for
 transitions, and 0.6 times for frames.
 """
 
@@ -152,8 +149,8 @@ def sequences() -> reverb.Table:
 def write_sequences(address: str) -> Work:
     """Returns a function of n that writes n sequences of LENGTH frames to a Reverb server.
 
-    address: `host:port` of the server. Sequences do not overlap. Each is sent as one chunk
-    (Reverb's unit of compression), which is the cheapest way to send frames.
+    address: `host:port` of the server. Sequences do not overlap. Each sequence is sent as one chunk
+    (Reverb's unit of compression).
     """
     writer = reverb.Client(address).trajectory_writer(num_keep_alive_refs=LENGTH)
     for name in ("obs", "reward"):
@@ -188,7 +185,7 @@ def sampling(address: str, table: str, batch: int) -> Work:
     """Returns a function of n that samples n batches from a Reverb table, as numpy arrays.
 
     address: `host:port` of the Reverb server. table: name of the table. batch: number of items in a
-    batch. The batches come from `TrajectoryDataset`, which Reverb recommends for training.
+    batch.
     """
     data = reverb.TrajectoryDataset.from_table_signature(
         address, table, max_in_flight_samples_per_worker=2 * batch

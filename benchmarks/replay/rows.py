@@ -41,8 +41,8 @@ def columns(obs: Space) -> dict[str, Space]:
 def episodes(obs: Space, n: int) -> Batch:
     """Returns random rows for the replay benchmark: n episodes of each of 16 environments.
 
-    All episodes end by termination. Each column has the shape (16, n * EPISODE, …), with EPISODE
-    rows per episode. obs: shape and data type of an observation.
+    All episodes end by termination. Each column has the shape (16, n * EPISODE, …). obs: shape and
+    data type of an observation.
     """
     rng = np.random.default_rng(0)
     lead = (STREAMS.size, n * EPISODE)
@@ -96,8 +96,8 @@ def endless(obs: Space, n: int) -> Iterator[Batch]:
 def filled(obs: Space, capacity: int, consumer: Consumer, feed: Iterator[Batch]) -> ReplayServer:
     """Returns a replay server whose table `real` is filled to `capacity` rows.
 
-    obs: shape and data type of an observation. consumer: how the table is sampled (batch size,
-    length of windows, uniform or by priority). feed: yields chunks of rows that fill the table.
+    obs: shape and data type of an observation. consumer: how the table is sampled. feed: yields
+    chunks of rows that fill the table.
     """
     spec = TableSpec(capacity, columns(obs), {"learner": consumer})
     server = ReplayServer({"real": spec}, seed=0)

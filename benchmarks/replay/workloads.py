@@ -164,8 +164,7 @@ def our_stacks(scale: Scale) -> Iterator[Workload]:
     """Yields a workload (work to be timed): our replay samples 512 Atari transitions by priority.
 
     The workload also makes frame stacks, n-step returns and importance weights, and updates the
-    priorities. Stacks are slices of the sampled frames, so no frame is stored or copied twice.
-    scale: sizes of the benchmark.
+    priorities. scale: sizes of the benchmark.
     """
     feed = itertools.cycle(chunks(episodes(ATARI, 1)))
     cycle = PrioritizedCycle(filled(ATARI, scale.stacks, STACKS, feed), ATARI_BATCH)
@@ -185,8 +184,8 @@ def our_stacks(scale: Scale) -> Iterator[Workload]:
 def sb3_stacks(scale: Scale, compact: bool) -> Iterator[Workload]:
     """Yields a workload (work to be timed): Stable-Baselines3 samples 512 Atari transitions.
 
-    The transitions are sampled uniformly. Each observation is a stack of frames. compact: use the
-    storage layout that has no separate array of next observations. scale: sizes of the benchmark.
+    The transitions are sampled uniformly. compact: use the storage layout that has no separate
+    array of next observations. scale: sizes of the benchmark.
     """
     steps = libraries.vector_steps(episodes(ATARI, 1), STACK)
     sb3 = libraries.SB3((STACK, *ATARI.shape), ATARI.dtype, scale.stacks, compact).fill(steps)
@@ -222,8 +221,6 @@ def numpy_sequences(scale: Scale, size: int) -> Iterator[Workload]:
     """Yields a workload (work to be timed): np.take copies 16 sequences of 64 frames.
 
     The sequences are copied from an array of `scale.frames[size]` frames, but at most 10^5 frames.
-    More frames may not fit into memory beside our replay, and np.take is not slower with fewer
-    frames.
     """
     rows = episodes(PIXELS, 1)["obs"].reshape(-1, *PIXELS.shape)
     frames = np.resize(rows, (min(scale.frames[size], 10**5), *PIXELS.shape))

@@ -41,9 +41,8 @@ def main() -> None:
 def train(seed: int, actors: int) -> dict[str, Any]:
     """Trains CartPole-v1 on Ray with one seed, evaluates the policy and returns the results.
 
-    actors: number of actors. The results are the time until the first gradient step, the time of
-    the whole run, and the mean return of 100 episodes. Raises SystemExit if a process of the run is
-    still alive after the run has ended.
+    The results are the time until the first gradient step, the time of the whole run, and the mean
+    return of 100 episodes. Raises SystemExit if a process of the run stays alive.
     """
     run = new_run_folder(f"distributed_s{seed}")
     args = ["--num-actors", str(actors), "--seed", str(seed), "--run-dir", str(run)]

@@ -2,9 +2,7 @@
 
     python benchmarks/system/startup.py
 
-Four commands are timed: `--help`, a mistyped flag, a run on Ray until its first output, and a run
-that is stopped by Ctrl-C after its first gradient step. The script fails if Ctrl-C leaves a process
-of the run alive. Use a machine that does nothing else.
+The script fails if Ctrl-C leaves a process of the run alive. Use a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -67,8 +65,7 @@ def response_time(args: list[str], code: int) -> float:
 def time_to_first_words(actors: int) -> float:
     """Returns the median seconds from the start of a run on Ray to its first output on stderr.
 
-    Each of REPETITIONS runs is stopped by Ctrl-C after its first output. Raises SystemExit if a run
-    ends with an exit code other than 130.
+    Raises SystemExit if a run ends with an exit code other than 130.
     """
     seconds = []
     for _ in range(REPETITIONS):
@@ -90,8 +87,8 @@ def first_gradient_step(actors: int) -> dict[str, Any]:
     """Starts a run on Ray, waits for its first gradient step and stops it with Ctrl-C.
 
     Returns the seconds until the first gradient step, the seconds from Ctrl-C to the end of the
-    command, and the commit and versions of the run. Raises SystemExit if the exit code is not 130,
-    or if a process of the run stays alive.
+    command, and the commit and versions. Raises SystemExit if the exit code is not 130, or if a
+    process stays alive.
     """
     run = new_run_folder("startup")
     launched = LaunchedRun(

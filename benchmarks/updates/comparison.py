@@ -39,9 +39,8 @@ class Comparison:
 def our_updates(agent: Agent, rows: Batch) -> Updates:
     """Returns a function of n that does n updates as our `Learner` does in a run.
 
-    An update samples a batch, learns, sends new priorities and publishes weights. rows: the rows
-    that fill the replay, as columns of shape (N, T, …), T rows of each of N environments. The
-    learner never waits for new rows.
+    rows: the rows that fill the replay, as columns of shape (N, T, …), T rows of each of N
+    environments.
     """
     real = agent.tables["real"]
     assert isinstance(real, TableSpec)

@@ -2,9 +2,8 @@
 
     pip install sb3-contrib        # the extra `peers`
 
-TQC is Truncated Quantile Critics. An update samples a batch uniformly, and takes the gradient steps
-of critics, actor and temperature. An update of TQC is `TQC.train` with TQC's own replay buffer. All
-replays hold the same random rows, with the shapes of BipedalWalker. No learner uses dreamed rows.
+TQC is Truncated Quantile Critics. An update of TQC is `TQC.train` with TQC's own replay buffer. All
+replays hold the same random rows. No learner uses dreamed rows.
 """
 
 from __future__ import annotations

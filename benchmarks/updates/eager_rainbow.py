@@ -1,10 +1,6 @@
 """Rainbow in eager PyTorch, written like a single-file implementation, to compare ours with.
 
-The structure is that of CleanRL's `rainbow_atari.py` (commit 1149db8). Noisy layers have
-independent noise for every weight. The replay stores n-step transitions with both observations. Its
-segment trees are descended in Python, one sample at a time. The projection of the target
-distribution is a loop over the batch. The optimizer is plain Adam, and the target network is a hard
-copy.
+The structure is that of CleanRL's `rainbow_atari.py` (commit 1149db8).
 
 A second variant, called vectorised, avoids the slow parts: noise is factorised, the projection is
 one tensor operation, and the replay is ours. Both variants have the networks of Gated Rainbow
@@ -91,8 +87,8 @@ def n_step_transitions(
 class Noisy(nn.Module):
     """A linear layer of a noisy network: noise with a learned scale is added to weights and biases.
 
-    factorised: the noise of a weight is a product of input noise and output noise. Otherwise it is
-    independent for every weight. sigma: initial scale of the noise.
+    factorised: the noise of a weight is a product of input noise and output noise. sigma: initial
+    scale of the noise.
     """
 
     weight_noise: Tensor
@@ -131,9 +127,8 @@ class Noisy(nn.Module):
 class Network(nn.Module):
     """Maps observation histories to probabilities of returns, as in Rainbow (dueling, C51).
 
-    An observation history is the last observations in one vector. The input has the shape (B,
-    inputs) for B histories, and the output (B, A, Z) for A actions and Z atoms (possible returns).
-    factorised: the noise of a weight is a product of input noise and output noise.
+    The input has the shape (B, inputs) for B histories. The output has the shape (B, A, Z) for A
+    actions and Z atoms (possible returns). factorised: as in `Noisy`.
     """
 
     support: Tensor

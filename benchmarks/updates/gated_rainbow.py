@@ -1,7 +1,6 @@
 """Defines learners for NumberGame: Gated Rainbow, and eager PyTorch with equal networks.
 
-An update samples a batch by priority, takes a gradient step and updates the priorities. The
-learners in eager PyTorch are defined in `eager_rainbow.py` in this folder.
+The learners in eager PyTorch are defined in `eager_rainbow.py` in this folder.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ def comparison(config: Config = EQUAL) -> Comparison:
     """Returns the compared learners: three variants of Gated Rainbow, and two in eager PyTorch.
 
     The variants of Gated Rainbow are: plain, compiled, and with its gate. One learner in eager
-    PyTorch is written as in CleanRL. The other is vectorised and uses our replay. config: settings
-    of Gated Rainbow.
+    PyTorch is written as in CleanRL. The other is vectorised and uses our replay.
     """
     played = cache(lambda: RandomPlay(config.capacity, config.gamma))
 
@@ -72,12 +70,10 @@ class RandomPlay:
     """Plays random actions in N environments of NumberGame, and keeps the rows in `rows`.
 
     The action that ends a game (draw) is never chosen. steps: at least this many agent steps are
-    played, counted over all environments. gamma: the discount. Each column in `rows` has the shape
-    (N, T, …), T rows of each environment.
+    played, counted over all environments. Each column in `rows` has the shape (N, T, …).
 
-    Three columns are those that Gated Rainbow adds: `history`, the last CONTEXT + 1 observations;
-    `discounted_return`, the discounted reward so far in the episode; and `episode_return`, the
-    reward so far in the episode.
+    The columns of Gated Rainbow are: `history`, the last CONTEXT + 1 observations;
+    `discounted_return`, the discounted reward so far; and `episode_return`, the reward so far.
     """
 
     def __init__(self, steps: int, gamma: float) -> None:
@@ -128,7 +124,7 @@ def eager_learner(
     """Returns a Rainbow learner in eager PyTorch, with networks and batch size as in `config`.
 
     played: the rows that fill the replay. replay: the class of the replay. vectorised: use
-    factorised noise, and project target distributions without a loop over the batch.
+    factorised noise, and project target distributions without a loop.
     """
     unit = float(np.abs(played.rows["discounted_return"]).max()) / VALUE_RANGE
     obs = played.spec.obs.shape

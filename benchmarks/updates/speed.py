@@ -2,9 +2,7 @@
 
     python benchmarks/updates/speed.py [--agent dreamwalker]
 
-An update of our learner is all that `Learner` does in a run: it samples a batch, learns, sends new
-priorities and publishes weights. All learners live in one process with one thread, and are timed
-alternately. Their processor time is measured, so that other work on the machine matters less. The
+All learners live in one process with one thread, and are timed alternately in processor time. The
 compared learners are described in `gated_rainbow.py` and `dreamwalker.py` in this folder.
 """
 
@@ -73,9 +71,8 @@ def main() -> None:
 def measure(compared: Comparison, rounds: int, seconds: float) -> dict[str, Any]:
     """Measures the updates per second of each learner in each round.
 
-    compared: the learners. seconds: measuring time per learner and round. Returns the rates, and
-    also the number of CPUs and the versions. Learners whose package is not installed are left out
-    and listed under `skipped`.
+    seconds: measuring time per learner and round. Returns the rates, the number of CPUs and the
+    versions. Learners whose package is not installed are listed under `skipped`.
     """
     found = {package: installed_version(package) for package in compared.needs.values()}
     skipped = {name: package for name, package in compared.needs.items() if not found[package]}
@@ -138,8 +135,8 @@ def table(found: Mapping[str, Any]) -> str:
 def relative(ours: Sequence[float], theirs: Sequence[float]) -> str:
     """Returns how many times as fast one learner is as another, as text `median (lowest)`.
 
-    ours, theirs: updates per second of the two learners in each round. The ratio of a round is
-    `ours` divided by `theirs`. The text has the median and the lowest ratio of all rounds.
+    ours, theirs: updates per second of the two learners in each round. The text has the median and
+    the lowest ratio of all rounds.
     """
     ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
     return f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}×)"

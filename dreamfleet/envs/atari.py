@@ -1,12 +1,8 @@
 """Atari games from ale-py's vectorised emulator. An observation is one grey frame of 84 × 84.
 
 After `register`, gymnasium builds the classes of this module for the ids `ALE/…`. Frames are
-computed as in gymnasium's AtariPreprocessing: the maximum of the last two screens of a step, in
-grey, is resized to 84 × 84 by averaging areas. Games start with a random number of no-ops (actions
-that do nothing). The id determines frame skip and sticky actions.
-
-Frames are not stacked, so that the replay stores each frame once. Rewards are not clipped, so that
-returns are scores of the game.
+computed as in gymnasium's AtariPreprocessing. The id determines frame skip and sticky actions.
+Frames are not stacked, and rewards are not clipped.
 """
 
 from __future__ import annotations
@@ -36,13 +32,12 @@ class AtariGames(gym.vector.VectorEnv[Array, Array, Array]):
     A game that is over starts again on the next step. Games cannot be saved: a resumed run starts
     new games.
 
-    game: the name of the ROM. repeat_action_probability: the probability of a sticky action (the
-    game repeats the previous action instead). full_action_space: whether the agent can choose all
-    actions of the console, or only those that the game uses. frameskip: frames per step; the action
-    is repeated in each of them. max_num_frames_per_episode: frames after which a game is truncated.
-    noop_max: a game starts with a random number of no-ops (actions that do nothing), which is below
-    this limit. episodic_life: whether the loss of a life ends the episode; the next episode
-    continues the same game.
+    game: the name of the ROM. repeat_action_probability: the probability that the game repeats the
+    previous action instead. full_action_space: whether the agent can choose all actions of the
+    console, or only those that the game uses. frameskip: frames per step.
+    max_num_frames_per_episode: frames after which a game is truncated. noop_max: a game starts with
+    a random number of no-ops (actions that do nothing), which is below this limit. episodic_life:
+    whether the loss of a life ends the episode.
     """
 
     SHAPE = (84, 84, 1)  # rows, columns and channels of a frame; Mnih et al. 2015
@@ -116,8 +111,7 @@ class Screens(AtariGames):
 class AtariGame(gym.Env[Array, Any]):
     """One Atari game. In render mode rgb_array, `render` returns the game's screen in colour.
 
-    The screen comes from a second emulator, which plays the same game with the same actions. With a
-    given seed, the game is the same as in a batch `AtariGames` of one game.
+    With a given seed, the game is the same as in a batch `AtariGames` of one game.
     """
 
     metadata = {  # noqa: RUF012 - as gymnasium has it

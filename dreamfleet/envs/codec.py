@@ -29,8 +29,7 @@ class Codec:
         """Converts N observations to one array (N, …). Also returns whether `obs` was a batch.
 
         obs: one observation (then N is 1), or a batch. In a batch, each array has one more axis in
-        front. An observation may be a Dict or a Tuple of arrays. Raises ValueError for a wrong
-        shape, and for NaN or infinity.
+        front. Raises ValueError for a wrong shape, and for NaN or infinity.
         """
         try:
             n = self._number(obs)
@@ -71,8 +70,8 @@ class Codec:
 def _leading(part: spaces.Part, seen: Any) -> int | None:
     """Returns the batch size of one part of an observation; None if it is a single value.
 
-    part: name and space of the part, such as an entry of a Dict. seen: the value of the part.
-    Raises Mismatch if the number of axes is wrong.
+    part: name and space of the part. seen: the value of the part. Raises Mismatch if the number of
+    axes is wrong.
     """
     axes, name = len(part.space.shape or ()), f" {part.name}:" if part.name else ""
     try:

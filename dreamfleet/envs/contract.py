@@ -107,9 +107,8 @@ def _float(value: Any) -> float | None:
 def facts(info: Mapping[Any, Any]) -> dict[str, bool | float]:
     """Returns the numbers and bools in an environment's `info`, by name.
 
-    They are logged as facts about an episode. An array of one number counts as a number. Integers
-    become floats, so that evaluations average them. Text, larger arrays, nested mappings, objects,
-    NaN and infinity are left out.
+    An array of one number counts as a number. Integers become floats. Text, larger arrays, nested
+    mappings, objects, NaN and infinity are left out.
     """
     found: dict[str, bool | float] = {}
     for key, value in info.items():
@@ -129,8 +128,7 @@ def facts(info: Mapping[Any, Any]) -> dict[str, bool | float]:
 def batched_facts(info: Mapping[Any, Any], n: int) -> dict[str, Array]:
     """Returns the arrays (N,) of numbers or bools in a batched environment's `info`, by name.
 
-    n: the number of environments. Integers stay integers, because evaluations report each integer
-    value (such as NumberGame's tier) separately.
+    n: the number of environments. Integers stay integers.
 
     As in gymnasium, a bool array `_name` in `info` tells for which environments `name` has a value.
     For the other environments, the value becomes None.

@@ -89,9 +89,8 @@ def filmed_env(
 ) -> gym.Env[Any, Any]:
     """Returns a new environment like `env` that can be filmed, and closes `env`.
 
-    folder: the folder for the films, which is made. options: arguments of the environment. Raises
-    UserError if the environment draws no pictures, if the folder cannot be made, or if moviepy is
-    missing.
+    folder: the folder for the films, which is made. Raises UserError if the environment draws no
+    pictures, if the folder cannot be made, or if moviepy is missing.
     """
     modes = env.metadata.get("render_modes") or ()
     if "rgb_array" not in modes:

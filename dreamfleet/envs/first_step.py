@@ -18,8 +18,8 @@ ATTEMPTS: Final = 5  # an environment may fail now and then; failing always is a
 def try_first_step(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, list[str]]:
     """Resets an environment and takes one step. Returns its spaces, and warnings for the user.
 
-    options: arguments of the environment. Raises UserError if the environment cannot be built, or
-    if all ATTEMPTS attempts at a reset and a step fail.
+    Raises UserError if the environment cannot be built, or if all ATTEMPTS attempts at a reset and
+    a step fail.
     """
     fault: Exception | None = None
     for attempt in range(ATTEMPTS):
@@ -46,8 +46,8 @@ def try_first_step(env_id: str, options: Mapping[str, Any]) -> tuple[EnvSpec, li
 def _coarse(env: GymVector, before: Array, after: Array) -> list[str]:
     """Returns a list with one warning if a change of the observation is lost in float32, else [].
 
-    before, after: the observations before and after one step. A change is lost if the numbers
-    before and after the step differ, but become equal when they are rounded to float32.
+    before, after: the observations before and after one step. A change is lost if different numbers
+    become equal when they are rounded to float32.
     """
     with np.errstate(over="ignore"):
         old, new = before.astype(np.float32), after.astype(np.float32)

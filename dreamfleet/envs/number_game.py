@@ -71,9 +71,7 @@ class Games:
         range. The fourth kind, BETA, has blows from the whole range. difficulty: 0 to 1, the
         fraction of the damage range in use.
 
-        rows: (k,), the indices of the games. luck: (7, k), numbers uniform in [0, 1). They decide
-        the mana regained per tick, whether the enemy is of kind BETA, its tier otherwise, and its
-        four blows.
+        rows: (k,), the indices of the games. luck: (7, k), numbers uniform in [0, 1).
         """
         self.hp[rows], self.old_hp[rows], self.mana[rows] = START_HP, CAP, MAX_MANA
         self.progress[rows], self.resist[rows], self.last[rows] = 0.0, 0.0, -1
@@ -94,10 +92,9 @@ class Games:
 
         Returns the rewards (N,) f64, and whether each game is over (N,).
 
-        luck: (7, N), numbers uniform in [0, 1). A step ends with a tick (unit of game time). The
-        first two numbers decide the enemy's blow and the regeneration in this tick. The action
-        "delayed heal" begins with another, short tick, and the next three numbers decide its
-        length, blow and regeneration. The last two numbers are not used.
+        luck: (7, N), numbers uniform in [0, 1). The first two numbers decide the enemy's blow and
+        the regeneration in the tick (unit of game time) that ends the step. The next three decide
+        the short tick of the action "delayed heal". The last two numbers are not used.
         """
         before = self.hp.copy()
         reward = 4 * np.minimum(before - 5, 0)
@@ -127,8 +124,7 @@ class Games:
     def observe(self) -> Array:
         """Returns the observations (N, 7) f32 of N games.
 
-        The numbers are hp / 10 (hit points), mana / 220, the last action (one-hot, four numbers),
-        and the change of hp in the last tick (unit of game time) / 10.
+        The numbers are described in `bounds`.
         """
         obs = np.empty((len(self.hp), 7), np.float32)
         obs[:, 0] = self.hp / 10
@@ -141,7 +137,7 @@ class Games:
         """Plays a tick in k games: the enemy strikes, then hp (hit points) and mana recover.
 
         rows: (k,), the indices of the games. time: the length of the tick, where 1 is a full tick.
-        luck: (2, k), numbers uniform in [0, 1) that decide the blow and the regeneration.
+        luck: (2, k), numbers uniform in [0, 1).
         """
         hp = self.hp[rows]
         self.progress[rows] += time
@@ -188,9 +184,8 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
     """N games of NumberGame as one batched environment.
 
     A game that is over starts again on its next step, which ignores the action. With one seed for
-    all games, game i depends on the seed, on N and on its own actions. With a seed for each game, a
-    game depends only on its seed and its own actions; it is the game that `NumberGame` plays with
-    this seed.
+    all games, game i also depends on N. With a seed for each game, a game is the one that
+    `NumberGame` plays with this seed.
 
     The options of a reset hold until the next reset. infos: "tier" (N,), the kind of enemy; "won"
     (N,), whether the last step won the game.
@@ -224,9 +219,8 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
     ) -> tuple[Array, dict[str, Any]]:
         """Starts all games. seed: one for all games, or a list with one per game.
 
-        If `seed` is None, the random generators continue. options: "tier", the kind of enemy (0, 1,
-        2 or "beta"), and "difficulty" (from 0 to 1). Raises UserError for any other option or
-        value.
+        If `seed` is None, the random generators continue. options: "tier" (0, 1, 2 or "beta") and
+        "difficulty" (from 0 to 1). Raises UserError for any other option or value.
         """
         if isinstance(seed, Sequence):
             assert len(seed) == self.num_envs, f"{len(seed)} seeds for {self.num_envs} games"
@@ -334,8 +328,7 @@ def bounds() -> gym.spaces.Box:
     The numbers are hp / 10 (hit points), mana / 220, the last action (one-hot, four numbers), and
     the change of hp in the last tick (unit of game time) / 10. The lowest hp follows from the worst
     step at almost 0 hp: two light heals without mana (each costs one hit point), a heavy heal, and
-    the strongest blow. The change of hp is positive only at the start of a game, where hp is 11 and
-    the hp before counts as 10.
+    the strongest blow.
     """
     weakest = -2 + HEAVY_HEAL
     change = -DAMAGE[1] * (1 + 0.025 * (5 - weakest)) + 0.06

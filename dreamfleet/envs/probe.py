@@ -2,8 +2,7 @@
 
 Their ids are `dreamfleet.envs.probe:Delayed-v0` and so on. The environments `Constant`,
 `ObsReward`, `Delayed`, `ActionReward`, `ObsActionReward` and `Continuous` become harder in this
-order. The first of them that an agent does not solve shows what is broken (after Andy Jones,
-"Debugging RL, Without the Agonizing Pain", 2021).
+order (after Andy Jones, "Debugging RL, Without the Agonizing Pain", 2021).
 """
 
 from __future__ import annotations
@@ -124,8 +123,7 @@ class Continuous(_Probe):
 class Count(gym.Env[Array, Any]):
     """An environment that counts: in step t, the reward is t and the observation is [episode, t].
 
-    In tests, the numbers show whether rows are lost. length: steps of an episode. truncate: whether
-    episodes are truncated instead of terminated.
+    length: steps of an episode. truncate: whether episodes are truncated instead of terminated.
     """
 
     observation_space = Box(0.0, np.inf, (2,), np.float32)

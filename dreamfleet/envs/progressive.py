@@ -15,14 +15,14 @@ from dreamfleet.core.errors import UserError
 class Progressive(VectorWrapper):
     """A curriculum: makes a batched environment harder, level by level, and never easier again.
 
-    thresholds: mean returns. Level l ends when the last `window` episodes that began at level l
-    have a mean return of thresholds[l] or more. Levels are counted from 0. With L levels, level l
-    has difficulty (l + 1) / L, so that the last level has difficulty 1. infos["level"]: (N,), the
-    level at which each environment's episode began.
+    thresholds: mean returns. Level l, counted from 0, ends when the last `window` episodes that
+    began at level l have a mean return of thresholds[l] or more. With L levels, level l has
+    difficulty (l + 1) / L. infos["level"]: (N,), the level at which each environment's episode
+    began.
 
-    env: the batched environment. It must restart a finished environment on its next step
-    (gymnasium's NEXT_STEP mode). It must also accept the reset option "difficulty", and start each
-    episode with the difficulty in its attribute `difficulty`.
+    env: the batched environment, in gymnasium's NEXT_STEP mode. The environment must accept the
+    reset option "difficulty", and start each episode with the difficulty in its attribute
+    `difficulty`.
     """
 
     def __init__(self, env: VectorEnv, thresholds: Sequence[float], window: int = 100) -> None:

@@ -63,9 +63,9 @@ def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
 def make(env_id: str, /, *, reward_floor: float | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
     """Builds one environment from a Gymnasium id, `ALE/…` or `pkg.module:EnvId-v0`.
 
-    reward_floor: the lowest reward; lower rewards are raised to this number. kwargs: arguments of
-    the environment. Raises UserError for an unknown id, a module that cannot be imported, a missing
-    package, and any exception of the environment's constructor.
+    reward_floor: lower rewards are raised to this number. kwargs: arguments of the environment.
+    Raises UserError for an unknown id, a module that cannot be imported, a missing package, and any
+    exception of the environment's constructor.
     """
     find(env_id)
     # `GymVector` checks every step; gymnasium's checker would check the first step only.

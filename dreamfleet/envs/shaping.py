@@ -12,11 +12,8 @@ from dreamfleet.envs import contract
 class RewardFloor(gym.Wrapper[Any, Any, Any, Any]):
     """Raises every reward below `floor` to `floor`.
 
-    An example is BipedalWalker, in which a fall has the reward -100, and all other rewards are
-    small. This penalty teaches an agent to stand still before it has learned to walk.
-
     `unshaped_return` is the sum of the original rewards of the episode so far. If `step` returns
-    values of wrong types, they are passed on unchanged; `GymVector` then raises the error.
+    values of wrong types, they are passed on unchanged.
     """
 
     def __init__(self, env: gym.Env[Any, Any], floor: float) -> None:

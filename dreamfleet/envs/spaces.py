@@ -5,8 +5,8 @@ float32. If an image has the channels as its first axis, they become the last. A
 channel.
 
 All other observations become a vector. A Box is flattened. A Discrete and each entry of a
-MultiDiscrete become one-hot. A MultiBinary stays as it is. The parts of a Dict or Tuple are
-concatenated in the order of the space (a Dict sorts its keys).
+MultiDiscrete become one-hot. The parts of a Dict or Tuple are concatenated in the order of the
+space (a Dict sorts its keys).
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Encoder:
     def __call__(self, seen: Any) -> Array:
         """Returns one encoded observation, with the shape of attribute `space` and any real dtype.
 
-        seen: an observation as the environment returned it. The result may share memory with
-        `seen`. Raises Mismatch if the observation is outside its declared space.
+        The result may share memory with `seen`. Raises Mismatch if the observation is outside its
+        declared space.
         """
         if self.box is not None:
             return self._turned(self._numbers(seen, self._shape))
@@ -115,9 +115,8 @@ class Encoder:
     def _numbers(self, seen: Any, shape: tuple[int, ...], part: Part | None = None) -> Array:
         """Returns an observation, or one part of it, as an array of real numbers.
 
-        seen: the value of the observation or part. shape: its declared shape. part: the place of
-        the part in the observation, which the text of an error names. Raises Mismatch for a wrong
-        shape or dtype. Pixels must be uint8. Other numbers keep their dtype.
+        seen: the value of the observation or part. shape: its declared shape. Raises Mismatch for a
+        wrong shape or dtype. Pixels must be uint8. Other numbers keep their dtype.
         """
         array, image = _array(seen, part), self.space.image
         if array.shape != shape or not (
@@ -140,9 +139,8 @@ def observation(env_id: str, space: gym.Space[Any]) -> Space:
 def action(env_id: str, space: gym.Space[Any]) -> Space:
     """Returns the space of an agent's actions: choices from 0, or a flat vector in [-1, 1].
 
-    space: the action space of environment `env_id`. A MultiDiscrete or MultiBinary becomes one
-    choice among all combinations. Raises UserError if there are too many combinations, or if the
-    space is not supported.
+    A MultiDiscrete or MultiBinary becomes one choice among all combinations. Raises UserError if
+    there are too many combinations, or if the space is not supported.
     """
     if isinstance(space, Discrete):
         return Space((), "int64", n=int(space.n))
@@ -223,8 +221,8 @@ def _leaves(
 def _size(env_id: str, whole: gym.Space[Any], space: Any, path: tuple[str | int, ...]) -> int:
     """Returns the length of the vector that encodes one part of an observation.
 
-    whole: the space of the whole observation. space: the space of the part. path: the keys that
-    lead to the part. Raises UserError if the part's space is not supported.
+    whole: the space of the whole observation. path: the keys that lead to the part. Raises
+    UserError if the part's space is not supported.
     """
     opening = f'env "{env_id}" observes {_short(whole)}'
     if isinstance(space, Box) and space.dtype is not None and space.dtype.kind in "biuf":
@@ -289,8 +287,8 @@ def _of(part: Part | None) -> str:
 def follow(part: Part, seen: Any) -> Any:
     """Returns the value of one part of an observation, such as an entry of a Dict.
 
-    part: the name of the part, and the keys that lead to it. seen: the observation. Raises Mismatch
-    if the part is missing.
+    part: the name of the part, and the keys that lead to it. Raises Mismatch if the part is
+    missing.
     """
     for depth, key in enumerate(part.path):
         name = _name(part.path[: depth + 1])
@@ -314,9 +312,8 @@ def _array(seen: Any, part: Part | None) -> Array:
 def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
     """Returns the integers in a part of an observation as an array of shape `shape`.
 
-    seen: the value of the part. part: its place in the observation, which the text of an error
-    names. For shape (), an array of one element is accepted too. Raises Mismatch for any other
-    shape, and for numbers that are not whole.
+    seen: the value of the part. For shape (), an array of one element is accepted too. Raises
+    Mismatch for any other shape, and for numbers that are not whole.
     """
     array = _array(seen, part)
     if shape == () and array.size == 1:
@@ -331,9 +328,8 @@ def _integers(part: Part, seen: Any, shape: tuple[int, ...]) -> Array:
 def _one_hot(part: Part, chosen: Array, sizes: Array, start: Any) -> Array:
     """Returns the concatenated one-hot vectors of several choices.
 
-    part: the part of an observation that holds the choices. chosen: the choices. sizes: the number
-    of options of each choice. start: the number of the first option. Raises Mismatch for a choice
-    outside its options.
+    sizes: the number of options of each choice. start: the number of the first option. Raises
+    Mismatch for a choice outside its options.
     """
     choices, sizes, start = np.ravel(chosen - start), np.ravel(sizes), np.ravel(start)
     beyond = (choices < 0) | (choices >= sizes)

@@ -27,17 +27,15 @@ class GymVector:
     """Steps N gymnasium environments together, with the interface `VectorEnv` of this project.
 
     An episode's final observation is a row of its own, and the next step resets the environment, as
-    in gymnasium's NEXT_STEP mode. A row tells whether its episode was truncated or terminated.
-    Errors name the index of the environment and its last action. `info` holds facts about the
-    episodes that end with the newest rows, such as the return before reward shaping.
+    in gymnasium's NEXT_STEP mode. Errors name the index of the environment and its last action.
+    `info` holds facts about the episodes that end with the newest rows.
 
     If the environment's metadata has `batched`, gymnasium's `make_vec` builds one batched
     environment, and one call steps all N. Otherwise the environments are a plain list: gymnasium's
-    SyncVectorEnv is not faster, and it broadcasts an observation of a wrong shape without an error.
+    SyncVectorEnv broadcasts an observation of a wrong shape without an error.
 
     options: arguments of each environment. video_dir: a folder for films of environment 0. Only
-    episodes that begin with a `reset` with seeds are filmed. If one call steps all environments, a
-    separate environment with the same seeds and actions is filmed.
+    episodes that begin with a `reset` with seeds are filmed.
     """
 
     def __init__(
@@ -89,7 +87,7 @@ class GymVector:
         """Starts an episode in each environment. Returns the first rows (N, …) of these episodes.
 
         The rows have all columns but the action. seeds: one per environment; with None, the random
-        generators of the environments continue. A batched environment gets the seeds as a list.
+        generators of the environments continue.
         """
         if seeds is not None:
             self._seeds = [int(seed) for seed in seeds]
@@ -108,7 +106,7 @@ class GymVector:
         (`last`) is reset instead, and its action is ignored. Actions must be finite.
 
         Raises EnvironmentFault if an environment returns values outside its spaces, or if it raises
-        SystemExit or KeyboardInterrupt. Other exceptions of an environment are not caught.
+        SystemExit or KeyboardInterrupt.
         """
         rows = self._advance(self._decode(action))
         if self._film is not None and not rows["first"][0]:
@@ -300,9 +298,8 @@ class GymVector:
     ) -> Any:
         """Calls a method of environment `i` and returns its result.
 
-        action: the actions of all environments, for messages. Raises EnvironmentFault for an
-        exception that would end the process, and for an exception that shows the interface of old
-        Gym.
+        Raises EnvironmentFault for an exception that would end the process, and for an exception
+        that shows the interface of old Gym. action: the actions of all environments.
         """
         try:
             return method(*args, **given)
@@ -322,7 +319,7 @@ class GymVector:
         """Returns an EnvironmentFault that names the first number in `taken` that is not finite.
 
         name: what `taken` is, "an observation" or "a reward". seen: the same numbers before the
-        conversion to float32. action: the actions of all environments, for the message.
+        conversion to float32.
         """
         i, *place = (int(index) for index in np.argwhere(~np.isfinite(taken))[0])
         value = np.asarray(seen[i])[tuple(place)]
