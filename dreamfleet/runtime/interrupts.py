@@ -102,6 +102,8 @@ def adopt_orphans(wanted: bool) -> None:
 
     wanted: True turns this on, False turns this off.
     """
+    # If Ray's process `raylet` dies, its children live on for a minute. `descendants` finds them only
+    # as children of this process.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
@@ -111,7 +113,7 @@ def kill_descendants(spare: Collection[int]) -> None:
 
     spare: ids of processes to leave alone.
     """
-    for number in (signal.SIGSTOP, signal.SIGKILL):
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # a stopped process starts no other process
         for pid in descendants():
             if pid not in spare:
                 with suppress(ProcessLookupError):

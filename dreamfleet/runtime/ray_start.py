@@ -125,6 +125,7 @@ def only_dreamfleet() -> Path:
 
     Ray's processes import dreamfleet from this folder.
     """
+    # The folders `actors` and `tests` of a checkout could hide a user's packages of these names.
     folder = Path(mkdtemp(prefix="dreamfleet-"))
     (folder / "dreamfleet").symlink_to(PACKAGE)
     return folder
