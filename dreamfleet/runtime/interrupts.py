@@ -102,8 +102,8 @@ def adopt_orphans(wanted: bool) -> None:
 
     wanted: True turns this on, False turns this off.
     """
-    # If Ray's process `raylet` dies, its children live on for a minute. `descendants` finds them only
-    # as children of this process.
+    # If Ray's process `raylet` dies, its children live on for a minute. `descendants` finds them
+    # only as children of this process.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 

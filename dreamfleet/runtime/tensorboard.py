@@ -26,8 +26,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path) -> None:
-        # tensorboardX's own writer writes in a thread. If the disk is full, this thread ends without
-        # an error, and the caller then waits for ever.
+        # tensorboardX's own writer writes in a thread. If the disk is full, this thread ends
+        # without an error, and the caller then waits for ever.
         self._folder = folder
         self._file: int | None = None
         self._counters: dict[str, float] = {}  # name → value in the last event
