@@ -33,13 +33,14 @@ The key `kind` of an event in `metrics.jsonl` has one of these values:
 - `milestone`: the first gradient step.
 - `resume`: the run was resumed.
 
-The tables of metrics below use the names in TensorBoard. If such a name begins with the kind of an
-event, the key in `metrics.jsonl` is the rest of the name. For example, `episode/return` is the key
-`return` of events of kind `episode`.
+The tables below use the names in TensorBoard. If a name begins with the kind of an event, the key
+in `metrics.jsonl` is the rest of the name. For example, `episode/return` is the key `return` of
+events of kind `episode`.
 
-In the names of metrics below, a word in capitals stands for a part that varies, and N for a number.
-The unit "–" means a number without a unit. Some metrics are counters of the replay or of faults.
-TensorBoard shows such a counter only after the counter has changed.
+In the names of metrics, a word in capitals stands for a part that varies, and N for a number. The
+unit "–" means a number without a unit.
+
+TensorBoard shows a counter of the replay or of faults only after the counter has changed.
 """
 
 

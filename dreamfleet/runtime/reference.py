@@ -18,20 +18,23 @@ This page lists every flag and setting of a training run. The command `python do
 writes this page from the comments in the code. `launch.py list settings [AGENT]` prints the same
 list.
 
-A flag is given as `--num-actors 4`, and every other setting as `--set NAME=VALUE`. The value that
-you give has precedence over the preset (the settings of the agent for this environment; `launch.py
-list presets` prints all presets). The preset has precedence over the default.
+A flag is given as `--num-actors 4`, and every other setting as `--set NAME=VALUE`.
+
+The value that you give has precedence over the preset (the settings of the agent for this
+environment). The preset has precedence over the default. `launch.py list presets` prints all
+presets.
 
 The settings `env.NAME` and `eval_env.NAME` are not in these lists, because they are arguments of
 your environment. [own-environment.md](own-environment.md) explains them.
 
 In the column "source of the default", a seed project is an earlier public repository from which an
-agent takes default values: 000 is
-[skjazz/Model-based-DQN](https://github.com/skjazz/Model-based-DQN), 002 is
-[ArijusLengvenis/bipedal-walker-dreamer](https://github.com/ArijusLengvenis/bipedal-walker-dreamer),
-and 003 is `50_final_project` of
-[ChristianLin0420/machine-learning-fundamental](https://github.com/ChristianLin0420/machine-learning-fundamental).
-A name with a colon and a value, such as "MBPO: 7", means that the source uses another value.
+agent takes default values:
+- 000: [skjazz/Model-based-DQN](https://github.com/skjazz/Model-based-DQN);
+- 002: [ArijusLengvenis/bipedal-walker-dreamer](https://github.com/ArijusLengvenis/bipedal-walker-dreamer);
+- 003: `50_final_project` of
+  [ChristianLin0420/machine-learning-fundamental](https://github.com/ChristianLin0420/machine-learning-fundamental).
+
+The source "MBPO: 7" means that MBPO uses the value 7, and that the default here differs.
 """
 
 
