@@ -66,7 +66,7 @@ class Dreamer:
         return "" in waits
 
     def drain(self) -> list[Event]:
-        """Returns the events since the last call of `drain`, which hold metrics of updates."""
+        """Returns the new events since the last call of `drain`; they hold metrics of updates."""
         events, self._events = self._events, []
         return events
 

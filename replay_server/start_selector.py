@@ -21,8 +21,9 @@ Implementation = TypeVar("Implementation", bound="type[StartSelector]")
 class StartSelector(Protocol):
     """Draws starts: rows at which windows may begin. One object serves one consumer of a table.
 
-    Each row is given by its slot: its position in the ring buffer. `add` and `remove` are called
-    after the flags in `starts` have changed. `probability` must return the exact probabilities of
+    Each row is given by its slot: its position in the ring buffer. `starts` has a
+    flag for each slot: whether its row is a start. After flags have changed, `add` or `remove` is
+    called with the changed slots. `probability` must return the exact probabilities of
     `draw`.
     """
 

@@ -149,7 +149,8 @@ def conditions(found: Mapping[str, Any]) -> str:
     """
     packages = "".join(f", {package} {version}" for package, version in found["peers"].items())
     return (
-        f"after a warm-up, {found['rounds']} rounds in which the learners take turns; times are "
+        f"after a warm-up, {found['rounds']} rounds, in each of which every learner of the table "
+        "is timed; times are "
         f"processor time of one thread; {found['capacity']:,} rows in the replay; "
         f"{found['cpus']} CPUs, "
         f"torch {found['torch']}, Python {found['python']}{packages}"

@@ -44,7 +44,7 @@ RETRY_S: Final = (0.005, 0.5)  # bounds on the retry delay of a refused add
 
 
 class AwaitableReplay(Replay, Protocol):
-    """The replay in another process. Its method `wait` sleeps until an answer arrives."""
+    """A handle of a replay in another process. `wait` sleeps until the replay answers a call."""
 
     def wait(self, seconds: float) -> None:
         """Sleeps up to `seconds`, until the replay answers a call that is not answered yet."""

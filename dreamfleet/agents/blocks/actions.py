@@ -1,8 +1,8 @@
 """Encodes actions, discrete or continuous; has a policy distribution and a critic for each kind.
 
 A critic is a pair of networks; the lower of their two values is used (clipped double Q-learning,
-Fujimoto et al. 2018). Its inputs are latents (B, T, L), for B windows of T rows, the actions taken,
-and the policy's distributions at the latents. The critic returns
+Fujimoto et al. 2018). Its inputs, for B windows of T rows, are the latents (B, T, L), the actions
+taken, and the policy's distributions at the latents. The critic returns
 
 - `q_taken` (2, B, T): the values of the actions taken, from both networks.
 - `q_candidates` (B, T, C): for each of C candidate actions, the lower of the two values. The
