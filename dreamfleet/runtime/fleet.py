@@ -307,8 +307,8 @@ class Fleet:
     def _turn_ends(self, process: Process) -> bool:
         """Waits until a process ends its turn (a second of work) or its evaluation.
 
-        Returns True when the turn or evaluation has ended. Returns False if the process misses its deadline or a signal
-        interrupts the run.
+        Returns True when the turn or evaluation has ended. Returns False if the process misses its
+        deadline, or if a signal interrupts the run.
         """
         while not self._cluster.wait([process.turn], POLL_S):
             self._session.refresh()
