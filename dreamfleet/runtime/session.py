@@ -448,6 +448,8 @@ class Session:
         self._close_period()
         self.display.wait_for("")
         self.display.finish(replace(self.status(), phase=""))
+        if not self.config.local:  # takes seconds, but the last line shall say how the run ended
+            self.display.note("stopping the processes …")
         code = self._say_how_it_ended()
         if not self.config.local:
             self.display.wait_for("stopping the processes", plain=False)

@@ -307,9 +307,10 @@ def test_a_turn_of_no_time_returns_an_empty_report(tmp_path, monkeypatch):
 def test_a_turn_lasts_as_long_as_asked(tmp_path, monkeypatch):
     began = time.monotonic()
     (report,) = host(("actor-0",), tmp_path, monkeypatch).turn(0.3, {})
-    assert 0.3 <= time.monotonic() - began < 1.0
+    elapsed = time.monotonic() - began
+    assert 0.3 <= elapsed < 1.0
     assert report.chunks > 0
-    assert 0 < report.busy_s <= 0.4
+    assert 0 < report.busy_s <= elapsed
 
 
 def test_idle_workers_wait_for_the_replay_and_report_their_reasons(tmp_path, monkeypatch):
