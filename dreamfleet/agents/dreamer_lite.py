@@ -18,20 +18,15 @@ step by step.
 Acting, dreams and policy updates use a slow copy (moving average) of the world model: its dreams
 are several times as accurate, and its latents change slowly.
 
-A dream (`dream`) is a rollout of H steps, from a real row. One ensemble member predicts all of its
-steps.
-
-A dreamed step is trusted while the disagreement of two members is not much larger than on real
-rows. Nothing is learned from the first untrusted step and later ones; returns bootstrap at the row
-before the first untrusted step.
+A dream (`dream`) is a rollout of H steps from a real row, by one ensemble member. A dreamed step is
+trusted while the disagreement of two members is not much larger than on real rows. Nothing is
+learned from the first untrusted step on; returns bootstrap at the row before this step.
 
 Policy and critic (`learn_policy`) learn from dreams and from windows of real rows in one batch. The
 critic learns Retrace(λ) returns. In dreams of the current policy these are the λ-returns of
-Dreamer. On real rows Retrace corrects for actions of older policies.
-
-A discrete policy is fitted to the softmax of the critic's values. A continuous policy maximises the
-values of reparameterised samples. No gradient passes through a dream, so a dream is plain data that
-another process can make.
+Dreamer. On real rows Retrace corrects for actions of older policies. A discrete policy is fitted to
+the softmax of the critic's values. A continuous policy maximises the values of reparameterised
+samples. No gradient passes through a dream, so another process can make it.
 
 Sources: `50_final_project` of ChristianLin0420/machine-learning-fundamental (seed project 003, the
 code by another author from which Dreamer-Lite started); Dreamer (Hafner et al. 2020; 2023); MBPO
