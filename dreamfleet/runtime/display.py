@@ -117,14 +117,14 @@ class Display:
         """Prints one line that stays on the screen, such as the path of a saved checkpoint."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def wait_for(self, what: str, plain: bool = True) -> None:
+    def wait_for(self, what: str) -> None:
         """Shows what the run waits for.
 
         what: the text to show, such as `starting Ray`; "" when the wait has ended. Plain output
-        shows the text after `SAY_AFTER_S` seconds, and never if `plain` is False.
+        shows the text after `SAY_AFTER_S` seconds.
         """
         self._waits_since = self._said_at = time.monotonic()
-        self._waits_for = what if plain or self._live else ""
+        self._waits_for = what
         self._refresh()
 
     def __enter__(self) -> Self:

@@ -450,10 +450,7 @@ class Session:
         self.display.finish(replace(self.status(), phase=""))
         if not self.config.local:  # takes seconds, but the last line shall say how the run ended
             self.display.note("stopping the processes …")
-        code = self._say_how_it_ended()
-        if not self.config.local:
-            self.display.wait_for("stopping the processes", plain=False)
-        return code
+        return self._say_how_it_ended()
 
     def _say_how_it_ended(self) -> int:
         if self._unsaved:
