@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -34,12 +34,14 @@ class Optimizer:
         plain Adam.
         """
         parameters = list(net.parameters())
-        flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
-        self._flat, self._gradient = flat, torch.zeros_like(flat)
-        pieces = flat.split([parameter.numel() for parameter in parameters])
+        working = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        pieces = working.split([parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.data = piece.view_as(parameter)
         self._parameters = parameters
+        # Parameters of 16 bits would lose small steps. The steps are taken on a copy in float32.
+        self._working, flat = working, working.float()
+        self._flat, self._gradient = flat, torch.zeros_like(flat)
         self._lr, self._max_grad_norm, self._weight_decay = lr, max_grad_norm, weight_decay
         self._moments = {
             "step": flat.new_zeros(()),
@@ -49,25 +51,40 @@ class Optimizer:
         self.skipped = flat.new_zeros(())  # steps
         self.skipped_in_a_row = flat.new_zeros(())
 
-    def step(self, loss: Tensor, lr: Tensor | None = None) -> Tensor:
+    def step(self, loss: Tensor | Iterable[Tensor], lr: Tensor | None = None) -> Tensor:
         """Takes one gradient step on `loss`; returns the gradient norm before clipping.
 
-        lr: a learning rate for this step alone, as a scalar tensor; None means the learning rate of
-        the constructor.
+        loss: a scalar, or several whose gradients are added up. An iterator of losses may compute
+        each when it is asked for it, so that only one needs memory at a time. lr: a learning rate
+        for this step alone, as a scalar tensor; None means the learning rate of the constructor.
         """
         keep_freed_memory()
-        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
-        torch.cat([gradient.flatten() for gradient in gradients], out=self._gradient)
+        losses = iter([loss] if isinstance(loss, Tensor) else loss)
+        total = self._add_gradient(next(losses), first=True)
+        for more in losses:
+            total = total + self._add_gradient(more, first=False)
         norm = (self._gradient @ self._gradient).sqrt()
-        not_finite = (~(norm.isfinite() & loss.detach().isfinite())).to(norm.dtype)
+        not_finite = (~(norm.isfinite() & total.isfinite())).to(norm.dtype)
         self._gradient.mul_((self._max_grad_norm / (norm + 1e-6)).clamp(max=1))
-        self._adamw(self._lr if lr is None else lr, not_finite)
+        self._update(self._lr if lr is None else lr, not_finite)
+        if self._working is not self._flat:
+            self._working.copy_(self._flat)
         self.skipped += not_finite
         self.skipped_in_a_row.add_(1).mul_(not_finite)
         return norm
 
+    def _add_gradient(self, loss: Tensor, first: bool) -> Tensor:
+        """Adds the gradient of `loss` to the step's gradient. Returns the loss without a graph."""
+        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        flat = [gradient.flatten().float() for gradient in gradients]
+        if first:
+            torch.cat(flat, out=self._gradient)
+        else:
+            self._gradient += torch.cat(flat)
+        return loss.detach()
+
     @torch.no_grad()
-    def _adamw(self, lr: float | Tensor, not_finite: Tensor) -> None:
+    def _update(self, lr: float | Tensor, not_finite: Tensor) -> None:
         """Updates the parameters as `torch.optim.AdamW` does, unless `not_finite` is 1.
 
         not_finite: 1 if the loss or the gradient is not finite, else 0.
@@ -104,7 +121,8 @@ class Optimizer:
             value.copy_(to_tensor(state.get(name, 0)))
 
     def _saved(self) -> dict[str, Tensor]:
-        return {**self._moments, "skipped": self.skipped}
+        precise = {} if self._working is self._flat else {"parameters": self._flat}
+        return {**self._moments, **precise, "skipped": self.skipped}
 
 
 def skipped_step_metrics(part: str, *optimizers: Optimizer) -> dict[str, Tensor]:
