@@ -1,4 +1,4 @@
-"""Barlow Dreamer: a recurrent world model without a decoder, and a policy that learns in its dreams.
+"""Barlow Dreamer: a recurrent world model without a decoder, and a policy that dreams in it.
 
 The world model (`learn_world`) learns from windows of real rows. At row t, o is the observation, a
 the action, r the reward that arrives with o:
@@ -55,6 +55,7 @@ from dreamfleet.agents.blocks.returns import retrace
 from dreamfleet.agents.blocks.rows import columns
 from dreamfleet.agents.blocks.rssm import RSSMState
 from dreamfleet.agents.blocks.soft_update import SoftUpdate
+from dreamfleet.agents.blocks.two_hot import LARGEST_NUMBER
 from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
 from dreamfleet.core.types import (
     Array,
@@ -271,7 +272,8 @@ class BarlowDreamer(WeightGroups):
 
     def window(self, rows: Batch) -> Batch:
         """Returns the columns of the rows after the first: (B, 1 + T, …) → (B, T, …)."""
-        return {name: rows[name][:, 1:] for name in (*self.world.encoder.names, *FLAGS)}
+        names = (*self.world.encoder.names, "reward", "first", "last", "terminal")
+        return clip_rewards({name: rows[name][:, 1:] for name in names})
 
     # --------------------------------------------------------------------------------- dreams
 
@@ -283,7 +285,7 @@ class BarlowDreamer(WeightGroups):
         `cont` (the probability that the episode continues at the row) and `last` (of row 0).
         """
         n = self.config.starts_per_window
-        rows = self.tensors({name: starts.data[name] for name in DREAMED})
+        rows = clip_rewards(self.tensors({name: starts.data[name] for name in DREAMED}))
         return self._roll_out({name: rows[name][:, -n:].flatten(0, 1) for name in DREAMED})
 
     @torch.no_grad()
@@ -388,12 +390,16 @@ def split(rows: Batch, parts: int) -> list[Batch]:
     return [{name: chunks[i] for name, chunks in columns_of.items()} for i in range(parts)]
 
 
-FLAGS = ("reward", "first", "last", "terminal")
+def clip_rewards(rows: Batch) -> Batch:
+    """Returns the rows, with rewards clipped to the numbers that the heads can represent."""
+    return {**rows, "reward": rows["reward"].clamp(-LARGEST_NUMBER, LARGEST_NUMBER)}
+
+
 DREAMED = ("deter", "stoch", "reward", "last", "terminal")  # columns of the starts of dreams
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the tables of the replay: real rows with the latents of the world model, and dreams."""
+    """Returns the tables of the replay: real rows with their latents, and a queue of dreams."""
     sizes = config.sizes
     latents = {
         "deter": Space((sizes.deter,), "float16"),

@@ -49,8 +49,8 @@ class Config:
     # What the latents must tell about the observations. barlow: the embedding of the same row;
     # barlow-next: that of the next row; reconstruction: the observation; none: nothing.
     objective: Literal["barlow", "barlow-next", "reconstruction", "none"] = "barlow"
-    # How the encoder halves images: by max-pooling, or by strides of the convolutions, which takes a
-    # quarter of the work. [DreamerV3: max-pool]
+    # How the encoder halves images: by max-pooling, or by strides of the convolutions, which is
+    # a quarter of the work. [DreamerV3: max-pool]
     halving: Literal["max-pool", "stride"] = "max-pool"
     # Weight of the objective in the loss. 0: 0.05 for barlow [R2-Dreamer], otherwise 1.
     objective_weight: float = within(0.0, 0)

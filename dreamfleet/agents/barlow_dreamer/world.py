@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.barlow_dreamer.config import Config
-from dreamfleet.agents.barlow_dreamer.objectives import OBJECTIVES
+from dreamfleet.agents.barlow_dreamer.objectives import OBJECTIVES, Widths
 from dreamfleet.agents.barlow_dreamer.observations import Encoder
 from dreamfleet.agents.blocks.rssm import MLP, RSSM, RSSMState
 from dreamfleet.agents.blocks.two_hot import NUMBER_HEADS
@@ -63,7 +63,8 @@ class WorldModel(nn.Module):
         self.reward = MLP(features, sizes.units, sizes.bins, scale=0.0)
         self.cont = MLP(features, sizes.units, 1)
         objective = OBJECTIVES[config.objective]
-        self.objective = objective(config, spec, features, action_size, self.encoder.size)
+        widths = Widths(features, action_size, self.encoder.size)
+        self.objective = objective(config, spec, widths)
 
     def observe(
         self, rows: Batch, previous_action: Tensor, state: RSSMState, noise: Tensor
