@@ -50,7 +50,7 @@ class TwoHot(nn.Module):
         return (weighted[..., :middle].flip(-1) + weighted[..., middle + 1 :]).sum(-1)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Returns the cross-entropy (…) of logits (…, Z) with the two-hot targets of numbers (…)."""
+        """Returns the cross-entropy (…) of logits (…, Z) with two-hot targets of numbers (…)."""
         bins = self.bins
         target = target.clamp(bins[0], bins[-1])
         above = torch.searchsorted(bins, target.contiguous()).clamp(min=1)
