@@ -15,6 +15,9 @@ these columns:
 | `last`     | bool       | `()`          | whether the episode ends here, for any reason          |
 | `terminal` | bool       | `()`          | whether the environment terminated; implies `last`     |
 
+A factored action, such as a MultiDiscrete of many combinations, is i64 of shape `(k)`: one choice
+for each of k factors.
+
 An episode's final observation is a row too. The action of a `last` row is not used. If a row is
 `last` but not `terminal`, the episode was truncated, and returns bootstrap from the value of that
 row.

@@ -104,7 +104,8 @@ class MyAgent:
         (
             "",
             "",
-            "must declare `actions`, a tuple of discrete, continuous and multi-discrete; found None",
+            "must declare `actions`, a tuple of discrete, continuous and multi-discrete; "
+            "found None",
         ),
         ("act = ", "", "lacks the methods act"),
         ("Config = Settings", 'Config = Settings; actions = ("discret",)', "found ('discret',)"),
