@@ -31,8 +31,17 @@ from dreamfleet.replay_server.server import ReplayServer
 from dreamfleet.runtime.blueprint import weight_groups
 from dreamfleet.runtime.trial import STREAMS, Synthetic, rollout
 
-OBSERVATIONS = {"vector": Space((4,), "float32"), "image": Space((64, 64, 3), "uint8")}
-ACTIONS = {"discrete": Space((), "int64", n=3), "continuous": Space((2,), "float32")}
+VECTOR, IMAGE = Space((4,), "float32"), Space((64, 64, 3), "uint8")
+OBSERVATIONS = {  # kind → the spaces of all columns of an observation
+    "vector": {"obs": VECTOR},
+    "image": {"obs": IMAGE},
+    "mixed": {"obs": VECTOR, "obs.camera": IMAGE},
+}
+ACTIONS = {
+    "discrete": Space((), "int64", n=3),
+    "continuous": Space((2,), "float32"),
+    "multi-discrete": Space((5,), "int64", choices=(3, 2, 4, 6, 8)),  # 1,152 combinations
+}
 AGENTS = pytest.StashKey[Iterable[str]]()  # names of the agents to test; by default all of REGISTRY
 
 
@@ -59,7 +68,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     cases = [
         pytest.param(
-            Case(name, EnvSpec("Synthetic-v0", OBSERVATIONS[observation], ACTIONS[action])),
+            Case(name, specification(observation, action)),
             id=f"{name}-{observation}-{action}",
         )
         for name in metafunc.config.stash.get(AGENTS, agents.REGISTRY)
@@ -67,6 +76,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for action in agents.find(name).actions
     ]
     metafunc.parametrize("case", cases)
+
+
+def specification(observation: str, action: str) -> EnvSpec:
+    """Returns the specification of a synthetic environment.
+
+    observation, action: kinds of observations and actions, keys of OBSERVATIONS and ACTIONS.
+    """
+    more = dict(OBSERVATIONS[observation])
+    return EnvSpec("Synthetic-v0", more.pop("obs"), ACTIONS[action], more)
 
 
 class Experience:
@@ -164,7 +182,7 @@ def test_the_replay_accepts_the_tables_and_they_have_the_required_columns_and_co
     real = agent.tables["real"]
     assert isinstance(real, TableSpec)
     assert {*ENV_COLUMNS, "action"} <= real.columns.keys()
-    assert real.columns["obs"] == case.spec.obs
+    assert case.spec.observations.items() <= real.columns.items()
     assert np.dtype(real.columns["action"].dtype) == np.dtype(case.spec.action.dtype)
     assert real.consumers.keys() <= {"world", "start", "policy"}
     assert isinstance(agent.tables.get("dream", QueueSpec(1)), QueueSpec)
@@ -184,16 +202,20 @@ def test_actions_lie_in_the_space(case: Case, n: int, explore: bool) -> None:
         action, state, _ = agent.act(env.rows(), state, explore)
         assert action.shape == (n, *space.shape)
         assert action.dtype == np.dtype(space.dtype)
-        low, high = (0, space.n - 1) if space.discrete else (-1, 1)
+        number = np.array(space.choices) if space.choices else space.n  # of choices
+        low, high = (0, number - 1) if space.discrete or space.choices else (-1, 1)
         assert (action >= low).all() and (action <= high).all()
         env.act(action)
 
 
 def test_exploration_tries_every_action(case: Case) -> None:
     rows = rollout(case.build(), Synthetic(case.spec, STREAMS), steps=30)
-    action = rows["action"]
-    if case.spec.action.discrete:
-        assert np.unique(action).size == case.spec.action.n
+    action, space = rows["action"], case.spec.action
+    if space.choices:
+        tried = [np.unique(action[..., i]).size for i in range(len(space.choices))]
+        assert tried == [*space.choices]
+    elif space.discrete:
+        assert np.unique(action).size == space.n
     else:
         assert (action.std((0, 1)) > 0.05).all()
 

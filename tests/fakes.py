@@ -113,7 +113,7 @@ class FakeAgent:
             "real": TableSpec(
                 capacity=config.capacity,
                 columns={
-                    "obs": spec.obs,
+                    **spec.observations,
                     "action": spec.action,
                     "reward": Space((), "float32"),
                     "first": flag,
@@ -141,7 +141,7 @@ class FakeAgent:
         if self.spec.action.discrete:
             action = steps % self.spec.action.n
         else:
-            action = np.zeros((n, *self.spec.action.shape), np.float32)
+            action = np.zeros((n, *self.spec.action.shape), self.spec.action.dtype)
         return action, steps, {"version": np.full(n, self.count["policy"])}
 
     def learn_world(self, real: Sample) -> Feedback:

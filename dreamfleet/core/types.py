@@ -8,11 +8,15 @@ these columns:
 | column     | dtype      | shape         | value                                                  |
 |------------|------------|---------------|--------------------------------------------------------|
 | `obs`      | u8 or f32  | `O`           | observation                                            |
+| `obs.NAME` | u8         | `O`           | an image of a mixed observation, see `EnvSpec`         |
 | `action`   | i64 or f32 | `()` or `(A)` | action chosen for `obs`; continuous actions in [-1, 1] |
 | `reward`   | f32        | `()`          | reward that arrived with `obs`; 0 where `first` is set |
 | `first`    | bool       | `()`          | whether an episode begins with this row                |
 | `last`     | bool       | `()`          | whether the episode ends here, for any reason          |
 | `terminal` | bool       | `()`          | whether the environment terminated; implies `last`     |
+
+A factored action, such as a MultiDiscrete of many combinations, is i64 of shape `(k)`: one choice
+for each of k factors.
 
 An episode's final observation is a row too. The action of a `last` row is not used. If a row is
 `last` but not `terminal`, the episode was truncated, and returns bootstrap from the value of that
@@ -48,8 +52,11 @@ class Space:
     shape: tuple[int, ...]
     dtype: str
     n: int = 0  # number of choices of a discrete space: values 0 … n - 1; 0: not discrete
+    choices: tuple[int, ...] = ()  # of each factor of a factored action (k,); empty: not factored
 
     def __str__(self) -> str:
+        if self.choices:
+            return f"factors of {self.choices} choices"
         return f"{self.n} choices" if self.discrete else f"{self.dtype} {self.shape}"
 
     @property
@@ -67,14 +74,25 @@ class EnvSpec:
     """The name of an environment, and its spaces of observations and actions.
 
     An agent is built for one specification.
+
+    A mixed observation has several parts, each of which is a column of the rows. All parts that are
+    not images are concatenated to the vector `obs`. Each image is a column `obs.NAME`. If all parts
+    are images, the first one is `obs`.
     """
 
     env_id: str
     obs: Space
     action: Space
+    more_obs: Mapping[str, Space] = field(default_factory=dict, hash=False)  # by column, `obs.NAME`
 
     def __str__(self) -> str:
-        return f"observations {self.obs} and actions {self.action}"
+        more = "".join(f", {name} {space}" for name, space in self.more_obs.items())
+        return f"observations {self.obs}{more} and actions {self.action}"
+
+    @property
+    def observations(self) -> dict[str, Space]:
+        """Returns the spaces of all columns of an observation, by name; `obs` is the first."""
+        return {"obs": self.obs, **self.more_obs}
 
 
 # ------------------------------------------------------------------------------------ tables

@@ -53,10 +53,12 @@ def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
                 f'env "{env_id}" has {declared!r} as its {name}. Set self.{name} to a space of '
                 "gymnasium.spaces in its constructor."
             )
+    observations = spaces.observations(env_id, env.observation_space)
     return EnvSpec(
         env_id,
-        obs=spaces.observation(env_id, env.observation_space),
+        obs=observations.pop("obs"),
         action=spaces.action(env_id, env.action_space),
+        more_obs=observations,
     )
 
 

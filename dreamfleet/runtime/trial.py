@@ -21,6 +21,7 @@ from dreamfleet.core.types import (
     Feedback,
     QueueSpec,
     Sample,
+    Space,
     TableSpec,
 )
 from dreamfleet.replay_server.server import ReplayServer
@@ -57,17 +58,20 @@ class Synthetic:
         first = self.last
         self.phase = np.where(first, self.rng.uniform(-np.pi, np.pi, self.n), self.phase)
         self.last = ~first & (self.rng.random(self.n) < self.ends)
-        space = self.spec.obs
-        offsets = np.arange(int(np.prod(space.shape))).reshape(space.shape)
-        obs = np.cos(self.phase.reshape(-1, *[1] * len(space.shape)) + offsets)  # (N, *O)
-        obs = 127 * (1 + obs) if space.dtype == "uint8" else obs
         return {
-            "obs": obs.astype(space.dtype),
+            **{name: self._observe(space) for name, space in self.spec.observations.items()},
             "reward": np.where(first, 0, np.cos(self.phase)).astype(np.float32),
             "first": first,
             "last": self.last,
             "terminal": self.last & (self.rng.random(self.n) < self.terminal_share),
         }
+
+    def _observe(self, space: Space) -> Array:
+        """Returns one observation (N, *O) of each environment, or one part of it, in its space."""
+        offsets = np.arange(int(np.prod(space.shape))).reshape(space.shape)
+        obs = np.cos(self.phase.reshape(-1, *[1] * len(space.shape)) + offsets)  # (N, *O)
+        obs = 127 * (1 + obs) if space.dtype == "uint8" else obs
+        return obs.astype(space.dtype)
 
     def act(self, action: Array) -> None:
         """Applies one action to each of the N environments. action: (N, …)."""

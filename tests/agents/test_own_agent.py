@@ -101,7 +101,12 @@ class MyAgent:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("", "", "must declare `actions`, a tuple of discrete and continuous; found None"),
+        (
+            "",
+            "",
+            "must declare `actions`, a tuple of discrete, continuous and multi-discrete; "
+            "found None",
+        ),
         ("act = ", "", "lacks the methods act"),
         ("Config = Settings", 'Config = Settings; actions = ("discret",)', "found ('discret',)"),
     ],

@@ -111,6 +111,19 @@ def test_every_row_is_stored_once_and_actors_get_new_weights(
 
 
 @both
+def test_all_parts_of_a_mixed_observation_reach_the_replay(tmp_path, placement):
+    given = config(tmp_path, env=own.car("Car-v0"), num_dreamers=1)
+    run = train(placement, given)
+    assert run.code == 0
+    (rows,) = streams(run.state)
+    t = np.arange(len(rows["first"])) % 6  # five steps, six rows
+    np.testing.assert_array_equal(rows["obs"], np.stack([t / 2, -t], 1))
+    np.testing.assert_array_equal(rows["obs.camera"].min((1, 2, 3)), t)
+    np.testing.assert_array_equal(rows["obs.camera"].max((1, 2, 3)), t)
+    assert rows["obs.camera"].shape[1:] == (64, 64, 3) and rows["obs.camera"].dtype == np.uint8
+
+
+@both
 def test_a_run_with_two_shards_keeps_every_row_and_the_sampling_rate(tmp_path, placement):
     intervals = replace(INTERVALS, replay_shards=2)
     given = config(tmp_path, intervals, num_actors=2, num_dreamers=1, steps=600)
