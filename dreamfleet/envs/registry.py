@@ -15,6 +15,7 @@ from dreamfleet.core.own_code import import_module, in_line, interrupts, pip_lin
 from dreamfleet.core.types import EnvSpec
 from dreamfleet.envs import (
     number_game,  # noqa: F401 - registers NumberGame-v1
+    pixel_catch,  # noqa: F401 - registers PixelCatch-v1
     spaces,
 )
 from dreamfleet.envs.shaping import RewardFloor
