@@ -88,6 +88,10 @@ class Consumer:
     A window is `window` consecutive rows of one environment. The `context` rows before a window are
     sampled too: the columns of B windows of T rows have shape (B, context + T, …). If the episode
     has fewer than `context` earlier rows, its first row is repeated.
+
+    The columns `first_columns` are only sampled for the first of these context + T rows: a stored
+    latent state is needed at the beginning of a window only. The columns `columns`, or all columns
+    that are not among `first_columns`, are sampled for all rows.
     """
 
     batch: int  # windows per sample, B
@@ -97,6 +101,7 @@ class Consumer:
     min_steps: int = 1  # agent steps in the table before the first sample
     context: int = 0  # rows before the window, of the same episode
     columns: tuple[str, ...] = ()  # columns of a sample; empty: all
+    first_columns: tuple[str, ...] = ()  # columns of a window's first row only: (B, …)
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class Sample:
     Each window has a key, which identifies its first row after the context rows.
     """
 
-    data: Batch  # (B, context + T, …)
+    data: Batch  # (B, context + T, …); the consumer's `first_columns`: (B, …)
     keys: Array  # (B,) i64, of the windows' first rows after the context
     prob: Array  # (B,) f64, the probability of each draw
     size: int  # number of windows that the consumer could have drawn

@@ -204,6 +204,17 @@ def test_priorities_find_their_shard() -> None:
     assert many.stats()["real/stale_updates"] == 0
 
 
+def test_the_first_columns_of_all_shards_are_those_of_the_first_rows() -> None:
+    one = Consumer(16, 2, context=1, first_columns=("deter", "stoch"))
+    many, _ = sharded({"real": spec(600, 4.0, x=one)})
+    fill(many)
+    draw(many)
+    sample = draw(many)
+    assert len({stream for stream, _ in rows_of(sample)}) == ACTORS
+    np.testing.assert_array_equal(sample.data["deter"], sample.data["obs"][:, 0])
+    assert sample.data["stoch"].shape == (16, 3)
+
+
 @pytest.mark.parametrize("shards", [1, 3])
 def test_new_values_find_the_rows_of_their_windows(shards: int) -> None:
     many, near = sharded(tables(), shards)

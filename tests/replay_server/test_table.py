@@ -31,6 +31,8 @@ CONSUMERS = {
     "emphasis": Consumer(2, 3, EmphasizeRecent(0.9, floor=4, cycle=3, anneal=20)),
     "stack": Consumer(3, 1, context=3),
     "history": Consumer(2, 3, Prioritized(), context=2, columns=("reward", "obs")),
+    "latents": Consumer(3, 2, context=1, first_columns=("deter", "stoch")),
+    "resets": Consumer(2, 3, columns=("reward",), first_columns=("stoch", "first")),
     "mixture": Consumer(
         5,
         2,
@@ -61,13 +63,17 @@ def check_draw(sample: Sample, model: Model, consumer: str, draws: int) -> None:
     assert sample.size == len(probability)
     assert sample.keys.shape == sample.prob.shape == (spec.batch,)
     assert (sample.prob > 0).all()
-    assert list(sample.data) == list(spec.columns or COLUMNS)
+    whole = spec.columns or [name for name in COLUMNS if name not in spec.first_columns]
+    assert list(sample.data) == [*whole, *spec.first_columns]
     for b, key in enumerate(sample.keys.tolist()):
         assert sample.prob[b] == pytest.approx(probability[key], rel=1e-9)
         window = model.context(key, spec.context) + (model.window(key, spec.window) or [])
         for t, row in enumerate(window):
-            for name in spec.columns or COLUMNS:
+            for name in whole:
                 np.testing.assert_array_equal(sample.data[name][b, t], model.rows[row][name])
+        for name in spec.first_columns:
+            assert sample.data[name].shape == (spec.batch, *COLUMNS[name].shape)
+            np.testing.assert_array_equal(sample.data[name][b], model.rows[window[0]][name])
 
 
 def rewrite(
@@ -222,7 +228,8 @@ def test_a_start_is_removed_when_a_row_of_its_context_is_evicted() -> None:
 
 
 def test_a_batch_is_one_piece_of_memory_with_aligned_columns() -> None:
-    table, _ = filled(spec(64, a=Consumer(3, 5, columns=("obs", "last", "action"))))
+    consumer = Consumer(3, 5, columns=("obs", "last", "action"), first_columns=("deter", "stoch"))
+    table, _ = filled(spec(64, a=consumer))
     sample = table.sample("a")
     assert sample is not None
     place = [column.__array_interface__["data"][0] for column in sample.data.values()]
