@@ -11,6 +11,7 @@ from typing import cast
 from dreamfleet.core.finite import UpdateMonitor, check_weights
 from dreamfleet.core.pull import pull
 from dreamfleet.core.types import Agent, Batch, Event, Replay, Sample, TableSpec, WeightStore
+from dreamfleet.core.write_back import write_back
 
 
 class Dreamer:
@@ -80,8 +81,7 @@ class Dreamer:
         if real is None:
             return "replay: real rows to learn the world from"
         feedback = self._agent.learn_world(real)
-        if feedback.priorities is not None:
-            self._replay.update("real", real.keys, feedback.priorities)
+        write_back(self._replay, "world", real, feedback)
         self.updates += 1
         self._monitor.check(feedback.metrics, self.updates)
         # Published after the first update: other dreamers make dreams once there is a version.

@@ -261,11 +261,11 @@ def assert_valid(feedback: Feedback, real: Sample | None, prioritized: bool) -> 
     for name, value in feedback.metrics.items():
         assert "/" in name
         assert np.isfinite(float(value)), name
-    if feedback.priorities is None:
+    if "priority" not in feedback.rows:
         assert not prioritized, "a Prioritized selector needs priorities in the Feedback"
     else:
         assert real is not None, "the Feedback has priorities, but there was no real batch"
-        priorities = np.asarray(feedback.priorities)
+        priorities = np.asarray(feedback.rows["priority"])
         assert priorities.shape == real.keys.shape
         assert np.isfinite(priorities).all() and (priorities >= 0).all()
 

@@ -87,11 +87,12 @@ def _consumer_fault(consumer: Consumer, columns: Mapping[str, Space]) -> str | N
         return f"samples_per_step must be more than 0, found {rate}"
     if fault := consumer.selector.fault(columns):
         return fault
-    for name in consumer.columns:
+    named = (*consumer.columns, *consumer.first_columns)
+    for name in named:
         if fault := unknown_column_fault(name, columns):
             return fault
-    if len(set(consumer.columns)) < len(consumer.columns):
-        return f"each column must be named once, found {consumer.columns}"
+    if len(set(named)) < len(named):
+        return f"each column must be named once, found {named}"
     return None
 
 

@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -157,8 +157,8 @@ class FakeAgent:
         self._note("learn_policy", (real, dreams))
         time.sleep(self.config.learn_s)
         self.count["policy"] += 1
-        priorities = None if real is None else np.arange(1.0, len(real.keys) + 1)
-        return Feedback({"loss/policy": np.float32(1.0 / self.count["policy"])}, priorities)
+        rows = {} if real is None else {"priority": np.arange(1.0, len(real.keys) + 1)}
+        return Feedback({"loss/policy": np.float32(1.0 / self.count["policy"])}, rows)
 
     def weights(self, group: str) -> Weights:
         return {"count": np.array(self.count[group])}
@@ -178,6 +178,31 @@ class FakeAgent:
         self.seen.append((call, given))
 
 
+class RewritingAgent(FakeAgent):
+    """A fake `Agent` that rewrites column `written` of all rows that its world model learns from.
+
+    In new rows `written` is 0. In rows that were rewritten it is the observation plus 1.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        real = self.tables["real"]
+        assert isinstance(real, TableSpec)
+        columns = {**real.columns, "written": Space((2,), "float16")}
+        world = replace(real.consumers["world"], context=1)
+        consumers = {**real.consumers, "world": world}
+        self.tables["real"] = replace(real, columns=columns, consumers=consumers)
+
+    def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
+        action, state, further = super().act(rows, state, explore)
+        return action, state, further | {"written": np.zeros((len(action), 2), np.float16)}
+
+    def learn_world(self, real: Sample) -> Feedback:
+        feedback = super().learn_world(real)
+        feedback.rows = {"written": (real.data["obs"] + 1).astype(np.float16)}
+        return feedback
+
+
 class FakeReplay:
     """A fake `Replay` whose answers the test gives in advance.
 
@@ -195,7 +220,7 @@ class FakeReplay:
         self.refusals = Counter(refusals or {})
         self.added: list[tuple[str, Batch, Array | None]] = []
         self.chunk_ids: list[ChunkId | None] = []
-        self.updated: list[tuple[str, Array, Array]] = []
+        self.updated: list[tuple[str, Array, Batch, str]] = []
         self.asked: Counter[tuple[str, str]] = Counter()
         self.env_steps = 0
         self._dreams: deque[Batch] = deque()
@@ -224,8 +249,8 @@ class FakeReplay:
             return self.offers[table, consumer].popleft()
         return self._dreams.popleft() if table == "dream" and self._dreams else None
 
-    def update(self, table: str, keys: Array, priorities: Array) -> None:
-        self.updated.append((table, keys, priorities))
+    def update(self, table: str, keys: Array, rows: Batch, consumer: str = "") -> None:
+        self.updated.append((table, keys, rows, consumer))
 
     def stats(self) -> dict[str, float]:
         return {"env_steps": self.env_steps}

@@ -40,6 +40,7 @@ State = Any  # the state of a recurrent policy, carried from one row to the next
 Event = dict[str, Any]  # one line of metrics.jsonl; "kind" says which
 
 ENV_COLUMNS = ("obs", "reward", "first", "last", "terminal")  # the columns without `action`
+PRIORITY = "priority"  # in `Feedback.rows`: not a column, but one number for each window
 
 
 # ------------------------------------------------------------------------------------ spaces
@@ -105,6 +106,10 @@ class Consumer:
     A window is `window` consecutive rows of one environment. The `context` rows before a window are
     sampled too: the columns of B windows of T rows have shape (B, context + T, …). If the episode
     has fewer than `context` earlier rows, its first row is repeated.
+
+    The columns `first_columns` are only sampled for the first of these context + T rows: a stored
+    latent state is needed at the beginning of a window only. The columns `columns`, or all columns
+    that are not among `first_columns`, are sampled for all rows.
     """
 
     batch: int  # windows per sample, B
@@ -114,6 +119,7 @@ class Consumer:
     min_steps: int = 1  # agent steps in the table before the first sample
     context: int = 0  # rows before the window, of the same episode
     columns: tuple[str, ...] = ()  # columns of a sample; empty: all
+    first_columns: tuple[str, ...] = ()  # columns of a window's first row only: (B, …)
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ class Sample:
     Each window has a key, which identifies its first row after the context rows.
     """
 
-    data: Batch  # (B, context + T, …)
+    data: Batch  # (B, context + T, …); the consumer's `first_columns`: (B, …)
     keys: Array  # (B,) i64, of the windows' first rows after the context
     prob: Array  # (B,) f64, the probability of each draw
     size: int  # number of windows that the consumer could have drawn
@@ -166,10 +172,15 @@ class Sample:
 
 @dataclass
 class Feedback:
-    """The results of one update: its metrics, and new priorities for the windows of its batch."""
+    """The results of one update: its metrics, and new values for the windows of its batch.
+
+    `rows["priority"]` has shape (B,): a new priority for each window. Any other name in `rows` is a
+    column of the table that `act` adds to the rows. Its new values have shape (B, context + T, …),
+    or (B, R, …) for the last R rows of each window. Arrays and detached tensors are allowed.
+    """
 
     metrics: dict[str, Any]  # scalars by `group/name`
-    priorities: Array | None = None  # (B,), in the order of the sample
+    rows: Batch = field(default_factory=dict)  # new values by column, in the order of the sample
 
 
 @dataclass(frozen=True)
@@ -261,7 +272,10 @@ class Agent(Protocol):
         ...
 
     def learn_world(self, real: Sample) -> Feedback:
-        """Takes one update of the world model. real: a sample of real rows."""
+        """Takes one update of the world model. Returns metrics and new values for `real`.
+
+        real: a sample of real rows.
+        """
         ...
 
     def dream(self, starts: Sample) -> Batch:
@@ -274,10 +288,10 @@ class Agent(Protocol):
         ...
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
-        """Takes one update of policy and critic. Returns metrics and new priorities.
+        """Takes one update of policy and critic. Returns metrics and new values for `real`.
 
-        The priorities are for the windows of `real`. real: a sample of real rows; None if the agent
-        trains its policy on dreams only. dreams: None if the agent makes none.
+        real: a sample of real rows; None if the agent trains its policy on dreams only. dreams:
+        None if the agent makes none.
         """
         ...
 
@@ -340,10 +354,14 @@ class Replay(Protocol):
         """
         ...
 
-    def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities of sampled windows.
+    def update(self, table: str, keys: Array, rows: Batch, consumer: str = "") -> None:
+        """Replaces priorities and other values of sampled windows.
 
-        keys: (B,), the keys that came with the sample. priorities: (B,), the new priorities.
+        keys: (B,), the keys that came with the sample. rows: numpy arrays with the shapes that
+        class `Feedback` describes. consumer: the sampler that drew the windows; only needed if
+        `rows` has other names than "priority". New values for overwritten rows are ignored and
+        counted. Raises ValueError for an unknown column, a wrong shape and a wrong dtype, and for a
+        column that an environment or the action has filled.
         """
         ...
 

@@ -14,6 +14,7 @@ from dreamfleet.core.errors import Diverged, EnvironmentFault, UserError
 from dreamfleet.core.finite import check_actions, check_weights
 from dreamfleet.core.own_code import in_line, interrupts
 from dreamfleet.core.types import (
+    PRIORITY,
     Agent,
     Array,
     Batch,
@@ -24,6 +25,7 @@ from dreamfleet.core.types import (
     Space,
     TableSpec,
 )
+from dreamfleet.core.write_back import write_back
 from dreamfleet.replay_server.server import ReplayServer
 from dreamfleet.runtime.blueprint import weight_groups
 
@@ -256,9 +258,8 @@ def _check_learning(agent: Any, name: str, replay: ReplayServer) -> None:
     dreams = None
     if "world" in consumers:
         with _named(name, "learn_world"):
-            _check_feedback(
-                agent.learn_world(samples["world"]), samples["world"], consumers["world"]
-            )
+            feedback = agent.learn_world(samples["world"])
+            _check_feedback(feedback, samples["world"], "world", agent, replay)
     if "start" in consumers:
         with _named(name, "dream"):
             dreams = agent.dream(samples["start"])
@@ -266,17 +267,18 @@ def _check_learning(agent: Any, name: str, replay: ReplayServer) -> None:
                 isinstance(dreams, Mapping) and bool(dreams), "it must return a dict of columns"
             )
     with _named(name, "learn_policy"):
-        policy = consumers.get("policy")
-        _check_feedback(
-            agent.learn_policy(samples.get("policy"), dreams), samples.get("policy"), policy
-        )
+        real = samples.get("policy")
+        _check_feedback(agent.learn_policy(real, dreams), real, "policy", agent, replay)
 
 
-def _check_feedback(feedback: Any, real: Sample | Any, consumer: Any) -> None:
+def _check_feedback(
+    feedback: Any, real: Sample | Any, consumer: str, agent: Any, replay: ReplayServer
+) -> None:
     """Raises Unfit unless a gradient step returned valid metrics, and priorities if needed.
 
-    feedback: what the gradient step returned. real: the sample that it learned from. consumer: the
-    specification of the sample; prioritized sampling needs priorities.
+    Sends new values of rows to the replay, which raises ValueError if they are invalid. feedback:
+    what the gradient step returned. real: the sample that it learned from. consumer: the use of the
+    sample; prioritized sampling needs priorities.
     """
     _require(isinstance(feedback, Feedback), f"it must return a Feedback, found {feedback!r:.80}")
     for name, value in feedback.metrics.items():
@@ -287,7 +289,11 @@ def _check_feedback(feedback: Any, real: Sample | Any, consumer: Any) -> None:
             float(value)
         except (TypeError, ValueError, RuntimeError):
             raise Unfit(f"the metric {name!r} must be a number, found {value!r:.80}") from None
-    if consumer is not None and consumer.selector.uses_priorities:
-        found = feedback.priorities
-        fits = found is not None and np.shape(found) == real.keys.shape
+    if real is None:
+        _require(not feedback.rows, "it returned new values of rows, but had no real rows")
+        return
+    if agent.tables["real"].consumers[consumer].selector.uses_priorities:
+        found = np.shape(feedback.rows.get(PRIORITY))
+        fits = found == real.keys.shape
         _require(fits, f"it must return a priority for each of its {len(real.keys)} windows")
+    write_back(replay, consumer, real, feedback)

@@ -109,14 +109,38 @@ def test_an_agent_without_dreams_only_learns_its_world():
     assert called(agent) == ["learn_world"] and replay.asked[START] == 0
 
 
+def test_new_values_reach_the_replay_as_numpy_arrays():
+    class OnDevice:
+        """A tensor of a device, which only `cpu` copies to numpy's memory."""
+
+        def cpu(self):
+            return self
+
+        def numpy(self):
+            return np.ones((2, 1, 3), np.float16)
+
+    class Rewriting(FakeAgent):
+        def learn_world(self, real):
+            feedback = super().learn_world(real)
+            feedback.rows = {"latent": OnDevice()}
+            return feedback
+
+    dreamer, _, replay, _ = make({WORLD: [sample(5, 6)]}, agent=Rewriting())
+    dreamer.step()
+    [(table, keys, rows, consumer)] = replay.updated
+    assert (table, keys.tolist(), consumer) == ("real", [5, 6], "world")
+    np.testing.assert_array_equal(rows["latent"], np.ones((2, 1, 3), np.float16))
+
+
 def test_priorities_of_the_world_loss_reach_the_replay():
     class Surprised(FakeAgent):
         def learn_world(self, real):
             feedback = super().learn_world(real)
-            feedback.priorities = np.full(len(real.keys), 2.0)
+            feedback.rows = {"priority": np.full(len(real.keys), 2.0)}
             return feedback
 
     dreamer, _, replay, _ = make({WORLD: [sample(5, 6)]}, agent=Surprised())
     dreamer.step()
-    [(table, keys, priorities)] = replay.updated
-    assert table == "real" and keys.tolist() == [5, 6] and priorities.tolist() == [2, 2]
+    [(table, keys, rows, consumer)] = replay.updated
+    assert (table, consumer) == ("real", "world")
+    assert keys.tolist() == [5, 6] and rows["priority"].tolist() == [2, 2]

@@ -109,6 +109,11 @@ def test_a_chunk_larger_than_the_table_raises_a_user_error() -> None:
         (spec(8, a=Consumer(1, min_steps=9)), "min_steps 9"),
         (spec(8, a=Consumer(1, columns=("rewards",))), "'rewards'; the nearest is 'reward'"),
         (spec(8, a=Consumer(1, columns=("obs", "obs"))), "each column must be named once"),
+        (spec(8, a=Consumer(1, first_columns=("dete",))), "'dete'; the nearest is 'deter'"),
+        (
+            spec(8, a=Consumer(1, columns=("obs", "deter"), first_columns=("deter",))),
+            "each column must be named once",
+        ),
         (spec(8, a=Consumer(1, selector=Prioritized(initial="rewrd"))), "nearest is 'reward'"),
         (spec(8, a=Consumer(1, selector=Prioritized(initial="obs"))), "'obs' must be a float"),
         (spec(8, a=Consumer(1, selector=ReturnDeviation(0))), "half-life"),

@@ -17,7 +17,16 @@ from dreamfleet.core.errors import WorkerFailed
 from dreamfleet.envs.vector import GymVector
 from dreamfleet.runtime.run_folder import read_config
 from tests.envs import own
-from tests.runtime.runs import FAKE, INTERVALS, assert_counted, config, state_in, streams, train
+from tests.runtime.runs import (
+    FAKE,
+    INTERVALS,
+    REWRITING,
+    assert_counted,
+    config,
+    state_in,
+    streams,
+    train,
+)
 
 CLUSTER = pytest.param("cluster", marks=pytest.mark.ray)
 
@@ -147,6 +156,26 @@ def test_a_run_with_two_shards_keeps_every_row_and_the_sampling_rate(tmp_path, p
     resumed = train(placement, replace(given, steps=800), resume=True)
     assert resumed.code == 0
     assert resumed.state["session"]["env_steps"] == 800
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@both
+def test_new_values_of_an_update_reach_the_rows_of_its_windows(
+    tmp_path, placement, shards, monkeypatch
+):
+    monkeypatch.setitem(agents.REGISTRY, "fake", REWRITING)
+    intervals = replace(INTERVALS, replay_shards=shards)
+    run = train(placement, config(tmp_path, intervals, num_actors=2, num_dreamers=1, steps=400))
+    assert run.code == 0
+    parts = [run.state["replay"]] if shards == 1 else run.state["replay"].values()
+    rewritten = 0
+    for rows in (rows for part in parts for rows in streams({"replay": part})):
+        assert_counted(rows)
+        written = rows["written"][:, 1] > 0
+        np.testing.assert_array_equal(rows["written"], (rows["obs"] + 1) * written[:, None])
+        rewritten += written.sum()
+    assert rewritten > 200  # of 480
+    assert run.of("run")[-1]["replay/real/stale_updates"] == 0
 
 
 @both

@@ -291,7 +291,8 @@ class Dreamwalker(WeightGroups):
         if not config.prioritized:
             return Feedback(metrics)
         real_error = (critics.abs_error * critics.counts)[: len(relative_prob)]
-        return Feedback(metrics, to_array(real_error + PRIORITY_OFFSET).astype(np.float64))
+        priority = to_array(real_error + PRIORITY_OFFSET).astype(np.float64)
+        return Feedback(metrics, {"priority": priority})
 
     def critic_update_loss(
         self,

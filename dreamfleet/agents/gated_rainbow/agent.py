@@ -272,7 +272,7 @@ class GatedRainbow(WeightGroups):
         self.target_soft_update.step(self.config.slow_critic)
         if not self.config.prioritized:
             return Feedback(metrics)
-        return Feedback(metrics, to_array(priority).astype(np.float64))
+        return Feedback(metrics, {"priority": to_array(priority).astype(np.float64)})
 
     def update_loss(
         self,

@@ -129,7 +129,7 @@ def test_untrusted_dreams_do_not_change_an_update(trained_agent):
     for name in ("loss/policy", "grad_norm/critic"):
         without, beside = (float(each.metrics[name]) for each in feedback)
         assert without == pytest.approx(beside, rel=0.02)
-    priorities = [each.priorities for each in feedback]
+    priorities = [each.rows["priority"] for each in feedback]
     np.testing.assert_allclose(*priorities, rtol=0.05, atol=0.01)
 
 

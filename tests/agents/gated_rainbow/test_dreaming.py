@@ -268,7 +268,7 @@ def test_untrusted_dreams_do_not_change_an_update(trained_agent):
     one, other = alone.learn_policy(real, None), beside.learn_policy(real, dreams)
     assert float(other.metrics["dream/share"]) == 0
     assert float(one.metrics["loss/value"]) == pytest.approx(float(other.metrics["loss/value"]))
-    np.testing.assert_allclose(one.priorities, other.priorities, rtol=1e-4)
+    np.testing.assert_allclose(one.rows["priority"], other.rows["priority"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("counts", [1e-4, 0.3, 1.0])
