@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dreamfleet.core.types import (
     Batch,
     EnvSpec,
     Feedback,
+    Predictor,
     QueueSpec,
     Sample,
     Space,
@@ -344,6 +345,56 @@ def test_the_loss_falls_on_a_fixed_batch(case: Case) -> None:
         assert_falls(lambda: agent.learn_world(world), 60)
     real, dreams = experience.sample("policy"), dream(agent, experience.sample("start"))
     assert_falls(lambda: agent.learn_policy(real, dreams), 60)
+
+
+@pytest.mark.parametrize("context", [1, 5])
+def test_a_prediction_depends_on_its_context_and_on_earlier_actions_only(
+    case: Case, context: int
+) -> None:
+    """Checks the method `predict`: its columns, and which rows of a window each row depends on."""
+    agent = case.build()
+    if not isinstance(agent, Predictor):
+        pytest.skip("the agent has no method `predict`")
+    train(agent)
+    windows, steps = 7, 6
+    window = rollout(agent, Synthetic(case.spec, windows, ends=0), context + steps)
+    other = {name: np.roll(value, 1, axis=0) for name, value in window.items()}
+    before = full_state(agent)
+    predicted = agent.predict(window, context)
+    assert_equal(agent.predict(window, context), predicted)
+    assert_equal(full_state(agent), before)
+    assert {"reward", "terminal"} <= predicted.keys()
+    for name, value in predicted.items():
+        scalar = name in ("reward", "terminal", "kl")
+        column = "reward" if scalar else name.removeprefix("posterior_")
+        assert value.shape == (windows, steps, *window[column].shape[2:]), name
+        assert np.isfinite(value).all(), name
+    assert (predicted["terminal"] >= 0).all() and (predicted["terminal"] <= 1).all()
+
+    def mixed(begin: int, end: int, columns: Iterable[str]) -> Batch:
+        """Returns the predictions if the rows begin … end - 1 of some columns are other rows."""
+        changed = copy.deepcopy(window)
+        for name in columns:
+            changed[name][:, begin:end] = other[name][:, begin:end]
+        found: Batch = agent.predict(changed, context)
+        return found
+
+    for begin in range(context, context + steps):  # later rows change nothing
+        for name, value in mixed(begin, context + steps, window).items():
+            rows = begin - context + (name in ("obs", "reward", "terminal"))
+            np.testing.assert_allclose(value[:, :rows], predicted[name][:, :rows], atol=1e-6)
+    found = mixed(context, context + steps, window.keys() - {"action"})
+    for name in predicted.keys() & {"obs", "reward", "terminal"}:
+        np.testing.assert_allclose(found[name], predicted[name], atol=1e-6)
+    for name in ("obs", "action"):  # the last row of the context is not ignored
+        found = mixed(context - 1, context, [name])
+        assert any((found[key] != predicted[key]).any() for key in ("reward", "terminal")), name
+
+
+def test_the_settings_of_acting_are_settings(case: Case) -> None:
+    agent = case.build()
+    names = {field.name for field in fields(type(agent).Config)}
+    assert set(getattr(agent, "act_settings", ())) <= names
 
 
 # ------------------------------------------------------------------------ weights and state

@@ -42,7 +42,8 @@ HOMES = {  # package → the paths that may import it
     "tensorboardX": ("dreamfleet/runtime/tensorboard.py",),
     "tyro": ("dreamfleet/cli.py",),
     "yaml": ("dreamfleet/runtime/", "dreamfleet/cli.py"),
-    "matplotlib": ("benchmarks/learning/plots.py",),
+    "matplotlib": ("benchmarks/learning/plots.py", "dreamfleet/runtime/dream_pictures.py"),
+    "PIL": ("dreamfleet/runtime/dream_pictures.py",),
     "stable_baselines3": (
         "benchmarks/learning/sb3.py",
         "benchmarks/replay/libraries.py",

@@ -36,26 +36,26 @@ code by another author from which Dreamer-Lite started); Dreamer (Hafner et al. 
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamfleet.agents.blocks.actions import action_kind
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.distributions import Policy
 from dreamfleet.agents.blocks.masked_mean import masked_mean
-from dreamfleet.agents.blocks.nets import MLP, Ensemble
-from dreamfleet.agents.blocks.normaliser import Normaliser, ReturnRange
+from dreamfleet.agents.blocks.nets import MLP, by_turns
+from dreamfleet.agents.blocks.normaliser import ReturnRange
 from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.returns import retrace
 from dreamfleet.agents.blocks.rows import NUMBER, columns
 from dreamfleet.agents.blocks.soft_update import SoftUpdate
 from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
+from dreamfleet.agents.dreamer_lite_world import LatentWorldModel
 from dreamfleet.core.config import check_ranges, within
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import (
@@ -66,7 +66,6 @@ from dreamfleet.core.types import (
     Feedback,
     QueueSpec,
     Sample,
-    Space,
     State,
     TableSpec,
 )
@@ -146,7 +145,9 @@ class DreamerLite(WeightGroups):
         sizes = (config.latent, config.hidden, config.hidden, self.actions.policy_outputs)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights
-            self.world = LatentWorldModel(config, spec.obs, self.actions.size).to(device)
+            self.world = LatentWorldModel(
+                spec.obs, self.actions.size, config.latent, config.hidden, config.members
+            ).to(device)
             self.policy = MLP(sizes, zero_last=True).to(device)
             self.critic = self.actions.critic(config.latent, config.hidden).to(device)
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
@@ -326,6 +327,29 @@ class DreamerLite(WeightGroups):
             "trusted": agreed.float().cumprod(1),
         }
 
+    @torch.no_grad()
+    def predict(self, window: Batch, context: int) -> Batch:
+        """Predicts the rows after row `context - 1` of B real windows open-loop, by their actions.
+
+        Window b is predicted by ensemble member b modulo the number of members.
+        """
+        world = self.slow_world
+        order, back = by_turns(len(window["obs"]), self.config.members)
+        rows = {key: torch.as_tensor(window[key])[order] for key in ("obs", "action")}
+        taken = self.actions.encode(rows["action"].to(self.device))
+        z = world.encode(rows["obs"][:, context - 1].to(self.device))
+        steps = []
+        for action in taken[:, context - 1 : -1].unbind(1):
+            reward = world.reward(torch.cat([z, action], -1)).squeeze(-1)
+            mean, _ = world.predict(self.by_member(z), self.by_member(action))
+            x = world.decoder(mean.flatten(0, 1))
+            z = world.encode_normalised(x)
+            steps.append((x, reward, torch.sigmoid(-world.cont(z)).squeeze(-1)))
+        x, reward, terminal = (torch.stack(column, 1)[back] for column in zip(*steps, strict=True))
+        obs = world.normaliser.denormalise(x).unflatten(-1, self.spec.obs.shape)
+        predicted = {"obs": obs, "reward": reward * world.normaliser.reward_rms}
+        return {key: to_array(value) for key, value in (predicted | {"terminal": terminal}).items()}
+
     # -------------------------------------------------------------------- policy and critic
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
@@ -412,64 +436,6 @@ class DreamerLite(WeightGroups):
     def value_unit(self) -> Tensor:
         """Returns the value unit: the return if each reward were the root mean square reward."""
         return self.slow_world.normaliser.reward_rms / (1 - self.config.gamma)
-
-
-# ----------------------------------------------------------------------------- world model
-
-
-class LatentWorldModel(nn.Module):
-    """The networks of the world model: encoder, transition ensemble, reward, continue, decoder."""
-
-    real_disagreement: Tensor  # running mean of the disagreement on real rows
-
-    def __init__(self, config: Config, obs: Space, action_size: int) -> None:
-        super().__init__()
-        size, latent, hidden = math.prod(obs.shape), config.latent, config.hidden
-        self.normaliser = Normaliser(obs)
-        self.encoder = MLP((size, hidden, hidden, latent))  # seed project 003
-        self.transition = Ensemble(
-            config.members, (latent + action_size, hidden, hidden, 2 * latent), zero_last=True
-        )
-        self.reward = MLP((latent + action_size, hidden, 1), zero_last=True)
-        self.cont = MLP((latent, hidden, 1), zero_last=True)
-        self.decoder = MLP((latent, hidden, size))
-        self.register_buffer("real_disagreement", torch.zeros(()))
-
-    def encode(self, obs: Tensor) -> Tensor:
-        """Returns the latents of observations `obs`, with L numbers along the last axis."""
-        return self.encode_normalised(self.normaliser(obs))
-
-    def encode_normalised(self, x: Tensor) -> Tensor:
-        """Returns the latents of normalised observations `x`, L numbers along the last axis."""
-        return unit_variance(self.encoder(x))
-
-    def reencode(self, z: Tensor) -> Tensor:
-        """Decodes latents `z` to observations, and returns the latents of these observations."""
-        return self.encode_normalised(self.decoder(z))
-
-    def predict(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and log standard deviation of the next latents, (M, B, L), for M members."""
-        change, log_std = self.transition(torch.cat([z, action], -1)).chunk(2, -1)
-        return unit_variance(z + change), -4 + 3 * torch.tanh(log_std / 3)
-
-    def predict_with_disagreement(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the results of `predict`, and the disagreement of ensemble members, (M, B).
-
-        The disagreement is half the mean squared difference between the means that two members
-        predict for a step.
-        """
-        # Member m also predicts for the inputs of member m - 1.
-        other_z, other_action = z.roll(1, 0), action.roll(1, 0)
-        mean, log_std = self.predict(
-            torch.cat([z, other_z], 1), torch.cat([action, other_action], 1)
-        )
-        (own, other), log_std = mean.chunk(2, 1), log_std.chunk(2, 1)[0]
-        return own, log_std, 0.5 * (own - other.roll(-1, 0)).square().mean(-1)
-
-
-def unit_variance(z: Tensor) -> Tensor:
-    """Returns `z` with the numbers along the last axis scaled to mean 0 and variance 1."""
-    return F.layer_norm(z, z.shape[-1:])
 
 
 def continue_loss(logit: Tensor, continues: Tensor) -> Tensor:

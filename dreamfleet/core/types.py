@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -254,6 +254,12 @@ class Agent(Protocol):
 
     An agent is built as `Agent(config, spec, seed, device)`. Its networks form two weight groups:
     `learn_world` trains "world", and `learn_policy` trains "policy".
+
+    Two parts are optional:
+
+    - `act_settings: tuple[str, ...]`, a class attribute: the names of those settings that change
+      how the agent acts and nothing else. The command `eval` can change them.
+    - The method `predict` of `Predictor`. The command `dream` needs it.
     """
 
     tables: dict[str, TableSpec | QueueSpec]  # the replay that this agent learns from
@@ -318,6 +324,36 @@ class Agent(Protocol):
         """Restores the networks, optimizers and counters of a weight group ("world" or "policy").
 
         state: what `state` returned for this weight group.
+        """
+        ...
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """The optional method of an agent whose world model can be compared with real episodes."""
+
+    def predict(self, window: Batch, context: int) -> Batch:
+        """Predicts rows of real windows open-loop: from the rows before, and the real actions.
+
+        window: columns (B, T, …) of B windows of real rows, with all columns of the table `real`.
+        context: the number of first rows, at least 1, that the prediction starts from. These rows
+        belong to one episode.
+
+        Returns arrays of shape (B, T - context, …) for the rows `context` … T-1. The prediction of
+        a row depends on the first `context` rows, and on the actions of the rows before it:
+
+        - `obs`: the observation, in the units of the environment. It is missing if the agent cannot
+          decode observations.
+        - `reward`: the reward that arrives with the row.
+        - `terminal`: the probability that the row is terminal, if the episode reaches the row.
+
+        Two optional columns compare this prediction with the model's state after it has read the
+        real rows up to and including this row (the posterior):
+
+        - `posterior_obs`: the observation that is decoded from the posterior.
+        - `kl`: the Kullback-Leibler divergence KL(posterior || prediction), in nats.
+
+        Predictions are means or most probable values, not random draws. The call changes nothing.
         """
         ...
 

@@ -15,6 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def draw(prob: Tensor, rng: torch.Generator | None) -> Tensor:
+    """Draws True with each probability in `prob`; returns bools of the same shape.
+
+    rng: None returns the more probable value instead.
+    """
+    if rng is None:
+        return prob > 0.5
+    return torch.rand(prob.shape, generator=rng, device=prob.device) < prob
+
+
 class Categorical:
     """A categorical distribution over discrete actions: 99 % softmax and 1 % uniform.
 

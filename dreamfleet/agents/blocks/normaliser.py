@@ -194,6 +194,10 @@ class Normaliser(RewardScale):
         x = (self.flatten(obs).double() - self.obs_mean) / self._deviation
         return x.clamp(-STANDARDISED_CLIP, STANDARDISED_CLIP).float()
 
+    def denormalise(self, x: Tensor) -> Tensor:
+        """Converts normalised observations (…, O) back to the units of the environment."""
+        return (x.double() * self._deviation + self.obs_mean).float()
+
     def replace_outliers(self, flat: Tensor) -> Tensor:
         """Returns observations with each outlier replaced by the running mean of its component.
 

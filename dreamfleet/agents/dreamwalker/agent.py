@@ -261,6 +261,30 @@ class Dreamwalker(WeightGroups):
             "version": world.normaliser.updates.expand(len(obs), horizon + 1).clone(),
         }
 
+    @torch.no_grad()
+    def predict(self, window: Batch, context: int) -> Batch:
+        """Predicts the rows after row `context - 1` of B real windows open-loop, by their actions.
+
+        The transformer reads as many rows before a row as in a dream, and never more than it has
+        positions for.
+        """
+        world, begin = self.slow_world, max(0, context - 1 - self.config.context)
+        keys = ("obs", "reward", "first")
+        known = [torch.as_tensor(window[key], device=self.device)[:, begin:context] for key in keys]
+        obs, reward, first = known[0].float(), known[1], known[2]
+        action = torch.as_tensor(window["action"], device=self.device)[:, begin:]
+        steps = []
+        for t in range(obs.shape[1], action.shape[1]):
+            tokens = world.tokens(world.normaliser(obs), action[:, :t], reward, first)
+            embedding, _ = world.transformer(tokens[:, -len(world.transformer.position) :])
+            steps.append(world.dream_step(embedding[:, -1], obs[:, -1], rng=None))
+            obs = torch.cat([obs, steps[-1].obs.unsqueeze(1)], 1)
+            reward = torch.cat([reward, steps[-1].reward.unsqueeze(1)], 1)
+            first = F.pad(first, (0, 1))
+        terminal = torch.stack([step.terminal_prob for step in steps], 1)
+        columns = {"obs": obs[:, -len(steps) :], "reward": reward[:, -len(steps) :]}
+        return {key: to_array(value) for key, value in (columns | {"terminal": terminal}).items()}
+
     # -------------------------------------------------------------------------------- policy
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:

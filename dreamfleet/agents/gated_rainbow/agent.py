@@ -59,6 +59,7 @@ from dreamfleet.agents.blocks.actions import DiscreteActions
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.dreams import sample_windows
+from dreamfleet.agents.blocks.nets import by_turns
 from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.returns import n_step
 from dreamfleet.agents.blocks.rows import FLAG, NUMBER, columns
@@ -251,6 +252,28 @@ class GatedRainbow(WeightGroups):
             "last": last,
             "terminal": F.pad(terminal & (trusted > 0), (CONTEXT + 1, 0)),
             "weight": F.pad(trusted.float(), (CONTEXT, 1)),
+        }
+
+    @torch.no_grad()
+    def predict(self, window: Batch, context: int) -> Batch:
+        """Predicts the rows after row `context - 1` of B real windows open-loop, by their actions.
+
+        Window b is predicted by ensemble member b modulo the number of members.
+        """
+        order, back = by_turns(len(window["obs"]), self.config.members)
+        obs, action = (
+            torch.as_tensor(window[key])[order].to(self.device) for key in ("obs", "action")
+        )
+        # The first observation of an episode is repeated where a history lacks earlier ones.
+        newest = torch.arange(context - CONTEXT - 1, context, device=self.device).clamp(min=0)
+        history, steps = obs[:, newest], []
+        for taken in self.actions.encode(action)[:, context - 1 : -1].unbind(1):
+            steps.append(self.slow_world.dream_step(history, taken, rng=None))
+            history = torch.cat([history[:, 1:], steps[-1].obs.unsqueeze(1)], 1)
+        return {
+            "obs": to_array(torch.stack([step.obs for step in steps], 1)[back]),
+            "reward": to_array(torch.stack([step.reward for step in steps], 1)[back]),
+            "terminal": to_array(torch.stack([step.terminal_prob for step in steps], 1)[back]),
         }
 
     # -------------------------------------------------------------------------------- values
