@@ -56,7 +56,13 @@ from torch import Tensor, nn
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.distributions import TanhNormal
-from dreamfleet.agents.blocks.dreams import sample_windows
+from dreamfleet.agents.blocks.dreams import (
+    add_dreamed_windows,
+    end_dreams,
+    sample_windows,
+    trusted_steps,
+)
+from dreamfleet.agents.blocks.importance import importance_weights, relative_probability
 from dreamfleet.agents.blocks.normaliser import Normaliser
 from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.rows import FLAG, columns
@@ -148,6 +154,12 @@ class Dreamwalker(WeightGroups):
         """Returns the number of agent steps since the first policy update, a scalar tensor."""
         return self.normaliser.updates / self.config.policy_updates_per_step
 
+    @property
+    def beta(self) -> Tensor:
+        """Returns the exponent β of the importance weights, a scalar tensor: it rises to 1."""
+        progress = (self.steps / self.config.anneal_steps).clamp(max=1)
+        return self.config.beta + (1 - self.config.beta) * progress
+
     # --------------------------------------------------------------------------------- acting
 
     def initial_state(self, n: int) -> State:
@@ -202,7 +214,7 @@ class Dreamwalker(WeightGroups):
         on held-out episodes after each of 1, 2, … h steps is at most `max_model_error`.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
-        return (error <= self.config.max_model_error).cumprod(0)
+        return trusted_steps(error, self.config.max_model_error)
 
     # --------------------------------------------------------------------------------- dreams
 
@@ -244,20 +256,17 @@ class Dreamwalker(WeightGroups):
             terminals.append(step.terminal)
             disagreements.append(step.disagreement)
 
-        limit = self.config.max_disagreement * world.mean_disagreement
-        agreed = torch.stack(disagreements, 1) <= limit
-        terminal = torch.stack(terminals, 1)  # (B, H)
-        not_ended = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
-        trusted = agreed.cumprod(1) * allowed[:horizon] * not_ended  # the steps to rows 1 … H
         return {
             "obs": torch.stack(observations, 1),
             "action": F.pad(torch.stack(actions, 1), (0, 0, 0, 1)),
             "reward": torch.stack(rewards, 1),
-            # A dream ends (`last`) at the first row whose next step is not trusted. A predicted
-            # termination counts only on trusted steps.
-            "last": F.pad(trusted == 0, (0, 1), value=True),
-            "terminal": F.pad(terminal & (trusted > 0), (1, 0)),
-            "weight": F.pad(trusted.float(), (0, 1)),
+            **end_dreams(
+                torch.stack(terminals, 1),
+                torch.stack(disagreements, 1),
+                self.config.max_disagreement * world.mean_disagreement,
+                allowed[:horizon],
+                0,
+            ),
             "version": world.normaliser.updates.expand(len(obs), horizon + 1).clone(),
         }
 
@@ -267,9 +276,7 @@ class Dreamwalker(WeightGroups):
         assert real is not None
         config, metrics, dreamed = self.config, {}, None
         rows = to_tensors(real.data, self.device)
-        relative_prob = torch.as_tensor(
-            real.size * real.prob, dtype=torch.float32, device=self.device
-        )
+        relative_prob = relative_probability(real, self.device)
         if dreams is not None:
             batch = to_tensors(dreams, self.device)
             dreamed = sample_windows(batch, COLUMNS, config.dreamed_windows, 0, 1, self.policy_rng)
@@ -317,14 +324,8 @@ class Dreamwalker(WeightGroups):
         rows["reward"] = self.normaliser.clip_outliers(rows["reward"])
         inliers = self.normaliser.inliers(rows["obs"])
         metrics["data/outliers"] = 1 - inliers.mean()
-        counts = inliers.amin(1)  # a window with an outlier counts 0
-        weight = weight * counts
-        if dreamed is not None:
-            dreamed_rows, dreamed_counts = dreamed
-            rows = {key: torch.cat([rows[key], dreamed_rows[key]]) for key in rows}
-            weight = torch.cat([weight, dreamed_counts * weight.mean()])
-            counts = torch.cat([counts, dreamed_counts])
-            metrics["dream/share"] = dreamed_counts.sum() / counts.sum()
+        valid = inliers.amin(1)  # a window with an outlier counts 0
+        rows, weight, counts = add_dreamed_windows(rows, weight * valid, valid, dreamed)
         obs, next_obs = self.normaliser(rows["obs"]).unbind(1)  # (B, O) each
         taken = torch.cat([obs, rows["action"][:, 0]], -1)
         reward = config.reward_scale * rows["reward"][:, 1]
@@ -334,7 +335,9 @@ class Dreamwalker(WeightGroups):
         error = target.mean(-1) - value.mean((0, 2))
         abs_error = error.abs()
         if dreamed is not None:
-            real_error, dreamed_error = error.split([len(relative_prob), len(dreamed_counts)])
+            real_error, dreamed_error = error.tensor_split([len(relative_prob)])
+            dreamed_counts = counts[len(relative_prob) :]
+            metrics["dream/share"] = dreamed_counts.sum() / counts.sum()
             excess = optimism(real_error, dreamed_error, dreamed_counts)
             metrics["dream/optimism"] = excess / config.reward_scale
         metrics |= {
@@ -409,11 +412,7 @@ class Dreamwalker(WeightGroups):
         relative_prob (R,): sampling probabilities divided by the uniform probability. Without
         prioritized sampling all weights are 1.
         """
-        if not self.config.prioritized:
-            return torch.ones_like(relative_prob)
-        progress = (self.steps / self.config.anneal_steps).clamp(max=1)
-        weight = relative_prob ** -(self.config.beta + (1 - self.config.beta) * progress)
-        return weight / weight.max()
+        return importance_weights(relative_prob, self.beta if self.config.prioritized else 0.0)
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:

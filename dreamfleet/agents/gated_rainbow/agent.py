@@ -58,7 +58,13 @@ from torch import Tensor, nn
 from dreamfleet.agents.blocks.actions import DiscreteActions
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
-from dreamfleet.agents.blocks.dreams import sample_windows
+from dreamfleet.agents.blocks.dreams import (
+    add_dreamed_windows,
+    end_dreams,
+    sample_windows,
+    trusted_steps,
+)
+from dreamfleet.agents.blocks.importance import importance_weights, relative_probability
 from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.returns import n_step
 from dreamfleet.agents.blocks.rows import FLAG, NUMBER, columns
@@ -202,7 +208,7 @@ class GatedRainbow(WeightGroups):
         on held-out episodes after each of 1, 2, … h steps is at most `max_model_error`.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
-        return (error <= self.config.max_model_error).cumprod(0)
+        return trusted_steps(error, self.config.max_model_error)
 
     # --------------------------------------------------------------------------------- dreams
 
@@ -235,22 +241,17 @@ class GatedRainbow(WeightGroups):
             terminals.append(step.terminal)
             disagreements.append(step.disagreement)
 
-        limit = self.config.max_disagreement * world.mean_disagreement
-        agreed = torch.stack(disagreements, 1) <= limit
-        terminal = torch.stack(terminals, 1)  # (B, H)
-        not_ended = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
-        trusted = agreed.cumprod(1) * allowed[:horizon] * not_ended  # the steps to rows 1 … H
-        # A dream ends (`last`) at the first row whose next step is not trusted. A predicted
-        # termination counts only on trusted steps.
-        last = F.pad(trusted == 0, (CONTEXT, 1), value=True)
-        last[:, :CONTEXT] = False
         return {
             "obs": torch.stack(observations, 1),
             "action": F.pad(torch.stack(actions, 1), (CONTEXT, 1)),
             "reward": F.pad(torch.stack(rewards, 1), (CONTEXT + 1, 0)),
-            "last": last,
-            "terminal": F.pad(terminal & (trusted > 0), (CONTEXT + 1, 0)),
-            "weight": F.pad(trusted.float(), (CONTEXT, 1)),
+            **end_dreams(
+                torch.stack(terminals, 1),
+                torch.stack(disagreements, 1),
+                self.config.max_disagreement * world.mean_disagreement,
+                allowed[:horizon],
+                CONTEXT,
+            ),
         }
 
     # -------------------------------------------------------------------------------- values
@@ -258,9 +259,7 @@ class GatedRainbow(WeightGroups):
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
         rows = to_tensors(real.data, self.device)
-        relative_prob = torch.as_tensor(
-            real.size * real.prob, dtype=torch.float32, device=self.device
-        )
+        relative_prob = relative_probability(real, self.device)
         dreamed = None if dreams is None else self.sample_windows(dreams)
         noise = self.online.draw_noise(FORWARD_PASSES, self.policy_rng)
         episode_stats = torch.tensor(real.episode_stats, dtype=torch.float32, device=self.device)
@@ -303,16 +302,12 @@ class GatedRainbow(WeightGroups):
         rows["reward"] = normaliser.clip_outliers(rows["reward"])
         inliers = normaliser.inliers(real["obs"])
         metrics = {"data/outliers": 1 - inliers.mean()}
-        counts = valid = inliers.amin(1)  # a window with an outlier counts 0
-        weight = weight * valid
+        valid = inliers.amin(1)  # a window with an outlier counts 0
+        rows, weight, counts = add_dreamed_windows(rows, weight * valid, valid, dreamed)
         if dreamed is not None:
-            dreamed_rows, dreamed_counts = dreamed
-            counts = torch.cat([counts, dreamed_counts])
-            rows = {key: torch.cat([rows[key], dreamed_rows[key]]) for key in rows}
-            dreamed_weight = dreamed_counts * weight.mean()
-            total_weight = dreamed_weight.sum() + weight.sum()
-            metrics["dream/share"] = dreamed_weight.sum() / total_weight.clamp(min=1e-6)
-            weight = torch.cat([weight, dreamed_weight])
+            real_weight, dreamed_weight = weight[: len(valid)].sum(), weight[len(valid) :].sum()
+            total_weight = dreamed_weight + real_weight
+            metrics["dream/share"] = dreamed_weight / total_weight.clamp(min=1e-6)
         if config.curiosity:
             rows["reward"] = rows["reward"] + config.curiosity * self.curiosity_bonus(rows)
 
@@ -382,10 +377,9 @@ class GatedRainbow(WeightGroups):
         relative_prob (R,): sampling probabilities divided by the uniform probability. Without
         prioritized sampling all weights are 1.
         """
-        if not self.config.prioritized:
-            return torch.ones_like(relative_prob)
-        weight = relative_prob**-self.schedules.beta
-        return weight / weight.max()
+        return importance_weights(
+            relative_prob, self.schedules.beta if self.config.prioritized else 0.0
+        )
 
     def curiosity_bonus(self, rows: Batch) -> Tensor:
         """Returns a bonus reward for each row of B windows: large where the world model is unsure.
