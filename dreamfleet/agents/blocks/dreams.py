@@ -23,6 +23,25 @@ def trusted_steps(error: Tensor, max_error: float) -> Tensor:
     return (error <= max_error).cumprod(0)
 
 
+def steps_to_dream(allowed: Tensor) -> int:
+    """Returns how many steps of a dream to compute, from 1 to H.
+
+    allowed (H,): 1 for steps that may be trusted, then 0. On a CPU later steps are left out. On
+    another device all H steps are computed: reading `allowed` would wait for the device, and a CUDA
+    graph always runs the same operations.
+    """
+    on_cpu = allowed.device.type == "cpu"
+    return max(1, int(allowed.sum())) if on_cpu else len(allowed)
+
+
+def stack_steps(steps: list[Tensor], length: int) -> Tensor:
+    """Stacks values (B, …) of successive steps along a new second axis; returns (B, `length`, …).
+
+    If there are fewer steps than `length`, the last one is repeated.
+    """
+    return torch.stack(steps + steps[-1:] * (length - len(steps)), 1)
+
+
 def end_dreams(
     terminal: Tensor, disagreement: Tensor, max_disagreement: Tensor, allowed: Tensor, context: int
 ) -> Batch:
@@ -67,9 +86,11 @@ def sample_windows(
     number of trusted rows.
     """
     weight = dreams["weight"]
-    steps = weight.shape[1]
-    prob = weight.flatten() + 1e-9  # `multinomial` needs a positive sum
-    sampled = prob.multinomial(size, replacement=True, generator=rng)
+    steps, cumulative = weight.shape[1], weight.flatten().double().cumsum(0)
+    # The inverse of the cumulative weight; `torch.multinomial` may wait for the device.
+    uniform = torch.rand(size, dtype=torch.float64, generator=rng, device=weight.device)
+    sampled = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
+    sampled = sampled.clamp(max=len(cumulative) - 1)  # if no row is trusted
     dream, row = sampled // steps, sampled % steps
     offsets = torch.arange(-context, n + 1, device=row.device)
     rows = (row.unsqueeze(1) + offsets).clamp(0, steps - 1)

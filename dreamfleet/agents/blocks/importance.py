@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from dreamfleet.core.types import Sample
+from dreamfleet.core.types import Array, Sample
 
 
-def relative_probability(real: Sample, device: str) -> Tensor:
-    """Returns the sampling probability of each window, divided by that of uniform sampling, (B,).
+def relative_probability(real: Sample) -> Array:
+    """Returns the sampling probability of each window, divided by that of uniform sampling.
 
-    The result is float32, on `device`.
+    The result is float32, of shape (B,).
     """
-    return torch.as_tensor(real.size * real.prob, dtype=torch.float32, device=device)
+    return np.asarray(real.size * real.prob, np.float32)
 
 
 def importance_weights(relative_prob: Tensor, beta: Tensor | float) -> Tensor:
     """Returns the importance weights of windows, divided by the largest of them.
 
-    relative_prob (B,): what `relative_probability` returns. beta: the exponent β, a scalar; 0 gives
-    all windows the same weight, 1 corrects fully.
+    relative_prob (B,): the results of `relative_probability`. beta: the exponent β, a scalar; 0
+    gives all windows the same weight, 1 corrects fully.
 
     Source: Schaul et al. 2016, section 3.4.
     """

@@ -60,6 +60,8 @@ from dreamfleet.agents.blocks.dreams import (
     add_dreamed_windows,
     end_dreams,
     sample_windows,
+    stack_steps,
+    steps_to_dream,
     trusted_steps,
 )
 from dreamfleet.agents.blocks.importance import importance_weights, relative_probability
@@ -223,17 +225,16 @@ class Dreamwalker(WeightGroups):
         """Rolls the policy out in the world model from real rows; returns B dreams of H steps.
 
         starts: B windows of real rows; a dream starts at the last row of each window, and includes
-        this row. The dreams are columns (B, H + 1, …). H is the largest number of steps for which
-        the world model's error on held-out episodes is small enough, but at least 1. The columns
-        are those of real rows, and
+        this row. The dreams are columns (B, H + 1, …), with H = `dream_horizon`. On a CPU, steps at
+        which the world model's error on held-out episodes is too large are not computed: the last
+        computed row is repeated. The columns are those of real rows, and
 
         - `weight`: 1 if the step after the row is trusted, else 0. Policy and critics learn at rows
           of weight 1 only.
         - `version`: how many updates the world model had taken when it made the dream.
         """
-        world, rng = self.slow_world, self.dream_rng
+        world, rng, horizon = self.slow_world, self.dream_rng, self.config.dream_horizon
         allowed = self.trusted_steps() * (self.steps >= self.config.dream_after)
-        horizon = max(1, int(allowed.sum()))  # the only wait for the device
         rows = to_tensors(starts.data, self.device)
         obs, reward, first = rows["obs"][:, -1].float(), rows["reward"], rows["first"]
         past = None
@@ -243,7 +244,7 @@ class Dreamwalker(WeightGroups):
             _, past = world.transformer(tokens)
         reward, first = reward[:, -1], first[:, -1]
         observations, actions, rewards, terminals, disagreements = [obs], [], [reward], [], []
-        for _ in range(horizon):
+        for _ in range(steps_to_dream(allowed)):
             action = self.policy_at(obs, rng).sampled[0]
             x = world.normaliser(obs)
             token = world.tokens(x[:, None], action[:, None], reward[:, None], first[:, None])
@@ -257,14 +258,14 @@ class Dreamwalker(WeightGroups):
             disagreements.append(step.disagreement)
 
         return {
-            "obs": torch.stack(observations, 1),
-            "action": F.pad(torch.stack(actions, 1), (0, 0, 0, 1)),
-            "reward": torch.stack(rewards, 1),
+            "obs": stack_steps(observations, horizon + 1),
+            "action": F.pad(stack_steps(actions, horizon), (0, 0, 0, 1)),
+            "reward": stack_steps(rewards, horizon + 1),
             **end_dreams(
-                torch.stack(terminals, 1),
-                torch.stack(disagreements, 1),
+                stack_steps(terminals, horizon),
+                stack_steps(disagreements, horizon),
                 self.config.max_disagreement * world.mean_disagreement,
-                allowed[:horizon],
+                allowed,
                 0,
             ),
             "version": world.normaliser.updates.expand(len(obs), horizon + 1).clone(),
@@ -275,8 +276,9 @@ class Dreamwalker(WeightGroups):
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
         config, metrics, dreamed = self.config, {}, None
-        rows = to_tensors(real.data, self.device)
-        relative_prob = relative_probability(real, self.device)
+        further = {"relative_prob": relative_probability(real)}
+        rows = to_tensors(real.data | further, self.device)
+        relative_prob = rows["relative_prob"]
         if dreams is not None:
             batch = to_tensors(dreams, self.device)
             dreamed = sample_windows(batch, COLUMNS, config.dreamed_windows, 0, 1, self.policy_rng)

@@ -62,6 +62,8 @@ from dreamfleet.agents.blocks.dreams import (
     add_dreamed_windows,
     end_dreams,
     sample_windows,
+    stack_steps,
+    steps_to_dream,
     trusted_steps,
 )
 from dreamfleet.agents.blocks.importance import importance_weights, relative_probability
@@ -218,20 +220,19 @@ class GatedRainbow(WeightGroups):
 
         starts: B windows of real rows; a dream starts at the last row of each window. The dreams
         are columns (B, C + 1 + H, …). Their first C + 1 rows are real: C rows of context, then the
-        row from which the dream starts. H is the largest number of steps for which the world
-        model's error on held-out episodes is small enough, but at least 1.
+        row from which the dream starts. H is `dream_horizon`. On a CPU, steps at which the world
+        model's error on held-out episodes is too large are not computed: the last computed row is
+        repeated.
 
         The column `weight` is 1 if the step after the row is trusted, else 0. Values are learned at
         rows of weight 1 only.
         """
-        world, rng = self.slow_world, self.dream_rng
+        world, rng, horizon = self.slow_world, self.dream_rng, self.config.dream_horizon
         allowed = self.trusted_steps() * (self.schedules.steps >= self.config.dream_after)
-        horizon = max(1, int(allowed.sum()))  # the only wait for the device
-        obs = torch.as_tensor(starts.data["obs"], device=self.device)
-        history = obs[:, -CONTEXT - 1 :]  # (B, 4, *O)
+        history = to_tensors(starts.data, self.device)["obs"][:, -CONTEXT - 1 :]  # (B, 4, *O)
         observations = list(history.unbind(1))
         actions, rewards, terminals, disagreements = [], [], [], []
-        for _ in range(horizon):
+        for _ in range(steps_to_dream(allowed)):
             action = self.choose(history, rng)
             step = world.dream_step(history, self.actions.encode(action), rng)
             history = torch.cat([history[:, 1:], step.obs.unsqueeze(1)], 1)
@@ -242,14 +243,14 @@ class GatedRainbow(WeightGroups):
             disagreements.append(step.disagreement)
 
         return {
-            "obs": torch.stack(observations, 1),
-            "action": F.pad(torch.stack(actions, 1), (CONTEXT, 1)),
-            "reward": F.pad(torch.stack(rewards, 1), (CONTEXT + 1, 0)),
+            "obs": stack_steps(observations, CONTEXT + 1 + horizon),
+            "action": F.pad(stack_steps(actions, horizon), (CONTEXT, 1)),
+            "reward": F.pad(stack_steps(rewards, horizon), (CONTEXT + 1, 0)),
             **end_dreams(
-                torch.stack(terminals, 1),
-                torch.stack(disagreements, 1),
+                stack_steps(terminals, horizon),
+                stack_steps(disagreements, horizon),
                 self.config.max_disagreement * world.mean_disagreement,
-                allowed[:horizon],
+                allowed,
                 CONTEXT,
             ),
         }
@@ -258,13 +259,15 @@ class GatedRainbow(WeightGroups):
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
-        rows = to_tensors(real.data, self.device)
-        relative_prob = relative_probability(real, self.device)
+        further = {
+            "relative_prob": relative_probability(real),
+            "episode_stats": np.array(real.episode_stats, np.float32),
+        }
+        rows = to_tensors(real.data | further, self.device)
         dreamed = None if dreams is None else self.sample_windows(dreams)
         noise = self.online.draw_noise(FORWARD_PASSES, self.policy_rng)
-        episode_stats = torch.tensor(real.episode_stats, dtype=torch.float32, device=self.device)
         loss, priority, metrics = self._update_loss(
-            rows, relative_prob, episode_stats, dreamed, noise
+            rows, rows["relative_prob"], rows["episode_stats"], dreamed, noise
         )
         metrics["grad_norm/value"] = self.optimizer.step(loss, metrics["learn/lr"])
         metrics |= skipped_step_metrics("policy", self.optimizer)

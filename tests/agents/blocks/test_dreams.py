@@ -8,6 +8,8 @@ from dreamfleet.agents.blocks.dreams import (
     add_dreamed_windows,
     end_dreams,
     sample_windows,
+    stack_steps,
+    steps_to_dream,
     trusted_steps,
 )
 
@@ -85,3 +87,16 @@ def test_dreamed_windows_are_appended_with_the_mean_weight_of_real_windows():
     assert rows["obs"].tolist() == [0, 1, 2, 7, 8]
     assert weight.tolist() == [1, 0.5, 0, 0.5, 0.25]
     assert counts.tolist() == [1, 1, 1, 1, 0.5]
+
+
+def test_a_cpu_computes_the_steps_that_may_be_trusted_and_another_device_all():
+    allowed = torch.tensor([1, 1, 0, 0])
+    assert steps_to_dream(allowed) == 2
+    assert steps_to_dream(torch.zeros(4)) == 1
+    assert steps_to_dream(allowed.to("meta")) == 4
+
+
+def test_stacked_steps_have_a_fixed_length():
+    steps = [torch.tensor([1, 2]), torch.tensor([3, 4])]
+    assert stack_steps(steps, 2).tolist() == [[1, 3], [2, 4]]
+    assert stack_steps(steps, 4).tolist() == [[1, 3, 3, 3], [2, 4, 4, 4]]
