@@ -293,7 +293,7 @@ class DreamerLite(WeightGroups):
         then 0.
         """
         world, rng = self.slow_world, self.dream_rng
-        obs = torch.as_tensor(starts.data["obs"], device=self.device)[:, -1]
+        obs = to_tensors(starts.data, self.device)["obs"][:, -1]
         z = self.by_member(world.encode(obs))  # (M, B/M, L)
         latents, actions, log_probs, disagreements = [], [], [], [torch.zeros_like(z[..., 0])]
         for step in range(self.config.dream_horizon + 1):

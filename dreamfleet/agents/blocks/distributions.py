@@ -45,8 +45,10 @@ class Categorical:
     @cached_property
     def sampled(self) -> tuple[Tensor, Tensor]:
         """Returns one sampled action (int64) per distribution, and its log-probability."""
-        flat = torch.multinomial(self.probs.flatten(0, -2), 1, generator=self._rng)
-        action = flat.view(self.probs.shape[:-1])
+        # The largest p / e, with exponential numbers e, is that of action a with probability p_a.
+        # `torch.multinomial` computes the same, but may wait for the device.
+        exponential = torch.empty_like(self.probs).exponential_(generator=self._rng)
+        action = (self.probs.detach() / exponential).argmax(-1)
         return action, self.log_prob(action)
 
     @property

@@ -58,7 +58,15 @@ from torch import Tensor, nn
 from dreamfleet.agents.blocks.actions import DiscreteActions
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
-from dreamfleet.agents.blocks.dreams import sample_windows
+from dreamfleet.agents.blocks.dreams import (
+    add_dreamed_windows,
+    end_dreams,
+    sample_windows,
+    stack_steps,
+    steps_to_dream,
+    trusted_steps,
+)
+from dreamfleet.agents.blocks.importance import importance_weights, relative_probability
 from dreamfleet.agents.blocks.nets import by_turns
 from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.returns import n_step
@@ -203,7 +211,7 @@ class GatedRainbow(WeightGroups):
         on held-out episodes after each of 1, 2, … h steps is at most `max_model_error`.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
-        return (error <= self.config.max_model_error).cumprod(0)
+        return trusted_steps(error, self.config.max_model_error)
 
     # --------------------------------------------------------------------------------- dreams
 
@@ -213,20 +221,19 @@ class GatedRainbow(WeightGroups):
 
         starts: B windows of real rows; a dream starts at the last row of each window. The dreams
         are columns (B, C + 1 + H, …). Their first C + 1 rows are real: C rows of context, then the
-        row from which the dream starts. H is the largest number of steps for which the world
-        model's error on held-out episodes is small enough, but at least 1.
+        row from which the dream starts. H is `dream_horizon`. On a CPU, steps at which the world
+        model's error on held-out episodes is too large are not computed: the last computed row is
+        repeated.
 
         The column `weight` is 1 if the step after the row is trusted, else 0. Values are learned at
         rows of weight 1 only.
         """
-        world, rng = self.slow_world, self.dream_rng
+        world, rng, horizon = self.slow_world, self.dream_rng, self.config.dream_horizon
         allowed = self.trusted_steps() * (self.schedules.steps >= self.config.dream_after)
-        horizon = max(1, int(allowed.sum()))  # the only wait for the device
-        obs = torch.as_tensor(starts.data["obs"], device=self.device)
-        history = obs[:, -CONTEXT - 1 :]  # (B, 4, *O)
+        history = to_tensors(starts.data, self.device)["obs"][:, -CONTEXT - 1 :]  # (B, 4, *O)
         observations = list(history.unbind(1))
         actions, rewards, terminals, disagreements = [], [], [], []
-        for _ in range(horizon):
+        for _ in range(steps_to_dream(allowed)):
             action = self.choose(history, rng)
             step = world.dream_step(history, self.actions.encode(action), rng)
             history = torch.cat([history[:, 1:], step.obs.unsqueeze(1)], 1)
@@ -236,22 +243,17 @@ class GatedRainbow(WeightGroups):
             terminals.append(step.terminal)
             disagreements.append(step.disagreement)
 
-        limit = self.config.max_disagreement * world.mean_disagreement
-        agreed = torch.stack(disagreements, 1) <= limit
-        terminal = torch.stack(terminals, 1)  # (B, H)
-        not_ended = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
-        trusted = agreed.cumprod(1) * allowed[:horizon] * not_ended  # the steps to rows 1 … H
-        # A dream ends (`last`) at the first row whose next step is not trusted. A predicted
-        # termination counts only on trusted steps.
-        last = F.pad(trusted == 0, (CONTEXT, 1), value=True)
-        last[:, :CONTEXT] = False
         return {
-            "obs": torch.stack(observations, 1),
-            "action": F.pad(torch.stack(actions, 1), (CONTEXT, 1)),
-            "reward": F.pad(torch.stack(rewards, 1), (CONTEXT + 1, 0)),
-            "last": last,
-            "terminal": F.pad(terminal & (trusted > 0), (CONTEXT + 1, 0)),
-            "weight": F.pad(trusted.float(), (CONTEXT, 1)),
+            "obs": stack_steps(observations, CONTEXT + 1 + horizon),
+            "action": F.pad(stack_steps(actions, horizon), (CONTEXT, 1)),
+            "reward": F.pad(stack_steps(rewards, horizon), (CONTEXT + 1, 0)),
+            **end_dreams(
+                stack_steps(terminals, horizon),
+                stack_steps(disagreements, horizon),
+                self.config.max_disagreement * world.mean_disagreement,
+                allowed,
+                CONTEXT,
+            ),
         }
 
     @torch.no_grad()
@@ -280,15 +282,15 @@ class GatedRainbow(WeightGroups):
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
-        rows = to_tensors(real.data, self.device)
-        relative_prob = torch.as_tensor(
-            real.size * real.prob, dtype=torch.float32, device=self.device
-        )
+        further = {
+            "relative_prob": relative_probability(real),
+            "episode_stats": np.array(real.episode_stats, np.float32),
+        }
+        rows = to_tensors(real.data | further, self.device)
         dreamed = None if dreams is None else self.sample_windows(dreams)
         noise = self.online.draw_noise(FORWARD_PASSES, self.policy_rng)
-        episode_stats = torch.tensor(real.episode_stats, dtype=torch.float32, device=self.device)
         loss, priority, metrics = self._update_loss(
-            rows, relative_prob, episode_stats, dreamed, noise
+            rows, rows["relative_prob"], rows["episode_stats"], dreamed, noise
         )
         metrics["grad_norm/value"] = self.optimizer.step(loss, metrics["learn/lr"])
         metrics |= skipped_step_metrics("policy", self.optimizer)
@@ -326,16 +328,12 @@ class GatedRainbow(WeightGroups):
         rows["reward"] = normaliser.clip_outliers(rows["reward"])
         inliers = normaliser.inliers(real["obs"])
         metrics = {"data/outliers": 1 - inliers.mean()}
-        counts = valid = inliers.amin(1)  # a window with an outlier counts 0
-        weight = weight * valid
+        valid = inliers.amin(1)  # a window with an outlier counts 0
+        rows, weight, counts = add_dreamed_windows(rows, weight * valid, valid, dreamed)
         if dreamed is not None:
-            dreamed_rows, dreamed_counts = dreamed
-            counts = torch.cat([counts, dreamed_counts])
-            rows = {key: torch.cat([rows[key], dreamed_rows[key]]) for key in rows}
-            dreamed_weight = dreamed_counts * weight.mean()
-            total_weight = dreamed_weight.sum() + weight.sum()
-            metrics["dream/share"] = dreamed_weight.sum() / total_weight.clamp(min=1e-6)
-            weight = torch.cat([weight, dreamed_weight])
+            real_weight, dreamed_weight = weight[: len(valid)].sum(), weight[len(valid) :].sum()
+            total_weight = dreamed_weight + real_weight
+            metrics["dream/share"] = dreamed_weight / total_weight.clamp(min=1e-6)
         if config.curiosity:
             rows["reward"] = rows["reward"] + config.curiosity * self.curiosity_bonus(rows)
 
@@ -405,10 +403,9 @@ class GatedRainbow(WeightGroups):
         relative_prob (R,): sampling probabilities divided by the uniform probability. Without
         prioritized sampling all weights are 1.
         """
-        if not self.config.prioritized:
-            return torch.ones_like(relative_prob)
-        weight = relative_prob**-self.schedules.beta
-        return weight / weight.max()
+        return importance_weights(
+            relative_prob, self.schedules.beta if self.config.prioritized else 0.0
+        )
 
     def curiosity_bonus(self, rows: Batch) -> Tensor:
         """Returns a bonus reward for each row of B windows: large where the world model is unsure.

@@ -118,8 +118,9 @@ def test_dreams_are_as_long_as_the_held_out_error_allows(trained_agent):
         agent = copy.deepcopy(trained_agent)
         agent.slow_world.held_out_error.copy_((growth * torch.arange(1, 5)) ** 2)
         dreams = agent.dream(starts)
-        assert dreams["obs"].shape[:2] == (5, CONTEXT + max(steps, 1) + 1)
-        assert dreams["weight"].sum() <= 5 * steps
+        assert {value.shape[:2] for value in dreams.values()} == {(5, CONTEXT + 7)}
+        assert not dreams["weight"][:, CONTEXT + steps :].any()
+        assert dreams["last"][:, CONTEXT + steps :].all()
         assert (dreams["weight"].sum() > 0) == (steps > 0)
     assert world.held_out_error.max().sqrt() < trained_agent.config.max_model_error
 
