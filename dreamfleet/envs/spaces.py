@@ -209,14 +209,16 @@ def _parts(env_id: str, space: gym.Space[Any]) -> list[Part]:
     """Returns the innermost parts of an observation space, each with its place in the columns."""
     parts: list[Part] = []
     leaves = _leaves(space)
-    sizes = [0 if _is_image(it, path) else _size(env_id, space, it) for path, it in leaves]
+    images = [_image(inner, path) for path, inner in leaves]
+    sizes = [
+        0 if image else _size(env_id, space, inner)
+        for image, (_, inner) in zip(images, leaves, strict=True)
+    ]
     start, obs_is_free = 0, not any(sizes)
-    for (path, inner), size in zip(leaves, sizes, strict=True):
-        image = _image(inner) if _is_image(inner, path) else None
-        column = "obs"
-        if image is not None:
-            column = "obs" if obs_is_free else ".".join(("obs", *map(str, path)))
-            obs_is_free = False
+    for (path, inner), image, size in zip(leaves, images, sizes, strict=True):
+        named = image is not None and not obs_is_free
+        column = ".".join(("obs", *map(str, path))) if named else "obs"
+        obs_is_free &= image is None
         parts.append(Part(_name(path), path, inner, image, column, start, size))
         start += size
     columns = [part.column for part in parts if part.image]
@@ -273,22 +275,20 @@ _REMEDY: Final = (
 )
 
 
-def _is_image(space: Any, path: tuple[str | int, ...]) -> bool:
-    """Returns whether a part of an observation is an image: uint8 from 0 to 255, with three axes.
+def _image(space: Any, path: tuple[str | int, ...]) -> Space | None:
+    """Returns the space (height, width, channels) of an encoded image; None if it is no image.
 
-    An image that is the whole observation, with an empty path, may also have two axes.
+    An image is a Box of uint8 from 0 to 255 with three axes. If it is the whole observation, with
+    an empty path, it may also have two axes.
     """
-    return (
-        isinstance(space, Box)
-        and space.dtype == np.uint8
-        and (len(space.shape) == 3 or (len(space.shape) == 2 and not path))
-        and not space.low.any()
-        and bool((space.high == 255).all())
-    )
-
-
-def _image(space: Box) -> Space:
-    """Returns the space of an encoded image, with the axes height, width and channels."""
+    if (
+        not isinstance(space, Box)
+        or space.dtype != np.uint8
+        or not (len(space.shape) == 3 or (len(space.shape) == 2 and not path))
+        or space.low.any()
+        or not (space.high == 255).all()
+    ):
+        return None
     shape = (*space.shape[1:], *space.shape[:1]) if _channels_first(space) else space.shape
     height, width, channels = (*shape, 1)[:3]
     return Space((height, width, channels), "uint8")
