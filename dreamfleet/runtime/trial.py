@@ -25,6 +25,7 @@ from dreamfleet.core.types import (
     TableSpec,
 )
 from dreamfleet.core.write_back import write_back
+from dreamfleet.dreamer_workers.dreamer import sharing_fault
 from dreamfleet.replay_server.server import ReplayServer
 from dreamfleet.runtime.blueprint import weight_groups
 
@@ -164,6 +165,8 @@ def _check_tables(agent: Any) -> None:
         ("start" in consumers) == (dream is not None),
         "the consumer 'start' and the table 'dream' go together: declare both or neither",
     )
+    fault = sharing_fault(agent.tables)
+    _require(not fault, str(fault))
     for consumer in consumers:
         method = CONSUMERS[consumer]
         has = callable(getattr(agent, method, None))
