@@ -6,13 +6,11 @@ A dream is a rollout of the policy inside the world model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Final, cast
 
 from dreamfleet.core.finite import UpdateMonitor, check_weights
 from dreamfleet.core.pull import pull
 from dreamfleet.core.types import (
-    PRIORITY,
     Agent,
     Batch,
     Event,
@@ -22,7 +20,7 @@ from dreamfleet.core.types import (
     TableSpec,
     WeightStore,
 )
-from dreamfleet.core.write_back import write_back
+from dreamfleet.core.write_back import rewritten, write_back
 
 QUEUE_IS_FULL: Final = "learner: room for a dream"
 
@@ -105,8 +103,7 @@ class Dreamer:
         feedback = self._agent.learn_world(real)
         write_back(self._replay, "world", real, feedback)
         if self._shares:
-            columns = {name: it for name, it in feedback.rows.items() if name != PRIORITY}
-            self._learned = replace(real, data=real.data | columns)
+            self._learned = rewritten(real, feedback)
         self.updates += 1
         self._monitor.check(feedback.metrics, self.updates)
         # Published after the first update: other dreamers make dreams once there is a version.

@@ -228,7 +228,7 @@ class SharingAgent(RewritingAgent):
         written, obs = starts.data["written"], starts.data["obs"]
         assert written.shape == obs.shape and obs.shape[1] in (4, 1)
         if obs.shape[1] == 4:  # the windows of an update, and not of a sample of `start`
-            np.testing.assert_array_equal(written, obs + 1)
+            np.testing.assert_array_equal(written, (obs + 1).astype(np.float16))
         return super().dream(starts)
 
 
