@@ -203,6 +203,35 @@ class RewritingAgent(FakeAgent):
         return feedback
 
 
+class SharingAgent(RewritingAgent):
+    """A fake `Agent` whose dreams begin at the windows of the newest update of the world model.
+
+    `dream` checks that these windows hold the new values of column `written`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        real = self.tables["real"]
+        assert isinstance(real, TableSpec)
+        policy = replace(real.consumers["policy"], samples_per_step=None)
+        world = replace(real.consumers["world"], first_columns=("written",))
+        start = replace(real.consumers["start"], shares="world")
+        self.tables["real"] = replace(
+            real, consumers={"policy": policy, "world": world, "start": start}
+        )
+
+    def learn_world(self, real: Sample) -> Feedback:
+        assert real.data["written"].shape == (4, 2) and real.data["obs"].shape == (4, 4, 2)
+        return super().learn_world(real)
+
+    def dream(self, starts: Sample) -> Batch:
+        written, obs = starts.data["written"], starts.data["obs"]
+        assert written.shape == obs.shape and obs.shape[1] in (4, 1)
+        if obs.shape[1] == 4:  # the windows of an update, and not of a sample of `start`
+            np.testing.assert_array_equal(written, (obs + 1).astype(np.float16))
+        return super().dream(starts)
+
+
 class FakeReplay:
     """A fake `Replay` whose answers the test gives in advance.
 

@@ -5,13 +5,13 @@ import pickle
 import numpy as np
 
 from dreamfleet.core.types import Agent, Replay, VectorEnv
-from tests.fakes import FakeAgent, FakeEnv, FakeReplay, RewritingAgent, sample
+from tests.fakes import FakeAgent, FakeEnv, FakeReplay, SharingAgent, sample
 
 
 def test_fakes_have_every_member_of_their_protocol():
     for fake, protocol in (
         (FakeAgent(), Agent),
-        (RewritingAgent(), Agent),
+        (SharingAgent(), Agent),
         (FakeReplay(), Replay),
         (FakeEnv(), VectorEnv),
     ):

@@ -110,6 +110,11 @@ class Consumer:
     The columns `first_columns` are only sampled for the first of these context + T rows: a stored
     latent state is needed at the beginning of a window only. The columns `columns`, or all columns
     that are not among `first_columns`, are sampled for all rows.
+
+    If `shares` names another consumer, a sample of that consumer serves both purposes, and counts
+    for both rates. Adding rows never waits for a consumer that shares. If consumer `start` shares
+    `world`, dreams begin at the windows that the world model has just learned from. Dreamers that
+    do not train the world model still sample `start`.
     """
 
     batch: int  # windows per sample, B
@@ -120,6 +125,7 @@ class Consumer:
     context: int = 0  # rows before the window, of the same episode
     columns: tuple[str, ...] = ()  # columns of a sample; empty: all
     first_columns: tuple[str, ...] = ()  # columns of a window's first row only: (B, …)
+    shares: str = ""  # the consumer whose samples are used for this purpose too; "": none
 
 
 @dataclass(frozen=True)
@@ -287,7 +293,9 @@ class Agent(Protocol):
     def dream(self, starts: Sample) -> Batch:
         """Rolls the policy out in the world model, from the last row of each sampled window.
 
-        starts: a sample of windows (consecutive real rows), with columns of shape (B, T, …).
+        starts: a sample of windows (consecutive real rows), with columns of shape (B, T, …). If
+        consumer `start` shares `world`, it may also be the sample that `learn_world` has just
+        learned from, with the new values in `Feedback.rows`; dreams may then begin at any row.
         Returns B' rollouts of H steps each, with columns of shape (B', H + 1, …). B' equals B if
         the agent makes one rollout per window.
         """

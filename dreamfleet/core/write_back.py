@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from dreamfleet.core.types import Array, Feedback, Replay, Sample
+from dreamfleet.core.types import PRIORITY, Array, Feedback, Replay, Sample
 
 
 def write_back(replay: Replay, consumer: str, real: Sample, feedback: Feedback) -> None:
@@ -18,6 +19,15 @@ def write_back(replay: Replay, consumer: str, real: Sample, feedback: Feedback) 
     if feedback.rows:
         rows = {name: on_host(values) for name, values in feedback.rows.items()}
         replay.update("real", real.keys, rows, consumer)
+
+
+def rewritten(real: Sample, feedback: Feedback) -> Sample:
+    """Returns the sample of an update with the new values of its rows in place of the old ones.
+
+    A new column may have fewer or more rows than the old one, and may be a tensor of any device.
+    """
+    new = {name: values for name, values in feedback.rows.items() if name != PRIORITY}
+    return replace(real, data=real.data | new)
 
 
 def on_host(value: Any) -> Array:

@@ -25,7 +25,7 @@ from dreamfleet.core.types import (
     WeightStore,
     Worker,
 )
-from dreamfleet.dreamer_workers.dreamer import Dreamer
+from dreamfleet.dreamer_workers.dreamer import Dreamer, sharing_fault
 from dreamfleet.learner.learner import Learner
 from dreamfleet.replay_server import budget
 from dreamfleet.replay_server.checks import Limits, check_memory, check_spec
@@ -113,6 +113,8 @@ class Blueprint:
         Raises UserError for invalid tables, and for tables that do not fit into the memory of this
         machine. Memory is not checked if the run joins a Ray cluster.
         """
+        if fault := sharing_fault(agent.tables):
+            raise UserError(f"agent {self.config.agent!r}: {fault}")
         allowed, shards = self.config.train.replay_gb, self.config.train.replay_shards
         tables = agent.tables if allowed is None else budget.limited(agent.tables, allowed * 1e9)
         parts = shard_tables(tables, shards)

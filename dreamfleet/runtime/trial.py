@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from dreamfleet.core.types import (
     Space,
     TableSpec,
 )
-from dreamfleet.core.write_back import write_back
+from dreamfleet.core.write_back import rewritten, write_back
+from dreamfleet.dreamer_workers.dreamer import sharing_fault
 from dreamfleet.replay_server.server import ReplayServer
 from dreamfleet.runtime.blueprint import weight_groups
 
@@ -168,6 +169,8 @@ def _check_tables(agent: Any) -> None:
         ("start" in consumers) == (dream is not None),
         "the consumer 'start' and the table 'dream' go together: declare both or neither",
     )
+    fault = sharing_fault(agent.tables)
+    _require(not fault, str(fault))
     for consumer in consumers:
         method = CONSUMERS[consumer]
         has = callable(getattr(agent, method, None))
@@ -255,20 +258,23 @@ def _check_learning(agent: Any, name: str, replay: ReplayServer) -> None:
     """
     consumers = agent.tables["real"].consumers
     samples = {consumer: replay.sample("real", consumer) for consumer in consumers}
-    dreams = None
+    starts, dreams = [samples.get("start")], None
     if "world" in consumers:
         with _named(name, "learn_world"):
-            feedback = agent.learn_world(samples["world"])
-            _check_feedback(feedback, samples["world"], "world", agent, replay)
+            real = cast(Sample, samples["world"])
+            feedback = agent.learn_world(real)
+            _check_feedback(feedback, real, "world", agent, replay)
+            if any(consumer.shares for consumer in consumers.values()):
+                starts.append(rewritten(real, feedback))
     if "start" in consumers:
         with _named(name, "dream"):
-            dreams = agent.dream(samples["start"])
-            _require(
-                isinstance(dreams, Mapping) and bool(dreams), "it must return a dict of columns"
-            )
+            for each in starts:
+                dreams = agent.dream(each)
+                fits = isinstance(dreams, Mapping) and bool(dreams)
+                _require(fits, "it must return a dict of columns")
     with _named(name, "learn_policy"):
-        real = samples.get("policy")
-        _check_feedback(agent.learn_policy(real, dreams), real, "policy", agent, replay)
+        windows = samples.get("policy")
+        _check_feedback(agent.learn_policy(windows, dreams), windows, "policy", agent, replay)
 
 
 def _check_feedback(

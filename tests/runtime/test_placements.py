@@ -21,6 +21,7 @@ from tests.runtime.runs import (
     FAKE,
     INTERVALS,
     REWRITING,
+    SHARING,
     assert_counted,
     config,
     state_in,
@@ -176,6 +177,44 @@ def test_new_values_of_an_update_reach_the_rows_of_its_windows(
         rewritten += written.sum()
     assert rewritten > 200  # of 480
     assert run.of("run")[-1]["replay/real/stale_updates"] == 0
+
+
+@pytest.mark.parametrize(
+    ("placement", "num_dreamers"),
+    [
+        ("local", 1),
+        ("local", 2),
+        pytest.param("cluster", 0, marks=(pytest.mark.ray, pytest.mark.costly)),
+        pytest.param("cluster", 1, marks=(pytest.mark.ray, pytest.mark.costly)),
+        pytest.param("cluster", 2, marks=pytest.mark.ray),
+    ],
+    indirect=["placement"],
+)
+def test_shared_samples_give_one_dream_for_each_update_of_the_world_model(
+    tmp_path, placement, num_dreamers, monkeypatch
+):
+    """Holds in every placement, although nobody may sample the consumer that shares.
+
+    Dreamers that do not train only make dreams for samples that the world model has not taken yet.
+    """
+    monkeypatch.setitem(agents.REGISTRY, "fake", SHARING)
+    for steps in (400, 800):
+        given = config(tmp_path, steps=steps, num_actors=2, num_dreamers=num_dreamers)
+        run = train(placement, given, resume=steps == 800)
+        assert run.code == 0 and run.state["session"]["env_steps"] == steps
+        samples = run.state["replay"]["real"]["limiter"]["samples"]
+        updates, undelivered = run.state["session"]["updates"], 4 if placement == "cluster" else 0
+        credit = (steps - 8) * 0.25 - samples["world"]
+        assert 0 <= credit <= 4 + 0.25 * 2 * INTERVALS.chunk + undelivered
+        assert 0 <= samples["world"] - updates["dreamer"] <= undelivered
+        if num_dreamers < 2:
+            assert samples["start"] == 0
+        else:
+            assert samples["start"] <= 8 + undelivered
+        dreams = updates["dreamer"] + samples["start"]
+        # Each dream is used once. The queue and the workers hold some, which a resume loses.
+        lost = (2 + 1 + max(num_dreamers, 1)) * (1 if steps == 400 else 2) + undelivered
+        assert dreams - lost <= updates["learner"] <= dreams
 
 
 @both
