@@ -149,14 +149,24 @@ class Recorder:
 
 
 def predict(agent: Agent, windows: dream_report.Windows) -> Batch:
-    """Returns the agent's predictions for W windows: arrays (W, H, …)."""
+    """Returns the agent's predictions for W windows: arrays (W, H, …).
+
+    Raises UserError if a predicted number is not finite.
+    """
     assert isinstance(agent, Predictor)
     parts = []
     for begin in range(0, len(windows), WINDOWS_AT_ONCE):
         some = slice(begin, begin + WINDOWS_AT_ONCE)
         window = {key: value[some] for key, value in windows.rows.items()}
         parts.append(agent.predict(window, windows.context))
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    predicted = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    for name, values in predicted.items():
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"the world model predicts {name} that is not finite, as before its first update. "
+                "Train the run for more steps."
+            )
+    return predicted
 
 
 def draw(
