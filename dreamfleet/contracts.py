@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from dreamfleet import agents
+from dreamfleet.agents.blocks.device import available_devices
 from dreamfleet.core import checkpoint
 from dreamfleet.core.types import (
     ENV_COLUMNS,
@@ -48,33 +49,35 @@ AGENTS = pytest.StashKey[Iterable[str]]()  # names of the agents to test; by def
 
 @dataclass(frozen=True)
 class Case:
-    """Describes one case of a contract test: an agent, and a kind of observations and actions."""
+    """Describes a case of a contract test: an agent, its spaces, and the device that it uses."""
 
     name: str
     spec: EnvSpec
+    device: str = "cpu"
 
     def build(self, seed: int = 0) -> Any:
-        """Returns a new agent of this test case, on the CPU, with the agent's default settings."""
+        """Returns a new agent of this test case, with the agent's default settings."""
         agent_class = agents.load(self.name)
-        return agent_class(agent_class.Config(), self.spec, seed, "cpu")
+        return agent_class(agent_class.Config(), self.spec, seed, self.device)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrises the argument `case` of tests, so that each test runs once per case.
 
     There is a case for each tested agent with each kind of observations and actions that the agent
-    declares as supported.
+    declares as supported, on each kind of device of this machine.
     """
     if "case" not in metafunc.fixturenames:
         return
     cases = [
         pytest.param(
-            Case(name, specification(observation, action)),
-            id=f"{name}-{observation}-{action}",
+            Case(name, specification(observation, action), device),
+            id="-".join((name, observation, action, *([] if device == "cpu" else [device]))),
         )
         for name in metafunc.config.stash.get(AGENTS, agents.REGISTRY)
         for observation in agents.find(name).observations
         for action in agents.find(name).actions
+        for device in available_devices()
     ]
     metafunc.parametrize("case", cases)
 
@@ -151,10 +154,18 @@ def train(agent: Any, steps: int = 2) -> Experience:
     return experience
 
 
+def on_host(value: Any) -> Any:
+    """Returns a tensor of any device as a numpy array, and any other value unchanged."""
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+
+
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """Flattens nested dicts to one dict of copied values, whose keys are paths such as "a/b"."""
+    """Flattens nested dicts to one dict of copied values, whose keys are paths such as "a/b".
+
+    Tensors become arrays.
+    """
     if not isinstance(tree, dict):
-        return {path: copy.deepcopy(tree)}
+        return {path: copy.deepcopy(on_host(tree))}
     parts = [flatten(value, f"{path}/{key}" if path else key) for key, value in tree.items()]
     return {key: value for part in parts for key, value in part.items()}
 
@@ -266,7 +277,7 @@ def assert_valid(feedback: Feedback, real: Sample | None, prioritized: bool) -> 
         assert not prioritized, "a Prioritized selector needs priorities in the Feedback"
     else:
         assert real is not None, "the Feedback has priorities, but there was no real batch"
-        priorities = np.asarray(feedback.rows["priority"])
+        priorities = np.asarray(on_host(feedback.rows["priority"]))
         assert priorities.shape == real.keys.shape
         assert np.isfinite(priorities).all() and (priorities >= 0).all()
 
@@ -296,7 +307,7 @@ def test_all_columns_of_dreams_are_finite_and_have_the_same_leading_axes(case: C
     assert len(leading_axes) == 1  # (B', H+1)
     assert min(leading_axes.pop()) > 1
     for name, value in dreams.items():
-        assert np.isfinite(np.asarray(value)).all(), name
+        assert np.isfinite(np.asarray(on_host(value))).all(), name
 
 
 def test_each_gradient_step_changes_its_own_weight_group_only(case: Case) -> None:

@@ -31,6 +31,7 @@ OURS = {"launch", "tests", "benchmarks"}  # what is imported by these names, bes
 HOMES = {  # package → the paths that may import it
     "torch": (
         "dreamfleet/agents/",
+        "benchmarks/gpu.py",
         "benchmarks/updates/eager_rainbow.py",
         "benchmarks/updates/speed.py",
     ),

@@ -37,7 +37,7 @@ class AgentEntry:
 
 REGISTRY: dict[str, AgentEntry] = {
     "dreamer-lite": AgentEntry(
-        "dreamfleet.agents.dreamer_lite:DreamerLite", ("discrete", "continuous"), ("vector",)
+        "dreamfleet.agents.dreamer_lite.agent:DreamerLite", ("discrete", "continuous"), ("vector",)
     ),
     "gated-rainbow": AgentEntry(
         "dreamfleet.agents.gated_rainbow.agent:GatedRainbow", ("discrete",), ("vector", "image")

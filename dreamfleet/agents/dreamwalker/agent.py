@@ -54,6 +54,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.captured import captured
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.distributions import TanhNormal
 from dreamfleet.agents.blocks.dreams import (
@@ -198,7 +199,11 @@ class Dreamwalker(WeightGroups):
     # ---------------------------------------------------------------------------- world model
 
     def learn_world(self, real: Sample) -> Feedback:
-        rows = to_tensors(real.data, self.device)
+        return Feedback(self.update_world(to_tensors(real.data, self.device)))
+
+    @captured
+    def update_world(self, rows: Batch) -> dict[str, Tensor]:
+        """Takes one update of the world model on real windows (B, L, …); returns metrics."""
         self.world.update_statistics(rows)
         loss, metrics = self.world.loss(rows)
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
@@ -207,7 +212,7 @@ class Dreamwalker(WeightGroups):
         self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
         metrics |= self.world.update_held_out_error(self.slow_world, rows, self.dream_rng)
         metrics["model/trusted_steps"] = self.trusted_steps().sum()
-        return Feedback(metrics)
+        return metrics
 
     def trusted_steps(self) -> Tensor:
         """Returns 1 for each step of a dream at which the world model is accurate enough, else 0.
@@ -220,14 +225,18 @@ class Dreamwalker(WeightGroups):
 
     # --------------------------------------------------------------------------------- dreams
 
-    @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
+        return self.roll_out(to_tensors(starts.data, self.device))
+
+    @captured
+    @torch.no_grad()
+    def roll_out(self, rows: Batch) -> Batch:
         """Rolls the policy out in the world model from real rows; returns B dreams of H steps.
 
-        starts: B windows of real rows; a dream starts at the last row of each window, and includes
-        this row. The dreams are columns (B, H + 1, …), with H = `dream_horizon`. On a CPU, steps at
-        which the world model's error on held-out episodes is too large are not computed: the last
-        computed row is repeated. The columns are those of real rows, and
+        rows: columns of B windows of real rows; a dream starts at the last row of each window, and
+        includes this row. The dreams are columns (B, H + 1, …), with H = `dream_horizon`. On a CPU,
+        steps at which the world model's error on held-out episodes is too large are not computed:
+        the last computed row is repeated. The columns are those of real rows, and
 
         - `weight`: 1 if the step after the row is trusted, else 0. Policy and critics learn at rows
           of weight 1 only.
@@ -235,7 +244,6 @@ class Dreamwalker(WeightGroups):
         """
         world, rng, horizon = self.slow_world, self.dream_rng, self.config.dream_horizon
         allowed = self.trusted_steps() * (self.steps >= self.config.dream_after)
-        rows = to_tensors(starts.data, self.device)
         obs, reward, first = rows["obs"][:, -1].float(), rows["reward"], rows["first"]
         past = None
         if self.config.context:
@@ -299,15 +307,27 @@ class Dreamwalker(WeightGroups):
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
-        config, metrics, dreamed = self.config, {}, None
         further = {"relative_prob": relative_probability(real)}
         rows = to_tensors(real.data | further, self.device)
+        dreamed = None if dreams is None else to_tensors(dreams, self.device)
+        metrics, priority = self.update_policy(rows, dreamed)
+        if not self.config.prioritized:
+            return Feedback(metrics)
+        return Feedback(metrics, {"priority": to_array(priority).astype(np.float64)})
+
+    @captured
+    def update_policy(self, rows: Batch, dreams: Batch | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Takes one update of policy and critics; returns metrics and new priorities (R,).
+
+        rows: columns of R windows of real rows, with `relative_prob` of `critic_update_loss` as a
+        further column. dreams: columns of dreams.
+        """
+        config, metrics, dreamed = self.config, {}, None
         relative_prob = rows["relative_prob"]
         if dreams is not None:
-            batch = to_tensors(dreams, self.device)
-            dreamed = sample_windows(batch, COLUMNS, config.dreamed_windows, 0, 1, self.policy_rng)
+            dreamed = sample_windows(dreams, COLUMNS, config.dreamed_windows, 0, 1, self.policy_rng)
             # Updates of the world model since the dreams were made, as far as they are known here.
-            age = self.slow_world.normaliser.updates - batch["version"].mean()
+            age = self.slow_world.normaliser.updates - dreams["version"].mean()
             metrics["dream/age"] = age.clamp(min=0)
         windows = len(relative_prob) + config.dreamed_windows * (dreamed is not None)
         shape = (2, windows, self.spec.action.shape[0])
@@ -321,11 +341,8 @@ class Dreamwalker(WeightGroups):
         metrics |= skipped_step_metrics("policy", self.critic_optimizer, self.actor_optimizer)
         if config.norm != "batch":
             self.target_soft_update.step(config.slow_critic)
-        if not config.prioritized:
-            return Feedback(metrics)
         real_error = (critics.abs_error * critics.counts)[: len(relative_prob)]
-        priority = to_array(real_error + PRIORITY_OFFSET).astype(np.float64)
-        return Feedback(metrics, {"priority": priority})
+        return metrics, real_error + PRIORITY_OFFSET
 
     def critic_update_loss(
         self,

@@ -57,6 +57,7 @@ from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.actions import DiscreteActions
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.captured import captured
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.dreams import (
     add_dreamed_windows,
@@ -192,7 +193,11 @@ class GatedRainbow(WeightGroups):
     # ---------------------------------------------------------------------------- world model
 
     def learn_world(self, real: Sample) -> Feedback:
-        rows = to_tensors(real.data, self.device)
+        return Feedback(self.update_world(to_tensors(real.data, self.device)))
+
+    @captured
+    def update_world(self, rows: Batch) -> dict[str, Tensor]:
+        """Takes one update of the world model on real windows (B, C + T, …); returns metrics."""
         one_hot = self.actions.encode(rows["action"])
         self.world.update_statistics(rows)
         loss, metrics = self.world.loss(rows, one_hot)
@@ -202,7 +207,7 @@ class GatedRainbow(WeightGroups):
         self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
         metrics |= self.world.update_held_out_error(self.slow_world, rows, one_hot, self.dream_rng)
         metrics["model/trusted_steps"] = self.trusted_steps().sum()
-        return Feedback(metrics)
+        return metrics
 
     def trusted_steps(self) -> Tensor:
         """Returns 1 for each step of a dream at which the world model is accurate enough, else 0.
@@ -215,22 +220,26 @@ class GatedRainbow(WeightGroups):
 
     # --------------------------------------------------------------------------------- dreams
 
-    @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
+        return self.roll_out(to_tensors(starts.data, self.device)["obs"])
+
+    @captured
+    @torch.no_grad()
+    def roll_out(self, obs: Tensor) -> Batch:
         """Rolls the policy out in the world model from real rows; returns B dreams of H steps.
 
-        starts: B windows of real rows; a dream starts at the last row of each window. The dreams
-        are columns (B, C + 1 + H, …). Their first C + 1 rows are real: C rows of context, then the
-        row from which the dream starts. H is `dream_horizon`. On a CPU, steps at which the world
-        model's error on held-out episodes is too large are not computed: the last computed row is
-        repeated.
+        obs: the observations of B windows of real rows, (B, T, *O); a dream starts at the last row
+        of each window. The dreams are columns (B, C + 1 + H, …). Their first C + 1 rows are real: C
+        rows of context, then the row from which the dream starts. H is `dream_horizon`. On a CPU,
+        steps at which the world model's error on held-out episodes is too large are not computed:
+        the last computed row is repeated.
 
         The column `weight` is 1 if the step after the row is trusted, else 0. Values are learned at
         rows of weight 1 only.
         """
         world, rng, horizon = self.slow_world, self.dream_rng, self.config.dream_horizon
         allowed = self.trusted_steps() * (self.schedules.steps >= self.config.dream_after)
-        history = to_tensors(starts.data, self.device)["obs"][:, -CONTEXT - 1 :]  # (B, 4, *O)
+        history = obs[:, -CONTEXT - 1 :]  # (B, 4, *O)
         observations = list(history.unbind(1))
         actions, rewards, terminals, disagreements = [], [], [], []
         for _ in range(steps_to_dream(allowed)):
@@ -287,17 +296,28 @@ class GatedRainbow(WeightGroups):
             "episode_stats": np.array(real.episode_stats, np.float32),
         }
         rows = to_tensors(real.data | further, self.device)
+        dreamed = None if dreams is None else to_tensors(dreams, self.device)
+        metrics, priority = self.update_policy(rows, dreamed)
+        if not self.config.prioritized:
+            return Feedback(metrics)
+        return Feedback(metrics, {"priority": to_array(priority).astype(np.float64)})
+
+    @captured
+    def update_policy(self, real: Batch, dreams: Batch | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Takes one update of the value network; returns metrics and new priorities (R,).
+
+        real: columns of R windows of real rows, with `relative_prob` and `episode_stats` of
+        `update_loss` as further columns. dreams: columns of dreams.
+        """
         dreamed = None if dreams is None else self.sample_windows(dreams)
         noise = self.online.draw_noise(FORWARD_PASSES, self.policy_rng)
         loss, priority, metrics = self._update_loss(
-            rows, rows["relative_prob"], rows["episode_stats"], dreamed, noise
+            real, real["relative_prob"], real["episode_stats"], dreamed, noise
         )
         metrics["grad_norm/value"] = self.optimizer.step(loss, metrics["learn/lr"])
         metrics |= skipped_step_metrics("policy", self.optimizer)
         self.target_soft_update.step(self.config.slow_critic)
-        if not self.config.prioritized:
-            return Feedback(metrics)
-        return Feedback(metrics, {"priority": to_array(priority).astype(np.float64)})
+        return metrics, priority
 
     def update_loss(
         self,
@@ -366,7 +386,7 @@ class GatedRainbow(WeightGroups):
         learn from), and the n rows after it.
         """
         return sample_windows(
-            to_tensors(dreams, self.device),
+            dreams,
             COLUMNS,
             self.config.dreamed_windows,
             CONTEXT,

@@ -1,4 +1,4 @@
-"""The world model of Dreamer-Lite, which predicts latents of observations."""
+"""The world model of Dreamer-Lite, which predicts the latents of the next observations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LatentWorldModel(nn.Module):
     real_disagreement: Tensor  # running mean of the disagreement on real rows
 
     def __init__(
-        self, obs: Space, action_size: int, latent: int, hidden: int, members: int
+        self, obs: Space, action_size: int, *, latent: int, hidden: int, members: int
     ) -> None:
         super().__init__()
         size = math.prod(obs.shape)
@@ -68,3 +68,8 @@ class LatentWorldModel(nn.Module):
 def unit_variance(z: Tensor) -> Tensor:
     """Returns `z` with the numbers along the last axis scaled to mean 0 and variance 1."""
     return F.layer_norm(z, z.shape[-1:])
+
+
+def continue_loss(logit: Tensor, continues: Tensor) -> Tensor:
+    """Returns the cross-entropy of the continue head's logits with 1 (continues) or 0 (ends)."""
+    return F.binary_cross_entropy_with_logits(logit.squeeze(-1), continues, reduction="none")

@@ -45,6 +45,7 @@ from torch import Tensor
 
 from dreamfleet.agents.blocks.actions import action_kind
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.captured import captured
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.distributions import Policy
 from dreamfleet.agents.blocks.masked_mean import masked_mean
@@ -55,7 +56,7 @@ from dreamfleet.agents.blocks.returns import retrace
 from dreamfleet.agents.blocks.rows import NUMBER, columns
 from dreamfleet.agents.blocks.soft_update import SoftUpdate
 from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
-from dreamfleet.agents.dreamer_lite_world import LatentWorldModel
+from dreamfleet.agents.dreamer_lite.world import LatentWorldModel, continue_loss
 from dreamfleet.core.config import check_ranges, within
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import (
@@ -146,7 +147,11 @@ class DreamerLite(WeightGroups):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights
             self.world = LatentWorldModel(
-                spec.obs, self.actions.size, config.latent, config.hidden, config.members
+                spec.obs,
+                self.actions.size,
+                latent=config.latent,
+                hidden=config.hidden,
+                members=config.members,
             ).to(device)
             self.policy = MLP(sizes, zero_last=True).to(device)
             self.critic = self.actions.critic(config.latent, config.hidden).to(device)
@@ -203,7 +208,11 @@ class DreamerLite(WeightGroups):
     # ---------------------------------------------------------------------------- world model
 
     def learn_world(self, real: Sample) -> Feedback:
-        rows = to_tensors(real.data, self.device)
+        return Feedback(self.update_world(to_tensors(real.data, self.device)))
+
+    @captured
+    def update_world(self, rows: Batch) -> dict[str, Tensor]:
+        """Takes one update of the world model on real windows (B, T, …); returns metrics."""
         self.world.normaliser.update(rows["obs"], rows["reward"])
         loss, metrics = self.world_loss(rows)
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
@@ -211,7 +220,7 @@ class DreamerLite(WeightGroups):
         metrics["data/outliers"] = 1 - self.world.normaliser.inliers(rows["obs"]).mean()
         self.world_soft_update.step(self.averaging_rate(self.config.slow_world))
         metrics["model/disagreement"] = self.update_disagreement(rows)
-        return Feedback(metrics)
+        return metrics
 
     def world_loss(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of the world model on real windows (B, T, …), a scalar, and metrics.
@@ -284,16 +293,19 @@ class DreamerLite(WeightGroups):
 
     # --------------------------------------------------------------------------------- dreams
 
-    @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Rolls the policy out from B real rows, `starts`; returns dreams of H steps (B, H+1, …).
+        return self.roll_out(to_tensors(starts.data, self.device)["obs"][:, -1])
+
+    @captured
+    @torch.no_grad()
+    def roll_out(self, obs: Tensor) -> Batch:
+        """Rolls the policy out from B observations `obs`; returns dreams of H steps (B, H+1, …).
 
         The columns are `latent`, `action`, `log_prob`, `reward`, `cont` (the probability that the
         episode continues at the row) and `trusted`. `trusted` is 1 up to the first untrusted step,
         then 0.
         """
         world, rng = self.slow_world, self.dream_rng
-        obs = to_tensors(starts.data, self.device)["obs"][:, -1]
         z = self.by_member(world.encode(obs))  # (M, B/M, L)
         latents, actions, log_probs, disagreements = [], [], [], [torch.zeros_like(z[..., 0])]
         for step in range(self.config.dream_horizon + 1):
@@ -353,11 +365,18 @@ class DreamerLite(WeightGroups):
     # -------------------------------------------------------------------- policy and critic
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
+        rows = None if real is None else to_tensors(real.data, self.device)
+        dreamed = None if dreams is None else to_tensors(dreams, self.device)
+        return Feedback(self.update_policy(rows, dreamed))
+
+    @captured
+    def update_policy(self, real: Batch | None, dreams: Batch | None) -> dict[str, Tensor]:
+        """Takes one update of policy and critic on real windows and dreams; returns metrics."""
         parts = []
         if dreams is not None:
-            parts.append(self.dreamed_trajectories(to_tensors(dreams, self.device)))
+            parts.append(self.dreamed_trajectories(dreams))
         if real is not None:
-            parts.append(self.real_trajectories(to_tensors(real.data, self.device)))
+            parts.append(self.real_trajectories(real))
         rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         policy = self.policy_at(rows["latent"], self.policy_rng)
         q_taken, q_candidates = self.critic(rows["latent"], rows["action"], policy)
@@ -383,7 +402,7 @@ class DreamerLite(WeightGroups):
         }
         metrics |= skipped_step_metrics("policy", self.critic_optimizer, self.policy_optimizer)
         self.critic_soft_update.step(self.config.slow_critic)
-        return Feedback(metrics)
+        return metrics
 
     def dreamed_trajectories(self, dreams: Batch) -> Batch:
         """Returns dreams (B, H+1, …) with the columns `weight` and `inside` for `learn_policy`.
@@ -436,11 +455,6 @@ class DreamerLite(WeightGroups):
     def value_unit(self) -> Tensor:
         """Returns the value unit: the return if each reward were the root mean square reward."""
         return self.slow_world.normaliser.reward_rms / (1 - self.config.gamma)
-
-
-def continue_loss(logit: Tensor, continues: Tensor) -> Tensor:
-    """Returns the cross-entropy of the continue head's logits with 1 (continues) or 0 (ends)."""
-    return F.binary_cross_entropy_with_logits(logit.squeeze(-1), continues, reduction="none")
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
