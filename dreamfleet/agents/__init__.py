@@ -45,6 +45,11 @@ REGISTRY: dict[str, AgentEntry] = {
     "dreamwalker": AgentEntry(
         "dreamfleet.agents.dreamwalker.agent:Dreamwalker", ("continuous",), ("vector",)
     ),
+    "barlow-dreamer": AgentEntry(
+        "dreamfleet.agents.barlow_dreamer.agent:BarlowDreamer",
+        ("discrete", "continuous", "multi-discrete"),
+        ("vector", "image", "mixed"),
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from dreamfleet.agents.barlow_dreamer.config import Config
 from dreamfleet.agents.barlow_dreamer.objectives import OBJECTIVES, Widths
 from dreamfleet.agents.barlow_dreamer.observations import Encoder
 from dreamfleet.agents.blocks.rssm import MLP, RSSM, RSSMState
-from dreamfleet.agents.blocks.two_hot import NUMBER_HEADS
+from dreamfleet.agents.blocks.two_hot import NUMBER_HEADS, NumberHead
 from dreamfleet.core.types import Batch, EnvSpec
 
 
@@ -50,6 +50,8 @@ class WorldModel(nn.Module):
 
     Rows are columns (B, T, …), and T rows follow the row to which the state before them belongs.
     """
+
+    number: NumberHead  # the representation of rewards
 
     def __init__(self, config: Config, spec: EnvSpec, action_size: int) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ class Categorical:
 
     UNIFORM = 0.01  # share of the uniform distribution
 
-    def __init__(self, logits: Tensor, rng: torch.Generator) -> None:
+    def __init__(self, logits: Tensor, rng: torch.Generator | None) -> None:
         """Makes a categorical distribution from unnormalised log-probabilities.
 
         logits: shape (…, A), for A actions. rng: the generator that draws the sample.

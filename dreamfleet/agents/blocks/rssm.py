@@ -153,7 +153,7 @@ class _CollectGradient(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
         inputs, gradients = ctx.collected
         if not gradients:
             return None, None, None
@@ -173,7 +173,7 @@ class _LoopProduct(torch.autograd.Function):
         return x @ weight
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         x, weight = ctx.saved_tensors
         inputs, gradients = ctx.collected
         inputs.append(x)

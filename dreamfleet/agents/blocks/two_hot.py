@@ -96,4 +96,4 @@ class HLGauss(nn.Module):
 
 
 NumberHead = TwoHot | HLGauss
-NUMBER_HEADS = {"two-hot": TwoHot, "hl-gauss": HLGauss}
+NUMBER_HEADS: dict[str, type[NumberHead]] = {"two-hot": TwoHot, "hl-gauss": HLGauss}
