@@ -60,7 +60,7 @@ class Encoder(nn.Module):
     def forward(self, rows: Batch) -> Tensor:
         embeddings = []
         for key, part in self.parts.items():
-            x, dtype = rows[_name(key)], self.dtype
+            x = rows[_name(key)]
             if isinstance(part, ImageEncoder):
                 lead, flat = x.shape[:-3], x.flatten(0, -4)
                 if self.recompute and torch.is_grad_enabled():
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
                     flat = part(flat)
                 embeddings.append(flat.unflatten(0, lead))
             else:
-                embeddings.append(part(symlog(x.float()).to(dtype)))
+                embeddings.append(part(symlog(x.float()).to(self.dtype)))
         return torch.cat(embeddings, -1)
 
 
