@@ -120,6 +120,13 @@ def test_a_window_with_a_new_value_that_is_not_finite_keeps_its_old_values() -> 
         np.testing.assert_array_equal(after[name][3:], before[name][3:])
 
 
+def test_new_values_for_no_windows_change_nothing() -> None:
+    table, _ = filled(spec(16, a=Consumer(2, 3)), rows=8, streams=1)
+    before = table.snapshot().state()
+    table.update(np.empty(0, np.int64), {"deter": DETER[:0], "priority": np.empty(0)}, "a")
+    np.testing.assert_equal(table.snapshot().state(), before)
+
+
 def test_windows_that_were_drawn_before_an_update_may_be_gathered_after_it() -> None:
     table, _ = filled(spec(16, a=Consumer(2, 3)), rows=8, streams=1)
     draw = table.draw("a")
