@@ -161,8 +161,8 @@ def sharing_fault(tables: Mapping[str, TableSpec | QueueSpec]) -> str | None:
         return None
     if sharing != {"start": "world"}:
         return f"only the consumer 'start' may share, and only 'world'; found {sharing}"
-    world, policy = table.consumers["world"], table.consumers.get("policy")
-    if policy is None:
+    world, policy = table.consumers.get("world"), table.consumers.get("policy")
+    if world is None or policy is None:  # the table refuses to share an unknown consumer
         return None
     if policy.samples_per_step is not None:
         return (
