@@ -211,8 +211,8 @@ def in_lines(report: Mapping[str, Any]) -> list[str]:
     first = (
         "The agent predicts no observations: reward, end and KL alone are compared."
         if true_steps is None
-        else f"Dreams stay true for {true_steps} of {steps} steps: until then their error is at most "
-        "half of that of predicting the mean observation."
+        else f"Dreams stay true for {true_steps} of {steps} steps: until then their error is at "
+        "most half of that of predicting the mean observation."
     )
     columns = {
         **{f"{part} error": errors for part, errors in report["obs_error"].items()},
