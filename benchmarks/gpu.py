@@ -329,10 +329,11 @@ def game(name: str, options: Options) -> dict[str, Any]:
     the last 10,000 frames, and of 100 greedy episodes.
     """
     path = RUNS / f"gpu-{name}" if options.out == RESULTS else options.out / f"run-{name}"
-    words = ["--env", GAMES[name], *options.game_flags, "--steps", str(GAME_STEPS), "--local"]
-    words += ["--device", options.device, "--run-dir", str(path), "--resume", "auto"]
-    if options.tiny:
-        words += ["--steps", "200", "--set", "train.replay_gb=0.05"]
+    steps = 200 if options.tiny else GAME_STEPS
+    words = ["--env", GAMES[name], *options.game_flags, "--steps", str(steps), "--local"]
+    words += ["--device", options.device, "--run-dir", str(path)]
+    if path.exists():
+        words = ["--resume", str(path)]
     process = subprocess.Popen([sys.executable, "launch.py", *words], cwd=ROOT)
     began = time.monotonic()
     try:

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dreamfleet.core.memory import ALIGNMENT, blocks_of
 from dreamfleet.core.types import Array, Batch, Sample
-
-ALIGNMENT = 64  # bytes of a cache line; each column begins at a multiple of this
 
 
 class Packed(NamedTuple):
@@ -24,10 +23,10 @@ class Packed(NamedTuple):
         arrays = {name: np.ascontiguousarray(_on_host(value)) for name, value in batch.items()}
         # np.ascontiguousarray turned shape () into (1,), hence the shapes of the originals.
         shapes = {name: np.shape(value) for name, value in batch.items()}
-        bases = [array.base for array in arrays.values()]
-        memory = bases[0] if bases else None
-        if isinstance(memory, np.ndarray) and _fill(memory, arrays, bases):
-            offsets = [_address(array) - _address(memory) for array in arrays.values()]
+        blocks = blocks_of(arrays)
+        if len(blocks) == 1:
+            memory, begins = blocks[0]
+            offsets = [begins[name] for name in arrays]
         else:
             sizes = [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays.values()]
             offsets = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -71,18 +70,3 @@ class PackedSample(NamedTuple):
 def _on_host(value: Any) -> Array:
     """Returns a tensor or an array as a numpy array in CPU memory."""
     return value.cpu().numpy() if hasattr(value, "cpu") else np.asarray(value)
-
-
-def _fill(memory: Array, arrays: dict[str, Array], bases: list[Any]) -> bool:
-    """Returns whether the arrays are parts of the buffer `memory` and together fill it.
-
-    Small gaps between the arrays are allowed. bases: numpy's attribute `base` of each array.
-    """
-    if memory.dtype != np.uint8 or memory.ndim != 1 or any(base is not memory for base in bases):
-        return False
-    padding = ALIGNMENT * (len(arrays) + 1)
-    return memory.nbytes <= sum(array.nbytes for array in arrays.values()) + padding
-
-
-def _address(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])
