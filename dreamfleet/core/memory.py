@@ -10,6 +10,7 @@ import numpy as np
 from dreamfleet.core.types import Array
 
 ALIGNMENT = 64  # bytes of a cache line; each column begins at a multiple of this
+LARGEST_ITEM = 16  # bytes of an item of the largest dtype, and of the words that a GPU reads
 
 
 class Block(NamedTuple):
@@ -48,7 +49,7 @@ def _fill(memory: Array, arrays: list[Array]) -> bool:
     """Returns whether the arrays are aligned parts of the bytes `memory`, and together fill it."""
     if memory.dtype != np.uint8 or memory.ndim != 1:
         return False
-    if any((_address(array) - _address(memory)) % ALIGNMENT for array in arrays):
+    if any((_address(array) - _address(memory)) % LARGEST_ITEM for array in arrays):
         return False
     padding = ALIGNMENT * (len(arrays) + 1)
     return memory.nbytes <= sum(array.nbytes for array in arrays) + padding

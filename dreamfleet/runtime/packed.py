@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamfleet.core.memory import ALIGNMENT, blocks_of
-from dreamfleet.core.types import Array, Batch, Sample
+from dreamfleet.core.types import Array, Batch, Sample, Weights
+from dreamfleet.core.weights import from_bfloat16, to_bfloat16
 
 
 class Packed(NamedTuple):
@@ -65,6 +66,35 @@ class PackedSample(NamedTuple):
         """Returns the sample with all its arrays copied out of the buffer."""
         keys, prob = self.sample.keys.copy(), self.sample.prob.copy()
         return replace(self.sample, data=self.data.unpack(), keys=keys, prob=prob)
+
+
+class PackedWeights(NamedTuple):
+    """Weights packed into one buffer; some of them may be shortened to bfloat16."""
+
+    data: Packed
+    shortened: frozenset[str]  # names of the weights that are sent as bfloat16
+
+    @classmethod
+    def of(cls, weights: Weights, dtype: str) -> PackedWeights:
+        """Packs weights into one buffer.
+
+        dtype: "bfloat16" shortens the trained float32 parameters; other weights stay exact.
+        """
+        trained: frozenset[str] = getattr(weights, "trained", frozenset())
+        trained = trained if dtype == "bfloat16" else frozenset()
+        shortened = frozenset(name for name in trained if weights[name].dtype == np.float32)
+        batch = {
+            name: to_bfloat16(value) if name in shortened else value
+            for name, value in weights.items()
+        }
+        return cls(Packed.of(batch), shortened)
+
+    def views(self) -> Weights:
+        """Returns the weights by name: views of the buffer, except for the shortened weights."""
+        return {
+            name: from_bfloat16(value) if name in self.shortened else value
+            for name, value in self.data.views().items()
+        }
 
 
 def _on_host(value: Any) -> Array:
