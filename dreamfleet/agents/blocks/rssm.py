@@ -158,6 +158,8 @@ class _CollectGradient(torch.autograd.Function):
         if not gradients:
             return None, None, None
         x, g = torch.cat(inputs, -2), torch.cat(gradients, -2)  # ([G,] T * B, …)
+        inputs.clear()  # a second pass through the same graph collects anew
+        gradients.clear()
         return x.transpose(-1, -2) @ g, None, None
 
 
@@ -176,7 +178,7 @@ class _LoopProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         inputs, gradients = ctx.collected
-        inputs.append(x)
+        inputs.append(x.detach())  # with its graph, which leads here, it would never be freed
         gradients.append(gradient)
         return gradient @ weight.transpose(-1, -2), None, None, None
 
