@@ -301,7 +301,7 @@ class RSSM(nn.Module):
         probs = self.probs(logits)
         index = (probs.detach() / noise).argmax(-1, keepdim=True)
         one_hot = torch.zeros_like(probs).scatter_(-1, index, 1.0)
-        return (one_hot + probs - probs.detach()).to(logits.dtype)
+        return (one_hot + (probs - probs.detach())).to(logits.dtype)  # exactly one-hot
 
     def one_hot(self, stoch: Tensor) -> Tensor:
         """Returns one-hot vectors (…, S, K) for class indices (…, S)."""

@@ -5,6 +5,9 @@ A network's outputs are the logits (…, Z) of Z bins. All computations are in f
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +25,14 @@ def symexp(x: Tensor) -> Tensor:
     return x.sign() * x.abs().expm1()
 
 
-class TwoHot(nn.Module):
+class Float32Module(nn.Module):
+    """A module whose buffers stay in float32 when the networks around it change to 16 bits."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(lambda buffer: buffer.to(fn(buffer).device), recurse)
+
+
+class TwoHot(Float32Module):
     """Predicts a number as the mean of a distribution over bins at symexp(-20) … symexp(20).
 
     The target of a number is a distribution over the two bins next to it, with the number as its
@@ -47,10 +57,10 @@ class TwoHot(nn.Module):
         return (weighted[..., :middle].flip(-1) + weighted[..., middle + 1 :]).sum(-1)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Returns the cross-entropy (…) of logits (…, Z) with the two-hot targets of numbers (…)."""
+        """Returns the cross-entropy (…) of logits (…, Z) with two-hot targets of numbers (…)."""
         bins = self.bins
         target = target.clamp(bins[0], bins[-1])
-        above = torch.searchsorted(bins, target.contiguous()).clamp(min=1)
+        above = torch.searchsorted(bins, target.contiguous()).clamp(1, len(bins) - 1)
         low, high = bins[above - 1], bins[above]
         share = ((target - low) / (high - low)).unsqueeze(-1)
         log_probs = F.log_softmax(logits.float(), -1)
@@ -59,7 +69,7 @@ class TwoHot(nn.Module):
         return -both.squeeze(-1)
 
 
-class HLGauss(nn.Module):
+class HLGauss(Float32Module):
     """Predicts a number by a histogram over its symlog; targets are Gaussians around the number.
 
     The standard deviation of the Gaussian is 0.75 bins. Source: Farebrother et al. 2024.
