@@ -93,7 +93,8 @@ class BarlowDreamer(WeightGroups):
             self.probe = Probe(config, spec, features).to(device) if config.probe else None
         self.behaviour.to(device, self.dtype)
         self.actor, self.critic = self.behaviour.actor, self.behaviour.critic
-        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        # In 16 bits, the small steps of the moving average would be lost.
+        self.slow_critic = copy.deepcopy(self.critic).float().requires_grad_(False)
         self.return_range = ReturnRange(config.return_range_rate).to(device)
         rule = (config.lr, config.max_grad_ratio, config.lr_warmup)
         self.world_optimizer = LaProp(self.world, *rule)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dreamfleet.agents.barlow_dreamer.agent import BarlowDreamer
+from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Batch, Sample
 from tests.agents.barlow_dreamer.system import CONTINUOUS, VECTOR, build_agent, draw_rows, starts_of
 
@@ -224,6 +225,34 @@ def test_the_actors_gradient_is_reinforce_towards_better_actions():
         dreams["reward"][:, 1:] = (dreams["action"][:, :-1] == 2).float()
         agent.update_policy(dreams)
     assert chance() > before + 0.1
+
+
+def test_dreams_from_one_row_per_window_are_refused():
+    """The critic's loss on real rows needs a row and the next one."""
+    with pytest.raises(UserError, match=r"from 2 to agent.window \(6\); found 1"):
+        build_agent(dream_starts=1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_slow_critic_arrives_at_a_critic_that_rests(precision):
+    """Each step is too small for 16 bits."""
+    agent = build_agent(precision=precision, slow_critic=0.02)
+    for parameter in agent.critic.parameters():
+        parameter.data *= 1.05
+    for _ in range(300):
+        agent.critic_soft_update.step(agent.config.slow_critic)
+    for slow, fast in zip(agent.slow_critic.parameters(), agent.critic.parameters(), strict=True):
+        torch.testing.assert_close(slow, fast.float(), rtol=1e-3, atol=1e-5)
+
+
+@SPECS
+def test_log_probabilities_have_32_bits_in_networks_of_16(spec):
+    agent = build_agent(spec, precision="bfloat16")
+    outputs = torch.randn(5, agent.actions.policy_outputs).bfloat16()
+    low, high = (agent.actions.policy(x, None) for x in (outputs, outputs.float()))
+    action = high.mode
+    assert torch.equal(low.log_prob(action), high.log_prob(action))
+    assert torch.equal(low.entropy(), high.entropy())
 
 
 def test_the_slow_critic_follows_the_critic_after_each_update():
