@@ -55,6 +55,7 @@ from dreamfleet.agents.blocks.returns import retrace
 from dreamfleet.agents.blocks.rows import columns
 from dreamfleet.agents.blocks.rssm import RSSMState
 from dreamfleet.agents.blocks.soft_update import SoftUpdate
+from dreamfleet.agents.blocks.two_hot import LARGEST_NUMBER
 from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
 from dreamfleet.core.types import (
     Array,
@@ -368,7 +369,9 @@ class BarlowDreamer(WeightGroups):
         """
         inside = (~rows["last"]).float()
         discount, trace = self.config.gamma * rows["cont"], self.config.lam * inside
-        returns = retrace(rows["reward"], discount, bootstrap, bootstrap, trace)
+        # Larger rewards count as the largest number that the critic knows; sums stay finite.
+        reward = rows["reward"].clamp(-LARGEST_NUMBER, LARGEST_NUMBER)
+        returns = retrace(reward, discount, bootstrap, bootstrap, trace)
         return (inside[:, :-1] * self.value_loss(logits[:, :-1], returns, slow[:, :-1])).mean()
 
     def value_loss(self, logits: Tensor, returns: Tensor, slow: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ A network's outputs are the logits (…, Z) of Z bins. All computations are in f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LARGEST = 20.0  # the outer bins lie at ± symexp(20), 4.85e8 [DreamerV3]
+LARGEST_NUMBER = math.expm1(LARGEST)
 
 
 def symlog(x: Tensor) -> Tensor:

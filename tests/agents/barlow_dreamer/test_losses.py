@@ -227,6 +227,20 @@ def test_the_actors_gradient_is_reinforce_towards_better_actions():
     assert chance() > before + 0.1
 
 
+@pytest.mark.parametrize("value_head", ["two-hot", "hl-gauss"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_numbers_whose_sum_float32_cannot_hold_skip_no_step(value_head, precision):
+    agent = build_agent(value_head=value_head, precision=precision)
+    rows = draw_rows(agent)
+    rows["reward"][:, 2:5], rows["reward"][0] = 3e38, -3e38
+    rows["obs"][:, 3] = 3.4e38
+    metrics, latents = agent.update_world(rows)
+    assert metrics["fault/skipped_world"] == 0
+    metrics = agent.update_policy(agent.roll_out(starts_of(agent, rows, latents)))
+    assert metrics["fault/skipped_policy"] == 0
+    assert all(value.isfinite() for value in metrics.values())
+
+
 def test_dreams_from_one_row_per_window_are_refused():
     """The critic's loss on real rows needs a row and the next one."""
     with pytest.raises(UserError, match=r"from 2 to agent.window \(6\); found 1"):
