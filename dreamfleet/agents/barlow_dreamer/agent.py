@@ -94,7 +94,8 @@ class BarlowDreamer(WeightGroups):
             self.probe = Probe(config, spec, features).to(device) if config.probe else None
         self.behaviour.to(device, self.dtype)
         self.actor, self.critic = self.behaviour.actor, self.behaviour.critic
-        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        # In 16 bits, the small steps of the moving average would be lost.
+        self.slow_critic = copy.deepcopy(self.critic).float().requires_grad_(False)
         self.return_range = ReturnRange(config.return_range_rate).to(device)
         rule = (config.lr, config.max_grad_ratio, config.lr_warmup)
         self.world_optimizer = LaProp(self.world, *rule)
@@ -376,7 +377,9 @@ class BarlowDreamer(WeightGroups):
         """
         inside = (~rows["last"]).float()
         discount, trace = self.config.gamma * rows["cont"], self.config.lam * inside
-        returns = retrace(rows["reward"], discount, bootstrap, bootstrap, trace)
+        # Larger rewards count as the largest number that the critic knows; sums stay finite.
+        reward = rows["reward"].clamp(-LARGEST_NUMBER, LARGEST_NUMBER)
+        returns = retrace(reward, discount, bootstrap, bootstrap, trace)
         return (inside[:, :-1] * self.value_loss(logits[:, :-1], returns, slow[:, :-1])).mean()
 
     def value_loss(self, logits: Tensor, returns: Tensor, slow: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ class Critic(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns the logits (…, Z) of the returns at features (…, F)."""
-        logits: Tensor = self.net(features)
+        logits: Tensor = self.net(features.to(self.net.out.weight.dtype))
         return logits
 
     def mean(self, features: Tensor) -> Tensor:
         """Returns the mean returns (…) at features (…, F)."""
-        return self.number.mean(self.net(features))
+        return self.number.mean(self(features))

@@ -105,9 +105,9 @@ class Config:
                 f"agent.batch must be a multiple of agent.accumulate ({self.accumulate}); "
                 f"found {self.batch}."
             )
-        if self.dream_starts > self.window:
+        if self.dream_starts == 1 or self.dream_starts > self.window:
             raise UserError(
-                f"agent.dream_starts must be at most agent.window ({self.window}); "
+                f"agent.dream_starts must be 0, or from 2 to agent.window ({self.window}); "
                 f"found {self.dream_starts}."
             )
         if self.recency_share + self.loss_share + self.deviation_share > 1:

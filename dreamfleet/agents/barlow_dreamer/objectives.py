@@ -47,12 +47,14 @@ def barlow_loss(x: Tensor, y: Tensor, weight: Tensor, redundancy_weight: float) 
 
     Source: Zbontar et al. 2021, equation 1, summed as in R2-Dreamer, with the biased variance.
     """
+    weight = weight.float()
     weight = (weight / weight.sum()).unsqueeze(-1)
 
     def standardised(view: Tensor) -> Tensor:
         view = view.float()
         centred = view - (weight * view).sum(0)
-        return centred / ((weight * centred.square()).sum(0).sqrt() + 1e-8)
+        # The root has an infinite derivative at 0.
+        return centred / ((weight * centred.square()).sum(0) + 1e-16).sqrt()
 
     correlation = standardised(x).T @ (weight * standardised(y))
     on_diagonal = correlation.diagonal()

@@ -83,7 +83,7 @@ def weighted(returns: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
     returns (n, K); action (n, K, H, A). The weight is softmax(return / temperature), with a
     temperature in standard deviations of the returns.
     """
-    unit = TEMPERATURE * returns.std(1, keepdim=True).clamp(min=1e-6)
+    unit = TEMPERATURE * returns.std(1, correction=0, keepdim=True).clamp(min=1e-6)
     weight = torch.softmax(returns / unit, 1)[..., None, None]
     mean = (weight * action).sum(1)
     return mean, (weight * (action - mean.unsqueeze(1)).square()).sum(1).sqrt()

@@ -13,8 +13,9 @@ from dreamfleet.core.types import Array, Batch
 
 
 def to_array(tensor: Tensor) -> Array:
-    """Returns a copy of a tensor as a numpy array in main memory."""
-    return np.array(tensor.detach().cpu().numpy())
+    """Returns a copy of a tensor as a numpy array in main memory. bfloat16 becomes float32."""
+    tensor = tensor.detach().cpu()
+    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
 def to_tensor(array: Array, device: str | torch.device = "cpu") -> Tensor:

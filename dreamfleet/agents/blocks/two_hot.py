@@ -6,13 +6,15 @@ A network's outputs are the logits (…, Z) of Z bins. All computations are in f
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST = 20.0  # symlog of the outer bins [DreamerV3]
-LARGEST_NUMBER = math.expm1(LARGEST)  # the outer bins lie at ± this, 4.85e8
+LARGEST = 20.0  # the outer bins lie at ± symexp(20), 4.85e8 [DreamerV3]
+LARGEST_NUMBER = math.expm1(LARGEST)
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -25,7 +27,14 @@ def symexp(x: Tensor) -> Tensor:
     return x.sign() * x.abs().expm1()
 
 
-class TwoHot(nn.Module):
+class Float32Module(nn.Module):
+    """A module whose buffers stay in float32 when the networks around it change to 16 bits."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(lambda buffer: buffer.to(fn(buffer).device), recurse)
+
+
+class TwoHot(Float32Module):
     """Predicts a number as the mean of a distribution over bins at symexp(-20) … symexp(20).
 
     The target of a number is a distribution over the two bins next to it, with the number as its
@@ -53,7 +62,7 @@ class TwoHot(nn.Module):
         """Returns the cross-entropy (…) of logits (…, Z) with two-hot targets of numbers (…)."""
         bins = self.bins
         target = target.clamp(bins[0], bins[-1])
-        above = torch.searchsorted(bins, target.contiguous()).clamp(min=1)
+        above = torch.searchsorted(bins, target.contiguous()).clamp(1, len(bins) - 1)
         low, high = bins[above - 1], bins[above]
         share = ((target - low) / (high - low)).unsqueeze(-1)
         log_probs = F.log_softmax(logits.float(), -1)
@@ -62,7 +71,7 @@ class TwoHot(nn.Module):
         return -both.squeeze(-1)
 
 
-class HLGauss(nn.Module):
+class HLGauss(Float32Module):
     """Predicts a number by a histogram over its symlog; targets are Gaussians around the number.
 
     The standard deviation of the Gaussian is 0.75 bins. Source: Farebrother et al. 2024.
