@@ -113,7 +113,7 @@ class Dreamer:
         return waits
 
     def _publish(self) -> None:
-        """Publishes the weights, if this is the first version or if somebody could read it."""
+        """Publishes the weights, unless readers have no need of a new version."""
         if self.version and not self._weights.wanted("world"):
             return
         weights = check_weights("world", self._agent.weights("world"))
