@@ -142,7 +142,7 @@ class Dreamer:
         return cast(Sample | None, self._replay.sample("real", "start"))
 
     def _publish(self) -> None:
-        """Publishes the weights, if this is the first version or if somebody could read it."""
+        """Publishes the weights, unless readers have no need of a new version."""
         if self.version and not self._weights.wanted("world"):
             return
         weights = check_weights("world", self._agent.weights("world"))

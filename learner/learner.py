@@ -109,7 +109,7 @@ class Learner:
         return not missing
 
     def _publish(self) -> None:
-        """Publishes the weights, if this is the first version or if somebody could read it."""
+        """Publishes the weights, unless readers have no need of a new version."""
         if self.version and not self._weights.wanted("policy"):
             return
         weights = check_weights("policy", self._agent.weights("policy"))

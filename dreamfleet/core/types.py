@@ -428,9 +428,9 @@ class WeightStore(Protocol):
         ...
 
     def wanted(self, group: str) -> bool:
-        """Returns whether anybody could read a version that was published now.
+        """Returns whether a new version of a weight group is worth making and publishing now.
 
-        If not, the caller need not make and publish it, unless it would be the first one.
+        The first version always is. A weight group is the networks that one process trains.
         """
         ...
 

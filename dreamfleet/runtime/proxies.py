@@ -361,9 +361,9 @@ class WeightsProxy:
         return cast(int, self.connection.get(self.connection.call("publish", group, packed)))
 
     def wanted(self, group: str) -> bool:
-        """Returns whether anybody could read a version that was published now.
+        """Returns whether the last version was published at least `PULL_EVERY_S` seconds ago.
 
-        Nobody reads more than one version in `PULL_EVERY_S` seconds. group: `world` or `policy`.
+        No process reads more than one version in this time. group: `world` or `policy`.
         """
         return time.monotonic() >= self._published_at.get(group, -math.inf) + PULL_EVERY_S
 

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dreamfleet import agents
 from dreamfleet.agents.blocks.captured import WARM_UP_CALLS, CapturedFunction
@@ -53,6 +58,98 @@ def test_replayed_updates_and_dreams_equal_plain_ones(case: Case) -> None:
         assert_equal(found, expected)
     assert_equal(full_state(replayed), full_state(plain))
     assert all(graph.replays == 3 for graph in graphs.values())
+
+
+class OnlyOneDevice(TorchDispatchMode):
+    """Checks that all operations have tensors of the device "meta" only. Counts the operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None):
+        self.operations += 1
+        result = operation(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        assert {tensor.device.type for tensor in tensors} <= {"meta"}, operation
+        return result
+
+
+class NoHostData(TorchFunctionMode):
+    """Refuses the functions that make tensors from Python numbers, or that may wait for a GPU."""
+
+    REFUSED = ("tensor", "as_tensor", "from_numpy", "new_tensor", "multinomial", "nonzero")
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        assert getattr(function, "__name__", "") not in self.REFUSED, function
+        return function(*args, **(kwargs or {}))
+
+
+class NoGenerator:
+    """Stands in for `torch.Generator`: makes None, with which random functions accept "meta"."""
+
+    def __init__(self, device: str) -> None:
+        assert device == "meta"
+
+    def manual_seed(self, seed: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*CASES, Case("gated-rainbow", EnvSpec("S-v0", OBSERVATIONS["image"], ACTIONS["discrete"]))],
+    ids=lambda case: f"{case.name}-{case.spec.obs}-{case.spec.action}",
+)
+def test_captured_methods_neither_wait_for_the_device_nor_copy_from_the_host(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs the methods with tensors that have shapes but no numbers, so nothing can be read.
+
+    Functions of PyTorch that do not work without numbers are replaced: generators, one of the
+    initialisers, and the fused optimizer.
+    """
+    agent_class = agents.load(case.name)
+    config = agent_class.Config()
+    experience = Experience(case.build())
+    monkeypatch.setattr(torch, "Generator", NoGenerator)
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)
+    monkeypatch.setattr(
+        "dreamfleet.agents.blocks.optimizer.adamw", lambda p, g, *_, **__: p[0].add_(g[0])
+    )
+    if hasattr(config, "prioritized"):  # priorities are copied to the host after the update
+        config = replace(config, prioritized=False)
+    agent = agent_class(config, case.spec, 0, "meta")
+    watch = OnlyOneDevice()
+
+    def watched(name: str) -> Any:
+        def call(*inputs: Any) -> Any:
+            with NoHostData(), watch:
+                return plain_method(agent, name)(*inputs)
+
+        return call
+
+    for name in METHODS:
+        setattr(agent, name, watched(name))
+    agent.learn_world(experience.sample("world"))
+    dreams = agent.dream(experience.sample("start"))
+    for given in (dreams, None):
+        agent.learn_policy(experience.sample("policy"), given)
+    assert watch.operations > 1000
+
+
+def test_reading_a_number_or_making_a_tensor_from_numbers_would_be_noticed() -> None:
+    x = torch.ones(2, device="meta")
+    with NoHostData(), OnlyOneDevice():
+        with pytest.raises(RuntimeError, match="meta"):
+            x.sum().item()
+        with pytest.raises(RuntimeError, match="meta"):
+            bool(x.any())
+        with pytest.raises(AssertionError):
+            x * torch.ones(2)
+        with pytest.raises(AssertionError):
+            torch.tensor([1.0, 2.0], device="meta")
+        with pytest.raises(AssertionError):
+            x.new_tensor([1.0, 2.0])
 
 
 @pytest.mark.cuda

@@ -401,7 +401,7 @@ def test_weights_are_requested_a_few_times_a_second_at_most(setup):
     assert [call.method for call in connection.calls] == ["publish", "latest", "latest", "latest"]
 
 
-def test_a_version_that_nobody_could_read_is_not_wanted(setup, monkeypatch):
+def test_no_version_is_wanted_shortly_after_another(setup, monkeypatch):
     monkeypatch.setattr(proxies, "time", setup.clock)
     connection = setup.connections[0]
     weights = WeightsProxy(connection)

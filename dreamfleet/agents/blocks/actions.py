@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.distributions import Categorical, TanhNormal
@@ -33,7 +32,8 @@ class DiscreteActions:
 
     def encode(self, action: Tensor) -> Tensor:
         """Encodes each action as a one-hot vector of floats, along a new last axis."""
-        return F.one_hot(action, self.size).float()
+        choices = torch.arange(self.size, device=action.device)
+        return (action.unsqueeze(-1) == choices).float()
 
     def critic(self, latent: int, hidden: int) -> DiscreteCritic:
         """Returns a new critic (two value networks) that reads latents of `latent` numbers.

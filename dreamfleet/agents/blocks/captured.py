@@ -161,14 +161,8 @@ class Recording:
         try:
             graph.capture(run)
         except RuntimeError as error:
-            name = getattr(getattr(function, "func", function), "__qualname__", str(function))
             # An error while operations are recorded is followed by that of ending the recording.
-            reason = str(error.__context__ or error).strip().split("\n")[0]
-            warnings.warn(
-                f"{name} cannot be captured in a CUDA graph, so it is slower: {reason}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            warn(function, str(error.__context__ or error).strip().split("\n")[0])
             return None
         return tensors_of(copies)
 
@@ -178,9 +172,9 @@ class CapturedFunction:
 
     Every call changes the state of the function exactly once, and no call overwrites the results of
     an earlier one. There is one graph for each structure of the inputs: names, shapes, dtypes and
-    numbers, and which of them are None. After `MOST_GRAPHS` structures, inputs of other structures
-    are not captured. A function that cannot be captured is called as it is, with a warning: slow
-    training is better than none.
+    numbers, and which of them are None. After `MOST_GRAPHS` structures, calls with inputs of other
+    structures are not captured. A call that cannot be captured is made as it is, with a warning:
+    slow training is better than none.
 
     graph: makes an unused graph.
     """
@@ -196,6 +190,7 @@ class CapturedFunction:
             if recording.structure == structure:
                 return recording(self.function, inputs)
         if len(self._recordings) == MOST_GRAPHS:
+            warn(self.function, f"it has had inputs of more than {MOST_GRAPHS} structures")
             return self.function(*inputs)
         self._recordings.append(Recording(structure, self._graph()))
         return self._recordings[-1](self.function, inputs)
@@ -205,6 +200,13 @@ class CapturedFunction:
         return CapturedFunction(
             copy.deepcopy(self.function, memo), copy.deepcopy(self._graph, memo)
         )
+
+
+def warn(function: Callable[..., Any], reason: str) -> None:
+    """Warns that a function is not captured. Python shows repeated warnings once."""
+    name = getattr(getattr(function, "func", function), "__qualname__", str(function))
+    text = f"{name} cannot be captured in a CUDA graph, so it is slower: {reason}"
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:

@@ -74,7 +74,7 @@ class RewardScale(nn.Module):
         A compiler and a CUDA graph record the operations of one update, and run them in all later
         updates.
         """
-        return torch.compiler.is_compiling() or self.updates.is_cuda
+        return torch.compiler.is_compiling() or self.updates.device.type != "cpu"
 
     @property
     def percentile_due(self) -> bool:
