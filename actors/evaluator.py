@@ -10,9 +10,18 @@ from dreamfleet.actors.episodes import Episode, Episodes, summary
 from dreamfleet.core import seeding
 from dreamfleet.core.finite import check_actions
 from dreamfleet.core.pull import pull
-from dreamfleet.core.types import Agent, BestEvaluation, Event, Replay, VectorEnv, WeightStore
+from dreamfleet.core.types import (
+    Agent,
+    Batch,
+    BestEvaluation,
+    Event,
+    Replay,
+    VectorEnv,
+    WeightStore,
+)
 
 Stop = Callable[[], bool]  # returns whether the evaluation must end now
+Watch = Callable[[Batch], object]  # is given rows (N, …) with actions and all further columns
 
 
 class Stopped(Exception):
@@ -126,39 +135,52 @@ def play(
     seed: int,
     max_steps: int,
     stop: Stop = lambda: False,
+    watch: Watch | None = None,
 ) -> list[Episode]:
     """Plays `episodes` greedy episodes, and returns them in order.
 
     The seed of episode k is the k-th seed derived from `seed`. max_steps: steps after which an
     episode is truncated. stop: called at every step; if it returns True, `play` raises Stopped.
+    watch: called with the rows of every step, and with the rows after the last step.
     """
     n = env.num_envs
     seeds = seeding.derive(seed, -(-episodes // n) * n)
     played: list[Episode] = []
     for begin in range(0, episodes, n):
         due = min(n, episodes - begin)
-        played += _play_each(env, agent, seeds[begin : begin + n], due, max_steps, stop)
+        played += _play_each(env, agent, seeds[begin : begin + n], due, max_steps, stop, watch)
     return played
 
 
 def _play_each(
-    env: VectorEnv, agent: Agent, seeds: Sequence[int], due: int, max_steps: int, stop: Stop
+    env: VectorEnv,
+    agent: Agent,
+    seeds: Sequence[int],
+    due: int,
+    max_steps: int,
+    stop: Stop,
+    watch: Watch | None,
 ) -> list[Episode]:
     """Plays one greedy episode in each of the first `due` of N environments. Returns the episodes.
 
     seeds: (N,). max_steps: steps after which an episode is truncated. stop: called at every step;
-    if it returns True, Stopped is raised.
+    if it returns True, Stopped is raised. watch: called with the rows of every step.
     """
     running, ended = Episodes(env.num_envs), dict[int, Episode]()
     rows, state = env.reset(seeds), agent.initial_state(env.num_envs)
     for _ in range(max_steps):
         if stop():
             raise Stopped
-        action, state, _ = agent.act(rows, state, explore=False)
+        action, state, extras = agent.act(rows, state, explore=False)
         check_actions(action, {}, env.spec.action)
+        if watch is not None:
+            watch({**rows, "action": action, **extras})
         rows = env.step(action)
         for episode in running.add(rows, env.info):
             ended.setdefault(episode.environment, episode)
         if all(i in ended for i in range(due)):
             break
+    if watch is not None:
+        action, _, extras = agent.act(rows, state, explore=False)
+        watch({**rows, "action": action, **extras})
     return [ended[i] if i in ended else running.truncate(i, env.info) for i in range(due)]

@@ -212,7 +212,7 @@ class Policy:
         policy, and if the numbers of environments differ.
         """
         rows, batched = self._codec.encode(obs)
-        n = len(rows)
+        n = len(rows["obs"])
         if state is None:
             state = PolicyState(n, self._agent.initial_state(n), self._kind)
             first = np.ones(n, bool)
@@ -227,7 +227,7 @@ class Policy:
             raise ValueError(f"first must be ({n},) flags; found an array of {first.shape}")
         nothing = np.zeros(n, bool)
         row = {
-            "obs": rows,
+            **rows,
             "reward": np.zeros(n, np.float32),
             "first": first,
             "last": nothing,

@@ -1,4 +1,4 @@
-"""The command line, with the commands train (the default), eval, list, check and bench.
+"""The command line, with the commands train (the default), eval, dream, list, check and bench.
 
 Packages that take long to import, such as torch, are imported only after the arguments have been
 checked.
@@ -33,12 +33,15 @@ from dreamfleet.core.output import stdout_to_stderr
 if TYPE_CHECKING:
     from dreamfleet.runtime.start import Plan
 
+Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")]  # values of --set
+
 EXAMPLES = """examples:
   python launch.py --num-actors 16                               train on CartPole, on Ray
   python launch.py --env Pendulum-v1 --local --seed 3            in one thread, deterministic
   python launch.py eval latest --episodes 100 --video films/     how good is it?
+  python launch.py dream latest --out dreams/                    what does it dream?
 
-commands: train (the default) · eval RUN · check AGENT · bench replay
+commands: train (the default) · eval RUN · dream RUN · check AGENT · bench replay
           list [agents|envs|presets|settings|metrics]
 `python launch.py COMMAND --help` describes each.
 """
@@ -55,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "train": train,
         "eval": evaluate,
+        "dream": dream,
         "list": show,
         "check": check,
         "bench": measure,
@@ -97,6 +101,7 @@ def evaluate(args: Sequence[str]) -> int:
         checkpoint: str = "latest",
         max_steps: int | None = None,
         device: str = "auto",
+        set: Settings = (),
         video: Path | None = None,
         json: FlagCreatePairsOff[bool] = False,
     ) -> dict[str, Any]:
@@ -109,6 +114,8 @@ def evaluate(args: Sequence[str]) -> int:
             checkpoint: latest, best (highest mean return of an evaluation), or a path
             max_steps: steps after which an episode is truncated; default: setting train.eval_steps
             device: auto, cpu or cuda
+            set: an argument of the environment, such as env.gravity=5;
+                or a setting that changes only how the agent acts
             video: folder for films, one of every tenth episode
             json: prints only one JSON object on standard output
         """
@@ -120,14 +127,13 @@ def evaluate(args: Sequence[str]) -> int:
     from dreamfleet.runtime.evaluate import evaluate as play
 
     run = start.run_path(given["run"])
-    asked = {key: value for key, value in given.items() if key not in ("run", "json")}
+    asked = {key: given[key] for key in given if key not in ("run", "json", "set")}
     with stdout_to_stderr():  # what environments print must not mix with the result
-        found = play(run, **asked, say=lambda line: print(f"{line} …", file=sys.stderr, flush=True))
+        found = play(run, **asked, settings=parse_overrides(given["set"]), say=say)
     if given["json"]:
         print(json.dumps(found))
         return 0
-    policy = f"{found['agent']} on {found['env']} after {found['env_steps']:,} steps"
-    print(f"{policy}: {in_words(found)} · {found['checkpoint']}")
+    print(f"{policy_in(found)}: {in_words(found)} · {found['checkpoint']}")
     for category in dict.fromkeys(key.partition("/")[0] for key in found if "/" in key):
         prefix = f"{category}/"
         figures = {key.removeprefix(prefix): found[key] for key in found if prefix in key}
@@ -138,6 +144,74 @@ def evaluate(args: Sequence[str]) -> int:
         more = ", …" if n > 3 else ""
         print(f"{n} film{'s' * (n != 1)} in {given['video']}{names}{more}")
     return 0
+
+
+def dream(args: Sequence[str]) -> int:
+    """Runs the command `dream`: draws dreams beside the real episodes, and measures their error."""
+
+    def command(
+        run: Annotated[Positional[str], arg(metavar="RUN")],
+        out: Path,
+        episodes: int = 4,
+        steps: int = 45,
+        context: int = 5,
+        seed: int = 0,
+        checkpoint: str = "latest",
+        device: str = "auto",
+        set: Settings = (),
+        json: FlagCreatePairsOff[bool] = False,
+    ) -> dict[str, Any]:
+        """Draws dreams beside the real episodes that they continue, and measures their error.
+
+        Args:
+            run: a run's folder, or latest
+            out: folder for the pictures and the report dream.json
+            episodes: number of real episodes
+            steps: steps of each dream
+            context: real rows that the world model sees before the dream begins
+            seed: the same seed plays the same episodes
+            checkpoint: latest, best (highest mean return of an evaluation), or a path
+            device: auto, cpu or cuda
+            set: an argument of the environment, such as env.gravity=5;
+                or a setting that changes only how the agent acts
+            json: prints only one JSON object on standard output
+        """
+        return dict(locals())
+
+    given = parse(command, args, "dream")
+
+    from dreamfleet.runtime import dream_report, dreaming, start
+
+    run = start.run_path(given["run"])
+    asked = {key: given[key] for key in given if key not in ("run", "json", "set")}
+    with stdout_to_stderr():  # what environments print must not mix with the result
+        found = dreaming.dream(run, **asked, settings=parse_overrides(given["set"]), say=say)
+    if given["json"]:
+        print(json.dumps(found))
+        return 0
+    print(f"{policy_in(found)}: {found['windows']} dreams · {found['checkpoint']}")
+    print("\n".join(dream_report.in_lines(found)))
+    names = ", ".join(Path(file).name for file in found["files"])
+    print(f"In {given['out']}: {dreaming.REPORT}, {names}")
+    return 0
+
+
+def say(line: str) -> None:
+    """Prints on standard error what a command does at the moment."""
+    print(f"{line} …", file=sys.stderr, flush=True)
+
+
+def policy_in(found: Mapping[str, Any]) -> str:
+    """Returns agent, environment, their arguments and the steps of training as text.
+
+    found: what a command has found, with the keys `agent`, `env` and `env_steps`.
+    """
+    named = []
+    for key in ("agent", "env"):
+        options = found.get(f"{key}_options") or {}
+        texts = ", ".join(f"{name}={json.dumps(value)}" for name, value in options.items())
+        named.append(f"{found[key]} ({texts})" if texts else found[key])
+    return f"{' on '.join(named)} after {found['env_steps']:,} steps"
 
 
 def in_words(figures: Mapping[str, Any]) -> str:
@@ -307,7 +381,7 @@ def train_flags(args: Sequence[str], base: Flags) -> tuple[Flags, str | None, tu
     def command(
         run: OmitArgPrefixes[Flags] = base,
         resume: Annotated[str | None, arg(metavar="RUN")] = None,
-        set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = (),
+        set: Settings = (),
     ) -> tuple[Flags, str | None, tuple[str, ...]]:
         """Trains an agent.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 
 from dreamfleet import agents
+from dreamfleet.agents.blocks.device import available_devices
 from dreamfleet.core import checkpoint
 from dreamfleet.core.types import (
     ENV_COLUMNS,
     Batch,
     EnvSpec,
     Feedback,
+    Predictor,
     QueueSpec,
     Sample,
     Space,
@@ -31,42 +33,62 @@ from dreamfleet.replay_server.server import ReplayServer
 from dreamfleet.runtime.blueprint import weight_groups
 from dreamfleet.runtime.trial import STREAMS, Synthetic, rollout
 
-OBSERVATIONS = {"vector": Space((4,), "float32"), "image": Space((64, 64, 3), "uint8")}
-ACTIONS = {"discrete": Space((), "int64", n=3), "continuous": Space((2,), "float32")}
+VECTOR, IMAGE = Space((4,), "float32"), Space((64, 64, 3), "uint8")
+OBSERVATIONS = {  # kind → the spaces of all columns of an observation
+    "vector": {"obs": VECTOR},
+    "image": {"obs": IMAGE},
+    "mixed": {"obs": VECTOR, "obs.camera": IMAGE},
+}
+ACTIONS = {
+    "discrete": Space((), "int64", n=3),
+    "continuous": Space((2,), "float32"),
+    "multi-discrete": Space((5,), "int64", choices=(3, 2, 4, 6, 8)),  # 1,152 combinations
+}
 AGENTS = pytest.StashKey[Iterable[str]]()  # names of the agents to test; by default all of REGISTRY
 
 
 @dataclass(frozen=True)
 class Case:
-    """Describes one case of a contract test: an agent, and a kind of observations and actions."""
+    """Describes a case of a contract test: an agent, its spaces, and the device that it uses."""
 
     name: str
     spec: EnvSpec
+    device: str = "cpu"
 
     def build(self, seed: int = 0) -> Any:
-        """Returns a new agent of this test case, on the CPU, with the agent's default settings."""
+        """Returns a new agent of this test case, with the agent's default settings."""
         agent_class = agents.load(self.name)
-        return agent_class(agent_class.Config(), self.spec, seed, "cpu")
+        return agent_class(agent_class.Config(), self.spec, seed, self.device)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrises the argument `case` of tests, so that each test runs once per case.
 
     There is a case for each tested agent with each kind of observations and actions that the agent
-    declares as supported.
+    declares as supported, on each kind of device of this machine.
     """
     if "case" not in metafunc.fixturenames:
         return
     cases = [
         pytest.param(
-            Case(name, EnvSpec("Synthetic-v0", OBSERVATIONS[observation], ACTIONS[action])),
-            id=f"{name}-{observation}-{action}",
+            Case(name, specification(observation, action), device),
+            id="-".join((name, observation, action, *([] if device == "cpu" else [device]))),
         )
         for name in metafunc.config.stash.get(AGENTS, agents.REGISTRY)
         for observation in agents.find(name).observations
         for action in agents.find(name).actions
+        for device in available_devices()
     ]
     metafunc.parametrize("case", cases)
+
+
+def specification(observation: str, action: str) -> EnvSpec:
+    """Returns the specification of a synthetic environment.
+
+    observation, action: kinds of observations and actions, keys of OBSERVATIONS and ACTIONS.
+    """
+    more = dict(OBSERVATIONS[observation])
+    return EnvSpec("Synthetic-v0", more.pop("obs"), ACTIONS[action], more)
 
 
 class Experience:
@@ -132,10 +154,18 @@ def train(agent: Any, steps: int = 2) -> Experience:
     return experience
 
 
+def on_host(value: Any) -> Any:
+    """Returns a tensor of any device as a numpy array, and any other value unchanged."""
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+
+
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """Flattens nested dicts to one dict of copied values, whose keys are paths such as "a/b"."""
+    """Flattens nested dicts to one dict of copied values, whose keys are paths such as "a/b".
+
+    Tensors become arrays.
+    """
     if not isinstance(tree, dict):
-        return {path: copy.deepcopy(tree)}
+        return {path: copy.deepcopy(on_host(tree))}
     parts = [flatten(value, f"{path}/{key}" if path else key) for key, value in tree.items()]
     return {key: value for part in parts for key, value in part.items()}
 
@@ -164,7 +194,7 @@ def test_the_replay_accepts_the_tables_and_they_have_the_required_columns_and_co
     real = agent.tables["real"]
     assert isinstance(real, TableSpec)
     assert {*ENV_COLUMNS, "action"} <= real.columns.keys()
-    assert real.columns["obs"] == case.spec.obs
+    assert case.spec.observations.items() <= real.columns.items()
     assert np.dtype(real.columns["action"].dtype) == np.dtype(case.spec.action.dtype)
     assert real.consumers.keys() <= {"world", "start", "policy"}
     assert isinstance(agent.tables.get("dream", QueueSpec(1)), QueueSpec)
@@ -184,16 +214,20 @@ def test_actions_lie_in_the_space(case: Case, n: int, explore: bool) -> None:
         action, state, _ = agent.act(env.rows(), state, explore)
         assert action.shape == (n, *space.shape)
         assert action.dtype == np.dtype(space.dtype)
-        low, high = (0, space.n - 1) if space.discrete else (-1, 1)
+        number = np.array(space.choices) if space.choices else space.n  # of choices
+        low, high = (0, number - 1) if space.discrete or space.choices else (-1, 1)
         assert (action >= low).all() and (action <= high).all()
         env.act(action)
 
 
 def test_exploration_tries_every_action(case: Case) -> None:
     rows = rollout(case.build(), Synthetic(case.spec, STREAMS), steps=30)
-    action = rows["action"]
-    if case.spec.action.discrete:
-        assert np.unique(action).size == case.spec.action.n
+    action, space = rows["action"], case.spec.action
+    if space.choices:
+        tried = [np.unique(action[..., i]).size for i in range(len(space.choices))]
+        assert tried == [*space.choices]
+    elif space.discrete:
+        assert np.unique(action).size == space.n
     else:
         assert (action.std((0, 1)) > 0.05).all()
 
@@ -239,11 +273,11 @@ def assert_valid(feedback: Feedback, real: Sample | None, prioritized: bool) -> 
     for name, value in feedback.metrics.items():
         assert "/" in name
         assert np.isfinite(float(value)), name
-    if feedback.priorities is None:
+    if "priority" not in feedback.rows:
         assert not prioritized, "a Prioritized selector needs priorities in the Feedback"
     else:
         assert real is not None, "the Feedback has priorities, but there was no real batch"
-        priorities = np.asarray(feedback.priorities)
+        priorities = np.asarray(on_host(feedback.rows["priority"]))
         assert priorities.shape == real.keys.shape
         assert np.isfinite(priorities).all() and (priorities >= 0).all()
 
@@ -273,7 +307,7 @@ def test_all_columns_of_dreams_are_finite_and_have_the_same_leading_axes(case: C
     assert len(leading_axes) == 1  # (B', H+1)
     assert min(leading_axes.pop()) > 1
     for name, value in dreams.items():
-        assert np.isfinite(np.asarray(value)).all(), name
+        assert np.isfinite(np.asarray(on_host(value))).all(), name
 
 
 def test_each_gradient_step_changes_its_own_weight_group_only(case: Case) -> None:
@@ -322,6 +356,56 @@ def test_the_loss_falls_on_a_fixed_batch(case: Case) -> None:
         assert_falls(lambda: agent.learn_world(world), 60)
     real, dreams = experience.sample("policy"), dream(agent, experience.sample("start"))
     assert_falls(lambda: agent.learn_policy(real, dreams), 60)
+
+
+@pytest.mark.parametrize("context", [1, 5])
+def test_a_prediction_depends_on_its_context_and_on_earlier_actions_only(
+    case: Case, context: int
+) -> None:
+    """Checks the method `predict`: its columns, and which rows of a window each row depends on."""
+    agent = case.build()
+    if not isinstance(agent, Predictor):
+        pytest.skip("the agent has no method `predict`")
+    train(agent)
+    windows, steps = 7, 6
+    window = rollout(agent, Synthetic(case.spec, windows, ends=0), context + steps)
+    other = {name: np.roll(value, 1, axis=0) for name, value in window.items()}
+    before = full_state(agent)
+    predicted = agent.predict(window, context)
+    assert_equal(agent.predict(window, context), predicted)
+    assert_equal(full_state(agent), before)
+    assert {"reward", "terminal"} <= predicted.keys()
+    for name, value in predicted.items():
+        scalar = name in ("reward", "terminal", "kl")
+        column = "reward" if scalar else name.removeprefix("posterior_")
+        assert value.shape == (windows, steps, *window[column].shape[2:]), name
+        assert np.isfinite(value).all(), name
+    assert (predicted["terminal"] >= 0).all() and (predicted["terminal"] <= 1).all()
+
+    def mixed(begin: int, end: int, columns: Iterable[str]) -> Batch:
+        """Returns the predictions if the rows begin … end - 1 of some columns are other rows."""
+        changed = copy.deepcopy(window)
+        for name in columns:
+            changed[name][:, begin:end] = other[name][:, begin:end]
+        found: Batch = agent.predict(changed, context)
+        return found
+
+    for begin in range(context, context + steps):  # later rows change nothing
+        for name, value in mixed(begin, context + steps, window).items():
+            rows = begin - context + (name in ("obs", "reward", "terminal"))
+            np.testing.assert_allclose(value[:, :rows], predicted[name][:, :rows], atol=1e-6)
+    found = mixed(context, context + steps, window.keys() - {"action"})
+    for name in predicted.keys() & {"obs", "reward", "terminal"}:
+        np.testing.assert_allclose(found[name], predicted[name], atol=1e-6)
+    for name in ("obs", "action"):  # the last row of the context is not ignored
+        found = mixed(context - 1, context, [name])
+        assert any((found[key] != predicted[key]).any() for key in ("reward", "terminal")), name
+
+
+def test_the_settings_of_acting_are_settings(case: Case) -> None:
+    agent = case.build()
+    names = {field.name for field in fields(type(agent).Config)}
+    assert set(getattr(agent, "act_settings", ())) <= names
 
 
 # ------------------------------------------------------------------------ weights and state

@@ -19,6 +19,7 @@ from dreamfleet.core.types import (
     TableSpec,
     WeightStore,
 )
+from dreamfleet.core.write_back import write_back
 
 
 class Learner:
@@ -70,8 +71,8 @@ class Learner:
             return False
         pull(self._agent, self._weights, self.versions)
         feedback = self._agent.learn_policy(self._real, self._dreams)
-        if self._real is not None and feedback.priorities is not None:
-            self._replay.update("real", self._real.keys, feedback.priorities)
+        if self._real is not None:
+            write_back(self._replay, "policy", self._real, feedback)
         self._real = None
         self._dream_uses += 1
         if self._dream_uses >= self._updates_per_dream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -56,6 +57,7 @@ def check_spec(name: str, spec: TableSpec, limits: Limits = SPEC_FIELDS) -> None
         require(not fault, f"episode_return: {fault}")
     for consumer_name, consumer in spec.consumers.items():
         fault = _consumer_fault(consumer, spec.columns)
+        fault = fault or _sharing_fault(consumer_name, spec.consumers)
         require(not fault, f"{consumer_name!r}: {fault}")
         length = consumer.context + consumer.window
         require(
@@ -87,11 +89,30 @@ def _consumer_fault(consumer: Consumer, columns: Mapping[str, Space]) -> str | N
         return f"samples_per_step must be more than 0, found {rate}"
     if fault := consumer.selector.fault(columns):
         return fault
-    for name in consumer.columns:
+    named = (*consumer.columns, *consumer.first_columns)
+    for name in named:
         if fault := unknown_column_fault(name, columns):
             return fault
-    if len(set(consumer.columns)) < len(consumer.columns):
-        return f"each column must be named once, found {consumer.columns}"
+    if len(set(named)) < len(named):
+        return f"each column must be named once, found {named}"
+    return None
+
+
+def _sharing_fault(name: str, consumers: Mapping[str, Consumer]) -> str | None:
+    """Returns one line that says why a consumer cannot share the samples of another consumer.
+
+    Returns None if it can, or if it does not share. A consumer is a named sampler of a table. name:
+    the consumer that shares. consumers: all consumers of the table.
+    """
+    shared = consumers[name].shares
+    if not shared:
+        return None
+    others = [other for other in consumers if other != name]
+    if shared not in others:
+        near = difflib.get_close_matches(shared, others, 1, 0) or ["none"]
+        return f"there is no other consumer {shared!r} to share; the nearest is {near[0]!r}"
+    if consumers[shared].shares:
+        return f"{shared!r} shares {consumers[shared].shares!r}: share that consumer instead"
     return None
 
 

@@ -38,6 +38,7 @@ class ColumnLayout(NamedTuple):
 
     name: str
     column: Array  # the table's, (capacity, …)
+    first_only: bool  # whether the batch holds the first row of each window only
     shape: tuple[int, ...]  # in the batch
     begin: int  # bytes from the beginning of the memory
 
@@ -53,7 +54,8 @@ class ConsumerView:
         self.spec = spec
         self.starts = Starts(rows.ring)
         self.selector = build(spec.selector, self.starts, rows, spec.window)
-        self._columns = {name: rows.columns[name] for name in spec.columns or rows.columns}
+        whole = spec.columns or [name for name in rows.columns if name not in spec.first_columns]
+        self._columns = {name: rows.columns[name] for name in (*whole, *spec.first_columns)}
         # By (B, context + T): the layouts of all columns, and the bytes that they take together.
         self._layouts: dict[tuple[int, ...], tuple[list[ColumnLayout], int]] = {}
 
@@ -76,25 +78,29 @@ class ConsumerView:
     def gather(self, slots: Array) -> Batch:
         """Copies rows into one block of memory, column after column. Returns the columns by name.
 
-        slots: (B, context + T), the positions of the rows in the ring buffer.
+        Their shape is (B, context + T, …), or (B, …) for the consumer's `first_columns`. slots: (B,
+        context + T), the positions of the rows in the ring buffer.
         """
         if slots.shape not in self._layouts:
             self._layouts[slots.shape] = self._layout(slots.shape)
         layouts, size = self._layouts[slots.shape]
         memory = aligned(np.empty(size + CACHE_LINE, np.uint8))
         batch = {}
-        for name, column, shape, begin in layouts:
+        for name, column, first_only, shape, begin in layouts:
             batch[name] = np.ndarray(shape, column.dtype, memory, begin)
-            column.take(slots, 0, batch[name], "clip")
+            column.take(slots[:, 0] if first_only else slots, 0, batch[name], "clip")
         return batch
 
-    def _layout(self, lead: tuple[int, ...]) -> tuple[list[ColumnLayout], int]:
+    def _layout(self, rows: tuple[int, ...]) -> tuple[list[ColumnLayout], int]:
         """Returns each column's position in the block of memory of a batch, and the block's size.
 
-        lead: the leading axes of the columns, (B, context + T). The size is in bytes.
+        rows: (B, context + T), the leading axes of most columns. The size is in bytes.
         """
         layouts, size = [], 0
         for name, column in self._columns.items():
-            layouts.append(ColumnLayout(name, column, lead + column.shape[1:], size))
+            first_only = name in self.spec.first_columns
+            lead = rows[:1] if first_only else rows
+            shape = lead + column.shape[1:]
+            layouts.append(ColumnLayout(name, column, first_only, shape, size))
             size += -(-math.prod(lead) * column[:1].nbytes // CACHE_LINE) * CACHE_LINE
         return layouts, size

@@ -20,6 +20,9 @@ class Limiter:
     by `samples_per_step`, and each sample lowers the credit by 1. Adding rows must wait while any
     credit is above `slack`.
 
+    If a consumer shares the samples of another one, each sample of that one lowers the credit of
+    both. Adding rows does not wait for a consumer that shares, as nobody may sample it.
+
     The rule is that of Reverb's rate limiter (Cassirer et al. 2021). No method of this class
     blocks: the callers wait.
     """
@@ -37,7 +40,8 @@ class Limiter:
             return 0.0
         if spec.samples_per_step is None:
             return 1.0  # always one more, and never so many that adding waits
-        return (self.steps - spec.min_steps) * spec.samples_per_step - self.samples[consumer]
+        taken = self.samples[consumer] + self.samples.get(spec.shares, 0)
+        return (self.steps - spec.min_steps) * spec.samples_per_step - taken
 
     def may_sample(self, consumer: str) -> bool:
         """Returns whether a consumer (a named sampler of a table) may take a sample now."""
@@ -48,7 +52,7 @@ class Limiter:
 
         A consumer is a named sampler of a table, such as `policy`.
         """
-        return self.credit(consumer) > self._slack
+        return not self._consumers[consumer].shares and self.credit(consumer) > self._slack
 
     def room(self, consumer: str) -> float:
         """Returns how many agent steps may be added until adding must wait for this consumer.
@@ -57,7 +61,7 @@ class Limiter:
         already.
         """
         spec = self._consumers[consumer]
-        if spec.samples_per_step is None:
+        if spec.samples_per_step is None or spec.shares:
             return math.inf
         most = self._slack + self.samples[consumer]  # samples earned when the consumer is behind
         room = spec.min_steps + most / spec.samples_per_step - self.steps
@@ -99,7 +103,9 @@ class Limiter:
         rates = {
             name: consumer.samples_per_step
             for name, consumer in self._consumers.items()
-            if consumer.samples_per_step and self.steps >= consumer.min_steps
+            if consumer.samples_per_step
+            and not consumer.shares
+            and self.steps >= consumer.min_steps
         }
         begin = {name: self._consumers[name].min_steps for name in rates}
         # The agent steps at which each consumer would have earned the samples it has taken.

@@ -89,12 +89,13 @@ class ReplayServer:
         """
         return self._stored(table).intact(draw)
 
-    def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities of sampled windows in a table.
+    def update(self, table: str, keys: Array, rows: Batch, consumer: str = "") -> None:
+        """Replaces priorities and other values of sampled windows in a table.
 
-        keys: (B,), the keys that came with the sample. priorities: (B,), the new priorities.
+        keys: (B,), the keys that came with the sample. rows: new values by column. consumer: the
+        sampler of the table that drew the windows. `Table.update` describes shapes and errors.
         """
-        self._stored(table).update(keys, priorities)
+        self._stored(table).update(keys, rows, consumer)
 
     def end_at(self, steps: int) -> None:
         """Ends table "real" after `steps` agent steps: from then on, `add` returns False for it."""

@@ -13,6 +13,7 @@ import numpy as np
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Array, Batch, ChunkId, Consumer, QueueSpec, Sample, TableSpec
 from dreamfleet.replay_server.recent_returns import merged
+from dreamfleet.replay_server.rewriting import check_windows
 from dreamfleet.replay_server.server import ReplayServer
 
 
@@ -48,10 +49,11 @@ class Shard(Protocol):
         """
         ...
 
-    def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities of sampled windows in this shard (part of a replay).
+    def update(self, table: str, keys: Array, rows: Batch, consumer: str = "") -> None:
+        """Replaces priorities and other values of sampled windows in this shard of a replay.
 
-        keys: (B,), the windows' keys in this shard. priorities: (B,), the new priorities.
+        keys: (B,), the windows' keys in this shard. rows: new values by column, one entry for each
+        window. consumer: the sampler of the table that drew the windows.
         """
         ...
 
@@ -130,12 +132,17 @@ class ShardedReplay:
             pending.append(self._request(table, consumer))
         return cast(Batch, complete.parts[0]) if queue else self._merge(complete)
 
-    def update(self, table: str, keys: Array, priorities: Array) -> None:
-        keys, priorities = np.asarray(keys), np.asarray(priorities)
-        own_keys, shards = np.divmod(keys, len(self._shards))
+    def update(self, table: str, keys: Array, rows: Batch, consumer: str = "") -> None:
+        if len(self._shards) == 1:
+            self._shards[0].update(table, keys, rows, consumer)
+            return
+        own_keys, shards = np.divmod(np.asarray(keys), len(self._shards))
+        for name, values in rows.items():
+            check_windows(name, np.shape(values), own_keys)
         for i, shard in enumerate(self._shards):
             if (mask := shards == i).any():
-                shard.update(table, own_keys[mask], priorities[mask])
+                part = {name: np.asarray(values)[mask] for name, values in rows.items()}
+                shard.update(table, own_keys[mask], part, consumer)
 
     def stats(self) -> dict[str, float]:
         return merged_stats([shard.stats() for shard in self._shards])

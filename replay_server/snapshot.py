@@ -15,26 +15,28 @@ PIECE_BYTES = 1 << 20  # takes half a millisecond, or a few where the memory is 
 class Snapshot:
     """The state of a table at the moment when this object was made. Rows are copied piece by piece.
 
-    Before the table overwrites rows, it calls `copy_until`, which copies them. Call the methods
-    only while you hold the table's lock. rest: everything in the state except rows. rows: the
-    table's rows; None for a queue.
+    Before the table overwrites rows, it calls `copy_until`, which copies them. Before the table
+    changes values of stored rows, it calls `keep`. Call the methods only while you hold the table's
+    lock. rest: everything in the state except rows. rows: the table's rows; None for a queue.
     """
 
     def __init__(self, rest: dict[str, Any], rows: Rows | None = None) -> None:
         self.rest = rest
         self._begin = self._next = self._end = 0  # keys: first, next to be copied, end
-        self._truncated: list[int] = []  # keys that were not `last` when this was made
+        self._kept: dict[str, Array] = {}  # column → (stored,) rows copied before the others
         if rows is None:
             return
         self._ring = ring = rows.ring
         columns = {name: _empty(column, ring.stored) for name, column in rows.columns.items()}
         previous = _empty(rows.previous, ring.stored)
-        self._copies: list[tuple[Array, Array]] = [(rows.previous, previous)]
-        self._copies += [(rows.columns[name], copy) for name, copy in columns.items()]
+        self._copies: dict[str, tuple[Array, Array]] = {
+            name: (rows.columns[name], copy) for name, copy in columns.items()
+        }
+        self._copies |= {"": (rows.previous, previous)}
         self.rest |= {"columns": columns, "previous": previous}
         self._begin = self._next = ring.oldest
         self._end = ring.inserted
-        row_bytes = sum(column[:1].nbytes for column, _ in self._copies)
+        row_bytes = sum(column[:1].nbytes for column, _ in self._copies.values())
         self._piece = max(PIECE_BYTES // row_bytes, 1)  # rows
 
     def copy_piece(self) -> bool:
@@ -54,25 +56,33 @@ class Snapshot:
             return
         for at, place in self._ring.slices(begin, end):
             into = slice(place.start + begin - self._begin, place.stop + begin - self._begin)
-            for column, copy in self._copies:
-                copy[into] = column[at]
+            for name, (column, copy) in self._copies.items():
+                if name in self._kept:
+                    missing = ~self._kept[name][into]
+                    copy[into][missing] = column[at][missing]
+                else:
+                    copy[into] = column[at]
         self._next = end
 
-    def note_truncated(self, keys: Array) -> None:
-        """Notes rows that the table is about to mark as `last` (the end of an episode).
+    def keep(self, keys: Array, column: str) -> None:
+        """Copies values of a column that the table is about to change in place.
 
-        In the snapshot, the rows stay unmarked. keys: for each of these rows, the number of rows
-        that were inserted before it.
+        The snapshot thus holds the old values. keys: for each of the rows that change, the number
+        of rows that were inserted before it.
         """
-        self._truncated += [key for key in keys.tolist() if self._next <= key < self._end]
+        keys = keys[(self._next <= keys) & (keys < self._end)]
+        if not keys.size:
+            return
+        values, copy = self._copies[column]
+        kept = self._kept.setdefault(column, np.zeros(len(copy), bool))
+        keys = keys[~kept[keys - self._begin]]
+        copy[keys - self._begin] = values[self._ring.slots(keys)]
+        kept[keys - self._begin] = True
 
     def state(self) -> dict[str, Any]:
         """Copies all remaining rows. Returns the table's whole state as nested dicts."""
         while self.copy_piece():
             pass
-        if self._truncated:
-            at = np.array(self._truncated, np.int64) - self._begin
-            self.rest["columns"]["last"][at] = False
         return self.rest
 
 

@@ -14,7 +14,7 @@ from weakref import WeakSet
 import numpy as np
 
 from dreamfleet.core.errors import EnvironmentFault, UserError
-from dreamfleet.core.types import Array, Batch, Sample, TableSpec
+from dreamfleet.core.types import PRIORITY, Array, Batch, Consumer, Sample, TableSpec
 from dreamfleet.replay_server import budget
 from dreamfleet.replay_server.checks import (
     REASONS,
@@ -27,6 +27,7 @@ from dreamfleet.replay_server.compiled import fastest
 from dreamfleet.replay_server.consumer_view import ConsumerView, Draw
 from dreamfleet.replay_server.limiter import Limiter
 from dreamfleet.replay_server.recent_returns import RecentReturns
+from dreamfleet.replay_server.rewriting import check_new_values, finite_windows, last_writes
 from dreamfleet.replay_server.ring import Ring
 from dreamfleet.replay_server.rows import Rows
 from dreamfleet.replay_server.snapshot import Snapshot
@@ -35,8 +36,9 @@ from dreamfleet.replay_server.streams import Streams
 COUNTERS = (
     "truncated",  # episodes that a reset ended
     "steps_past_the_end",  # agent steps not stored, because the run's last step had been added
-    "stale_priorities",  # priorities for rows that were overwritten
+    "stale_updates",  # windows whose new values came after their rows were overwritten
     "invalid_priorities",  # priorities that were negative or not finite
+    "invalid_updates",  # windows whose new values were not finite
     *(f"refused_{reason}" for reason in REASONS),  # chunks
 )
 
@@ -166,7 +168,7 @@ class Table:
         self._counters["truncated"] += keys.size
         keys = keys[self._ring.contains(keys)]
         for snapshot in self._snapshots:
-            snapshot.note_truncated(keys)
+            snapshot.keep(keys, "last")
         slots = self._ring.slots(keys)
         self._rows.columns["last"][slots] = True
         for view in self._views.values():
@@ -249,7 +251,9 @@ class Table:
     def gather(self, draw: Draw) -> Batch:
         """Copies the rows of drawn windows. The caller need not hold the table's lock.
 
-        As rows may be overwritten during the copy, the caller then calls `intact`.
+        As rows may be overwritten during the copy, the caller then calls `intact`. If `update`
+        rewrites a column during the copy, some of the copied values are old and others new. No
+        method rewrites observations, actions, rewards and flags.
         """
         return self._views[draw.consumer].gather(draw.slots)
 
@@ -266,24 +270,65 @@ class Table:
         self._limiter.samples[draw.consumer] -= not intact
         return intact
 
-    def update(self, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities of sampled windows, for all consumers (uses of the table).
+    def update(self, keys: Array, rows: Batch, consumer: str = "") -> None:
+        """Replaces the priorities of sampled windows, and rewrites columns of their rows.
 
-        keys: (B,), the keys that came with the sample. priorities: (B,). A priority for an
-        overwritten row is ignored, and so is a priority that is negative or not finite.
+        keys: (B,), the keys that came with the sample. `rows["priority"]` has shape (B,) and
+        applies to all consumers (uses of the table). Any other column of `rows` has shape (B, R,
+        …), with new values for the last R rows of each window of `consumer`, context included. If
+        a row occurs several times, its last value counts.
+
+        Ignores and counts new values for overwritten rows, priorities that are negative or not
+        finite, and other new values of a window if one of them is not finite. Raises ValueError as
+        `check_new_values` does.
         """
-        keys, priorities = np.array(keys, np.int64), np.array(priorities, np.float64)
-        if keys.shape != priorities.shape or keys.ndim != 1:
-            raise ValueError(f"{keys.shape} keys cannot take {priorities.shape} priorities")
+        keys = np.array(keys, np.int64)
+        check_new_values(rows, keys, self._spec, consumer)
+        stale = 0
+        if PRIORITY in rows:
+            stale = self._update_priorities(keys, np.array(rows[PRIORITY], np.float64))
+        columns = {name: values for name, values in rows.items() if name != PRIORITY}
+        if columns:
+            stale = self._rewrite(keys, columns, self._spec.consumers[consumer])
+        self._counters["stale_updates"] += stale
+
+    def _update_priorities(self, keys: Array, priorities: Array) -> int:
+        """Replaces the priorities of windows. Returns how many windows have no stored row.
+
+        keys, priorities: (B,).
+        """
         ring = self._ring
         slots, priorities, stale, invalid = fastest().valid_priorities(
             keys, priorities, ring.oldest, ring.inserted, ring.capacity
         )
-        self._counters["stale_priorities"] += stale
         self._counters["invalid_priorities"] += invalid
         for view in self._views.values():
             starts = view.starts.flags.take(slots)
             view.selector.update(slots[starts], priorities[starts])
+        return stale
+
+    def _rewrite(self, keys: Array, columns: Batch, spec: Consumer) -> int:
+        """Rewrites columns of windows. Returns for how many windows a row is no longer stored.
+
+        keys: (B,). columns: new values of shape (B, R, …) for the last R rows of each window. spec:
+        the consumer (sampler of the table) that drew the windows.
+        """
+        ring, rows = self._ring, self._rows
+        context = max(0, max(values.shape[1] for values in columns.values()) - spec.window)
+        kept = ring.contains(keys)
+        kept[kept] = rows.has_context(ring.slots(keys[kept]), context)
+        stale = int(np.count_nonzero(~kept))
+        finite = finite_windows(columns)
+        self._counters["invalid_updates"] += int(np.count_nonzero(kept & ~finite))
+        kept &= finite
+        windows = rows.windows(ring.slots(keys[kept]), context, spec.window)
+        for name, values in columns.items():
+            values = values if kept.all() else values[kept]
+            slots, values = last_writes(windows[:, windows.shape[1] - values.shape[1] :], values)
+            for snapshot in self._snapshots:
+                snapshot.keep(ring.keys_at(slots), name)
+            rows.columns[name][slots] = values
+        return stale
 
     def stats(self) -> dict[str, float]:
         """Returns the counters of the table by name.
@@ -356,7 +401,7 @@ class Table:
         self._streams.restore(state["streams"])
         self._limiter.restore(state["limiter"])
         self._recent_returns.restore(state["recent_returns"])
-        self._counters = {name: int(state["counters"][name]) for name in COUNTERS}
+        self._counters = {name: int(state["counters"].get(name, 0)) for name in COUNTERS}
         self._rng.bit_generator.state = state["rng"]
 
     def _layout(self) -> dict[str, str]:

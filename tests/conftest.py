@@ -17,12 +17,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Puts the tests that start Ray first, and assigns them all to one worker of pytest-xdist.
 
     Two Rays on two cores would disturb each other. These tests take longest, so they start first.
+    Tests marked `cuda` are skipped if there is no GPU.
     """
+    if any(item.get_closest_marker("cuda") for item in items):
+        skip_without_gpu(items)
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     yield
+
+
+def skip_without_gpu(items: list[pytest.Item]) -> None:
+    """Skips the tests marked `cuda`, unless there is a GPU."""
+    from dreamfleet.agents.blocks.device import available_devices  # imports torch
+
+    if "cuda" not in available_devices():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(scope="session")

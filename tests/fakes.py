@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,7 @@ class FakeAgent:
             "real": TableSpec(
                 capacity=config.capacity,
                 columns={
-                    "obs": spec.obs,
+                    **spec.observations,
                     "action": spec.action,
                     "reward": Space((), "float32"),
                     "first": flag,
@@ -141,7 +141,7 @@ class FakeAgent:
         if self.spec.action.discrete:
             action = steps % self.spec.action.n
         else:
-            action = np.zeros((n, *self.spec.action.shape), np.float32)
+            action = np.zeros((n, *self.spec.action.shape), self.spec.action.dtype)
         return action, steps, {"version": np.full(n, self.count["policy"])}
 
     def learn_world(self, real: Sample) -> Feedback:
@@ -157,8 +157,8 @@ class FakeAgent:
         self._note("learn_policy", (real, dreams))
         time.sleep(self.config.learn_s)
         self.count["policy"] += 1
-        priorities = None if real is None else np.arange(1.0, len(real.keys) + 1)
-        return Feedback({"loss/policy": np.float32(1.0 / self.count["policy"])}, priorities)
+        rows = {} if real is None else {"priority": np.arange(1.0, len(real.keys) + 1)}
+        return Feedback({"loss/policy": np.float32(1.0 / self.count["policy"])}, rows)
 
     def weights(self, group: str) -> Weights:
         return {"count": np.array(self.count[group])}
@@ -178,6 +178,60 @@ class FakeAgent:
         self.seen.append((call, given))
 
 
+class RewritingAgent(FakeAgent):
+    """A fake `Agent` that rewrites column `written` of all rows that its world model learns from.
+
+    In new rows `written` is 0. In rows that were rewritten it is the observation plus 1.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        real = self.tables["real"]
+        assert isinstance(real, TableSpec)
+        columns = {**real.columns, "written": Space((2,), "float16")}
+        world = replace(real.consumers["world"], context=1)
+        consumers = {**real.consumers, "world": world}
+        self.tables["real"] = replace(real, columns=columns, consumers=consumers)
+
+    def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
+        action, state, further = super().act(rows, state, explore)
+        return action, state, further | {"written": np.zeros((len(action), 2), np.float16)}
+
+    def learn_world(self, real: Sample) -> Feedback:
+        feedback = super().learn_world(real)
+        feedback.rows = {"written": (real.data["obs"] + 1).astype(np.float16)}
+        return feedback
+
+
+class SharingAgent(RewritingAgent):
+    """A fake `Agent` whose dreams begin at the windows of the newest update of the world model.
+
+    `dream` checks that these windows hold the new values of column `written`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        real = self.tables["real"]
+        assert isinstance(real, TableSpec)
+        policy = replace(real.consumers["policy"], samples_per_step=None)
+        world = replace(real.consumers["world"], first_columns=("written",))
+        start = replace(real.consumers["start"], shares="world")
+        self.tables["real"] = replace(
+            real, consumers={"policy": policy, "world": world, "start": start}
+        )
+
+    def learn_world(self, real: Sample) -> Feedback:
+        assert real.data["written"].shape == (4, 2) and real.data["obs"].shape == (4, 4, 2)
+        return super().learn_world(real)
+
+    def dream(self, starts: Sample) -> Batch:
+        written, obs = starts.data["written"], starts.data["obs"]
+        assert written.shape == obs.shape and obs.shape[1] in (4, 1)
+        if obs.shape[1] == 4:  # the windows of an update, and not of a sample of `start`
+            np.testing.assert_array_equal(written, (obs + 1).astype(np.float16))
+        return super().dream(starts)
+
+
 class FakeReplay:
     """A fake `Replay` whose answers the test gives in advance.
 
@@ -195,7 +249,7 @@ class FakeReplay:
         self.refusals = Counter(refusals or {})
         self.added: list[tuple[str, Batch, Array | None]] = []
         self.chunk_ids: list[ChunkId | None] = []
-        self.updated: list[tuple[str, Array, Array]] = []
+        self.updated: list[tuple[str, Array, Batch, str]] = []
         self.asked: Counter[tuple[str, str]] = Counter()
         self.env_steps = 0
         self._dreams: deque[Batch] = deque()
@@ -224,8 +278,8 @@ class FakeReplay:
             return self.offers[table, consumer].popleft()
         return self._dreams.popleft() if table == "dream" and self._dreams else None
 
-    def update(self, table: str, keys: Array, priorities: Array) -> None:
-        self.updated.append((table, keys, priorities))
+    def update(self, table: str, keys: Array, rows: Batch, consumer: str = "") -> None:
+        self.updated.append((table, keys, rows, consumer))
 
     def stats(self) -> dict[str, float]:
         return {"env_steps": self.env_steps}

@@ -5,11 +5,16 @@ import pickle
 import numpy as np
 
 from dreamfleet.core.types import Agent, Replay, VectorEnv
-from tests.fakes import FakeAgent, FakeEnv, FakeReplay, sample
+from tests.fakes import FakeAgent, FakeEnv, FakeReplay, SharingAgent, sample
 
 
 def test_fakes_have_every_member_of_their_protocol():
-    for fake, protocol in ((FakeAgent(), Agent), (FakeReplay(), Replay), (FakeEnv(), VectorEnv)):
+    for fake, protocol in (
+        (FakeAgent(), Agent),
+        (SharingAgent(), Agent),
+        (FakeReplay(), Replay),
+        (FakeEnv(), VectorEnv),
+    ):
         members = {name for name in vars(protocol) if not name.startswith("_")}
         members |= set(protocol.__annotations__)
         assert all(hasattr(fake, name) for name in members)

@@ -31,6 +31,7 @@ OURS = {"launch", "tests", "benchmarks"}  # what is imported by these names, bes
 HOMES = {  # package → the paths that may import it
     "torch": (
         "dreamfleet/agents/",
+        "benchmarks/gpu.py",
         "benchmarks/updates/eager_rainbow.py",
         "benchmarks/updates/speed.py",
     ),
@@ -42,7 +43,8 @@ HOMES = {  # package → the paths that may import it
     "tensorboardX": ("dreamfleet/runtime/tensorboard.py",),
     "tyro": ("dreamfleet/cli.py",),
     "yaml": ("dreamfleet/runtime/", "dreamfleet/cli.py"),
-    "matplotlib": ("benchmarks/learning/plots.py",),
+    "matplotlib": ("benchmarks/learning/plots.py", "dreamfleet/runtime/dream_pictures.py"),
+    "PIL": ("dreamfleet/runtime/dream_pictures.py",),
     "stable_baselines3": (
         "benchmarks/learning/sb3.py",
         "benchmarks/replay/libraries.py",

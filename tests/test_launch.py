@@ -133,6 +133,8 @@ def test_the_folder_is_written_before_the_first_step(started):
         (["eval", "nowhere"], "no run at nowhere"),
         (["eval"], "RUN"),
         (["eval", "x", "--episodes", "0"], "--episodes must be from 1 to 1000000; found 0"),
+        (["dream", "nowhere", "--out", "x"], "no run at nowhere"),
+        (["dream", "nowhere"], "--out"),
         (["list", "agnts"], "invalid choice 'agnts'"),
         (["bench", "reply"], "invalid choice 'reply'"),
         (["bench", "replay", "--rows", "cycl"], "unknown row 'cycl'. Nearest: cycle"),

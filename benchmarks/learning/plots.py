@@ -1,4 +1,4 @@
-"""Draws learning curves from the records in `benchmarks/results` (needs matplotlib, extra `bench`).
+"""Draws learning curves from the records in `benchmarks/results`.
 
     python benchmarks/learning/plots.py
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -159,7 +159,7 @@ def draw(
     for axes, x in ((by_steps, steps), (by_minutes, minutes)):
         axes.plot(x, returns.mean(0), color=colour, label=label, **style)
         if not single:
-            band = {"color": colour, "alpha": 0.2, "linewidth": 0}
+            band: dict[str, Any] = {"color": colour, "alpha": 0.2, "linewidth": 0}
             axes.fill_between(x, returns.min(0), returns.max(0), **band)
 
 
@@ -179,7 +179,7 @@ def finish_panels(env: str, by_steps: Axes, by_minutes: Axes) -> None:
         for threshold in thresholds:
             axes.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
             lower = len(thresholds) == 2 and threshold == min(thresholds)  # below: they are close
-            place = {"ha": "left", "va": "top" if lower else "bottom"}
+            place: dict[str, Any] = {"ha": "left", "va": "top" if lower else "bottom"}
             place["transform"] = axes.get_yaxis_transform()
             axes.text(0.01, threshold, f"threshold {threshold:g}", fontsize=8, **place)
 

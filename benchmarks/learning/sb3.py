@@ -1,6 +1,6 @@
 """Trains model-free baselines of Stable-Baselines3 (SB3) with the tuned settings of its RL Zoo.
 
-    pip install stable-baselines3        # the extra `peers`; matplotlib is the extra `bench`
+    pip install stable-baselines3        # the extra `peers`
     python benchmarks/learning/sb3.py --env CartPole-v1 --seeds 3
 
 The baselines are DQN on CartPole-v1 and SAC on Pendulum-v1. Finished seeds are not trained again.

@@ -4,7 +4,7 @@
     python benchmarks/learning/train.py --env NumberGame-v1 --agent gated-rainbow --steps 600000
 
 Finished seeds are not trained again, and interrupted seeds are resumed. The records of the seeds, a
-summary and a plot are written to `--out`. The plot needs matplotlib (the extra `bench`).
+summary and a plot are written to `--out`.
 """
 
 from __future__ import annotations

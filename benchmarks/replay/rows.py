@@ -126,5 +126,5 @@ class PrioritizedCycle:
         assert sample is not None and not isinstance(sample, dict)
         weights = (sample.size * sample.prob) ** -BETA
         weights /= weights.max()
-        self._server.update("real", sample.keys, next(self._errors))
+        self._server.update("real", sample.keys, {"priority": next(self._errors)})
         return sample.data, weights

@@ -308,7 +308,7 @@ class OurReplay:
         return TransitionBatch(**data, weight=scaled, keys=sample.keys)
 
     def update(self, keys: Array, errors: Array) -> None:
-        self._server.update("real", keys, np.abs(errors) + EPSILON)
+        self._server.update("real", keys, {"priority": np.abs(errors) + EPSILON})
 
 
 # ------------------------------------------------------------------------------- the learner

@@ -7,6 +7,7 @@ package, or `module:Class`.
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import entry_points
 from typing import Any, Final
@@ -17,8 +18,8 @@ from dreamfleet.core.types import EnvSpec, Space
 
 ENTRY_POINTS: Final = "dreamfleet.agents"  # the group in which installed packages offer agents
 METHODS: Final = ("initial_state", "act", "learn_policy", "weights", "load", "state", "restore")
-ACTIONS: Final = ("discrete", "continuous")
-OBSERVATIONS: Final = ("vector", "image")
+ACTIONS: Final = ("discrete", "continuous", "multi-discrete")
+OBSERVATIONS: Final = ("vector", "image", "mixed")  # mixed: several parts, see core/types.py
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,18 @@ class AgentEntry:
 
 REGISTRY: dict[str, AgentEntry] = {
     "dreamer-lite": AgentEntry(
-        "dreamfleet.agents.dreamer_lite:DreamerLite", ("discrete", "continuous"), ("vector",)
+        "dreamfleet.agents.dreamer_lite.agent:DreamerLite", ("discrete", "continuous"), ("vector",)
     ),
     "gated-rainbow": AgentEntry(
         "dreamfleet.agents.gated_rainbow.agent:GatedRainbow", ("discrete",), ("vector", "image")
     ),
     "dreamwalker": AgentEntry(
         "dreamfleet.agents.dreamwalker.agent:Dreamwalker", ("continuous",), ("vector",)
+    ),
+    "barlow-dreamer": AgentEntry(
+        "dreamfleet.agents.barlow_dreamer.agent:BarlowDreamer",
+        ("discrete", "continuous", "multi-discrete"),
+        ("vector", "image", "mixed"),
     ),
 }
 
@@ -101,7 +107,7 @@ def check(name: str, spec: EnvSpec) -> None:
     name: the agent's name. spec: the environment's name and its spaces.
     """
     entry = find(name)
-    observation, action = _observation_kind(spec.obs), _action_kind(spec.action)
+    observation, action = _observation_kind(spec), _action_kind(spec.action)
 
     def supports(agent: AgentEntry) -> bool:
         return observation in agent.observations and action in agent.actions
@@ -109,11 +115,19 @@ def check(name: str, spec: EnvSpec) -> None:
     if supports(entry):
         return
     others = [other for other, agent in REGISTRY.items() if supports(agent)]
+    actions, observations = f"{action} actions", f"{observation} observations"
+    if spec.action.choices:
+        actions += f" with {math.prod(spec.action.choices):,} combinations"
+    if spec.more_obs:
+        parts = (f"{column} {space}" for column, space in spec.observations.items())
+        observations += f" ({', '.join(parts)})"
+    else:
+        observations += f" of shape {spec.obs.shape}"
     raise UserError(
-        f"{name} supports {' or '.join(entry.actions)} actions and "
-        f"{' or '.join(entry.observations)} observations, but {spec.env_id} has {action} actions "
-        f"and {observation} observations of shape {spec.obs.shape}. "
-        f"Agents that support them: {', '.join(others) or 'none'}."
+        f"{name} supports {_listed(entry.actions, 'or')} actions and "
+        f"{_listed(entry.observations, 'or')} observations, but {spec.env_id} has {actions} and "
+        f"{observations}. Agents that support them: {', '.join(others) or 'none'}. Wrappers that "
+        "change actions and observations: docs/own-environment.md."
     )
 
 
@@ -140,18 +154,31 @@ def _entry_of(path: str) -> AgentEntry:
         kinds = getattr(found, name, None)
         if not isinstance(kinds, tuple) or not kinds or not set(kinds) <= set(allowed):
             raise UserError(
-                f"agent {path!r} must declare `{name}`, a tuple of {' and '.join(allowed)}; "
+                f"agent {path!r} must declare `{name}`, a tuple of {_listed(allowed, 'and')}; "
                 f"found {kinds!r}."
             )
         declared[name] = kinds
     return AgentEntry(path, **declared)
 
 
-def _observation_kind(space: Space) -> str:
-    if space.discrete:
+def _observation_kind(spec: EnvSpec) -> str:
+    if spec.more_obs:
+        return "mixed"
+    if spec.obs.discrete:
         return "discrete"
-    return {1: "vector", 3: "image"}.get(len(space.shape), f"{len(space.shape)}-dimensional")
+    axes = len(spec.obs.shape)
+    return {1: "vector", 3: "image"}.get(axes, f"{axes}-dimensional")
 
 
 def _action_kind(space: Space) -> str:
+    if space.choices:
+        return "multi-discrete"
     return "discrete" if space.discrete else "continuous"
+
+
+def _listed(names: tuple[str, ...], word: str) -> str:
+    """Returns names as a list in a sentence, such as "vector, image or mixed".
+
+    word: what stands before the last name, "and" or "or".
+    """
+    return f" {word} ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -107,9 +107,11 @@ class RunConfig(Flags):
         """Returns the arguments with which environments are made for evaluations.
 
         These are the arguments from training, changed by the settings `eval_env.…`, and without the
-        arguments that shape rewards.
+        arguments that shape rewards. Evaluations play whole games: `episodic_life` is False, unless
+        `eval_env.episodic_life` says otherwise.
         """
-        return unshaped({**self.env_options, **self.eval_env_options})
+        whole = {"episodic_life": False} if "episodic_life" in self.env_options else {}
+        return unshaped({**self.env_options, **whole, **self.eval_env_options})
 
 
 # Arguments of environments that change the rewards and nothing else.

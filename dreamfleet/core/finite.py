@@ -84,12 +84,24 @@ def check_actions(action: Array, extras: Batch, space: Space) -> None:
         wrong = type(action).__name__
     elif action.shape[1:] != space.shape or action.dtype.kind != np.dtype(space.dtype).kind:
         wrong = f"{action.dtype} {action.shape}"
-    elif space.discrete and not ((action >= 0) & (action < space.n)).all():
-        wrong = str(action[(action < 0) | (action >= space.n)][0])
+    elif (outside := _outside(action, space)).any():
+        wrong = str(action[outside][0])
     else:
         return
-    if space.discrete:
+    if space.choices:
+        expected = f"whole numbers (N, {len(space.choices)}) from 0, less than {space.choices}"
+    elif space.discrete:
         expected = f"whole numbers from 0 to {space.n - 1}, (N,)"
     else:
         expected = f"floats (N, {space.shape[0]})"
     raise Diverged(f"the agent's actions must be numpy arrays of {expected}; found {wrong}.")
+
+
+def _outside(action: Array, space: Space) -> Array:
+    """Returns which numbers of whole-number actions (N, …) are no choice of their action space.
+
+    For continuous actions, whose range is not checked, all values are False.
+    """
+    if not (space.discrete or space.choices):
+        return np.zeros(action.shape, bool)
+    return (action < 0) | (action >= (np.array(space.choices) if space.choices else space.n))

@@ -8,11 +8,15 @@ these columns:
 | column     | dtype      | shape         | value                                                  |
 |------------|------------|---------------|--------------------------------------------------------|
 | `obs`      | u8 or f32  | `O`           | observation                                            |
+| `obs.NAME` | u8         | `O`           | an image of a mixed observation, see `EnvSpec`         |
 | `action`   | i64 or f32 | `()` or `(A)` | action chosen for `obs`; continuous actions in [-1, 1] |
 | `reward`   | f32        | `()`          | reward that arrived with `obs`; 0 where `first` is set |
 | `first`    | bool       | `()`          | whether an episode begins with this row                |
 | `last`     | bool       | `()`          | whether the episode ends here, for any reason          |
 | `terminal` | bool       | `()`          | whether the environment terminated; implies `last`     |
+
+A factored action, such as a MultiDiscrete of many combinations, is i64 of shape `(k)`: one choice
+for each of k factors.
 
 An episode's final observation is a row too. The action of a `last` row is not used. If a row is
 `last` but not `terminal`, the episode was truncated, and returns bootstrap from the value of that
@@ -23,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +40,7 @@ State = Any  # the state of a recurrent policy, carried from one row to the next
 Event = dict[str, Any]  # one line of metrics.jsonl; "kind" says which
 
 ENV_COLUMNS = ("obs", "reward", "first", "last", "terminal")  # the columns without `action`
+PRIORITY = "priority"  # in `Feedback.rows`: not a column, but one number for each window
 
 
 # ------------------------------------------------------------------------------------ spaces
@@ -48,8 +53,11 @@ class Space:
     shape: tuple[int, ...]
     dtype: str
     n: int = 0  # number of choices of a discrete space: values 0 … n - 1; 0: not discrete
+    choices: tuple[int, ...] = ()  # of each factor of a factored action (k,); empty: not factored
 
     def __str__(self) -> str:
+        if self.choices:
+            return f"factors of {self.choices} choices"
         return f"{self.n} choices" if self.discrete else f"{self.dtype} {self.shape}"
 
     @property
@@ -67,14 +75,25 @@ class EnvSpec:
     """The name of an environment, and its spaces of observations and actions.
 
     An agent is built for one specification.
+
+    A mixed observation has several parts, each of which is a column of the rows. All parts that are
+    not images are concatenated to the vector `obs`. Each image is a column `obs.NAME`. If all parts
+    are images, the first one is `obs`.
     """
 
     env_id: str
     obs: Space
     action: Space
+    more_obs: Mapping[str, Space] = field(default_factory=dict, hash=False)  # by column, `obs.NAME`
 
     def __str__(self) -> str:
-        return f"observations {self.obs} and actions {self.action}"
+        more = "".join(f", {name} {space}" for name, space in self.more_obs.items())
+        return f"observations {self.obs}{more} and actions {self.action}"
+
+    @property
+    def observations(self) -> dict[str, Space]:
+        """Returns the spaces of all columns of an observation, by name; `obs` is the first."""
+        return {"obs": self.obs, **self.more_obs}
 
 
 # ------------------------------------------------------------------------------------ tables
@@ -87,6 +106,15 @@ class Consumer:
     A window is `window` consecutive rows of one environment. The `context` rows before a window are
     sampled too: the columns of B windows of T rows have shape (B, context + T, …). If the episode
     has fewer than `context` earlier rows, its first row is repeated.
+
+    The columns `first_columns` are only sampled for the first of these context + T rows: a stored
+    latent state is needed at the beginning of a window only. The columns `columns`, or all columns
+    that are not among `first_columns`, are sampled for all rows.
+
+    If `shares` names another consumer, a sample of that consumer serves both purposes, and counts
+    for both rates. Adding rows never waits for a consumer that shares. If consumer `start` shares
+    `world`, dreams begin at the windows that the world model has just learned from. Dreamers that
+    do not train the world model still sample `start`.
     """
 
     batch: int  # windows per sample, B
@@ -96,6 +124,8 @@ class Consumer:
     min_steps: int = 1  # agent steps in the table before the first sample
     context: int = 0  # rows before the window, of the same episode
     columns: tuple[str, ...] = ()  # columns of a sample; empty: all
+    first_columns: tuple[str, ...] = ()  # columns of a window's first row only: (B, …)
+    shares: str = ""  # the consumer whose samples are used for this purpose too; "": none
 
 
 @dataclass(frozen=True)
@@ -138,7 +168,7 @@ class Sample:
     Each window has a key, which identifies its first row after the context rows.
     """
 
-    data: Batch  # (B, context + T, …)
+    data: Batch  # (B, context + T, …); the consumer's `first_columns`: (B, …)
     keys: Array  # (B,) i64, of the windows' first rows after the context
     prob: Array  # (B,) f64, the probability of each draw
     size: int  # number of windows that the consumer could have drawn
@@ -148,10 +178,15 @@ class Sample:
 
 @dataclass
 class Feedback:
-    """The results of one update: its metrics, and new priorities for the windows of its batch."""
+    """The results of one update: its metrics, and new values for the windows of its batch.
+
+    `rows["priority"]` has shape (B,): a new priority for each window. Any other name in `rows` is a
+    column of the table that `act` adds to the rows. Its new values have shape (B, context + T, …),
+    or (B, R, …) for the last R rows of each window. Arrays and detached tensors are allowed.
+    """
 
     metrics: dict[str, Any]  # scalars by `group/name`
-    priorities: Array | None = None  # (B,), in the order of the sample
+    rows: Batch = field(default_factory=dict)  # new values by column, in the order of the sample
 
 
 @dataclass(frozen=True)
@@ -225,6 +260,12 @@ class Agent(Protocol):
 
     An agent is built as `Agent(config, spec, seed, device)`. Its networks form two weight groups:
     `learn_world` trains "world", and `learn_policy` trains "policy".
+
+    Two parts are optional:
+
+    - `act_settings: tuple[str, ...]`, a class attribute: the names of those settings that change
+      how the agent acts and nothing else. The command `eval` can change them.
+    - The method `predict` of `Predictor`. The command `dream` needs it.
     """
 
     tables: dict[str, TableSpec | QueueSpec]  # the replay that this agent learns from
@@ -243,23 +284,28 @@ class Agent(Protocol):
         ...
 
     def learn_world(self, real: Sample) -> Feedback:
-        """Takes one update of the world model. real: a sample of real rows."""
+        """Takes one update of the world model. Returns metrics and new values for `real`.
+
+        real: a sample of real rows.
+        """
         ...
 
     def dream(self, starts: Sample) -> Batch:
         """Rolls the policy out in the world model, from the last row of each sampled window.
 
-        starts: a sample of windows (consecutive real rows), with columns of shape (B, T, …).
+        starts: a sample of windows (consecutive real rows), with columns of shape (B, T, …). If
+        consumer `start` shares `world`, it may also be the sample that `learn_world` has just
+        learned from, with the new values in `Feedback.rows`; dreams may then begin at any row.
         Returns B' rollouts of H steps each, with columns of shape (B', H + 1, …). B' equals B if
         the agent makes one rollout per window.
         """
         ...
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
-        """Takes one update of policy and critic. Returns metrics and new priorities.
+        """Takes one update of policy and critic. Returns metrics and new values for `real`.
 
-        The priorities are for the windows of `real`. real: a sample of real rows; None if the agent
-        trains its policy on dreams only. dreams: None if the agent makes none.
+        real: a sample of real rows; None if the agent trains its policy on dreams only. dreams:
+        None if the agent makes none.
         """
         ...
 
@@ -286,6 +332,36 @@ class Agent(Protocol):
         """Restores the networks, optimizers and counters of a weight group ("world" or "policy").
 
         state: what `state` returned for this weight group.
+        """
+        ...
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """The optional method of an agent whose world model can be compared with real episodes."""
+
+    def predict(self, window: Batch, context: int) -> Batch:
+        """Predicts rows of real windows open-loop: from the rows before, and the real actions.
+
+        window: columns (B, T, …) of B windows of real rows, with all columns of the table `real`.
+        context: the number of first rows, at least 1, that the prediction starts from. These rows
+        belong to one episode.
+
+        Returns arrays of shape (B, T - context, …) for the rows `context` … T-1. The prediction of
+        a row depends on the first `context` rows, and on the actions of the rows before it:
+
+        - `obs`: the observation, in the units of the environment. It is missing if the agent cannot
+          decode observations.
+        - `reward`: the reward that arrives with the row.
+        - `terminal`: the probability that the row is terminal, if the episode reaches the row.
+
+        Two optional columns compare this prediction with the model's state after it has read the
+        real rows up to and including this row (the posterior):
+
+        - `posterior_obs`: the observation that is decoded from the posterior.
+        - `kl`: the Kullback-Leibler divergence KL(posterior || prediction), in nats.
+
+        Predictions are means or most probable values, not random draws. The call changes nothing.
         """
         ...
 
@@ -322,10 +398,14 @@ class Replay(Protocol):
         """
         ...
 
-    def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities of sampled windows.
+    def update(self, table: str, keys: Array, rows: Batch, consumer: str = "") -> None:
+        """Replaces priorities and other values of sampled windows.
 
-        keys: (B,), the keys that came with the sample. priorities: (B,), the new priorities.
+        keys: (B,), the keys that came with the sample. rows: numpy arrays with the shapes that
+        class `Feedback` describes. consumer: the sampler that drew the windows; only needed if
+        `rows` has other names than "priority". New values for overwritten rows are ignored and
+        counted. Raises ValueError for an unknown column, a wrong shape and a wrong dtype, and for a
+        column that an environment or the action has filled.
         """
         ...
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamfleet.core.types import Array
+from dreamfleet.core.types import Array, Batch
 from dreamfleet.envs import registry, spaces
 
 
@@ -25,22 +25,24 @@ class Codec:
         finally:
             registry.close(env)
 
-    def encode(self, obs: Any) -> tuple[Array, bool]:
-        """Converts N observations to one array (N, …). Also returns whether `obs` was a batch.
+    def encode(self, obs: Any) -> tuple[Batch, bool]:
+        """Converts N observations to columns (N, …). Also returns whether `obs` was a batch.
 
         obs: one observation (then N is 1), or a batch. In a batch, each array has one more axis in
         front. Raises ValueError for a wrong shape, and for NaN or infinity.
         """
+        rows = {}
         try:
             n = self._number(obs)
-            each = [obs] if n is None else [_at(obs, i) for i in range(n)]
-            rows = np.stack([np.array(self._encode(it)) for it in each])
-            with np.errstate(over="ignore"):  # the next lines refuse numbers that are too large
-                rows = rows.astype(self._encode.space.dtype)
-            if not np.isfinite(rows).all():
-                _, *place = np.argwhere(~np.isfinite(rows))[0].tolist()
-                where = self._encode.where(place[0])
-                raise spaces.Mismatch(f"an observation that is not finite{where}")
+            found = self._encode(obs, () if n is None else (n,))
+            for name, space in self._encode.observations.items():
+                with np.errstate(over="ignore"):  # the next lines refuse numbers too large
+                    column = found[name].astype(space.dtype, order="C")
+                rows[name] = column[None] if n is None else column
+                if not np.isfinite(rows[name]).all():
+                    _, *place = np.argwhere(~np.isfinite(rows[name]))[0].tolist()
+                    where = self._encode.where(place[0])
+                    raise spaces.Mismatch(f"an observation that is not finite{where}")
         except spaces.Mismatch as error:
             raise ValueError(f"this policy cannot see {error}".rstrip(",")) from None
         return rows, n is not None
@@ -83,11 +85,3 @@ def _leading(part: spaces.Part, seen: Any) -> int | None:
     if len(shape) != axes + 1:
         raise spaces.Mismatch(f"an observation{name} with {len(shape)} axes, not {axes}")
     return int(shape[0])
-
-
-def _at(obs: Any, i: int) -> Any:
-    if isinstance(obs, Mapping):
-        return {key: _at(value, i) for key, value in obs.items()}
-    if isinstance(obs, tuple):
-        return tuple(_at(value, i) for value in obs)
-    return np.asarray(obs)[i]

@@ -6,17 +6,16 @@ single game is a batch with N = 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import VectorEnv
 
 from dreamfleet.core.errors import UserError, nearest
 from dreamfleet.core.types import Array
+from dreamfleet.envs.game_batch import GameBatch, OneGame
 from dreamfleet.envs.progressive import Progressive
 
 ENEMIES: Final = (0, 1, 2, "beta")  # kinds of enemy: three tiers, and one of the whole range
@@ -180,68 +179,37 @@ def _draw_cost(share: Array) -> Array:
 # ------------------------------------------------------------------------------ the environments
 
 
-class NumberGameVector(VectorEnv[Array, Array, Array]):
+class NumberGameVector(GameBatch):
     """N games of NumberGame as one batched environment.
 
-    A game that is over starts again on its next step, which ignores the action. With one seed for
-    all games, game i also depends on N. With a seed for each game, a game is the one that
-    `NumberGame` plays with this seed.
-
-    The options of a reset hold until the next reset. infos: "tier" (N,), the kind of enemy; "won"
-    (N,), whether the last step won the game.
+    The options of a reset hold until the next reset: "tier" (0, 1, 2 or "beta") and "difficulty"
+    (from 0 to 1). A reset raises UserError for any other option or value. infos: "tier" (N,), the
+    kind of enemy; "won" (N,), whether the last step won the game.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own
-        "render_modes": ["ansi"],
-        "render_fps": 4,
-        "autoreset_mode": AutoresetMode.NEXT_STEP,
-    }
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(self, num_envs: int = 1, render_mode: str | None = None) -> None:
-        self.num_envs, self.render_mode = num_envs, render_mode
-        self.single_observation_space = bounds()
-        self.single_action_space = gym.spaces.Discrete(len(ACTIONS))
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        actions: gym.spaces.Discrete = gym.spaces.Discrete(len(ACTIONS))
+        super().__init__(num_envs, bounds(), actions, LUCK, render_mode)
         self.difficulty = 1.0  # of the games that start from now on
-        self._over = np.ones(num_envs, bool)
         self._tier: int | None = None
         self._games = Games(num_envs)
-        self._own: list[
-            np.random.Generator
-        ] = []  # of each game, where they have seeds of their own
 
-    def reset(
-        self,
-        *,
-        seed: int | Sequence[int] | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> tuple[Array, dict[str, Any]]:
-        """Starts all games. seed: one for all games, or a list with one per game.
+    def configure(self, options: Mapping[str, Any]) -> None:
+        self._tier, self.difficulty = _chosen(options)
 
-        If `seed` is None, the random generators continue. options: "tier" (0, 1, 2 or "beta") and
-        "difficulty" (from 0 to 1). Raises UserError for any other option or value.
-        """
-        if isinstance(seed, Sequence):
-            assert len(seed) == self.num_envs, f"{len(seed)} seeds for {self.num_envs} games"
-            self._own = [seeding.np_random(of)[0] for of in seed]
-        elif seed is not None:
-            super().reset(seed=seed)
-            self._own = []
-        self._tier, self.difficulty = _chosen(options or {})
-        self._over = np.ones(self.num_envs, bool)
-        self._start(self._luck())
-        self._over = np.zeros(self.num_envs, bool)
-        return self._games.observe(), self._info()
+    def begin(self, rows: Array, luck: Array) -> None:
+        self._games.start(rows, luck, self._tier, self.difficulty)
 
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        assert self.action_space.contains(actions), f"no such actions: {actions!r}"
-        starts, luck = self._over, self._luck()
-        reward, over = self._games.play(np.where(starts, 0, actions), luck)
-        reward[starts], over[starts] = 0.0, False
-        self._start(luck)
-        self._over = over
-        return self._games.observe(), reward, over, np.zeros_like(over), self._info()
+    def play(self, action: Array, luck: Array) -> tuple[Array, Array]:
+        return self._games.play(action, luck)
+
+    def observe(self) -> Array:
+        return self._games.observe()
+
+    def facts(self) -> dict[str, Any]:
+        return {"tier": self._games.kind.copy(), "won": self._games.won.copy()}
 
     def render(self) -> tuple[Any, ...] | None:
         """Returns one line of text about each game in render mode "ansi", else None."""
@@ -249,65 +217,18 @@ class NumberGameVector(VectorEnv[Array, Array, Array]):
             return None
         return tuple(_line(self._games, i) for i in range(self.num_envs))
 
-    def _luck(self) -> Array:
-        if self._own:
-            return np.stack([own.random(LUCK) for own in self._own], 1)
-        return self.np_random.random((LUCK, self.num_envs))
 
-    def _start(self, luck: Array) -> None:
-        rows = np.flatnonzero(self._over)
-        if len(rows):
-            self._games.start(rows, luck[:, rows], self._tier, self.difficulty)
-
-    def _info(self) -> dict[str, Any]:
-        return {"tier": self._games.kind.copy(), "won": self._games.won.copy()}
-
-
-class NumberGame(gym.Env[Array, int]):
+class NumberGame(OneGame):
     """One game of NumberGame as a gymnasium environment.
 
     render_mode: "ansi" for a line of text, or None. progressive: whether enemies become stronger as
-    the mean return rises.
+    the mean return rises. The options of a reset are those of `NumberGameVector`.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own
-        "render_modes": ["ansi"],
-        "render_fps": 4,
-        "batched": True,
-    }
+    metadata: dict[str, Any] = {**NumberGameVector.metadata, "batched": True}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None, progressive: bool = False) -> None:
-        self.render_mode = render_mode
-        self._batch = batched(1, render_mode, progressive)
-        self._over = True
-        self.observation_space = self._batch.single_observation_space
-        self.action_space = self._batch.single_action_space
-
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
-        """Starts a game. Returns the observation and the info.
-
-        options: "tier", the kind of enemy (0, 1, 2 or "beta"), and "difficulty" (from 0 to 1).
-        Raises UserError for any other option or value.
-        """
-        super().reset(seed=seed)
-        self._batch.np_random = self.np_random
-        obs, info = self._batch.reset(options=dict(options or {}))
-        self._over = False
-        return obs[0], _alone(info)
-
-    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        if self._over:
-            raise gym.error.ResetNeeded("this game is over: reset() starts another")
-        obs, reward, over, _, info = self._batch.step(np.array([action]))
-        self._over = bool(over[0])
-        return obs[0], float(reward[0]), self._over, False, _alone(info)
-
-    def render(self) -> Any:
-        """Returns one line of text about the game in render mode "ansi", else None."""
-        lines: tuple[str, ...] | None = self._batch.render()
-        return lines[0] if lines else None
+        super().__init__(batched(1, render_mode, progressive), render_mode)
 
 
 def batched(
@@ -335,10 +256,6 @@ def bounds() -> gym.spaces.Box:
     low = [(weakest + change) / 10, 15 / MAX_MANA, *[0] * 4, change / 10]
     high = [START_HP / 10, 1, *[1] * 4, (START_HP - CAP) / 10]
     return gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
-
-
-def _alone(info: Mapping[str, Array]) -> dict[str, int | bool]:
-    return {name: values[0].item() for name, values in info.items()}
 
 
 def _chosen(options: Mapping[str, Any]) -> tuple[int | None, float]:

@@ -15,6 +15,7 @@ from dreamfleet.core.own_code import import_module, in_line, interrupts, pip_lin
 from dreamfleet.core.types import EnvSpec
 from dreamfleet.envs import (
     number_game,  # noqa: F401 - registers NumberGame-v1
+    pixel_catch,  # noqa: F401 - registers PixelCatch-v1
     spaces,
 )
 from dreamfleet.envs.shaping import RewardFloor
@@ -53,10 +54,12 @@ def spec_of(env_id: str, env: gym.Env[Any, Any]) -> EnvSpec:
                 f'env "{env_id}" has {declared!r} as its {name}. Set self.{name} to a space of '
                 "gymnasium.spaces in its constructor."
             )
+    observations = spaces.observations(env_id, env.observation_space)
     return EnvSpec(
         env_id,
-        obs=spaces.observation(env_id, env.observation_space),
+        obs=observations.pop("obs"),
         action=spaces.action(env_id, env.action_space),
+        more_obs=observations,
     )
 
 

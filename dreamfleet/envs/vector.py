@@ -62,8 +62,10 @@ class GymVector:
         copies = 0 if together else num_envs - 1
         self._envs = [env, *(registry.make(env_id, **options) for _ in range(copies))]
         self.info: Batch = {}
-        self.seen: Any = []  # the newest N observations, before the conversion to float32
-        self._dtype = np.dtype(self.spec.obs.dtype)
+        # The newest N values of the column `obs`, before the conversion to float32. Other columns
+        # are images, which are not converted.
+        self.seen: Any = []
+        self._columns = {name: (it.shape, it.dtype) for name, it in self.spec.observations.items()}
         # Each environment is seeded once, and a batch once with the first seed. Later resets draw
         # from the environment's own generator.
         self._seeds: list[int | None] = [*seeding.derive(seed, num_envs)]
@@ -145,15 +147,16 @@ class GymVector:
         first = self._ended
         step = self._step_each if self._batch is None else self._step_batch
         with np.errstate():  # an environment's np.seterr ends here
-            obs, paid, terminal, truncated = step(action)
+            columns, paid, terminal, truncated = step(action)
         with np.errstate(over="ignore"):  # the next lines refuse numbers that are too large
             reward = paid.astype(np.float32)
+        obs = columns["obs"]
         for name, seen, taken in (("an observation", self.seen, obs), ("a reward", paid, reward)):
             if not np.isfinite(taken).all():
                 raise self._not_finite(name, seen, taken, action)
         self._ended = terminal | truncated
         return {
-            "obs": obs,
+            **columns,
             "reward": reward,
             "first": first,
             "last": self._ended,
@@ -170,9 +173,11 @@ class GymVector:
 
     # ------------------------------------------------------------------------------ one by one
 
-    def _step_each(self, action: Any) -> tuple[Array, Array, Array, Array]:
+    def _step_each(self, action: Any) -> tuple[Batch, Array, Array, Array]:
         n = self.num_envs
-        obs = np.empty((n, *self.spec.obs.shape), self._dtype)
+        columns = {
+            name: np.empty((n, *shape), dtype) for name, (shape, dtype) in self._columns.items()
+        }
         reward = np.zeros(n)
         terminal, truncated = np.zeros(n, bool), np.zeros(n, bool)
         self.seen = [*range(n)]
@@ -189,13 +194,16 @@ class GymVector:
             env = self._envs[i]
             if isinstance(env, RewardFloor):
                 self._tell(i, {"return": env.unshaped_return})
-            self.seen[i] = found = self._encoded(i, seen, action)
-            if found.dtype == self._dtype:
-                obs[i] = found
-            else:
-                with np.errstate(over="ignore"):
-                    obs[i] = found
-        return obs, reward, terminal, truncated
+            found = self._encoded(i, seen, action)
+            self.seen[i] = found["obs"]
+            for name, value in found.items():
+                column = columns[name]
+                if value.dtype == column.dtype:
+                    column[i] = value
+                else:
+                    with np.errstate(over="ignore"):
+                        column[i] = value
+        return columns, reward, terminal, truncated
 
     def _reset(self, i: int, action: Any) -> tuple[Any, Mapping[Any, Any]]:
         env, seed = self._envs[i], self._seeds[i]
@@ -225,11 +233,17 @@ class GymVector:
                 self.info[name] = np.full(self.num_envs, None, object)
             self.info[name][i] = value
 
-    def _encoded(self, i: int, seen: Any, action: Any) -> Array:
+    def _encoded(
+        self, i: int, seen: Any, action: Any, lead: tuple[int, ...] = ()
+    ) -> dict[str, Array]:
+        """Returns the columns of an observation of environment `i`, or of a batch of observations.
+
+        lead: (N,) for the observations of all environments, in which case `i` is 0.
+        """
         try:
-            return self._encode(seen)
+            return self._encode(seen, lead)
         except spaces.Mismatch as error:
-            raise self._fault(i, str(error), action) from None
+            raise self._fault(i + error.index, str(error), action) from None
 
     def _number(self, i: int, value: Any, action: Any) -> float:
         found = contract.number(value)
@@ -249,7 +263,7 @@ class GymVector:
 
     # ---------------------------------------------------------------------------- as one batch
 
-    def _step_batch(self, action: Array | None) -> tuple[Array, Array, Array, Array]:
+    def _step_batch(self, action: Array | None) -> tuple[Batch, Array, Array, Array]:
         n = self.num_envs
         if self._filmed is not None:
             if self._ended[0]:
@@ -268,21 +282,14 @@ class GymVector:
         else:
             seen, paid, over, cut, info = self._call(0, action, self._batch.step, action)
         self.info = contract.batched_facts(info, n)
-        self.seen = self._encoded_batch(seen, action)
+        found = self._encoded(0, seen, action, lead=(n,))
+        self.seen = found["obs"]
         reward = self._column("rewards", paid, "biuf", action)
         terminal = self._column("terminated", over, "biu", action).astype(bool)
         truncated = self._column("truncated", cut, "biu", action).astype(bool)
         with np.errstate(over="ignore"):
-            return self.seen.astype(self._dtype), reward, terminal, truncated
-
-    def _encoded_batch(self, seen: Any, action: Any) -> Any:
-        if self._encode.box is None:
-            each = gym.vector.utils.iterate(self._batch.observation_space, seen)
-            return np.stack([self._encoded(i, obs, action) for i, obs in enumerate(each)])
-        try:
-            return self._encode.boxes(seen, self.num_envs)
-        except spaces.Mismatch as error:
-            raise self._fault(0, str(error), action) from None
+            columns = {name: found[name].astype(it[1]) for name, it in self._columns.items()}
+        return columns, reward, terminal, truncated
 
     def _column(self, name: str, values: Any, kinds: str, action: Any) -> Array:
         array = np.asarray(values)
@@ -328,7 +335,7 @@ class GymVector:
         return self._fault(i, f"{name} of {value}{where}{why}", action)
 
     def _fault(self, i: int, what: str, action: Any, verb: str = "returned") -> EnvironmentFault:
-        after = "reset" if self._ended[i] else f"action {action[i]}"
+        after = "reset" if self._ended[i] else f"action {' '.join(str(action[i]).split())}"
         return EnvironmentFault(f"{self.spec.env_id}[{i}] {verb} {what} after {after}")
 
 

@@ -14,7 +14,7 @@ from dreamfleet.actors.actor import Actor
 from dreamfleet.actors.evaluator import Evaluator
 from dreamfleet.core import seeding
 from dreamfleet.core.config import RunConfig, apply
-from dreamfleet.core.errors import EnvironmentFault
+from dreamfleet.core.errors import EnvironmentFault, UserError
 from dreamfleet.core.types import (
     Agent,
     EnvSpec,
@@ -25,7 +25,7 @@ from dreamfleet.core.types import (
     WeightStore,
     Worker,
 )
-from dreamfleet.dreamer_workers.dreamer import Dreamer
+from dreamfleet.dreamer_workers.dreamer import Dreamer, sharing_fault
 from dreamfleet.learner.learner import Learner
 from dreamfleet.replay_server import budget
 from dreamfleet.replay_server.checks import Limits, check_memory, check_spec
@@ -113,6 +113,8 @@ class Blueprint:
         Raises UserError for invalid tables, and for tables that do not fit into the memory of this
         machine. Memory is not checked if the run joins a Ray cluster.
         """
+        if fault := sharing_fault(agent.tables):
+            raise UserError(f"agent {self.config.agent!r}: {fault}")
         allowed, shards = self.config.train.replay_gb, self.config.train.replay_shards
         tables = agent.tables if allowed is None else budget.limited(agent.tables, allowed * 1e9)
         parts = shard_tables(tables, shards)
@@ -179,6 +181,20 @@ class Blueprint:
         env = GymVector.to_play(self.config.env, episodes, self.config.evaluated_options)
         self._check_spaces(env)
         return env
+
+    def check_evaluated_spaces(self) -> None:
+        """Raises UserError unless evaluation environments have the spaces that the agent expects.
+
+        Their arguments may differ from those of the training.
+        """
+        from dreamfleet.envs import registry
+
+        found = registry.describe(self.config.env, **self.config.evaluated_options)
+        if found != self.spec:
+            raise UserError(
+                f"with these arguments {self.config.env} has {found}, but the agent was trained on "
+                f"{self.spec}. Leave out arguments that change the spaces."
+            )
 
     def _check_spaces(self, env: VectorEnv) -> None:
         """Raises EnvironmentFault unless an environment has the spaces that the agent expects."""

@@ -214,14 +214,14 @@ class ReplayHost:
                     access.count_sent(consumer, key)
                     return PackedSample(packed, draw.sample)
 
-    def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Replaces the priorities of sampled windows in a table.
+    def update(self, table: str, keys: Array, rows: Packed, consumer: str = "") -> None:
+        """Replaces priorities and other values of sampled windows in a table.
 
-        keys: (N,), the keys of the windows, as the sample gave them. priorities: (N,), the new
-        values.
+        keys: (B,), the keys of the windows, as the sample gave them. rows: new values by column,
+        packed into one buffer. consumer: the use of the sample, such as `policy`.
         """
         with self._access_to(table).lock:
-            self._server.update(table, keys, priorities)
+            self._server.update(table, keys, rows.views(), consumer)
 
     def stats(self) -> dict[str, float]:
         """Returns the counters of all tables, such as the number of stored rows, at one moment."""

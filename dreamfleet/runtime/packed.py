@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreamfleet.core.types import Array, Batch, Sample
+from dreamfleet.core.write_back import on_host
 
 ALIGNMENT = 64  # bytes of a cache line; each column begins at a multiple of this
 
@@ -21,7 +22,7 @@ class Packed(NamedTuple):
     @classmethod
     def of(cls, batch: Batch) -> Packed:
         """Packs a batch into one buffer. Copies nothing if its arrays already fill one buffer."""
-        arrays = {name: np.ascontiguousarray(_on_host(value)) for name, value in batch.items()}
+        arrays = {name: np.ascontiguousarray(on_host(value)) for name, value in batch.items()}
         # np.ascontiguousarray turned shape () into (1,), hence the shapes of the originals.
         shapes = {name: np.shape(value) for name, value in batch.items()}
         bases = [array.base for array in arrays.values()]
@@ -66,11 +67,6 @@ class PackedSample(NamedTuple):
         """Returns the sample with all its arrays copied out of the buffer."""
         keys, prob = self.sample.keys.copy(), self.sample.prob.copy()
         return replace(self.sample, data=self.data.unpack(), keys=keys, prob=prob)
-
-
-def _on_host(value: Any) -> Array:
-    """Returns a tensor or an array as a numpy array in CPU memory."""
-    return value.cpu().numpy() if hasattr(value, "cpu") else np.asarray(value)
 
 
 def _fill(memory: Array, arrays: dict[str, Array], bases: list[Any]) -> bool:

@@ -200,15 +200,16 @@ class ShardProxy:
         self._received[asked.table, asked.consumer] += 1
         return cast(Sample | Batch, answer.unpack())
 
-    def update(self, table: str, keys: Array, priorities: Array) -> None:
-        """Sends new priorities of sampled windows to the replay, without waiting for the answer.
+    def update(self, table: str, keys: Array, rows: Batch, consumer: str = "") -> None:
+        """Sends new values of sampled windows to the replay, without waiting for the answer.
 
-        keys: (N,), as the sample gave them. priorities: (N,). If the replay raises an error, the
-        next call of `update` raises the same error.
+        keys: (B,), as the sample gave them. rows: new values by column. consumer: the use of the
+        sample, such as `policy`. If the replay raises an error, the next call of `update` raises
+        the same error.
         """
         if self._update is not None:
             self._connection.get(self._update)
-        self._update = self._connection.call("update", table, keys, priorities)
+        self._update = self._connection.call("update", table, keys, Packed.of(rows), consumer)
 
     def stats(self) -> dict[str, float]:
         """Returns the counters of the replay shard, such as rows stored. Waits for the answer."""

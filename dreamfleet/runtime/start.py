@@ -101,7 +101,8 @@ def start(planned: Plan, command: str) -> tuple[int, Path]:
         if resumed is not None:
             preflight.check_same_spaces(spec, read_config(resumed))
         chosen = any(key.startswith(("agent.", "train.replay_")) for key in planned.settings)
-        if chosen or spec.obs.image or config.agent not in agents.REGISTRY:
+        image = any(space.image for space in spec.observations.values())
+        if chosen or image or config.agent not in agents.REGISTRY:
             display.wait_for(f"importing PyTorch and checking the agent {config.agent}")
             preflight.check_agent(config, spec)
 

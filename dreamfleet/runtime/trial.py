@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from dreamfleet.core.errors import Diverged, EnvironmentFault, UserError
 from dreamfleet.core.finite import check_actions, check_weights
 from dreamfleet.core.own_code import in_line, interrupts
 from dreamfleet.core.types import (
+    PRIORITY,
     Agent,
     Array,
     Batch,
@@ -21,8 +22,11 @@ from dreamfleet.core.types import (
     Feedback,
     QueueSpec,
     Sample,
+    Space,
     TableSpec,
 )
+from dreamfleet.core.write_back import rewritten, write_back
+from dreamfleet.dreamer_workers.dreamer import sharing_fault
 from dreamfleet.replay_server.server import ReplayServer
 from dreamfleet.runtime.blueprint import weight_groups
 
@@ -57,17 +61,20 @@ class Synthetic:
         first = self.last
         self.phase = np.where(first, self.rng.uniform(-np.pi, np.pi, self.n), self.phase)
         self.last = ~first & (self.rng.random(self.n) < self.ends)
-        space = self.spec.obs
-        offsets = np.arange(int(np.prod(space.shape))).reshape(space.shape)
-        obs = np.cos(self.phase.reshape(-1, *[1] * len(space.shape)) + offsets)  # (N, *O)
-        obs = 127 * (1 + obs) if space.dtype == "uint8" else obs
         return {
-            "obs": obs.astype(space.dtype),
+            **{name: self._observe(space) for name, space in self.spec.observations.items()},
             "reward": np.where(first, 0, np.cos(self.phase)).astype(np.float32),
             "first": first,
             "last": self.last,
             "terminal": self.last & (self.rng.random(self.n) < self.terminal_share),
         }
+
+    def _observe(self, space: Space) -> Array:
+        """Returns one observation (N, *O) of each environment, or one part of it, in its space."""
+        offsets = np.arange(int(np.prod(space.shape))).reshape(space.shape)
+        obs = np.cos(self.phase.reshape(-1, *[1] * len(space.shape)) + offsets)  # (N, *O)
+        obs = 127 * (1 + obs) if space.dtype == "uint8" else obs
+        return obs.astype(space.dtype)
 
     def act(self, action: Array) -> None:
         """Applies one action to each of the N environments. action: (N, …)."""
@@ -162,6 +169,8 @@ def _check_tables(agent: Any) -> None:
         ("start" in consumers) == (dream is not None),
         "the consumer 'start' and the table 'dream' go together: declare both or neither",
     )
+    fault = sharing_fault(agent.tables)
+    _require(not fault, str(fault))
     for consumer in consumers:
         method = CONSUMERS[consumer]
         has = callable(getattr(agent, method, None))
@@ -249,30 +258,33 @@ def _check_learning(agent: Any, name: str, replay: ReplayServer) -> None:
     """
     consumers = agent.tables["real"].consumers
     samples = {consumer: replay.sample("real", consumer) for consumer in consumers}
-    dreams = None
+    starts, dreams = [samples.get("start")], None
     if "world" in consumers:
         with _named(name, "learn_world"):
-            _check_feedback(
-                agent.learn_world(samples["world"]), samples["world"], consumers["world"]
-            )
+            real = cast(Sample, samples["world"])
+            feedback = agent.learn_world(real)
+            _check_feedback(feedback, real, "world", agent, replay)
+            if any(consumer.shares for consumer in consumers.values()):
+                starts.append(rewritten(real, feedback))
     if "start" in consumers:
         with _named(name, "dream"):
-            dreams = agent.dream(samples["start"])
-            _require(
-                isinstance(dreams, Mapping) and bool(dreams), "it must return a dict of columns"
-            )
+            for each in starts:
+                dreams = agent.dream(each)
+                fits = isinstance(dreams, Mapping) and bool(dreams)
+                _require(fits, "it must return a dict of columns")
     with _named(name, "learn_policy"):
-        policy = consumers.get("policy")
-        _check_feedback(
-            agent.learn_policy(samples.get("policy"), dreams), samples.get("policy"), policy
-        )
+        windows = samples.get("policy")
+        _check_feedback(agent.learn_policy(windows, dreams), windows, "policy", agent, replay)
 
 
-def _check_feedback(feedback: Any, real: Sample | Any, consumer: Any) -> None:
+def _check_feedback(
+    feedback: Any, real: Sample | Any, consumer: str, agent: Any, replay: ReplayServer
+) -> None:
     """Raises Unfit unless a gradient step returned valid metrics, and priorities if needed.
 
-    feedback: what the gradient step returned. real: the sample that it learned from. consumer: the
-    specification of the sample; prioritized sampling needs priorities.
+    Sends new values of rows to the replay, which raises ValueError if they are invalid. feedback:
+    what the gradient step returned. real: the sample that it learned from. consumer: the use of the
+    sample; prioritized sampling needs priorities.
     """
     _require(isinstance(feedback, Feedback), f"it must return a Feedback, found {feedback!r:.80}")
     for name, value in feedback.metrics.items():
@@ -283,7 +295,11 @@ def _check_feedback(feedback: Any, real: Sample | Any, consumer: Any) -> None:
             float(value)
         except (TypeError, ValueError, RuntimeError):
             raise Unfit(f"the metric {name!r} must be a number, found {value!r:.80}") from None
-    if consumer is not None and consumer.selector.uses_priorities:
-        found = feedback.priorities
-        fits = found is not None and np.shape(found) == real.keys.shape
+    if real is None:
+        _require(not feedback.rows, "it returned new values of rows, but had no real rows")
+        return
+    if agent.tables["real"].consumers[consumer].selector.uses_priorities:
+        found = np.shape(feedback.rows.get(PRIORITY))
+        fits = found == real.keys.shape
         _require(fits, f"it must return a priority for each of its {len(real.keys)} windows")
+    write_back(replay, consumer, real, feedback)

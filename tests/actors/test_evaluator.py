@@ -176,3 +176,21 @@ def test_the_saved_policy_is_evaluated_although_a_newer_one_is_published():
     assert (event["kind"], event["at"], event["episodes"]) == ("eval", 77, 2)
     assert agent.count["policy"] == 50
     assert evaluator.take_best().at == 77
+
+
+def test_whoever_watches_is_given_every_row_of_an_episode_with_its_action():
+    seen = []
+    play(FakeEnv(lengths=(3, 5)), FakeAgent(), 2, seed=0, max_steps=99, watch=seen.append)
+    rows = {name: np.stack([row[name] for row in seen], 1) for name in seen[0]}
+    assert rows["last"].argmax(1).tolist() == [3, 5]
+    for i, length in enumerate((3, 5)):
+        t = np.arange(length + 1)
+        np.testing.assert_array_equal(rows["obs"][i, : length + 1, 1], t)
+        np.testing.assert_array_equal(rows["action"][i, : length + 1], t % 2)
+        np.testing.assert_array_equal(rows["version"][i, : length + 1], 0)
+
+
+def test_an_episode_at_the_step_limit_is_watched_up_to_its_newest_row():
+    seen = []
+    play(FakeEnv(lengths=(50,)), FakeAgent(), 1, seed=0, max_steps=4, watch=seen.append)
+    assert [int(row["reward"][0]) for row in seen] == [0, 1, 2, 3, 4]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dreamfleet.agents.blocks.arrays import to_tensors
-from dreamfleet.agents.dreamer_lite import Config, DreamerLite
+from dreamfleet.agents.dreamer_lite.agent import Config, DreamerLite
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import Array, Batch, EnvSpec, Sample, Space
 from dreamfleet.replay_server.server import ReplayServer

@@ -101,7 +101,12 @@ class MyAgent:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("", "", "must declare `actions`, a tuple of discrete and continuous; found None"),
+        (
+            "",
+            "",
+            "must declare `actions`, a tuple of discrete, continuous and multi-discrete; "
+            "found None",
+        ),
         ("act = ", "", "lacks the methods act"),
         ("Config = Settings", 'Config = Settings; actions = ("discret",)', "found ('discret',)"),
     ],
@@ -130,6 +135,11 @@ def test_a_missing_declaration_or_method_is_named(tmp_path, monkeypatch, old, ne
         ("loss.detach()", "rows['reward']", "the metric 'loss/value' must be a number"),
         ('"loss/value"', '"loss"', "the name of a metric must be group/name, found 'loss'"),
         ("return Feedback", "Feedback", "it must return a Feedback, found None"),
+        (
+            "return Feedback(",
+            "return Feedback(rows={'reward': rows['reward']}, metrics=",
+            "cannot rewrite column 'reward'",
+        ),
         ("norm = ", "raise SystemExit('no')\n        norm = ", "SystemExit: no"),
         ("norm = ", "1 / 0\n        norm = ", "learn_policy failed. ZeroDivisionError"),
         ("self.act_rng =", "1 / 0\n        self.act_rng =", "building it failed. ZeroDivision"),

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from dreamfleet.core import checkpoint
 from dreamfleet.core.errors import UserError
 
-DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64", "uint32", "uint64")
+DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32", "float64", "uint32", "uint64")
 arrays = st.sampled_from(DTYPES).flatmap(
     lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
 )

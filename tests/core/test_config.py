@@ -165,3 +165,12 @@ def test_evaluations_have_the_arguments_of_the_run_where_they_have_none_of_their
     assert configure(RunConfig(), given).evaluated_options == {"size": 3, "wind": 0.0}
     with pytest.raises(UserError, match=r"eval_env.reward_floor is not possible"):
         configure(RunConfig(), {"eval_env.reward_floor": -1})
+
+
+def test_evaluations_play_whole_games_unless_told_otherwise():
+    given = {"env.episodic_life": True, "env.size": 64}
+    whole = configure(RunConfig(), given).evaluated_options
+    assert whole == {"episodic_life": False, "size": 64}
+    lives = configure(RunConfig(), {**given, "eval_env.episodic_life": True}).evaluated_options
+    assert lives == {"episodic_life": True, "size": 64}
+    assert configure(RunConfig(), {"env.size": 64}).evaluated_options == {"size": 64}

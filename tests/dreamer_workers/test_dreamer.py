@@ -1,10 +1,14 @@
 """Tests that a dreamer trains the world model, and keeps at most one batch of dreams waiting."""
 
-import numpy as np
+import dataclasses
 
-from dreamfleet.dreamer_workers.dreamer import Dreamer
+import numpy as np
+import pytest
+
+from dreamfleet.core.types import Consumer, Sample
+from dreamfleet.dreamer_workers.dreamer import Dreamer, sharing_fault
 from dreamfleet.learner.weight_store import LocalWeights
-from tests.fakes import FakeAgent, FakeReplay, sample
+from tests.fakes import FakeAgent, FakeReplay, SharingAgent, sample
 
 WORLD, START = ("real", "world"), ("real", "start")
 
@@ -109,14 +113,103 @@ def test_an_agent_without_dreams_only_learns_its_world():
     assert called(agent) == ["learn_world"] and replay.asked[START] == 0
 
 
+def window(key):
+    """Returns a sample of consumer `world` of `SharingAgent`: four windows of four rows."""
+    data = {"obs": np.full((4, 4, 2), key, np.float32), "written": np.zeros((4, 2), np.float16)}
+    return Sample(data, np.arange(4), np.ones(4), size=4)
+
+
+def test_shared_windows_serve_an_update_and_then_a_dream_with_their_new_values():
+    n = 3
+    offers = {WORLD: [window(i) for i in range(n)], START: [sample(9)]}
+    dreamer, agent, replay, _ = make(offers, agent=SharingAgent())
+    assert [dreamer.step() for _ in range(n + 1)] == [True] * n + [False]
+    assert called(agent) == ["learn_world", "dream"] * n and replay.asked[START] == 0
+    for i in range(n):
+        real, starts = agent.seen[2 * i][1], agent.seen[2 * i + 1][1]
+        assert starts.keys is real.keys and starts.data["obs"] is real.data["obs"]
+        assert starts.data["written"] is replay.updated[i][2]["written"]
+        assert real.data["written"].shape == (4, 2)
+
+
+def test_an_update_whose_windows_are_shared_waits_until_the_dream_before_is_added():
+    offers = {WORLD: [window(i) for i in range(4)]}
+    dreamer, agent, replay, _ = make(offers, refusals={"dream": 3}, agent=SharingAgent())
+    assert [dreamer.step() for _ in range(3)] == [True, False, False]
+    assert dreamer.waiting_for == "learner: room for a dream"
+    assert (agent.count["world"], replay.asked[WORLD]) == (1, 1)
+    assert [dreamer.step() for _ in range(4)] == [True] * 4
+    assert called(agent) == ["learn_world", "dream"] * 4 and len(replay.added) == 4
+
+
+def test_a_resumed_dreamer_whose_windows_are_shared_first_takes_an_update():
+    dreamer, agent, *_ = make({WORLD: [None, window(1)]}, agent=SharingAgent(), updates=7)
+    assert [dreamer.step(), dreamer.step()] == [False, True]
+    assert called(agent) == ["learn_world", "dream"]
+
+
+def test_a_dreamer_that_does_not_train_samples_its_own_windows_although_they_are_shared():
+    start = sample(2)
+    start.data["written"] = np.zeros((1, 1, 2), np.float16)
+    offers = {WORLD: [window(1)], START: [start]}
+    dreamer, agent, replay, weights = make(
+        offers, trains=False, pulls=("world",), agent=SharingAgent()
+    )
+    weights.publish("world", {"count": np.array(6)})
+    assert dreamer.step()
+    assert called(agent) == ["dream"] and replay.asked[WORLD] == 0
+
+
+@pytest.mark.parametrize(
+    ("consumers", "message"),
+    [
+        ({"policy": Consumer(4, samples_per_step=0.5)}, "samples_per_step None, found 0.5"),
+        ({"policy": Consumer(4, min_steps=9)}, "found 9 and 1 with 8 and 3"),
+        ({"policy": Consumer(4, 4)}, "found 1 and 4 with 8 and 3"),
+        ({"policy": Consumer(4, shares="world")}, "only the consumer 'start' may share"),
+        ({"start": Consumer(4, shares="policy")}, "only the consumer 'start' may share"),
+    ],
+)
+def test_sharing_is_refused_where_dreams_and_updates_could_wait_for_each_other(consumers, message):
+    agent = SharingAgent()
+    real = agent.tables["real"]
+    assert sharing_fault(agent.tables) is None
+    agent.tables["real"] = dataclasses.replace(real, consumers={**real.consumers, **consumers})
+    assert message in sharing_fault(agent.tables)
+
+
+def test_new_values_reach_the_replay_as_numpy_arrays():
+    class OnDevice:
+        """A tensor of a device, which only `cpu` copies to numpy's memory."""
+
+        def cpu(self):
+            return self
+
+        def numpy(self):
+            return np.ones((2, 1, 3), np.float16)
+
+    class Rewriting(FakeAgent):
+        def learn_world(self, real):
+            feedback = super().learn_world(real)
+            feedback.rows = {"latent": OnDevice()}
+            return feedback
+
+    dreamer, _, replay, _ = make({WORLD: [sample(5, 6)]}, agent=Rewriting())
+    dreamer.step()
+    [(table, keys, rows, consumer)] = replay.updated
+    assert (table, keys.tolist(), consumer) == ("real", [5, 6], "world")
+    np.testing.assert_array_equal(rows["latent"], np.ones((2, 1, 3), np.float16))
+
+
 def test_priorities_of_the_world_loss_reach_the_replay():
     class Surprised(FakeAgent):
         def learn_world(self, real):
             feedback = super().learn_world(real)
-            feedback.priorities = np.full(len(real.keys), 2.0)
+            feedback.rows = {"priority": np.full(len(real.keys), 2.0)}
             return feedback
 
     dreamer, _, replay, _ = make({WORLD: [sample(5, 6)]}, agent=Surprised())
     dreamer.step()
-    [(table, keys, priorities)] = replay.updated
-    assert table == "real" and keys.tolist() == [5, 6] and priorities.tolist() == [2, 2]
+    [(table, keys, rows, consumer)] = replay.updated
+    assert (table, consumer) == ("real", "world")
+    assert keys.tolist() == [5, 6] and rows["priority"].tolist() == [2, 2]

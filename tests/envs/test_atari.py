@@ -29,43 +29,48 @@ def random_actions(steps: int, n: int) -> Array:
     return np.random.default_rng(0).integers(6, size=(steps, n))
 
 
-def by_area(screen: Array) -> Array:
-    """Returns a grey screen resized to 84 × 84 pixels.
+def by_area(screen: Array, size: tuple[int, int] = (84, 84)) -> Array:
+    """Returns a screen of shape (rows, columns) or (rows, columns, 3), resized to `size`.
 
     Each pixel is the mean of the area it covers.
     """
 
-    def weights(size: int) -> Array:
-        edges = np.linspace(0, size, 85)
-        places = np.arange(size)
+    def weights(before: int, after: int) -> Array:
+        edges = np.linspace(0, before, after + 1)
+        places = np.arange(before)
         upper = np.minimum(edges[1:, None], places + 1)
         covered = upper - np.maximum(edges[:-1, None], places)
-        return np.clip(covered, 0, None) * 84 / size
+        return np.clip(covered, 0, None) * after / before
 
-    height, width = screen.shape
-    return weights(height) @ screen @ weights(width).T
+    rows, columns = (weights(*pair) for pair in zip(screen.shape, size, strict=False))
+    return np.moveaxis(np.tensordot(rows, screen, 1).swapaxes(1, -1) @ columns.T, -1, 1)
 
 
-def emulated(actions: Array) -> list[tuple[Array, float]]:
-    """Plays actions in ale-py's emulator of one game.
+class Console:
+    """One game of Space Invaders in ale-py's emulator, played without the vectorised emulator.
 
-    Returns the frame and the reward of each step. Frames are made as in Mnih et al. (2015): grey,
-    and the maximum of a step's last two screens.
+    Frames are made as in Mnih et al. (2015): the maximum of a step's last two screens.
     """
-    ale: Any = ale_py.ALEInterface()
-    ale.setLoggerMode(ale_py.LoggerMode.Error)
-    ale.setFloat("repeat_action_probability", 0.0)
-    ale.setInt("random_seed", 1)
-    ale.loadROM(ale_py.roms.get_rom_path("space_invaders"))
-    choices = ale.getMinimalActionSet()
-    found = [(by_area(ale.getScreenGrayscale()), 0.0)]
-    for action in actions:
-        paid, screens = 0.0, []
-        for _ in range(4):
-            paid += ale.act(choices[action])
-            screens.append(ale.getScreenGrayscale())
-        found.append((by_area(np.maximum(*screens[-2:])), paid))
-    return found
+
+    def __init__(self, size: tuple[int, int] = (84, 84), colour: bool = False, skip: int = 4):
+        self.ale: Any = ale_py.ALEInterface()
+        self.ale.setLoggerMode(ale_py.LoggerMode.Error)
+        self.ale.setFloat("repeat_action_probability", 0.0)
+        self.ale.setInt("random_seed", 1)
+        self.ale.loadROM(ale_py.roms.get_rom_path("space_invaders"))
+        self._screen = self.ale.getScreenRGB if colour else self.ale.getScreenGrayscale
+        self._size, self._skip = size, skip
+
+    def frame(self) -> Array:
+        return by_area(self._screen(), self._size)
+
+    def step(self, action: int) -> tuple[Array, float]:
+        """Returns the frame and the reward of a step."""
+        paid, screens = 0.0, [self._screen()]
+        for _ in range(self._skip):
+            paid += self.ale.act(self.ale.getMinimalActionSet()[action])
+            screens.append(self._screen())
+        return by_area(np.maximum(*screens[-2:]), self._size), paid
 
 
 def test_a_row_is_one_grey_frame_with_the_raw_reward():
@@ -80,9 +85,70 @@ def test_a_row_is_one_grey_frame_with_the_raw_reward():
 def test_frames_and_rewards_are_those_of_the_single_emulator():
     actions = random_actions(200, 1)
     rows = unroll(GymVector(ENV, 1, seed=0, options=STILL), actions)
-    for t, (frame, paid) in enumerate(emulated(actions[:, 0])):
+    console = Console()
+    np.testing.assert_allclose(rows["obs"][0, 0, :, :, 0], console.frame(), atol=1)
+    for t, action in enumerate(actions[:, 0], 1):
+        frame, paid = console.step(action)
         np.testing.assert_allclose(rows["obs"][t, 0, :, :, 0], frame, atol=1)
         assert rows["reward"][t, 0] == paid
+
+
+@pytest.mark.parametrize(("size", "shape"), [(64, (64, 64)), ([105, 80], (105, 80))])
+def test_frames_in_colour_and_of_another_size_are_those_of_the_single_emulator(size, shape):
+    options = {**STILL, "size": size, "colour": True}
+    actions = random_actions(60, 1)
+    rows = unroll(GymVector(ENV, 1, seed=0, options=options), actions)
+    assert rows["obs"].shape == (61, 1, *shape, 3) and rows["obs"].dtype == np.uint8
+    console = Console(shape, colour=True)
+    for t, action in enumerate(actions[:, 0], 1):
+        np.testing.assert_allclose(rows["obs"][t, 0], console.step(action)[0], atol=1)
+
+
+@pytest.mark.parametrize("skip", [2, 7])
+def test_a_step_has_as_many_frames_as_frameskip_says(skip):
+    actions = random_actions(150, 1)
+    rows = unroll(GymVector(ENV, 1, seed=0, options={**STILL, "frameskip": skip}), actions)
+    console = Console(skip=skip)
+    for t, action in enumerate(actions[:, 0], 1):
+        frame, paid = console.step(action)
+        np.testing.assert_allclose(rows["obs"][t, 0, :, :, 0], frame, atol=1)
+        assert rows["reward"][t, 0] == paid
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_stack_holds_the_last_frames_with_the_newest_last(colour):
+    options, actions = {**STILL, "size": 48, "colour": colour}, random_actions(30, 2)
+    frames = unroll(GymVector(ENV, 2, seed=0, options=options), actions)["obs"]
+    stacks = unroll(GymVector(ENV, 2, seed=0, options={**options, "stack": 3}), actions)["obs"]
+    before = np.concatenate([np.zeros_like(frames[:2]), frames])  # black before the game
+    expected = np.concatenate([before[:-2], before[1:-1], frames], -1)
+    np.testing.assert_array_equal(stacks, expected)
+
+
+def test_the_full_action_space_has_the_18_actions_of_the_console():
+    assert registry.describe(ENV, full_action_space=True).action == Space((), "int64", n=18)
+
+
+def test_a_repeat_probability_of_one_ignores_all_actions():
+    options, actions = {**STILL, "repeat_action_probability": 1.0}, random_actions(60, 1)
+    ignored = unroll(GymVector(ENV, 1, seed=0, options=options), actions)["obs"]
+    still = unroll(GymVector(ENV, 1, seed=0, options=STILL), 0 * actions)["obs"]
+    np.testing.assert_array_equal(ignored, still)
+    assert not np.array_equal(still, unroll(GymVector(ENV, 1, 0, options=STILL), actions)["obs"])
+
+
+@pytest.mark.parametrize("size", [0, 211, 64.0, True, "64", [64], [64, 0], [64, 64, 3]])
+def test_a_wrong_size_is_refused(size):
+    with pytest.raises(
+        UserError, match=r"env\.size must be a whole number from 1 to 210, or a list"
+    ):
+        registry.describe(ENV, size=size)
+
+
+@pytest.mark.parametrize("stack", [0, 17, 1.5, True])
+def test_a_wrong_stack_is_refused(stack):
+    with pytest.raises(UserError, match=r"env\.stack must be a whole number from 1 to 16; found"):
+        registry.describe(ENV, stack=stack)
 
 
 def test_a_game_that_is_over_starts_again_on_the_next_row():
@@ -111,6 +177,41 @@ def test_a_lost_life_ends_an_episode_with_episodic_life_only():
         rows = unroll(GymVector(ENV, 1, seed=0, options=options), np.zeros((700, 1), np.int64))
         lengths.append(int(np.argmax(rows["terminal"][:, 0])))
     assert 0 < lengths[1] < 0.7 * lengths[0]
+
+
+def test_after_a_lost_life_the_game_goes_on_in_the_next_episode():
+    actions = random_actions(1_000, 1)
+    env = GymVector(ENV, 1, seed=0, options={**STILL, "episodic_life": True})
+    row, console = env.reset(), Console()
+    points, lives, ends, games = 0.0, 3, 0, 0
+    for action in actions[:, 0]:
+        begins, new_game = bool(row["last"][0]), console.ale.game_over()
+        row = env.step(np.array([action]))
+        if new_game:
+            console.ale.reset_game()
+            points, lives, games = 0.0, 3, games + 1
+            frame, paid = console.frame(), 0.0
+        else:
+            frame, paid = console.step(0 if begins else action)
+        if not console.ale.game_over():  # the step that ends a game has fewer frames
+            np.testing.assert_allclose(row["obs"][0, :, :, 0], frame, atol=1)
+        paid = 0.0 if begins else paid  # the first row of an episode has no reward
+        points += paid
+        lost, lives = console.ale.lives() < lives, console.ale.lives()
+        assert row["first"][0] == begins and row["reward"][0] == paid
+        assert row["last"][0] == row["terminal"][0] == (lost or console.ale.game_over())
+        assert env.info["lives"][0] == lives and env.info["game_return"][0] == points
+        ends += row["last"][0]
+    env.close()
+    assert games >= 1 and ends >= 3 * games
+
+
+def test_whole_games_report_neither_lives_nor_a_second_return():
+    env = GymVector(ENV, 1, seed=0)
+    env.reset()
+    env.step(np.array([1]))
+    assert env.info == {}
+    env.close()
 
 
 def test_each_game_has_its_own_seed_derived_from_the_seed_of_the_run():

@@ -61,8 +61,9 @@ def test_a_dream_serves_as_many_updates_as_its_queue_says():
 def test_priorities_are_returned_with_the_keys_of_their_sample():
     learner, _, replay, _ = make({POLICY: [sample(30, 10, 20)], DREAM: [{}]})
     learner.step()
-    [(table, keys, priorities)] = replay.updated
-    assert table == "real" and keys.tolist() == [30, 10, 20] and priorities.tolist() == [1, 2, 3]
+    [(table, keys, rows, consumer)] = replay.updated
+    assert (table, consumer) == ("real", "policy") and rows.keys() == {"priority"}
+    assert keys.tolist() == [30, 10, 20] and rows["priority"].tolist() == [1, 2, 3]
 
 
 def test_many_bad_updates_in_a_row_end_the_run_with_one_line():

@@ -19,6 +19,8 @@ COLUMNS = {
     "first": Space((), "bool"),
     "last": Space((), "bool"),
     "terminal": Space((), "bool"),
+    "deter": Space((2,), "float16"),
+    "stoch": Space((3,), "uint8"),
 }
 
 
@@ -57,6 +59,8 @@ class Episodes:
             "first": first,
             "last": ends,
             "terminal": ends.copy(),
+            "deter": (obs % 1000).astype(np.float16),
+            "stoch": np.repeat(obs[..., 1:] % 256, 3, axis=2).astype(np.uint8),
         }
 
 
@@ -78,7 +82,7 @@ class Model:
         self.spec = spec
         self.rows: list[Batch] = []  # by key
         self.streams: dict[int, list[int]] = {}
-        self.truncated = self.stale = self.steps = 0
+        self.truncated = self.stale = self.invalid = self.steps = 0
         self.priority: dict[str, dict[int, float]] = {name: {} for name in spec.consumers}
         self.largest = dict.fromkeys(spec.consumers, 1.0)
 
@@ -131,13 +135,32 @@ class Model:
             and min([key, *self.context(key, spec.context)]) >= self.oldest
         ]
 
-    def update(self, keys: Array, priorities: Array) -> None:
-        self.stale += int(np.sum(keys < self.oldest))
+    def update(self, keys: Array, rows: Batch, consumer: str = "") -> None:
+        columns = {name: values for name, values in rows.items() if name != "priority"}
+        for b, key in enumerate(keys.tolist()):
+            touched = self._touched(key, columns, consumer)
+            if min([key, *touched]) < self.oldest:
+                self.stale += 1
+            elif not all(np.isfinite(values[b]).all() for values in columns.values()):
+                self.invalid += 1
+            else:
+                for name, values in columns.items():
+                    written = touched[len(touched) - len(values[b]) :]
+                    for row, value in zip(written, values[b], strict=True):
+                        self.rows[row][name] = value.copy()
         for name, known in self.priority.items():
-            for key, priority in zip(keys.tolist(), priorities.tolist(), strict=True):
+            for key, priority in zip(keys.tolist(), rows.get("priority", []), strict=False):
                 if key in known:
                     known[key] = max(priority, 1e-6)
                     self.largest[name] = max(self.largest[name], known[key])
+
+    def _touched(self, key: int, columns: Batch, consumer: str) -> list[int]:
+        """Returns the keys of the rows for which an update of window `key` has new values."""
+        if not columns:
+            return []
+        spec = self.spec.consumers[consumer]
+        window = self.context(key, spec.context) + (self.window(key, spec.window) or [])
+        return window[-max(values.shape[1] for values in columns.values()) :]
 
     def probability(self, consumer: str, draws: int = 0) -> dict[int, float]:
         """Returns the probability of each start, by key, after a consumer took `draws` samples.

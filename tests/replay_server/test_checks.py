@@ -109,6 +109,11 @@ def test_a_chunk_larger_than_the_table_raises_a_user_error() -> None:
         (spec(8, a=Consumer(1, min_steps=9)), "min_steps 9"),
         (spec(8, a=Consumer(1, columns=("rewards",))), "'rewards'; the nearest is 'reward'"),
         (spec(8, a=Consumer(1, columns=("obs", "obs"))), "each column must be named once"),
+        (spec(8, a=Consumer(1, first_columns=("dete",))), "'dete'; the nearest is 'deter'"),
+        (
+            spec(8, a=Consumer(1, columns=("obs", "deter"), first_columns=("deter",))),
+            "each column must be named once",
+        ),
         (spec(8, a=Consumer(1, selector=Prioritized(initial="rewrd"))), "nearest is 'reward'"),
         (spec(8, a=Consumer(1, selector=Prioritized(initial="obs"))), "'obs' must be a float"),
         (spec(8, a=Consumer(1, selector=ReturnDeviation(0))), "half-life"),
@@ -119,6 +124,15 @@ def test_a_chunk_larger_than_the_table_raises_a_user_error() -> None:
         (spec(8, a=Consumer(1, selector=Mixture(((0.5, Uniform()),)))), "sum to 1"),
         (spec(8, a=Consumer(1, selector=Mixture(((1.0, Recency(-1)),)))), "half-life"),
         (TableSpec(8, {}, {}), "bool column 'first'"),
+        (
+            spec(8, a=Consumer(1, shares="worl"), world=Consumer(1)),
+            "'a': there is no other consumer 'worl' to share; the nearest is 'world'",
+        ),
+        (spec(8, a=Consumer(1, shares="a")), "no other consumer 'a' to share; .* 'none'"),
+        (
+            spec(8, a=Consumer(1, shares="b"), b=Consumer(1, shares="c"), c=Consumer(1)),
+            "'a': 'b' shares 'c': share that consumer instead",
+        ),
     ],
 )
 def test_a_table_that_could_not_be_sampled_is_refused(wrong: TableSpec, line: str) -> None:

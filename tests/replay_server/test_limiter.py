@@ -125,5 +125,36 @@ def test_room_is_the_number_of_steps_until_the_consumer_is_behind(
         assert room > 1990
 
 
+@given(
+    shared_rate=st.floats(0.1, 2),
+    rate=st.floats(0.1, 4),
+    chunk=st.integers(1, 16),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=50, deadline=None)
+def test_samples_of_a_consumer_count_for_the_consumer_that_shares_them(
+    shared_rate: float, rate: float, chunk: int, seed: int
+) -> None:
+    consumers = {
+        "world": Consumer(1, samples_per_step=shared_rate),
+        "start": Consumer(1, samples_per_step=rate, shares="world"),
+    }
+    limiter, rng = Limiter(consumers, 2.0), np.random.default_rng(seed)
+    eager = rng.random()  # how often dreamers that do not train may sample `start`
+    for _ in range(400):
+        while limiter.may_sample("world"):
+            limiter.samples["world"] += 1
+            if rng.random() < eager and limiter.may_sample("start"):
+                limiter.samples["start"] += 1
+        assert not limiter.behind("start") and limiter.room("start") == np.inf
+        assert not limiter.behind("world")
+        limiter.steps += chunk
+    budget = (limiter.steps - 1) * max(rate, shared_rate)
+    assert sum(limiter.samples.values()) <= budget + 1
+    before = limiter.samples.copy()
+    limiter.restore(limiter.state())
+    assert limiter.samples == before  # `start` was not sampled as often as its rate allows
+
+
 def test_room_is_infinite_for_a_consumer_without_a_rate() -> None:
     assert Limiter({"a": Consumer(1, min_steps=5)}, 1.0).room("a") == np.inf

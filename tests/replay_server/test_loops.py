@@ -142,7 +142,7 @@ for turn in range(30):
     for consumer in "ab":
         sample = table.sample(consumer)
         digest.update(sample.keys.tobytes() + sample.prob.tobytes() + sample.data["obs"].tobytes())
-        table.update(sample.keys, sample.prob * turn)
+        table.update(sample.keys, {{"priority": sample.prob * turn}})
 state = table.snapshot().state()
 for consumer in "ab":
     digest.update(state["consumers"][consumer]["selector"]["weights"].tobytes())

@@ -39,8 +39,8 @@ def wrapped(selector: Selector, ends: float, window: int = 3) -> tuple[Table, Mo
         model.add(chunk, [0, 1])
     keys = np.arange(40, 90)
     priorities = rng.exponential(size=keys.size)
-    table.update(keys, priorities)
-    model.update(keys, priorities)
+    table.update(keys, {"priority": priorities})
+    model.update(keys, {"priority": priorities})
     return table, model
 
 
@@ -123,7 +123,7 @@ def test_new_starts_get_the_priority_in_their_initial_column() -> None:
     assert table.add(episodes.chunk([0], np.zeros(5)) | {"priority": given}, np.array([0]))
     weights = table.snapshot().state()["consumers"]["a"]["selector"]["weights"]
     np.testing.assert_allclose(weights, [2.0, 1e-3, 1e6, 0.5, 0.0])  # clipped
-    table.update(np.array([0]), np.array([16.0]))
+    table.update(np.array([0]), {"priority": np.array([16.0])})
     assert table.snapshot().state()["consumers"]["a"]["selector"]["weights"][0] == 4.0
 
 

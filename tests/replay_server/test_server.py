@@ -31,7 +31,7 @@ def test_tables_are_addressed_by_name() -> None:
     sample = replay.sample("real", "world")
     assert isinstance(sample, Sample) and sample.data["obs"].shape == (4, 3, 2)
     assert replay.sample("other", "policy") is None
-    replay.update("real", sample.keys, np.ones(4))
+    replay.update("real", sample.keys, {"priority": np.ones(4)})
     stats = replay.stats()
     assert stats["real/samples_world"] == 1 and stats["real/stored"] == 12
     assert stats["real/ratio_world"] == pytest.approx(1 / 9)
@@ -69,7 +69,7 @@ def test_calls_that_a_table_or_queue_does_not_support_raise() -> None:
     with pytest.raises(ValueError, match="streams"):
         replay.add("real", Episodes().chunk([0], [False]))
     with pytest.raises(ValueError, match="is a queue"):
-        replay.update("dream", np.array([0]), np.array([1.0]))
+        replay.update("dream", np.array([0]), {"priority": np.array([1.0])})
     with pytest.raises(UserError, match="capacity"):
         ReplayServer({"dream": QueueSpec(0)}, 0)
 

@@ -83,7 +83,9 @@ def prioritize(replay: ShardedReplay | ReplayServer) -> None:
     while len(seen) < size:
         sample = draw(replay)
         rows, size = rows_of(sample), sample.size
-        replay.update("real", sample.keys, np.array([1.0 + s**2 + t % 5 for s, t in rows]))
+        replay.update(
+            "real", sample.keys, {"priority": np.array([1.0 + s**2 + t % 5 for s, t in rows])}
+        )
         seen.update(rows)
 
 
@@ -179,7 +181,7 @@ def test_probabilities_are_exact_although_reported_masses_are_old() -> None:
     fill(many)
     draw(many)
     sample = draw(many)
-    many.update("real", sample.keys, np.full(16, 50.0))  # not reported yet
+    many.update("real", sample.keys, {"priority": np.full(16, 50.0)})  # not reported yet
     now = masses(near)
     before = many._priority_mass["real", "x"].copy()
     assert not np.allclose(before / before.sum(), np.array(now) / sum(now))
@@ -196,10 +198,41 @@ def test_priorities_find_their_shard() -> None:
     draw(many)
     sample = draw(many)
     before = sum(masses(near))
-    many.update("real", sample.keys, np.zeros(16))
+    many.update("real", sample.keys, {"priority": np.zeros(16)})
     starts = len(set(sample.keys.tolist()))
     assert before - sum(masses(near)) == pytest.approx(starts, rel=1e-3)
-    assert many.stats()["real/stale_priorities"] == 0
+    assert many.stats()["real/stale_updates"] == 0
+
+
+def test_the_first_columns_of_all_shards_are_those_of_the_first_rows() -> None:
+    one = Consumer(16, 2, context=1, first_columns=("deter", "stoch"))
+    many, _ = sharded({"real": spec(600, 4.0, x=one)})
+    fill(many)
+    draw(many)
+    sample = draw(many)
+    assert len({stream for stream, _ in rows_of(sample)}) == ACTORS
+    np.testing.assert_array_equal(sample.data["deter"], sample.data["obs"][:, 0])
+    assert sample.data["stoch"].shape == (16, 3)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_new_values_find_the_rows_of_their_windows(shards: int) -> None:
+    many, near = sharded(tables(), shards)
+    fill(many)
+    draw(many)
+    sample = draw(many)
+    new = (-1 - sample.data["obs"]).astype(np.float16)  # the first component is below 0
+    many.update("real", sample.keys, {"deter": new, "priority": np.ones(16)}, "x")
+    written = set()
+    for shard in near:
+        columns = shard.state()["real"]["columns"]
+        rewritten = columns["deter"][:, 0] < 0
+        expected = np.where(rewritten[:, None], -1 - columns["obs"], columns["obs"])
+        np.testing.assert_array_equal(columns["deter"], expected)
+        written |= {tuple(row) for row in columns["obs"][rewritten].tolist()}
+    assert written == {tuple(row) for row in sample.data["obs"].reshape(-1, 2).tolist()}
+    with pytest.raises(ValueError, match=r"\(16,\) keys cannot take new values of 'deter'"):
+        many.update("real", sample.keys, {"deter": new[:15]}, "x")
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])

@@ -16,7 +16,7 @@ from tests.replay_server.model import Episodes, spec
 OF = spec(
     40,
     a=Consumer(2, 3, Mixture(((0.5, Prioritized()), (0.5, Recency(9)))), context=2),
-    b=Consumer(2, 2, ReturnDeviation()),
+    b=Consumer(2, 3, ReturnDeviation()),
 )
 
 
@@ -29,14 +29,18 @@ def small_pieces():
 
 
 def change(table: Table, episodes: Episodes, rng: np.random.Generator) -> None:
-    """Changes the table: adds random rows, samples, and updates priorities."""
+    """Changes the table: adds random rows, samples, and updates priorities and other values."""
     streams = np.arange(rng.integers(1, 4))
     last = rng.random((streams.size, rng.integers(1, 6))) < 0.2
     chunk = episodes.chunk(streams.tolist(), last, reset=bool(rng.random() < 0.4))
     assert table.add(chunk, streams)
     for consumer in OF.consumers:
         if (sample := table.sample(consumer)) is not None:
-            table.update(sample.keys, rng.random(sample.keys.size))
+            rows = {"priority": rng.random(sample.keys.size)}
+            if rng.random() < 0.5:
+                rows["deter"] = rng.random((sample.keys.size, 3, 2)).astype(np.float16)
+                rows["stoch"] = rng.integers(0, 256, (sample.keys.size, 2, 3), np.uint8)
+            table.update(sample.keys, rows, consumer)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 20), st.floats(0, 1))

@@ -18,7 +18,7 @@ from dreamfleet.core.selectors import (
     Selector,
     Uniform,
 )
-from dreamfleet.core.types import Batch, Consumer, Sample, Space, TableSpec
+from dreamfleet.core.types import Array, Batch, Consumer, Sample, Space, TableSpec
 from dreamfleet.replay_server.table import Table
 from tests.replay_server.model import COLUMNS, Episodes, Model, filled, spec
 
@@ -31,6 +31,8 @@ CONSUMERS = {
     "emphasis": Consumer(2, 3, EmphasizeRecent(0.9, floor=4, cycle=3, anneal=20)),
     "stack": Consumer(3, 1, context=3),
     "history": Consumer(2, 3, Prioritized(), context=2, columns=("reward", "obs")),
+    "latents": Consumer(3, 2, context=1, first_columns=("deter", "stoch")),
+    "resets": Consumer(2, 3, columns=("reward",), first_columns=("stoch", "first")),
     "mixture": Consumer(
         5,
         2,
@@ -61,13 +63,39 @@ def check_draw(sample: Sample, model: Model, consumer: str, draws: int) -> None:
     assert sample.size == len(probability)
     assert sample.keys.shape == sample.prob.shape == (spec.batch,)
     assert (sample.prob > 0).all()
-    assert list(sample.data) == list(spec.columns or COLUMNS)
+    whole = spec.columns or [name for name in COLUMNS if name not in spec.first_columns]
+    assert list(sample.data) == [*whole, *spec.first_columns]
     for b, key in enumerate(sample.keys.tolist()):
         assert sample.prob[b] == pytest.approx(probability[key], rel=1e-9)
         window = model.context(key, spec.context) + (model.window(key, spec.window) or [])
         for t, row in enumerate(window):
-            for name in spec.columns or COLUMNS:
+            for name in whole:
                 np.testing.assert_array_equal(sample.data[name][b, t], model.rows[row][name])
+        for name in spec.first_columns:
+            assert sample.data[name].shape == (spec.batch, *COLUMNS[name].shape)
+            np.testing.assert_array_equal(sample.data[name][b], model.rows[window[0]][name])
+
+
+def rewrite(
+    table: Table, model: Model, drawn: list[tuple[str, Array]], rng: np.random.Generator
+) -> None:
+    """Rewrites rows of two samples that were drawn at any time so far, with random values.
+
+    Some of the values are not finite, and some of the samples have two windows that overlap. drawn:
+    the consumer and the keys of each sample.
+    """
+    for i in rng.integers(len(drawn), size=2 if drawn else 0):
+        consumer, keys = drawn[i]
+        spec = model.spec.consumers[consumer]
+        lengths = rng.integers(1, spec.context + spec.window + 1, size=2)
+        deter = rng.normal(size=(len(keys), lengths[0], 2)).astype(np.float16)
+        deter[rng.random(deter.shape) < 0.02] = rng.choice([np.nan, np.inf])
+        stoch = rng.integers(0, 256, (len(keys), lengths[1], 3), np.uint8)
+        rows = {"deter": deter, "stoch": stoch, "priority": rng.exponential(size=len(keys))}
+        some = rng.permutation(list(rows))[: rng.integers(1, 4)].tolist()
+        rows = {name: rows[name] for name in some}
+        table.update(keys, rows, consumer)
+        model.update(keys, rows, consumer)
 
 
 @given(
@@ -87,6 +115,7 @@ def test_a_table_agrees_with_a_simple_model_of_lists(
     model, episodes = Model(spec(capacity, 1.0, **CONSUMERS)), Episodes()
     names = (rng.permutation(9)[:streams] * 1_000_003).tolist()
     draws = dict.fromkeys(CONSUMERS, 0)
+    drawn: list[tuple[str, Array]] = []
     for _ in range(16):
         some = rng.permutation(names)[: rng.integers(1, streams + 1)].tolist()
         length = int(rng.integers(1, min(longest, capacity // len(some)) + 1))
@@ -102,14 +131,17 @@ def test_a_table_agrees_with_a_simple_model_of_lists(
                 continue
             check_draw(sample, model, consumer, draws[consumer])
             draws[consumer] += 1
+            drawn.append((consumer, sample.keys))
         keys = rng.integers(0, len(model.rows), 5)
         keys = keys[np.unique(keys, return_index=True)[1]]
         priorities = rng.exponential(size=keys.size) * (rng.random(keys.size) < 0.9)
-        table.update(keys, priorities)
-        model.update(keys, priorities)
+        table.update(keys, {"priority": priorities})
+        model.update(keys, {"priority": priorities})
+        rewrite(table, model, drawn, rng)
         stats = table.stats()
         assert stats["inserted"] == len(model.rows) == stats["stored"] + stats["evicted"]
-        assert stats["truncated"] == model.truncated and stats["stale_priorities"] == model.stale
+        assert stats["truncated"] == model.truncated and stats["stale_updates"] == model.stale
+        assert stats["invalid_updates"] == model.invalid
         assert table.steps == model.steps
 
 
@@ -196,7 +228,8 @@ def test_a_start_is_removed_when_a_row_of_its_context_is_evicted() -> None:
 
 
 def test_a_batch_is_one_piece_of_memory_with_aligned_columns() -> None:
-    table, _ = filled(spec(64, a=Consumer(3, 5, columns=("obs", "last", "action"))))
+    consumer = Consumer(3, 5, columns=("obs", "last", "action"), first_columns=("deter", "stoch"))
+    table, _ = filled(spec(64, a=consumer))
     sample = table.sample("a")
     assert sample is not None
     place = [column.__array_interface__["data"][0] for column in sample.data.values()]
@@ -293,19 +326,19 @@ def test_stale_and_invalid_priorities_are_ignored_and_counted() -> None:
     table, episodes = filled(spec(16, a=Consumer(4, 1, Prioritized())), rows=4)
     sample = table.sample("a")
     assert sample is not None
-    table.update(np.array([6, 7]), np.array([np.nan, -1.0]))
+    table.update(np.array([6, 7]), {"priority": np.array([np.nan, -1.0])})
     assert table.stats()["invalid_priorities"] == 2
     table.add(episodes.chunk([0, 1], np.zeros((2, 8), bool)), np.arange(2))
     before = table.snapshot().state()
-    table.update(sample.keys, np.full(4, 100.0))
-    assert table.stats()["stale_priorities"] == 4
+    table.update(sample.keys, {"priority": np.full(4, 100.0)})
+    assert table.stats()["stale_updates"] == 4
     np.testing.assert_equal(table.snapshot().state()["consumers"], before["consumers"])
 
 
 def test_new_rows_get_the_largest_priority_so_far() -> None:
     table, episodes = filled(spec(16, a=Consumer(2, 1, Prioritized(0.5))), rows=4)
-    table.update(np.array([0]), np.array([9.0], np.float32))
-    table.update(np.array([0]), np.array([0.0]))
+    table.update(np.array([0]), {"priority": np.array([9.0], np.float32)})
+    table.update(np.array([0]), {"priority": np.array([0.0])})
     table.add(episodes.chunk([0], [False]), np.array([0]))
     weights = table.snapshot().state()["consumers"]["a"]["selector"]["weights"]
     assert weights[-1] == 3.0 and weights[0] == pytest.approx(1e-3)
@@ -314,7 +347,62 @@ def test_new_rows_get_the_largest_priority_so_far() -> None:
 def test_keys_and_priorities_must_have_the_same_shape() -> None:
     table, _ = filled(spec(16, a=Consumer(2)))
     with pytest.raises(ValueError, match="keys"):
-        table.update(np.array([1, 2]), np.array([1.0]))
+        table.update(np.array([1, 2]), {"priority": np.array([1.0])})
+
+
+# -------------------------------------------------------------------------------- new values
+
+
+def test_new_values_reach_the_rows_of_a_window_that_wraps_around_the_ring() -> None:
+    table, episodes = filled(spec(16, a=Consumer(1, 4, context=2)), rows=12, streams=1)
+    table.add(episodes.chunk([0], np.zeros((1, 8), bool)), np.array([0]))  # rows 16 … in slots 0 …
+    values = np.arange(12, dtype=np.float16).reshape(1, 6, 2)
+    table.update(np.array([14]), {"deter": values, "stoch": np.ones((1, 2, 3), np.uint8)}, "a")
+    saved = table.snapshot().state()["columns"]  # of rows 4 … 19
+    np.testing.assert_array_equal(saved["deter"][8:14], values[0])
+    assert saved["stoch"][:, 0].tolist() == [*range(4, 16), 1, 1, 18, 19]
+    np.testing.assert_array_equal(saved["deter"][[7, 14], 1], [11, 18])
+
+
+def test_of_windows_that_overlap_the_last_one_in_the_batch_counts() -> None:
+    table, _ = filled(spec(16, a=Consumer(1, 3)), rows=8, streams=1)
+    keys, values = np.array([2, 3, 2]), np.zeros((3, 3, 2), np.float16)
+    values[:] = np.array([1, 2, 3])[:, None, None]
+    table.update(keys, {"deter": values}, "a")
+    assert table.snapshot().state()["columns"]["deter"][2:6, 0].tolist() == [3, 3, 3, 2]
+
+
+def test_a_row_that_is_repeated_as_context_gets_the_value_of_its_own_place() -> None:
+    table, _ = filled(spec(16, a=Consumer(1, 2, context=3)), rows=8, streams=1)
+    values = np.arange(5, dtype=np.float16)[None, :, None].repeat(2, axis=2)
+    table.update(np.array([0]), {"deter": values}, "a")  # rows 0, 0, 0, 0, 1
+    assert table.snapshot().state()["columns"]["deter"][:2, 0].tolist() == [3, 4]
+
+
+DETER = np.zeros((2, 3, 2), np.float16)
+
+
+@pytest.mark.parametrize(
+    ("rows", "consumer", "message"),
+    [
+        ({"detr": DETER}, "a", "'detr': there is no column 'detr'; the nearest is 'deter'"),
+        ({"deter": DETER[:1]}, "a", r"\(2,\) keys cannot take .* of shape \(1, 3, 2\)"),
+        ({"deter": np.zeros((2, 4, 2), np.float16)}, "a", r"\(2, 1 … 3, 2\), found \(2, 4, 2\)"),
+        ({"deter": DETER[:, 0]}, "a", r"must have shape \(2, 1 … 3, 2\), found \(2, 2\)"),
+        ({"deter": DETER.astype(np.float32)}, "a", "must be float16, found float32"),
+        ({"deter": DETER}, "", "of windows of consumer ''; the table has: a"),
+        ({"reward": np.zeros((2, 3), np.float32)}, "a", "'reward': it holds what happened"),
+        ({"priority": np.zeros((2, 1))}, "a", r"\(2,\) keys cannot take .* of shape \(2, 1\)"),
+    ],
+)
+def test_new_values_that_do_not_fit_the_table_are_errors(
+    rows: Batch, consumer: str, message: str
+) -> None:
+    table, _ = filled(spec(16, a=Consumer(1, 2, context=1)))
+    before = table.snapshot().state()
+    with pytest.raises(ValueError, match=message):
+        table.update(np.array([20, 21]), {"stoch": np.ones((2, 1, 3), np.uint8)} | rows, consumer)
+    np.testing.assert_equal(table.snapshot().state(), before)
 
 
 # ------------------------------------------------------------------------------ waiting, saving
@@ -356,7 +444,7 @@ def test_a_restored_table_continues_bit_for_bit(rows: int) -> None:
     for consumer in table_spec.consumers:
         sample = table.sample(consumer)
         assert sample is not None
-        table.update(sample.keys, np.linspace(0, 5, sample.keys.size))
+        table.update(sample.keys, {"priority": np.linspace(0, 5, sample.keys.size)})
     state = table.snapshot().state()
     restored, _ = filled(table_spec, 20, seed=9)  # a table that has had other rows
     restored.restore(state)
@@ -366,8 +454,8 @@ def test_a_restored_table_continues_bit_for_bit(rows: int) -> None:
         for consumer in table_spec.consumers:
             ours, theirs = table.sample(consumer), restored.sample(consumer)
             assert ours is not None and same(ours, theirs)
-            table.update(ours.keys, ours.prob * step)
-            restored.update(ours.keys, ours.prob * step)
+            table.update(ours.keys, {"priority": ours.prob * step})
+            restored.update(ours.keys, {"priority": ours.prob * step})
         chunk = episodes.chunk([0, 5], np.zeros((2, 3), bool), reset=step == 4)
         assert table.add(chunk, np.array([0, 5])) and restored.add(chunk, np.array([0, 5]))
 
@@ -393,7 +481,7 @@ def test_the_memory_of_a_full_table_is_known_when_it_is_empty() -> None:
     columns = {**COLUMNS, "obs": Space((84, 84), "uint8")}
     table_spec = TableSpec(1000, columns, {"a": Consumer(32, 4, Prioritized())})
     table = Table("real", table_spec, 0)
-    row = 84 * 84 + 8 + 4 + 3  # obs, action, reward, flags
+    row = 84 * 84 + 8 + 4 + 3 + 2 * 2 + 3  # obs, action, reward, flags, deter, stoch
     extra = 16 + 1 + 8  # links, flag, weight
     sums = 8 * 128  # of eight weights each, rounded up to a multiple of eight
     assert table.nbytes == table.stats()["bytes"] == 1000 * (row + extra) + sums

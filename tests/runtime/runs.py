@@ -22,6 +22,8 @@ from dreamfleet.runtime.display import Display
 from dreamfleet.runtime.run_folder import RunFolder, read_config
 
 FAKE = AgentEntry("tests.fakes:FakeAgent", ("discrete",), ("vector",))
+REWRITING = AgentEntry("tests.fakes:RewritingAgent", ("discrete",), ("vector",))
+SHARING = AgentEntry("tests.fakes:SharingAgent", ("discrete",), ("vector",))
 INTERVALS = TrainConfig(
     chunk=4,
     pull_every=4,

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ import pytest
 from dreamfleet import agents
 from dreamfleet.core.config import RunConfig
 from dreamfleet.core.errors import EnvironmentFault, UserError, WorkerFailed
-from dreamfleet.core.types import ChunkId
+from dreamfleet.core.types import ChunkId, Consumer, Space
 from dreamfleet.learner.weight_store import LocalWeights
 from dreamfleet.runtime.cluster import RayCluster
 from dreamfleet.runtime.processes import resource_shares, start_replay
-from dreamfleet.runtime.proxies import PULL_EVERY_S, ReplayProxy, WeightsProxy
+from dreamfleet.runtime.proxies import PREFETCH, PULL_EVERY_S, ReplayProxy, WeightsProxy
 from dreamfleet.runtime.ray_start import required_auth_mode
 from tests.fakes import FakeAgent
+from tests.replay_server.model import Episodes, spec
 from tests.runtime.runs import FAKE, config, state_in, streams, train
 from tests.runtime.test_hosts import STREAM, rows
 
@@ -104,7 +106,7 @@ def test_a_remote_replay_answers_like_a_local_replay(proxy):
     sample = retry(lambda: proxy.sample("real", "policy"))
     assert sample.data["obs"].shape == (4, 2, 2)
     assert all(column.flags.writeable for column in sample.data.values())
-    proxy.update("real", sample.keys, np.ones(4))
+    proxy.update("real", sample.keys, {"priority": np.ones(4)})
     with pytest.raises(EnvironmentFault, match="unexpected reset"):
         bad = rows()
         bad["first"][0, 5] = True
@@ -117,6 +119,42 @@ def test_a_remote_replay_answers_like_a_local_replay(proxy):
     )  # the next chunk is accepted
     assert proxy.stats()["env_steps"] == 16
     assert proxy.stats()["real/refused_reset"] == 1
+
+
+@pytest.mark.ray
+def test_new_values_of_several_megabytes_reach_the_rows_of_a_remote_replay(ray_here):
+    table = spec(1200, world=Consumer(16, 64, context=1, columns=("obs", "deter")))
+    table = replace(table, columns={**table.columns, "deter": Space((2048,), "float16")})
+    handle, episodes = start_replay(RayCluster(RunConfig()), {"real": table}, 0, 1), Episodes()
+    proxy = ReplayProxy([handle], {"real": table}, 0)
+
+    def add(n: int) -> None:
+        chunk = episodes.chunk([0], np.zeros((1, n), bool))
+        chunk["deter"] = np.zeros((1, n, 2048), np.float16)
+        assert retry(lambda: proxy.add("real", chunk, STREAM))
+        assert retry(proxy.flush)
+
+    def draw():
+        return retry(lambda: proxy.sample("real", "world"))
+
+    add(1200)
+    sample = draw()
+    new = np.repeat(sample.data["obs"][..., 1:], 2048, axis=2).astype(np.float16) + 1
+    assert new.nbytes > 4e6
+    proxy.update("real", sample.keys, {"deter": new, "priority": np.ones(16)}, "world")
+    proxy.update("real", np.array([-1]), {"priority": np.ones(1)})  # waits for the first update
+    for _ in range(PREFETCH):  # drawn before the update
+        draw()
+    sample = draw()
+    deter, row = sample.data["deter"], sample.data["obs"][..., 1]
+    written = deter[..., 0] != 0
+    assert written.mean() > 0.3
+    np.testing.assert_array_equal(deter, np.where(written, row + 1, 0)[..., None].repeat(2048, 2))
+    add(1000)  # overwrites most rows
+    kept = int((sample.keys >= 1000 + 1).sum())
+    proxy.update("real", sample.keys, {"deter": new}, "world")
+    assert kept < 16 and retry(lambda: proxy.stats()["real/stale_updates"] == 1 + 16 - kept)
+    handle.stop()
 
 
 @pytest.mark.ray

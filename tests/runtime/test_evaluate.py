@@ -327,3 +327,76 @@ def test_a_path_that_is_no_folder_cannot_hold_films(run, tmp_path, capsys):
     file.touch()
     assert cli.main(["eval", str(run.path), "--episodes", "1", "--video", str(file)]) == 2
     assert f"cannot film into {file}: File exists" in capsys.readouterr().err
+
+
+@pytest.fixture
+def counting(tmp_path, monkeypatch):
+    """The folder of a run in an environment whose episodes have 5 steps, or `length` steps."""
+    entry = agents.AgentEntry(f"{Deciding.__module__}:Deciding", ("discrete",), ("vector",))
+    monkeypatch.setitem(agents.REGISTRY, "pusher", entry)
+    env = "dreamfleet.envs.probe:Count-v0"
+    config = RunConfig(agent="pusher", env=env, run_dir=str(tmp_path / "count"))
+    with RunFolder.create(config) as folder:
+        save(folder, 700, policy=41)
+    return folder.path
+
+
+class Deciding(FakeAgent):
+    """An agent whose setting `learn_s` changes only how it acts."""
+
+    act_settings = ("learn_s",)
+
+    def act(self, rows, state, explore):
+        assert self.config.learn_s == 0.5
+        return super().act(rows, state, explore)
+
+
+def test_an_evaluation_may_change_the_environment_and_acting(counting, capsys):
+    args = ["eval", str(counting), "--episodes=2", "--set=agent.learn_s=0.5"]
+    assert cli.main([*args, "--set=env.length=7", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["length_mean"] == 7
+    assert found["env_options"] == {"length": 7}
+    assert found["agent_options"] == {"learn_s": 0.5}
+    assert cli.main([*args, "--set=env.length=7"]) == 0
+    policy = "pusher (learn_s=0.5) on dreamfleet.envs.probe:Count-v0 (length=7) after 700 steps"
+    assert capsys.readouterr().out.startswith(f"{policy}: return")
+    assert cli.main([*args, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["length_mean"] == 5 and "env_options" not in found
+
+
+def test_the_arguments_of_the_run_are_reported(run, monkeypatch, capsys):
+    config = replace(
+        read_config(run.path), env_options={"sutton_barto_reward": True, "reward_floor": -1.0}
+    )
+    monkeypatch.setattr("dreamfleet.runtime.evaluate.read_config", lambda path: config)
+    assert cli.main(["eval", str(run.path), "--episodes=2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["env_options"] == {"sutton_barto_reward": True}
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("agent.capacity=3", "an evaluation may change settings that concern acting alone"),
+        ("agent.capacity=3", "of which pusher has only learn_s"),
+        ("train.chunk=3", "train.chunk does not concern an evaluation. --set takes env.NAME"),
+        ("eval_env.length=3", "eval_env.length does not concern an evaluation"),
+        ("env.reward_floor=-1", "evaluations report the rewards that the environment pays"),
+        ("env.lenght=3", "lenght"),
+        ("env.length", "--set takes KEY=VALUE; found 'env.length'"),
+    ],
+)
+def test_an_evaluation_changes_nothing_else(counting, capsys, option, said):
+    assert cli.main(["eval", str(counting), "--set", option]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and said in line
+
+
+def test_arguments_that_change_the_spaces_are_refused(run, monkeypatch, capsys):
+    play_in("tests.envs.sized:Sized-v0", run, monkeypatch)
+    assert cli.main(["eval", str(run.path), "--episodes=1", "--set=env.size=2"]) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", str(run.path), "--episodes=1", "--set=env.size=3"]) == 2
+    said = capsys.readouterr().err
+    assert "has observations float32 (3,) and actions 2 choices, but the agent was trained" in said

@@ -18,6 +18,7 @@ BATCH = {
     "transposed": np.arange(6, dtype=np.float32).reshape(3, 2).T,  # not contiguous
     "first": np.array([[True, False, False], [False, True, False]]),
     "version": np.array(7),
+    "latent": np.linspace(0, 1, 6, dtype=np.float16).reshape(2, 3),
     "none": np.zeros((0, 4), np.float32),
 }
 

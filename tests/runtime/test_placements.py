@@ -17,7 +17,17 @@ from dreamfleet.core.errors import WorkerFailed
 from dreamfleet.envs.vector import GymVector
 from dreamfleet.runtime.run_folder import read_config
 from tests.envs import own
-from tests.runtime.runs import FAKE, INTERVALS, assert_counted, config, state_in, streams, train
+from tests.runtime.runs import (
+    FAKE,
+    INTERVALS,
+    REWRITING,
+    SHARING,
+    assert_counted,
+    config,
+    state_in,
+    streams,
+    train,
+)
 
 CLUSTER = pytest.param("cluster", marks=pytest.mark.ray)
 
@@ -111,6 +121,19 @@ def test_every_row_is_stored_once_and_actors_get_new_weights(
 
 
 @both
+def test_all_parts_of_a_mixed_observation_reach_the_replay(tmp_path, placement):
+    given = config(tmp_path, env=own.car("Car-v0"), num_dreamers=1)
+    run = train(placement, given)
+    assert run.code == 0
+    (rows,) = streams(run.state)
+    t = np.arange(len(rows["first"])) % 6  # five steps, six rows
+    np.testing.assert_array_equal(rows["obs"], np.stack([t / 2, -t], 1))
+    np.testing.assert_array_equal(rows["obs.camera"].min((1, 2, 3)), t)
+    np.testing.assert_array_equal(rows["obs.camera"].max((1, 2, 3)), t)
+    assert rows["obs.camera"].shape[1:] == (64, 64, 3) and rows["obs.camera"].dtype == np.uint8
+
+
+@both
 def test_a_run_with_two_shards_keeps_every_row_and_the_sampling_rate(tmp_path, placement):
     intervals = replace(INTERVALS, replay_shards=2)
     given = config(tmp_path, intervals, num_actors=2, num_dreamers=1, steps=600)
@@ -134,6 +157,64 @@ def test_a_run_with_two_shards_keeps_every_row_and_the_sampling_rate(tmp_path, p
     resumed = train(placement, replace(given, steps=800), resume=True)
     assert resumed.code == 0
     assert resumed.state["session"]["env_steps"] == 800
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@both
+def test_new_values_of_an_update_reach_the_rows_of_its_windows(
+    tmp_path, placement, shards, monkeypatch
+):
+    monkeypatch.setitem(agents.REGISTRY, "fake", REWRITING)
+    intervals = replace(INTERVALS, replay_shards=shards)
+    run = train(placement, config(tmp_path, intervals, num_actors=2, num_dreamers=1, steps=400))
+    assert run.code == 0
+    parts = [run.state["replay"]] if shards == 1 else run.state["replay"].values()
+    rewritten = 0
+    for rows in (rows for part in parts for rows in streams({"replay": part})):
+        assert_counted(rows)
+        written = rows["written"][:, 1] > 0
+        np.testing.assert_array_equal(rows["written"], (rows["obs"] + 1) * written[:, None])
+        rewritten += written.sum()
+    assert rewritten > 200  # of 480
+    assert run.of("run")[-1]["replay/real/stale_updates"] == 0
+
+
+@pytest.mark.parametrize(
+    ("placement", "num_dreamers"),
+    [
+        ("local", 1),
+        ("local", 2),
+        pytest.param("cluster", 0, marks=(pytest.mark.ray, pytest.mark.costly)),
+        pytest.param("cluster", 1, marks=(pytest.mark.ray, pytest.mark.costly)),
+        pytest.param("cluster", 2, marks=pytest.mark.ray),
+    ],
+    indirect=["placement"],
+)
+def test_shared_samples_give_one_dream_for_each_update_of_the_world_model(
+    tmp_path, placement, num_dreamers, monkeypatch
+):
+    """Holds in every placement, although nobody may sample the consumer that shares.
+
+    Dreamers that do not train only make dreams for samples that the world model has not taken yet.
+    """
+    monkeypatch.setitem(agents.REGISTRY, "fake", SHARING)
+    for steps in (400, 800):
+        given = config(tmp_path, steps=steps, num_actors=2, num_dreamers=num_dreamers)
+        run = train(placement, given, resume=steps == 800)
+        assert run.code == 0 and run.state["session"]["env_steps"] == steps
+        samples = run.state["replay"]["real"]["limiter"]["samples"]
+        updates, undelivered = run.state["session"]["updates"], 4 if placement == "cluster" else 0
+        credit = (steps - 8) * 0.25 - samples["world"]
+        assert 0 <= credit <= 4 + 0.25 * 2 * INTERVALS.chunk + undelivered
+        assert 0 <= samples["world"] - updates["dreamer"] <= undelivered
+        if num_dreamers < 2:
+            assert samples["start"] == 0
+        else:
+            assert samples["start"] <= 8 + undelivered
+        dreams = updates["dreamer"] + samples["start"]
+        # Each dream is used once. The queue and the workers hold some, which a resume loses.
+        lost = (2 + 1 + max(num_dreamers, 1)) * (1 if steps == 400 else 2) + undelivered
+        assert dreams - lost <= updates["learner"] <= dreams
 
 
 @both

@@ -289,10 +289,25 @@ def test_batches_of_a_queue_are_requested_one_at_a_time(setup):
 
 
 def test_an_error_of_an_update_is_raised_by_the_next_update(setup):
-    setup.proxy.update("real", np.arange(4), np.ones(4))
+    setup.proxy.update("real", np.arange(4), {"priority": np.ones(4)})
     setup.connection.answer(KeyError("no table"))
     with pytest.raises(KeyError):
-        setup.proxy.update("real", np.arange(4), np.ones(4))
+        setup.proxy.update("real", np.arange(4), {"priority": np.ones(4)})
+
+
+def test_new_values_travel_in_one_buffer(setup):
+    rows = {"priority": np.ones(4), "latent": np.arange(24, dtype=np.float16).reshape(4, 2, 3)}
+    setup.proxy.update("real", np.arange(4), rows, "world")
+    [call] = setup.connection.calls
+    table, keys, packed, consumer = call.args
+    assert (call.method, table, keys.tolist(), consumer) == (
+        "update",
+        "real",
+        [0, 1, 2, 3],
+        "world",
+    )
+    assert packed.memory.dtype == np.uint8
+    np.testing.assert_equal(packed.views(), rows)
 
 
 # ------------------------------------------------------------------------------------ waiting

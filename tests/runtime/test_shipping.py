@@ -28,7 +28,9 @@ def project(tmp_path, monkeypatch):
 @pytest.mark.parametrize("module", ["their_pkg.envs.maze", "their_pkg", "their_module"])
 def test_a_module_is_sent_with_the_folder_that_contains_it(project, module):
     assert source_folder(module) == project / "here"
-    sent = runtime_env(f"{module}:Maze-v0", "dreamfleet.agents.dreamer_lite:DreamerLite", project)
+    sent = runtime_env(
+        f"{module}:Maze-v0", "dreamfleet.agents.dreamer_lite.agent:DreamerLite", project
+    )
     assert sent["working_dir"] == str(project / "here")
     assert {".venv/", ".git/", "runs/"} <= set(sent["excludes"])
     assert sent["py_modules"] == [str(PACKAGE)]

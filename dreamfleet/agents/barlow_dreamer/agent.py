@@ -1,4 +1,4 @@
-"""Barlow Dreamer: a recurrent world model without a decoder, and a policy that learns in its dreams.
+"""Barlow Dreamer: a recurrent world model without a decoder, and a policy that dreams in it.
 
 The world model (`learn_world`) learns from windows of real rows. At row t, o is the observation, a
 the action, r the reward that arrives with o:
@@ -46,6 +46,7 @@ from dreamfleet.agents.barlow_dreamer.policies import action_kind
 from dreamfleet.agents.barlow_dreamer.probe import Probe
 from dreamfleet.agents.barlow_dreamer.world import WorldLoss, WorldModel, joined
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.captured import captured
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.laprop import LaProp
 from dreamfleet.agents.blocks.masked_mean import masked_mean
@@ -89,8 +90,7 @@ class BarlowDreamer(WeightGroups):
             torch.manual_seed(seed)  # initial weights
             self.world = WorldModel(config, spec, self.actions.size).to(device, self.dtype)
             features = self.world.rssm.features
-            discrete = spec.action.discrete
-            self.behaviour = Behaviour(config, features, self.actions, discrete)
+            self.behaviour = Behaviour(config, features, self.actions)
             self.probe = Probe(config, spec, features).to(device) if config.probe else None
         self.behaviour.to(device, self.dtype)
         self.actor, self.critic = self.behaviour.actor, self.behaviour.critic
@@ -104,8 +104,6 @@ class BarlowDreamer(WeightGroups):
         self.critic_soft_update = SoftUpdate(self.slow_critic, self.critic)
         self.act_rng = make_rng(seed, device)
         self.world_rng = make_rng(seed + 1, device)
-        self._update_world, self._roll_out = self.update_world, self.roll_out
-        self._update_policy = self.update_policy
         probe_net = {} if self.probe is None else {"probe": self.probe}
         probe_optimizer = {"probe": self.probe_optimizer} if self.probe_optimizer else {}
         self.groups = {
@@ -168,7 +166,8 @@ class BarlowDreamer(WeightGroups):
         rows, world, rssm = self.tensors(window), self.world, self.world.rssm
         action = self.encode(rows["action"])
         before = F.pad(action[:, :-1], (0, 0, 1, 0))
-        noise = self.noise(*rows["reward"].shape, None)
+        b, t = rows["reward"].shape
+        noise = self.noise(b, t, None)
         posterior, logits, _ = world.observe(rows, before, rssm.initial(len(action)), noise)
         state = RSSMState(*(part[:, context - 1] for part in posterior))
         states = []
@@ -186,7 +185,7 @@ class BarlowDreamer(WeightGroups):
             predicted |= decoder(features.float())
             seen = decoder(posterior.features[:, context:].float())
             predicted |= {f"posterior_{name}": value for name, value in seen.items()}
-        return predicted
+        return {name: to_array(value) for name, value in predicted.items()}
 
     @property
     def decoder(self) -> Decoder | None:
@@ -226,11 +225,15 @@ class BarlowDreamer(WeightGroups):
     # ---------------------------------------------------------------------------- world model
 
     def learn_world(self, real: Sample) -> Feedback:
-        metrics, rows = self._update_world(self.tensors(real.data))
-        return Feedback(metrics, rows=rows)
+        metrics, states, priority = self.update_world(self.tensors(real.data))
+        return Feedback(metrics, {**states, "priority": priority})
 
-    def update_world(self, rows: Batch) -> tuple[dict[str, Tensor], Batch]:
-        """Takes one update of the world model. Returns metrics, and new values for the rows.
+    @captured
+    def update_world(self, rows: Batch) -> tuple[dict[str, Tensor], Batch, Tensor]:
+        """Takes one update of the world model.
+
+        Returns metrics, the new states of the rows as the replay stores them, and the new
+        priorities (B,) of the windows.
 
         rows: B windows, columns (B, 1 + T, …); the states `deter` and `stoch` are of the first row
         only. The first row, before the window, serves for its state and its action.
@@ -247,11 +250,11 @@ class BarlowDreamer(WeightGroups):
         result = joined(results)
         metrics = {**result.terms, **result.metrics, "grad_norm/world": grad_norm}
         metrics |= skipped_step_metrics("world", self.world_optimizer)
-        if self.probe is not None:
+        if self.probe is not None and self.probe_optimizer is not None:
             loss = self.probe.loss(result.states, self.window(rows))
             metrics["loss/probe"] = loss.detach()
             self.probe_optimizer.step(loss)
-        return metrics, {**self.stored(result.states), "priority": result.priority}
+        return metrics, self.stored(result.states), result.priority
 
     def world_loss(self, rows: Batch) -> WorldLoss:
         """Returns the loss of the world model on B windows, and of the critic on the same rows.
@@ -273,7 +276,8 @@ class BarlowDreamer(WeightGroups):
 
     def window(self, rows: Batch) -> Batch:
         """Returns the columns of the rows after the first: (B, 1 + T, …) → (B, T, …)."""
-        return {name: rows[name][:, 1:] for name in (*self.world.encoder.names, *FLAGS)}
+        names = (*self.world.encoder.names, "reward", "first", "last", "terminal")
+        return clip_rewards({name: rows[name][:, 1:] for name in names})
 
     # --------------------------------------------------------------------------------- dreams
 
@@ -285,9 +289,10 @@ class BarlowDreamer(WeightGroups):
         `cont` (the probability that the episode continues at the row) and `last` (of row 0).
         """
         n = self.config.starts_per_window
-        rows = self.tensors({name: starts.data[name] for name in DREAMED})
-        return self._roll_out({name: rows[name][:, -n:].flatten(0, 1) for name in DREAMED})
+        rows = clip_rewards(self.tensors({name: starts.data[name] for name in DREAMED}))
+        return self.roll_out({name: rows[name][:, -n:].flatten(0, 1) for name in DREAMED})
 
+    @captured
     @torch.no_grad()
     def roll_out(self, rows: Batch) -> Batch:
         """Returns dreams (B', H + 1, …) that begin at real rows (B', …)."""
@@ -316,8 +321,9 @@ class BarlowDreamer(WeightGroups):
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert dreams is not None
-        return Feedback(self._update_policy(self.tensors(dreams)))
+        return Feedback(self.update_policy(self.tensors(dreams)))
 
+    @captured
     def update_policy(self, dreams: Batch) -> dict[str, Tensor]:
         """Takes one update of actor and critic on dreams (B', H + 1, …). Returns metrics."""
         config, number = self.config, self.critic.number
@@ -338,7 +344,9 @@ class BarlowDreamer(WeightGroups):
             "loss/critic": (weight * self.value_loss(logits[:, :-1], returns, slow[:, :-1])).mean(),
             "loss/critic_replay": config.replay_value_weight
             * self.replay_value_loss(
-                *(self.by_window(x[:, 0]) for x in (logits, slow, returns)),
+                self.by_window(logits[:, 0]),
+                self.by_window(slow[:, 0]),
+                self.by_window(returns[:, 0]),
                 {name: self.by_window(dreams[name][:, 0]) for name in ("reward", "cont", "last")},
             ),
         }
@@ -369,9 +377,7 @@ class BarlowDreamer(WeightGroups):
         """
         inside = (~rows["last"]).float()
         discount, trace = self.config.gamma * rows["cont"], self.config.lam * inside
-        # Larger rewards count as the largest number that the critic knows; sums stay finite.
-        reward = rows["reward"].clamp(-LARGEST_NUMBER, LARGEST_NUMBER)
-        returns = retrace(reward, discount, bootstrap, bootstrap, trace)
+        returns = retrace(rows["reward"], discount, bootstrap, bootstrap, trace)
         return (inside[:, :-1] * self.value_loss(logits[:, :-1], returns, slow[:, :-1])).mean()
 
     def value_loss(self, logits: Tensor, returns: Tensor, slow: Tensor) -> Tensor:
@@ -392,12 +398,16 @@ def split(rows: Batch, parts: int) -> list[Batch]:
     return [{name: chunks[i] for name, chunks in columns_of.items()} for i in range(parts)]
 
 
-FLAGS = ("reward", "first", "last", "terminal")
+def clip_rewards(rows: Batch) -> Batch:
+    """Returns the rows, with rewards clipped to the numbers that the heads can represent."""
+    return {**rows, "reward": rows["reward"].clamp(-LARGEST_NUMBER, LARGEST_NUMBER)}
+
+
 DREAMED = ("deter", "stoch", "reward", "last", "terminal")  # columns of the starts of dreams
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
-    """Returns the tables of the replay: real rows with the latents of the world model, and dreams."""
+    """Returns the tables of the replay: real rows with their latents, and a queue of dreams."""
     sizes = config.sizes
     latents = {
         "deter": Space((sizes.deter,), "float16"),

@@ -7,23 +7,24 @@ from torch import Tensor, nn
 from dreamfleet.agents.barlow_dreamer.config import Config
 from dreamfleet.agents.barlow_dreamer.policies import ActionKind
 from dreamfleet.agents.blocks.rssm import MLP
-from dreamfleet.agents.blocks.two_hot import NUMBER_HEADS
+from dreamfleet.agents.blocks.two_hot import NUMBER_HEADS, NumberHead
 
 
 class Behaviour(nn.Module):
     """The networks that other processes need for acting: the actor, and the critic for plans."""
 
-    def __init__(self, config: Config, features: int, actions: ActionKind, discrete: bool) -> None:
+    def __init__(self, config: Config, features: int, actions: ActionKind) -> None:
         super().__init__()
         sizes = config.sizes
         hidden = [sizes.units] * sizes.layers
-        scale = 0.01 if discrete else 1.0  # [DreamerV3]
-        self.actor = MLP(features, *hidden, actions.policy_outputs, scale=scale)
+        self.actor = MLP(features, *hidden, actions.policy_outputs, scale=actions.policy_scale)
         self.critic = Critic(config, features)
 
 
 class Critic(nn.Module):
     """Predicts the return of a state by a distribution over bins."""
+
+    number: NumberHead
 
     def __init__(self, config: Config, features: int) -> None:
         super().__init__()

@@ -49,8 +49,8 @@ class Config:
     # What the latents must tell about the observations. barlow: the embedding of the same row;
     # barlow-next: that of the next row; reconstruction: the observation; none: nothing.
     objective: Literal["barlow", "barlow-next", "reconstruction", "none"] = "barlow"
-    # How the encoder halves images: by max-pooling, or by strides of the convolutions, which takes a
-    # quarter of the work. [DreamerV3: max-pool]
+    # How the encoder halves images: by max-pooling, or by strides of the convolutions, which is
+    # a quarter of the work. [DreamerV3: max-pool]
     halving: Literal["max-pool", "stride"] = "max-pool"
     # Weight of the objective in the loss. 0: 0.05 for barlow [R2-Dreamer], otherwise 1.
     objective_weight: float = within(0.0, 0)
@@ -84,7 +84,7 @@ class Config:
     slow_critic_weight: float = within(1.0, 0)  # of the loss that pulls towards it [DreamerV3]
     # Update rate of the moving average of the return range. [DreamerV3]
     return_range_rate: float = within(0.01, 0, 1)
-    capacity: int = 500_000  # real rows that the replay holds [R2-Dreamer]
+    capacity: int = 100_000  # real rows that the replay holds [R2-Dreamer: 500,000]
     # Fractions of the batch that are sampled by recency, by the loss of the window at its last
     # update, and by how unusual its sum of rewards is [seed project 004]; the rest is uniform.
     recency_share: float = within(0.0, 0, 1)

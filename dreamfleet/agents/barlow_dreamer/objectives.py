@@ -8,7 +8,7 @@ It is one line of `OBJECTIVES`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,14 @@ from dreamfleet.agents.barlow_dreamer.config import Config
 from dreamfleet.agents.barlow_dreamer.observations import Decoder
 from dreamfleet.agents.blocks.rssm import MLP, truncated_normal
 from dreamfleet.core.types import Batch, EnvSpec
+
+
+class Widths(NamedTuple):
+    """The sizes of what an objective reads."""
+
+    features: int  # F, of the states of the RSSM
+    action: int  # A, of an encoded action
+    embed: int  # E, of an embedding
 
 
 class Objective(Protocol):
@@ -62,11 +70,11 @@ class Barlow(nn.Module):
 
     weight = 0.05
 
-    def __init__(self, config: Config, spec: EnvSpec, features: int, action: int, embed: int):
+    def __init__(self, config: Config, spec: EnvSpec, widths: Widths) -> None:
         super().__init__()
         self.redundancy_weight = config.redundancy_weight
-        self.projection = nn.Parameter(torch.empty(features, embed))
-        truncated_normal(self.projection, features)
+        self.projection = nn.Parameter(torch.empty(widths.features, widths.embed))
+        truncated_normal(self.projection, widths.features)
 
     def forward(self, features: Tensor, action: Tensor, embed: Tensor, rows: Batch) -> Tensor:
         projected = (features @ self.projection).flatten(0, 1)
@@ -83,10 +91,10 @@ class BarlowNext(nn.Module):
 
     weight = 1.0
 
-    def __init__(self, config: Config, spec: EnvSpec, features: int, action: int, embed: int):
+    def __init__(self, config: Config, spec: EnvSpec, widths: Widths) -> None:
         super().__init__()
         self.redundancy_weight = config.redundancy_weight
-        self.predictor = MLP(features + action, config.sizes.units, embed)
+        self.predictor = MLP(widths.features + widths.action, config.sizes.units, widths.embed)
 
     def forward(self, features: Tensor, action: Tensor, embed: Tensor, rows: Batch) -> Tensor:
         predicted = self.predictor(torch.cat([features, action], -1)[:, :-1]).flatten(0, 1)
@@ -100,9 +108,9 @@ class Reconstruction(nn.Module):
 
     weight = 1.0
 
-    def __init__(self, config: Config, spec: EnvSpec, features: int, action: int, embed: int):
+    def __init__(self, config: Config, spec: EnvSpec, widths: Widths) -> None:
         super().__init__()
-        self.decoder = Decoder(config.sizes, spec, features)
+        self.decoder = Decoder(config.sizes, spec, widths.features)
 
     def forward(self, features: Tensor, action: Tensor, embed: Tensor, rows: Batch) -> Tensor:
         return self.decoder.loss(features, rows)
@@ -113,14 +121,14 @@ class Nothing(nn.Module):
 
     weight = 1.0
 
-    def __init__(self, config: Config, spec: EnvSpec, features: int, action: int, embed: int):
+    def __init__(self, config: Config, spec: EnvSpec, widths: Widths) -> None:
         super().__init__()
 
     def forward(self, features: Tensor, action: Tensor, embed: Tensor, rows: Batch) -> Tensor:
         return features.new_zeros(())
 
 
-OBJECTIVES: dict[str, Callable[[Config, EnvSpec, int, int, int], Objective]] = {
+OBJECTIVES: dict[str, Callable[[Config, EnvSpec, Widths], Objective]] = {
     "barlow": Barlow,
     "barlow-next": BarlowNext,
     "reconstruction": Reconstruction,

@@ -48,6 +48,11 @@ class Encoder(nn.Module):
             self.parts[_key(name)] = part
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Returns the precision of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Returns the names of the columns of the observation."""
         return tuple(map(_name, self.parts))
@@ -56,7 +61,6 @@ class Encoder(nn.Module):
         embeddings = []
         for key, part in self.parts.items():
             x = rows[_name(key)]
-            dtype = next(part.parameters()).dtype
             if isinstance(part, ImageEncoder):
                 lead, flat = x.shape[:-3], x.flatten(0, -4)
                 if self.recompute and torch.is_grad_enabled():
@@ -65,7 +69,7 @@ class Encoder(nn.Module):
                     flat = part(flat)
                 embeddings.append(flat.unflatten(0, lead))
             else:
-                embeddings.append(part(symlog(x.float()).to(dtype)))
+                embeddings.append(part(symlog(x.float()).to(self.dtype)))
         return torch.cat(embeddings, -1)
 
 
@@ -156,7 +160,7 @@ def parts(spec: EnvSpec) -> dict[str, Space]:
 
     The sides of an image must be multiples of 16, and its pixels bytes.
     """
-    found = {"obs": spec.obs}
+    found = dict(spec.observations)
     for space in found.values():
         if space.image and (
             space.dtype != "uint8" or any(side % 2**HALVINGS for side in space.shape[:2])
@@ -182,7 +186,7 @@ def _name(key: str) -> str:
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, KERNEL, stride, padding=KERNEL // 2)
-    layer.to(memory_format=torch.channels_last)
     truncated_normal(layer.weight, inputs * KERNEL**2)
+    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer

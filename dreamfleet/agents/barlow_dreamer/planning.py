@@ -34,8 +34,9 @@ def plan(
 ) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation (n, A) of the encoded first action of plans for n states.
 
-    For discrete actions the mean has the probabilities of the actions. state (n, …): the present states.
-    rng: draws candidates and dreamed states.
+    For discrete actions the mean has the probabilities of the actions.
+
+    state (n, …): the present states. rng: draws candidates and dreamed states.
     """
     n, candidates = len(state.deter), config.plan_candidates
     many = RSSMState(*(part.repeat_interleave(candidates, 0) for part in state))  # (n · K, …)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cached_property
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dreamfleet.agents.blocks.actions import DiscreteActions
+from dreamfleet.agents.blocks.actions import FactoredActions
 from dreamfleet.agents.blocks.distributions import Categorical
 from dreamfleet.core.types import Space
 
@@ -42,7 +42,11 @@ class ActionKind(Protocol):
 
     size: int  # A, of an encoded action
     policy_outputs: int  # outputs of the actor
-    policy: Callable[[Tensor, torch.Generator | None], Policy]
+    policy_scale: float  # factor of the initial weights of these outputs [DreamerV3]
+
+    def policy(self, outputs: Tensor, rng: torch.Generator | None) -> Policy:
+        """Returns distributions over actions, from outputs of the actor. `rng` draws samples."""
+        ...
 
     def encode(self, action: Tensor) -> Tensor:
         """Returns encoded actions (…, A)."""
@@ -99,8 +103,21 @@ class BoundedNormal:
         return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
-class OneChoice(DiscreteActions):
+class OneChoice:
     """Encodes discrete actions as one-hot vectors."""
+
+    policy_scale = 0.01
+
+    def __init__(self, space: Space) -> None:
+        self.size = self.policy_outputs = space.n
+
+    def encode(self, action: Tensor) -> Tensor:
+        """Returns one-hot vectors (…, A) for actions (…)."""
+        return F.one_hot(action, self.size).float()
+
+    def policy(self, outputs: Tensor, rng: torch.Generator | None) -> Categorical:
+        """Returns categorical distributions with logits (…, A)."""
+        return Categorical(outputs.float(), rng)
 
     def inside(self, action: Tensor) -> Tensor:
         """Returns `action`: every sample is one of the choices."""
@@ -116,15 +133,76 @@ class OneChoice(DiscreteActions):
         return self.encode((mean / noise).argmax(-1))
 
 
+class SeveralChoices(FactoredActions):
+    """Encodes k choices at once as k concatenated one-hot vectors."""
+
+    policy_scale = 0.01
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(space)
+        self.policy_outputs = self.size
+        self.choices = list(space.choices)
+
+    def policy(self, outputs: Tensor, rng: torch.Generator | None) -> SeveralCategoricals:
+        """Returns k independent categorical distributions with logits (…, A)."""
+        return SeveralCategoricals(
+            [Categorical(part, rng) for part in outputs.float().split(self.choices, -1)]
+        )
+
+    def inside(self, action: Tensor) -> Tensor:
+        """Returns `action`: every sample is one of the choices."""
+        return action
+
+    def decode(self, mean: Tensor) -> Tensor:
+        """Returns the most probable choices (…, k); mean (…, A): the probabilities of all."""
+        return torch.stack([part.argmax(-1) for part in mean.split(self.choices, -1)], -1)
+
+    def near(self, mean: Tensor, deviation: Tensor, rng: torch.Generator) -> Tensor:
+        """Draws choices with the probabilities `mean`; `deviation` is not used."""
+        noise = torch.empty_like(mean).exponential_(generator=rng)
+        return self.encode(self.decode(mean / noise))
+
+
+class SeveralCategoricals:
+    """Independent categorical distributions over k choices."""
+
+    def __init__(self, parts: list[Categorical]) -> None:
+        self.parts = parts
+
+    @property
+    def sampled(self) -> tuple[Tensor, Tensor]:
+        """Returns one sample (…, k) per distribution, and its log-probability (…)."""
+        action = torch.stack([part.sampled[0] for part in self.parts], -1)
+        return action, self.log_prob(action)
+
+    @property
+    def mode(self) -> Tensor:
+        """Returns the most probable choices (…, k)."""
+        return torch.stack([part.mode for part in self.parts], -1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Returns the summed log-probabilities (…) of choices (…, k)."""
+        pairs = zip(self.parts, action.unbind(-1), strict=True)
+        return torch.stack([part.log_prob(choice) for part, choice in pairs]).sum(0)
+
+    def entropy(self) -> Tensor:
+        """Returns the summed entropies (…), in nats."""
+        return torch.stack([part.entropy() for part in self.parts]).sum(0)
+
+
 class BoundedActions:
     """Encodes continuous actions: vectors of `size` numbers in [-1, 1]."""
 
-    policy = BoundedNormal
+    policy_scale = 1.0
     LEAST_DEVIATION = 0.05  # of the candidates of a plan
 
     def __init__(self, space: Space) -> None:
         (self.size,) = space.shape
         self.policy_outputs = 2 * self.size
+
+    def policy(self, outputs: Tensor, rng: torch.Generator | None) -> BoundedNormal:
+        """Returns Gaussians, from outputs (…, 2A): means, then deviations."""
+        return BoundedNormal(outputs, rng)
 
     def encode(self, action: Tensor) -> Tensor:
         """Returns the actions, with numbers outside [-1, 1] moved to the nearest bound."""
@@ -144,7 +222,6 @@ class BoundedActions:
 
 def action_kind(space: Space) -> ActionKind:
     """Returns how actions of a space are encoded, and the policies over them."""
+    if space.choices:
+        return SeveralChoices(space)
     return OneChoice(space) if space.discrete else BoundedActions(space)
-
-
-__all__ = ["ActionKind", "BoundedActions", "BoundedNormal", "Categorical", "Policy", "action_kind"]

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.barlow_dreamer.config import Config
-from dreamfleet.agents.barlow_dreamer.objectives import OBJECTIVES
+from dreamfleet.agents.barlow_dreamer.objectives import OBJECTIVES, Widths
 from dreamfleet.agents.barlow_dreamer.observations import Encoder
 from dreamfleet.agents.blocks.rssm import MLP, RSSM, RSSMState
-from dreamfleet.agents.blocks.two_hot import NUMBER_HEADS
+from dreamfleet.agents.blocks.two_hot import NUMBER_HEADS, NumberHead
 from dreamfleet.core.types import Batch, EnvSpec
 
 
@@ -51,6 +51,8 @@ class WorldModel(nn.Module):
     Rows are columns (B, T, …), and T rows follow the row to which the state before them belongs.
     """
 
+    number: NumberHead  # the representation of rewards
+
     def __init__(self, config: Config, spec: EnvSpec, action_size: int) -> None:
         super().__init__()
         self.config, sizes = config, config.sizes
@@ -63,7 +65,8 @@ class WorldModel(nn.Module):
         self.reward = MLP(features, sizes.units, sizes.bins, scale=0.0)
         self.cont = MLP(features, sizes.units, 1)
         objective = OBJECTIVES[config.objective]
-        self.objective = objective(config, spec, features, action_size, self.encoder.size)
+        widths = Widths(features, action_size, self.encoder.size)
+        self.objective = objective(config, spec, widths)
 
     def observe(
         self, rows: Batch, previous_action: Tensor, state: RSSMState, noise: Tensor

@@ -12,6 +12,8 @@ taken, and the policy's distributions at the latents. The critic returns
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +62,28 @@ class ContinuousActions:
         hidden: units in each hidden layer of the critic.
         """
         return ContinuousCritic((latent + self.size, hidden, hidden, 1))
+
+
+class FactoredActions:
+    """Encodes factored actions: k whole numbers, of which number i is less than choices[i].
+
+    `size` is the sum of all choices: the length of an encoded action.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.size = sum(space.choices)
+        # Where the one-hot vector of each factor begins, by device. An agent encodes on one device,
+        # so that only the first call copies these numbers to the device.
+        self._starts: dict[torch.device, Tensor] = {}
+        self._first = [0, *itertools.accumulate(space.choices[:-1])]
+
+    def encode(self, action: Tensor) -> Tensor:
+        """Encodes each action (…, k) as k concatenated one-hot vectors of floats (…, size)."""
+        device = action.device
+        if device not in self._starts:
+            self._starts[device] = torch.tensor(self._first, device=device)
+        one_hot = torch.zeros(*action.shape[:-1], self.size, device=device)
+        return one_hot.scatter_(-1, action + self._starts[device], 1.0)
 
 
 def action_kind(space: Space) -> DiscreteActions | ContinuousActions:

@@ -23,6 +23,16 @@ def to_tensors(batch: Batch, device: str | torch.device) -> Batch:
     """Converts all columns of a batch, numpy arrays or tensors, to tensors on `device`.
 
     On the CPU, the tensor made from a numpy array shares the array's memory where PyTorch allows
-    this.
+    this. Copies to a GPU are asynchronous: they pass through pinned memory, which the GPU reads
+    while the program goes on.
     """
-    return {name: torch.as_tensor(value, device=device) for name, value in batch.items()}
+    if torch.device(device).type != "cuda":
+        return {name: torch.as_tensor(value, device=device) for name, value in batch.items()}
+    return {
+        name: (
+            value.to(device)
+            if isinstance(value, Tensor)
+            else torch.from_numpy(value).pin_memory().to(device, non_blocking=True)
+        )
+        for name, value in batch.items()
+    }

@@ -15,6 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def draw(prob: Tensor, rng: torch.Generator | None) -> Tensor:
+    """Draws True with each probability in `prob`; returns bools of the same shape.
+
+    rng: None returns the more probable value instead.
+    """
+    if rng is None:
+        return prob > 0.5
+    return torch.rand(prob.shape, generator=rng, device=prob.device) < prob
+
+
 class Categorical:
     """A categorical distribution over discrete actions: 99 % softmax and 1 % uniform.
 
@@ -23,22 +33,22 @@ class Categorical:
 
     UNIFORM = 0.01  # share of the uniform distribution
 
-    def __init__(self, logits: Tensor, rng: torch.Generator) -> None:
+    def __init__(self, logits: Tensor, rng: torch.Generator | None) -> None:
         """Makes a categorical distribution from unnormalised log-probabilities.
 
         logits: shape (…, A), for A actions. rng: the generator that draws the sample.
         """
-        dtype = torch.promote_types(logits.dtype, torch.float32)  # 16 bits are too coarse
-        softmax = F.softmax(logits, -1, dtype=dtype)
-        self.probs = (1 - self.UNIFORM) * softmax + self.UNIFORM / logits.shape[-1]
+        self.probs = (1 - self.UNIFORM) * F.softmax(logits, -1) + self.UNIFORM / logits.shape[-1]
         self.log_probs = self.probs.log()
         self._rng = rng
 
     @cached_property
     def sampled(self) -> tuple[Tensor, Tensor]:
         """Returns one sampled action (int64) per distribution, and its log-probability."""
-        flat = torch.multinomial(self.probs.flatten(0, -2), 1, generator=self._rng)
-        action = flat.view(self.probs.shape[:-1])
+        # The largest p / e, with exponential numbers e, is that of action a with probability p_a.
+        # `torch.multinomial` computes the same, but may wait for the device.
+        exponential = torch.empty_like(self.probs).exponential_(generator=self._rng)
+        action = (self.probs.detach() / exponential).argmax(-1)
         return action, self.log_prob(action)
 
     @property

@@ -39,6 +39,18 @@ class Ensemble(nn.Module):
         return x
 
 
+def by_turns(windows: int, members: int) -> tuple[Tensor, Tensor]:
+    """Returns an order of B windows that gives window b to member b modulo `members`, and back.
+
+    An ensemble splits a batch into equal consecutive parts, one per member. `order` (B',) are the
+    windows in the order to batch them; B' is B rounded up to a multiple of the members, and the
+    last window fills the rest. `back` (B,) are the places of windows 0 … B-1 in this batch.
+    """
+    places = torch.arange(-(-windows // members) * members)
+    order = places.view(-1, members).T.flatten()
+    return order.clamp(max=windows - 1), order.argsort()[:windows]
+
+
 class MLP(nn.Module):
     """A multilayer perceptron; it maps the last axis of a tensor from size `in` to size `out`.
 

@@ -43,7 +43,7 @@ class RewardScale(nn.Module):
         # 95th percentile of the absolute rewards that are not 0; 0 before the first such reward.
         self.register_buffer("reward_p95", torch.zeros((), dtype=torch.float64))
         self.register_buffer("updates", torch.zeros(()))
-        # `updates` as an int, so that no update waits for the device.
+        # `updates` as an int, unless all updates run the same operations.
         self._update_count: int | None = None
 
     @property
@@ -56,7 +56,7 @@ class RewardScale(nn.Module):
         """Updates the running root mean square of rewards with a batch of rewards of any shape."""
         self.updates += 1
         rate, size = self.rate.double(), reward.flatten().double().abs()
-        if not torch.compiler.is_compiling():  # a compiler would treat the count as a constant
+        if not self.same_operations:
             self._update_count = (
                 int(self.updates) if self._update_count is None else self._update_count + 1
             )
@@ -68,14 +68,24 @@ class RewardScale(nn.Module):
         self.reward_rms.copy_(rms.clamp(min=1e-3))
 
     @property
+    def same_operations(self) -> bool:
+        """Returns whether all updates must run the same operations, whatever their number is.
+
+        A compiler and a CUDA graph record the operations of one update, and run them in all later
+        updates.
+        """
+        return torch.compiler.is_compiling() or self.updates.is_cuda
+
+    @property
     def percentile_due(self) -> bool:
         """Returns whether this update also updates the 95th percentiles of absolute values.
 
-        Percentiles are the slowest part of an update of the statistics. So after the first 100
-        updates they are updated only in every `SORT_EVERY`-th update.
+        Percentiles are the slowest part of an update of the statistics on a CPU. So after the first
+        100 updates they are updated only in every `SORT_EVERY`-th update, unless all updates must
+        run the same operations.
         """
         count = self._update_count or 0
-        return torch.compiler.is_compiling() or count <= 100 or count % SORT_EVERY == 0
+        return self.same_operations or count <= 100 or count % SORT_EVERY == 0
 
     def clip_outliers(self, reward: Tensor) -> Tensor:
         """Returns rewards; outliers are clipped to ± `OUTLIER_REWARD` times the RMS of rewards.
@@ -157,7 +167,7 @@ class Normaliser(RewardScale):
         if self.percentile_due:
             update_percentile(self.obs_p95, flat.abs(), rate)
         x = self.replace_outliers(flat)
-        if torch.compiler.is_compiling() or self._update_count == 1:
+        if self.same_operations or self._update_count == 1:
             self._initialise(x.double())
         # A component that is mostly 0 may be a flag. A flag that is set must not be clipped, though
         # it may lie many standard deviations from the mean.
@@ -176,7 +186,7 @@ class Normaliser(RewardScale):
         change nothing.
         """
         first = self.updates == 1
-        quantiles = torch.tensor([0.025, 0.975], dtype=x.dtype, device=x.device)
+        quantiles = torch.linspace(0.025, 0.975, 2, dtype=x.dtype, device=x.device)
         low, high = torch.quantile(x, quantiles, 0)
         self.obs_mean.copy_(torch.where(first, x.clamp(low, high).mean(0), self.obs_mean))
         variance = ((high - low) / 4).square()  # of a normal distribution
@@ -193,6 +203,10 @@ class Normaliser(RewardScale):
         """
         x = (self.flatten(obs).double() - self.obs_mean) / self._deviation
         return x.clamp(-STANDARDISED_CLIP, STANDARDISED_CLIP).float()
+
+    def denormalise(self, x: Tensor) -> Tensor:
+        """Converts normalised observations (…, O) back to the units of the environment."""
+        return (x.double() * self._deviation + self.obs_mean).float()
 
     def replace_outliers(self, flat: Tensor) -> Tensor:
         """Returns observations with each outlier replaced by the running mean of its component.
@@ -276,7 +290,7 @@ class ReturnRange(nn.Module):
         """
         ordered, order = returns.flatten().sort()
         cumulative = weight.flatten()[order].cumsum(0)
-        bounds = cumulative[-1] * returns.new_tensor([0.05, 0.95])
+        bounds = cumulative[-1] * torch.linspace(0.05, 0.95, 2, device=returns.device)
         low, high = ordered[torch.searchsorted(cumulative, bounds).clamp(max=len(cumulative) - 1)]
         rate = torch.where(self.value == 0, 1.0, self.rate)
         moved = self.value.lerp(high - low, rate)

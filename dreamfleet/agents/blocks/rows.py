@@ -14,7 +14,7 @@ def columns(spec: EnvSpec, **more: Space) -> dict[str, Space]:
     needs.
     """
     return {
-        "obs": spec.obs,
+        **spec.observations,
         "action": spec.action,
         "reward": NUMBER,
         "first": FLAG,

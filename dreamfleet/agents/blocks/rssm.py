@@ -153,12 +153,12 @@ class _CollectGradient(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
         inputs, gradients = ctx.collected
         if not gradients:
             return None, None, None
         x, g = torch.cat(inputs, -2), torch.cat(gradients, -2)  # ([G,] T * B, …)
-        inputs.clear()  # a second pass through the same graph collects anew
+        inputs.clear()  # they refer to the graph, which refers to this list: a cycle
         gradients.clear()
         return x.transpose(-1, -2) @ g, None, None
 
@@ -175,10 +175,10 @@ class _LoopProduct(torch.autograd.Function):
         return x @ weight
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         x, weight = ctx.saved_tensors
         inputs, gradients = ctx.collected
-        inputs.append(x.detach())  # with its graph, which leads here, it would never be freed
+        inputs.append(x.detach())
         gradients.append(gradient)
         return gradient @ weight.transpose(-1, -2), None, None, None
 

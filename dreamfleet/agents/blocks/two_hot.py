@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST = 20.0  # the outer bins lie at ± symexp(20), 4.85e8 [DreamerV3]
-LARGEST_NUMBER = math.expm1(LARGEST)
+LARGEST = 20.0  # symlog of the outer bins [DreamerV3]
+LARGEST_NUMBER = math.expm1(LARGEST)  # the outer bins lie at ± this, 4.85e8
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -105,4 +105,4 @@ class HLGauss(Float32Module):
 
 
 NumberHead = TwoHot | HLGauss
-NUMBER_HEADS = {"two-hot": TwoHot, "hl-gauss": HLGauss}
+NUMBER_HEADS: dict[str, type[NumberHead]] = {"two-hot": TwoHot, "hl-gauss": HLGauss}

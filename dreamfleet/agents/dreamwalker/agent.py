@@ -54,9 +54,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.captured import captured
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.distributions import TanhNormal
-from dreamfleet.agents.blocks.dreams import sample_windows
+from dreamfleet.agents.blocks.dreams import (
+    add_dreamed_windows,
+    end_dreams,
+    sample_windows,
+    stack_steps,
+    steps_to_dream,
+    trusted_steps,
+)
+from dreamfleet.agents.blocks.importance import importance_weights, relative_probability
 from dreamfleet.agents.blocks.normaliser import Normaliser
 from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.rows import FLAG, columns
@@ -148,6 +157,12 @@ class Dreamwalker(WeightGroups):
         """Returns the number of agent steps since the first policy update, a scalar tensor."""
         return self.normaliser.updates / self.config.policy_updates_per_step
 
+    @property
+    def beta(self) -> Tensor:
+        """Returns the exponent β of the importance weights, a scalar tensor: it rises to 1."""
+        progress = (self.steps / self.config.anneal_steps).clamp(max=1)
+        return self.config.beta + (1 - self.config.beta) * progress
+
     # --------------------------------------------------------------------------------- acting
 
     def initial_state(self, n: int) -> State:
@@ -184,7 +199,11 @@ class Dreamwalker(WeightGroups):
     # ---------------------------------------------------------------------------- world model
 
     def learn_world(self, real: Sample) -> Feedback:
-        rows = to_tensors(real.data, self.device)
+        return Feedback(self.update_world(to_tensors(real.data, self.device)))
+
+    @captured
+    def update_world(self, rows: Batch) -> dict[str, Tensor]:
+        """Takes one update of the world model on real windows (B, L, …); returns metrics."""
         self.world.update_statistics(rows)
         loss, metrics = self.world.loss(rows)
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
@@ -193,7 +212,7 @@ class Dreamwalker(WeightGroups):
         self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
         metrics |= self.world.update_held_out_error(self.slow_world, rows, self.dream_rng)
         metrics["model/trusted_steps"] = self.trusted_steps().sum()
-        return Feedback(metrics)
+        return metrics
 
     def trusted_steps(self) -> Tensor:
         """Returns 1 for each step of a dream at which the world model is accurate enough, else 0.
@@ -202,27 +221,29 @@ class Dreamwalker(WeightGroups):
         on held-out episodes after each of 1, 2, … h steps is at most `max_model_error`.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
-        return (error <= self.config.max_model_error).cumprod(0)
+        return trusted_steps(error, self.config.max_model_error)
 
     # --------------------------------------------------------------------------------- dreams
 
-    @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
+        return self.roll_out(to_tensors(starts.data, self.device))
+
+    @captured
+    @torch.no_grad()
+    def roll_out(self, rows: Batch) -> Batch:
         """Rolls the policy out in the world model from real rows; returns B dreams of H steps.
 
-        starts: B windows of real rows; a dream starts at the last row of each window, and includes
-        this row. The dreams are columns (B, H + 1, …). H is the largest number of steps for which
-        the world model's error on held-out episodes is small enough, but at least 1. The columns
-        are those of real rows, and
+        rows: columns of B windows of real rows; a dream starts at the last row of each window, and
+        includes this row. The dreams are columns (B, H + 1, …), with H = `dream_horizon`. On a CPU,
+        steps at which the world model's error on held-out episodes is too large are not computed:
+        the last computed row is repeated. The columns are those of real rows, and
 
         - `weight`: 1 if the step after the row is trusted, else 0. Policy and critics learn at rows
           of weight 1 only.
         - `version`: how many updates the world model had taken when it made the dream.
         """
-        world, rng = self.slow_world, self.dream_rng
+        world, rng, horizon = self.slow_world, self.dream_rng, self.config.dream_horizon
         allowed = self.trusted_steps() * (self.steps >= self.config.dream_after)
-        horizon = max(1, int(allowed.sum()))  # the only wait for the device
-        rows = to_tensors(starts.data, self.device)
         obs, reward, first = rows["obs"][:, -1].float(), rows["reward"], rows["first"]
         past = None
         if self.config.context:
@@ -231,7 +252,7 @@ class Dreamwalker(WeightGroups):
             _, past = world.transformer(tokens)
         reward, first = reward[:, -1], first[:, -1]
         observations, actions, rewards, terminals, disagreements = [obs], [], [reward], [], []
-        for _ in range(horizon):
+        for _ in range(steps_to_dream(allowed)):
             action = self.policy_at(obs, rng).sampled[0]
             x = world.normaliser(obs)
             token = world.tokens(x[:, None], action[:, None], reward[:, None], first[:, None])
@@ -244,37 +265,69 @@ class Dreamwalker(WeightGroups):
             terminals.append(step.terminal)
             disagreements.append(step.disagreement)
 
-        limit = self.config.max_disagreement * world.mean_disagreement
-        agreed = torch.stack(disagreements, 1) <= limit
-        terminal = torch.stack(terminals, 1)  # (B, H)
-        not_ended = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
-        trusted = agreed.cumprod(1) * allowed[:horizon] * not_ended  # the steps to rows 1 … H
         return {
-            "obs": torch.stack(observations, 1),
-            "action": F.pad(torch.stack(actions, 1), (0, 0, 0, 1)),
-            "reward": torch.stack(rewards, 1),
-            # A dream ends (`last`) at the first row whose next step is not trusted. A predicted
-            # termination counts only on trusted steps.
-            "last": F.pad(trusted == 0, (0, 1), value=True),
-            "terminal": F.pad(terminal & (trusted > 0), (1, 0)),
-            "weight": F.pad(trusted.float(), (0, 1)),
+            "obs": stack_steps(observations, horizon + 1),
+            "action": F.pad(stack_steps(actions, horizon), (0, 0, 0, 1)),
+            "reward": stack_steps(rewards, horizon + 1),
+            **end_dreams(
+                stack_steps(terminals, horizon),
+                stack_steps(disagreements, horizon),
+                self.config.max_disagreement * world.mean_disagreement,
+                allowed,
+                0,
+            ),
             "version": world.normaliser.updates.expand(len(obs), horizon + 1).clone(),
         }
+
+    @torch.no_grad()
+    def predict(self, window: Batch, context: int) -> Batch:
+        """Predicts the rows after row `context - 1` of B real windows open-loop, by their actions.
+
+        The transformer reads as many rows before a row as in a dream, and never more than it has
+        positions for.
+        """
+        world, begin = self.slow_world, max(0, context - 1 - self.config.context)
+        keys = ("obs", "reward", "first")
+        known = [torch.as_tensor(window[key], device=self.device)[:, begin:context] for key in keys]
+        obs, reward, first = known[0].float(), known[1], known[2]
+        action = torch.as_tensor(window["action"], device=self.device)[:, begin:]
+        steps = []
+        for t in range(obs.shape[1], action.shape[1]):
+            tokens = world.tokens(world.normaliser(obs), action[:, :t], reward, first)
+            embedding, _ = world.transformer(tokens[:, -len(world.transformer.position) :])
+            steps.append(world.dream_step(embedding[:, -1], obs[:, -1], rng=None))
+            obs = torch.cat([obs, steps[-1].obs.unsqueeze(1)], 1)
+            reward = torch.cat([reward, steps[-1].reward.unsqueeze(1)], 1)
+            first = F.pad(first, (0, 1))
+        terminal = torch.stack([step.terminal_prob for step in steps], 1)
+        columns = {"obs": obs[:, -len(steps) :], "reward": reward[:, -len(steps) :]}
+        return {key: to_array(value) for key, value in (columns | {"terminal": terminal}).items()}
 
     # -------------------------------------------------------------------------------- policy
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
+        further = {"relative_prob": relative_probability(real)}
+        rows = to_tensors(real.data | further, self.device)
+        dreamed = None if dreams is None else to_tensors(dreams, self.device)
+        metrics, priority = self.update_policy(rows, dreamed)
+        if not self.config.prioritized:
+            return Feedback(metrics)
+        return Feedback(metrics, {"priority": to_array(priority).astype(np.float64)})
+
+    @captured
+    def update_policy(self, rows: Batch, dreams: Batch | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Takes one update of policy and critics; returns metrics and new priorities (R,).
+
+        rows: columns of R windows of real rows, with `relative_prob` of `critic_update_loss` as a
+        further column. dreams: columns of dreams.
+        """
         config, metrics, dreamed = self.config, {}, None
-        rows = to_tensors(real.data, self.device)
-        relative_prob = torch.as_tensor(
-            real.size * real.prob, dtype=torch.float32, device=self.device
-        )
+        relative_prob = rows["relative_prob"]
         if dreams is not None:
-            batch = to_tensors(dreams, self.device)
-            dreamed = sample_windows(batch, COLUMNS, config.dreamed_windows, 0, 1, self.policy_rng)
+            dreamed = sample_windows(dreams, COLUMNS, config.dreamed_windows, 0, 1, self.policy_rng)
             # Updates of the world model since the dreams were made, as far as they are known here.
-            age = self.slow_world.normaliser.updates - batch["version"].mean()
+            age = self.slow_world.normaliser.updates - dreams["version"].mean()
             metrics["dream/age"] = age.clamp(min=0)
         windows = len(relative_prob) + config.dreamed_windows * (dreamed is not None)
         shape = (2, windows, self.spec.action.shape[0])
@@ -288,10 +341,8 @@ class Dreamwalker(WeightGroups):
         metrics |= skipped_step_metrics("policy", self.critic_optimizer, self.actor_optimizer)
         if config.norm != "batch":
             self.target_soft_update.step(config.slow_critic)
-        if not config.prioritized:
-            return Feedback(metrics)
         real_error = (critics.abs_error * critics.counts)[: len(relative_prob)]
-        return Feedback(metrics, to_array(real_error + PRIORITY_OFFSET).astype(np.float64))
+        return metrics, real_error + PRIORITY_OFFSET
 
     def critic_update_loss(
         self,
@@ -317,14 +368,8 @@ class Dreamwalker(WeightGroups):
         rows["reward"] = self.normaliser.clip_outliers(rows["reward"])
         inliers = self.normaliser.inliers(rows["obs"])
         metrics["data/outliers"] = 1 - inliers.mean()
-        counts = inliers.amin(1)  # a window with an outlier counts 0
-        weight = weight * counts
-        if dreamed is not None:
-            dreamed_rows, dreamed_counts = dreamed
-            rows = {key: torch.cat([rows[key], dreamed_rows[key]]) for key in rows}
-            weight = torch.cat([weight, dreamed_counts * weight.mean()])
-            counts = torch.cat([counts, dreamed_counts])
-            metrics["dream/share"] = dreamed_counts.sum() / counts.sum()
+        valid = inliers.amin(1)  # a window with an outlier counts 0
+        rows, weight, counts = add_dreamed_windows(rows, weight * valid, valid, dreamed)
         obs, next_obs = self.normaliser(rows["obs"]).unbind(1)  # (B, O) each
         taken = torch.cat([obs, rows["action"][:, 0]], -1)
         reward = config.reward_scale * rows["reward"][:, 1]
@@ -334,7 +379,9 @@ class Dreamwalker(WeightGroups):
         error = target.mean(-1) - value.mean((0, 2))
         abs_error = error.abs()
         if dreamed is not None:
-            real_error, dreamed_error = error.split([len(relative_prob), len(dreamed_counts)])
+            real_error, dreamed_error = error.tensor_split([len(relative_prob)])
+            dreamed_counts = counts[len(relative_prob) :]
+            metrics["dream/share"] = dreamed_counts.sum() / counts.sum()
             excess = optimism(real_error, dreamed_error, dreamed_counts)
             metrics["dream/optimism"] = excess / config.reward_scale
         metrics |= {
@@ -409,11 +456,7 @@ class Dreamwalker(WeightGroups):
         relative_prob (R,): sampling probabilities divided by the uniform probability. Without
         prioritized sampling all weights are 1.
         """
-        if not self.config.prioritized:
-            return torch.ones_like(relative_prob)
-        progress = (self.steps / self.config.anneal_steps).clamp(max=1)
-        weight = relative_prob ** -(self.config.beta + (1 - self.config.beta) * progress)
-        return weight / weight.max()
+        return importance_weights(relative_prob, self.beta if self.config.prioritized else 0.0)
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamfleet.agents.blocks.distributions import draw
 from dreamfleet.agents.blocks.held_out import expected_error, update_averages
 from dreamfleet.agents.blocks.masked_mean import masked_mean
 from dreamfleet.agents.blocks.nets import MLP, Ensemble
@@ -27,6 +28,7 @@ class DreamedStep(NamedTuple):
     reward: Tensor  # (B,)
     terminal: Tensor  # (B,) bool
     disagreement: Tensor  # (B,)
+    terminal_prob: Tensor  # (B,)
 
 
 class WorldModel(nn.Module):
@@ -176,27 +178,31 @@ class WorldModel(nn.Module):
 
     # ------------------------------------------------------------------------------ dreaming
 
-    def dream_step(self, embedding: Tensor, obs: Tensor, rng: torch.Generator) -> DreamedStep:
+    def dream_step(
+        self, embedding: Tensor, obs: Tensor, rng: torch.Generator | None
+    ) -> DreamedStep:
         """Draws the next step of B dreams, from observations and embeddings of the transformer.
 
         obs: (B, *O). embedding: (B, E). Each number of the next observation is clipped to its range
-        in real rows. A number with only two values in real rows is drawn as one of the two.
+        in real rows. A number with only two values in real rows is drawn as one of the two. rng:
+        None takes the more probable value of everything that is drawn.
         """
         changes = self.heads(embedding.expand(self.members, -1, -1))
         before = self.normaliser.flatten(obs)
         change = changes.mean(0) * self.change_rms * self.normaliser.deviation
         after = (before + change).clamp(self.low, self.high)
         prob_high = (after - self.low) / (self.high - self.low).clamp(min=1e-6)
-        high = torch.rand(prob_high.shape, generator=rng, device=prob_high.device) < prob_high
+        high = draw(prob_high, rng)
         after = torch.where(self.two_valued, torch.where(high, self.high, self.low), after)
         change = self.normaliser.standardised(after) - self.normaliser.standardised(before)
         reward, terminal_logit = self.predict_outcome(embedding, change)
-        uniform = torch.rand(terminal_logit.shape, generator=rng, device=terminal_logit.device)
+        terminal_prob = torch.sigmoid(terminal_logit)
         return DreamedStep(
             after.unflatten(-1, self.shape),
             reward * self.normaliser.reward_rms,
-            uniform < torch.sigmoid(terminal_logit),
+            draw(terminal_prob, rng),
             changes.var(0).mean(-1),
+            terminal_prob,
         )
 
     def tokens(self, x: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:

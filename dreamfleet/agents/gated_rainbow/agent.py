@@ -57,8 +57,18 @@ from torch import Tensor, nn
 
 from dreamfleet.agents.blocks.actions import DiscreteActions
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.captured import captured
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
-from dreamfleet.agents.blocks.dreams import sample_windows
+from dreamfleet.agents.blocks.dreams import (
+    add_dreamed_windows,
+    end_dreams,
+    sample_windows,
+    stack_steps,
+    steps_to_dream,
+    trusted_steps,
+)
+from dreamfleet.agents.blocks.importance import importance_weights, relative_probability
+from dreamfleet.agents.blocks.nets import by_turns
 from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.returns import n_step
 from dreamfleet.agents.blocks.rows import FLAG, NUMBER, columns
@@ -183,7 +193,11 @@ class GatedRainbow(WeightGroups):
     # ---------------------------------------------------------------------------- world model
 
     def learn_world(self, real: Sample) -> Feedback:
-        rows = to_tensors(real.data, self.device)
+        return Feedback(self.update_world(to_tensors(real.data, self.device)))
+
+    @captured
+    def update_world(self, rows: Batch) -> dict[str, Tensor]:
+        """Takes one update of the world model on real windows (B, C + T, …); returns metrics."""
         one_hot = self.actions.encode(rows["action"])
         self.world.update_statistics(rows)
         loss, metrics = self.world.loss(rows, one_hot)
@@ -193,7 +207,7 @@ class GatedRainbow(WeightGroups):
         self.world_soft_update.step((1 / updates).clamp(min=self.config.slow_world))
         metrics |= self.world.update_held_out_error(self.slow_world, rows, one_hot, self.dream_rng)
         metrics["model/trusted_steps"] = self.trusted_steps().sum()
-        return Feedback(metrics)
+        return metrics
 
     def trusted_steps(self) -> Tensor:
         """Returns 1 for each step of a dream at which the world model is accurate enough, else 0.
@@ -202,30 +216,33 @@ class GatedRainbow(WeightGroups):
         on held-out episodes after each of 1, 2, … h steps is at most `max_model_error`.
         """
         error = self.slow_world.expected_error(self.config.dream_horizon)
-        return (error <= self.config.max_model_error).cumprod(0)
+        return trusted_steps(error, self.config.max_model_error)
 
     # --------------------------------------------------------------------------------- dreams
 
-    @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
+        return self.roll_out(to_tensors(starts.data, self.device)["obs"])
+
+    @captured
+    @torch.no_grad()
+    def roll_out(self, obs: Tensor) -> Batch:
         """Rolls the policy out in the world model from real rows; returns B dreams of H steps.
 
-        starts: B windows of real rows; a dream starts at the last row of each window. The dreams
-        are columns (B, C + 1 + H, …). Their first C + 1 rows are real: C rows of context, then the
-        row from which the dream starts. H is the largest number of steps for which the world
-        model's error on held-out episodes is small enough, but at least 1.
+        obs: the observations of B windows of real rows, (B, T, *O); a dream starts at the last row
+        of each window. The dreams are columns (B, C + 1 + H, …). Their first C + 1 rows are real: C
+        rows of context, then the row from which the dream starts. H is `dream_horizon`. On a CPU,
+        steps at which the world model's error on held-out episodes is too large are not computed:
+        the last computed row is repeated.
 
         The column `weight` is 1 if the step after the row is trusted, else 0. Values are learned at
         rows of weight 1 only.
         """
-        world, rng = self.slow_world, self.dream_rng
+        world, rng, horizon = self.slow_world, self.dream_rng, self.config.dream_horizon
         allowed = self.trusted_steps() * (self.schedules.steps >= self.config.dream_after)
-        horizon = max(1, int(allowed.sum()))  # the only wait for the device
-        obs = torch.as_tensor(starts.data["obs"], device=self.device)
         history = obs[:, -CONTEXT - 1 :]  # (B, 4, *O)
         observations = list(history.unbind(1))
         actions, rewards, terminals, disagreements = [], [], [], []
-        for _ in range(horizon):
+        for _ in range(steps_to_dream(allowed)):
             action = self.choose(history, rng)
             step = world.dream_step(history, self.actions.encode(action), rng)
             history = torch.cat([history[:, 1:], step.obs.unsqueeze(1)], 1)
@@ -235,44 +252,72 @@ class GatedRainbow(WeightGroups):
             terminals.append(step.terminal)
             disagreements.append(step.disagreement)
 
-        limit = self.config.max_disagreement * world.mean_disagreement
-        agreed = torch.stack(disagreements, 1) <= limit
-        terminal = torch.stack(terminals, 1)  # (B, H)
-        not_ended = F.pad((~terminal).cumprod(1)[:, :-1], (1, 0), value=1)
-        trusted = agreed.cumprod(1) * allowed[:horizon] * not_ended  # the steps to rows 1 … H
-        # A dream ends (`last`) at the first row whose next step is not trusted. A predicted
-        # termination counts only on trusted steps.
-        last = F.pad(trusted == 0, (CONTEXT, 1), value=True)
-        last[:, :CONTEXT] = False
         return {
-            "obs": torch.stack(observations, 1),
-            "action": F.pad(torch.stack(actions, 1), (CONTEXT, 1)),
-            "reward": F.pad(torch.stack(rewards, 1), (CONTEXT + 1, 0)),
-            "last": last,
-            "terminal": F.pad(terminal & (trusted > 0), (CONTEXT + 1, 0)),
-            "weight": F.pad(trusted.float(), (CONTEXT, 1)),
+            "obs": stack_steps(observations, CONTEXT + 1 + horizon),
+            "action": F.pad(stack_steps(actions, horizon), (CONTEXT, 1)),
+            "reward": F.pad(stack_steps(rewards, horizon), (CONTEXT + 1, 0)),
+            **end_dreams(
+                stack_steps(terminals, horizon),
+                stack_steps(disagreements, horizon),
+                self.config.max_disagreement * world.mean_disagreement,
+                allowed,
+                CONTEXT,
+            ),
+        }
+
+    @torch.no_grad()
+    def predict(self, window: Batch, context: int) -> Batch:
+        """Predicts the rows after row `context - 1` of B real windows open-loop, by their actions.
+
+        Window b is predicted by ensemble member b modulo the number of members.
+        """
+        order, back = by_turns(len(window["obs"]), self.config.members)
+        obs, action = (
+            torch.as_tensor(window[key])[order].to(self.device) for key in ("obs", "action")
+        )
+        # The first observation of an episode is repeated where a history lacks earlier ones.
+        newest = torch.arange(context - CONTEXT - 1, context, device=self.device).clamp(min=0)
+        history, steps = obs[:, newest], []
+        for taken in self.actions.encode(action)[:, context - 1 : -1].unbind(1):
+            steps.append(self.slow_world.dream_step(history, taken, rng=None))
+            history = torch.cat([history[:, 1:], steps[-1].obs.unsqueeze(1)], 1)
+        return {
+            "obs": to_array(torch.stack([step.obs for step in steps], 1)[back]),
+            "reward": to_array(torch.stack([step.reward for step in steps], 1)[back]),
+            "terminal": to_array(torch.stack([step.terminal_prob for step in steps], 1)[back]),
         }
 
     # -------------------------------------------------------------------------------- values
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
         assert real is not None
-        rows = to_tensors(real.data, self.device)
-        relative_prob = torch.as_tensor(
-            real.size * real.prob, dtype=torch.float32, device=self.device
-        )
+        further = {
+            "relative_prob": relative_probability(real),
+            "episode_stats": np.array(real.episode_stats, np.float32),
+        }
+        rows = to_tensors(real.data | further, self.device)
+        dreamed = None if dreams is None else to_tensors(dreams, self.device)
+        metrics, priority = self.update_policy(rows, dreamed)
+        if not self.config.prioritized:
+            return Feedback(metrics)
+        return Feedback(metrics, {"priority": to_array(priority).astype(np.float64)})
+
+    @captured
+    def update_policy(self, real: Batch, dreams: Batch | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Takes one update of the value network; returns metrics and new priorities (R,).
+
+        real: columns of R windows of real rows, with `relative_prob` and `episode_stats` of
+        `update_loss` as further columns. dreams: columns of dreams.
+        """
         dreamed = None if dreams is None else self.sample_windows(dreams)
         noise = self.online.draw_noise(FORWARD_PASSES, self.policy_rng)
-        episode_stats = torch.tensor(real.episode_stats, dtype=torch.float32, device=self.device)
         loss, priority, metrics = self._update_loss(
-            rows, relative_prob, episode_stats, dreamed, noise
+            real, real["relative_prob"], real["episode_stats"], dreamed, noise
         )
         metrics["grad_norm/value"] = self.optimizer.step(loss, metrics["learn/lr"])
         metrics |= skipped_step_metrics("policy", self.optimizer)
         self.target_soft_update.step(self.config.slow_critic)
-        if not self.config.prioritized:
-            return Feedback(metrics)
-        return Feedback(metrics, to_array(priority).astype(np.float64))
+        return metrics, priority
 
     def update_loss(
         self,
@@ -303,16 +348,12 @@ class GatedRainbow(WeightGroups):
         rows["reward"] = normaliser.clip_outliers(rows["reward"])
         inliers = normaliser.inliers(real["obs"])
         metrics = {"data/outliers": 1 - inliers.mean()}
-        counts = valid = inliers.amin(1)  # a window with an outlier counts 0
-        weight = weight * valid
+        valid = inliers.amin(1)  # a window with an outlier counts 0
+        rows, weight, counts = add_dreamed_windows(rows, weight * valid, valid, dreamed)
         if dreamed is not None:
-            dreamed_rows, dreamed_counts = dreamed
-            counts = torch.cat([counts, dreamed_counts])
-            rows = {key: torch.cat([rows[key], dreamed_rows[key]]) for key in rows}
-            dreamed_weight = dreamed_counts * weight.mean()
-            total_weight = dreamed_weight.sum() + weight.sum()
-            metrics["dream/share"] = dreamed_weight.sum() / total_weight.clamp(min=1e-6)
-            weight = torch.cat([weight, dreamed_weight])
+            real_weight, dreamed_weight = weight[: len(valid)].sum(), weight[len(valid) :].sum()
+            total_weight = dreamed_weight + real_weight
+            metrics["dream/share"] = dreamed_weight / total_weight.clamp(min=1e-6)
         if config.curiosity:
             rows["reward"] = rows["reward"] + config.curiosity * self.curiosity_bonus(rows)
 
@@ -345,7 +386,7 @@ class GatedRainbow(WeightGroups):
         learn from), and the n rows after it.
         """
         return sample_windows(
-            to_tensors(dreams, self.device),
+            dreams,
             COLUMNS,
             self.config.dreamed_windows,
             CONTEXT,
@@ -382,10 +423,9 @@ class GatedRainbow(WeightGroups):
         relative_prob (R,): sampling probabilities divided by the uniform probability. Without
         prioritized sampling all weights are 1.
         """
-        if not self.config.prioritized:
-            return torch.ones_like(relative_prob)
-        weight = relative_prob**-self.schedules.beta
-        return weight / weight.max()
+        return importance_weights(
+            relative_prob, self.schedules.beta if self.config.prioritized else 0.0
+        )
 
     def curiosity_bonus(self, rows: Batch) -> Tensor:
         """Returns a bonus reward for each row of B windows: large where the world model is unsure.

@@ -81,7 +81,7 @@ class FrameWorldModel(WorldModel):
         return reward, terminal_logit
 
     def draw_next_obs(
-        self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator
+        self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator | None
     ) -> Tensor:
         """Returns the predicted next frames in whole bytes; nothing is drawn at random.
 

@@ -59,11 +59,14 @@ class VectorWorldModel(WorldModel):
         return reward, terminal_logit
 
     def draw_next_obs(
-        self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator
+        self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator | None
     ) -> Tensor:
         assert log_std is not None
-        index = torch.randint(self.RESIDUALS, mean.shape[:-1], generator=rng, device=mean.device)
-        change = (mean + log_std.exp() * self.residuals[index]) * self.change_rms
+        size = mean.shape[:-1]
+        if rng is not None:
+            index = torch.randint(self.RESIDUALS, size, generator=rng, device=mean.device)
+            mean = mean + log_std.exp() * self.residuals[index]
+        change = mean * self.change_rms
         flat = self.normaliser.flatten(obs) + change * self.normaliser.deviation
         return flat.unflatten(-1, self.shape).clamp(self.low, self.high)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamfleet.agents.blocks.distributions import draw
 from dreamfleet.agents.blocks.held_out import expected_error, update_averages
 from dreamfleet.agents.blocks.masked_mean import masked_mean
 from dreamfleet.agents.blocks.normaliser import FrameNormaliser, Normaliser
@@ -23,6 +24,7 @@ class DreamedStep(NamedTuple):
     reward: Tensor  # (B,)
     terminal: Tensor  # (B,) bool
     disagreement: Tensor  # (B,)
+    terminal_prob: Tensor  # (B,)
 
 
 class WorldModel(nn.Module, ABC):
@@ -176,22 +178,23 @@ class WorldModel(nn.Module, ABC):
 
     # ------------------------------------------------------------------------------ dreaming
 
-    def dream_step(self, history: Tensor, action: Tensor, rng: torch.Generator) -> DreamedStep:
+    def dream_step(
+        self, history: Tensor, action: Tensor, rng: torch.Generator | None
+    ) -> DreamedStep:
         """Draws the next step of B dreams, given their histories and encoded actions.
 
         history: (B, C + 1, *O). action: (B, A). Each ensemble member draws the steps of an equal
         part of the dreams. Each number of the next observation is clipped to its range in real
-        rows.
+        rows. rng: None takes the mean change and the more probable outcome.
         """
         history, action = self._split_by_member(history), self._split_by_member(action)
         x = self.normaliser(history)
         mean, log_std, disagreement = self.predict_with_disagreement(x, action)
         obs = self.draw_next_obs(history[:, :, -1], mean, log_std, rng)
         reward, terminal_logit = self.predict_outcome(x[:, :, -1], action, self.normaliser(obs))
-        uniform = torch.rand(terminal_logit.shape, generator=rng, device=terminal_logit.device)
-        terminal = uniform < torch.sigmoid(terminal_logit)
+        terminal_prob = torch.sigmoid(terminal_logit)
         reward = reward * self.normaliser.reward_rms
-        step = (obs, reward, terminal, disagreement)
+        step = (obs, reward, draw(terminal_prob, rng), disagreement, terminal_prob)
         return DreamedStep(*(part.flatten(0, 1) for part in step))
 
     def predict_with_disagreement(
@@ -288,12 +291,12 @@ class WorldModel(nn.Module, ABC):
 
     @abstractmethod
     def draw_next_obs(
-        self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator
+        self, obs: Tensor, mean: Tensor, log_std: Tensor | None, rng: torch.Generator | None
     ) -> Tensor:
         """Draws the next observations, from the distribution of changes that `predict` returns.
 
         obs: the newest observations (M, B, *O). mean, log_std: (M, B, *X), in units of
-        `change_rms`. The result has the shape of `obs`.
+        `change_rms`. rng: None takes the mean. The result has the shape of `obs`.
         """
 
     def update_residuals(

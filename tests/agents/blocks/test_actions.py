@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dreamfleet.agents.blocks.actions import action_kind
+from dreamfleet.agents.blocks.actions import FactoredActions, action_kind
 from dreamfleet.agents.blocks.device import make_rng
 from dreamfleet.core.types import Space
 
@@ -58,6 +58,36 @@ def test_a_continuous_critic_returns_the_lower_value_of_the_sample():
                 q_candidates[b, t, 0], values(b, t, policy.sampled[0][b, t]).min()
             )
             torch.testing.assert_close(q_taken[:, b, t], values(b, t, action[b, t] * 0.5))
+
+
+FACTORED = Space((3,), "int64", choices=(3, 2, 4))
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (2, 3), (0,)])
+def test_a_factored_action_is_encoded_as_one_one_hot_vector_per_factor(lead):
+    kind, rng = FactoredActions(FACTORED), make_rng(0, "cpu")
+    action = torch.stack(
+        [torch.randint(n, lead, generator=rng) for n in FACTORED.choices], -1
+    )  # (*lead, 3)
+    factors = [
+        torch.nn.functional.one_hot(action[..., i], n) for i, n in enumerate(FACTORED.choices)
+    ]
+    assert kind.size == 9
+    encoded = kind.encode(action)
+    assert encoded.dtype == torch.float32
+    torch.testing.assert_close(encoded, torch.cat(factors, -1).float())
+
+
+def test_the_last_choices_of_all_factors_are_encoded_in_place():
+    encoded = FactoredActions(FACTORED).encode(torch.tensor([2, 1, 3]))
+    assert encoded.tolist() == [0, 0, 1, 0, 1, 0, 0, 0, 1]
+
+
+def test_encoding_a_factored_action_reads_no_value_on_the_host():
+    """Tensors of the device `meta` have no values, so that any use of a value would fail."""
+    action = torch.zeros(4, 5, 3, dtype=torch.int64, device="meta")
+    encoded = FactoredActions(FACTORED).encode(action)
+    assert encoded.shape == (4, 5, 9) and encoded.device == action.device
 
 
 @pytest.mark.parametrize("space", [DISCRETE, CONTINUOUS])

@@ -16,8 +16,9 @@ def test_dreams_are_as_long_as_the_held_out_error_allows(trained_agent):
         agent = copy.deepcopy(trained_agent)
         agent.slow_world.held_out_error.copy_((growth * torch.arange(1, HORIZON + 1)) ** 2)
         dreams = agent.dream(starts)
-        assert dreams["obs"].shape[:2] == (10, max(trusted, 1) + 1)
-        assert dreams["weight"].sum() <= 10 * trusted
+        assert {value.shape[:2] for value in dreams.values()} == {(10, HORIZON + 1)}
+        assert not dreams["weight"][:, trusted:].any()
+        assert dreams["last"][:, trusted:].all()
         assert (dreams["weight"].sum() > 0) == (trusted > 0)
     assert trained_agent.trusted_steps().sum() == HORIZON
 
@@ -129,7 +130,7 @@ def test_untrusted_dreams_do_not_change_an_update(trained_agent):
     for name in ("loss/policy", "grad_norm/critic"):
         without, beside = (float(each.metrics[name]) for each in feedback)
         assert without == pytest.approx(beside, rel=0.02)
-    priorities = [each.priorities for each in feedback]
+    priorities = [each.rows["priority"] for each in feedback]
     np.testing.assert_allclose(*priorities, rtol=0.05, atol=0.01)
 
 

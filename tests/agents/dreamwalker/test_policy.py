@@ -160,7 +160,7 @@ def test_settings_choose_the_selector_of_real_windows(options, selector):
     assert isinstance(agent.tables["real"].consumers["policy"].selector, selector)
     sample = Sample({**policy_windows(40).data}, np.arange(40), np.full(40, 0.1), 40)
     feedback = agent.learn_policy(sample, None)
-    assert (feedback.priorities is not None) == agent.config.prioritized
+    assert ("priority" in feedback.rows) == agent.config.prioritized
 
 
 def test_ere_samples_from_as_many_rows_as_the_formula_of_the_paper():
@@ -196,7 +196,7 @@ def test_priorities_are_td_errors_and_importance_weights_follow_beta():
         taken, x[:, 1], rows["reward"][:, 1], discount, noise
     )
     error = (target.mean(-1) - quantiles.mean((0, 2))).abs().detach()
-    np.testing.assert_allclose(feedback.priorities, error + PRIORITY_OFFSET, rtol=1e-4)
+    np.testing.assert_allclose(feedback.rows["priority"], error + PRIORITY_OFFSET, rtol=1e-4)
     prob = np.array([0.5, 0.25, 0.01, 0.1])
     for updates, beta in ((0, 0.4), (50, 0.7), (300, 1.0)):
         agent.normaliser.updates.fill_(updates)

@@ -129,4 +129,5 @@ def test_it_learns_and_dreams_with_any_context(context):
     agent.learn_world(sample)
     assert (agent.world.heads.weight[-1] != 0).any()  # initially 0
     starts = {key: value[:, : context + 1] for key, value in sample.data.items()}
-    assert agent.dream(Sample(starts, sample.keys, sample.prob, sample.size))["obs"].shape[1] == 2
+    dreams = agent.dream(Sample(starts, sample.keys, sample.prob, sample.size))
+    assert dreams["obs"].shape[1] == HORIZON + 1

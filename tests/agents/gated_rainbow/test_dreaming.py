@@ -118,8 +118,9 @@ def test_dreams_are_as_long_as_the_held_out_error_allows(trained_agent):
         agent = copy.deepcopy(trained_agent)
         agent.slow_world.held_out_error.copy_((growth * torch.arange(1, 5)) ** 2)
         dreams = agent.dream(starts)
-        assert dreams["obs"].shape[:2] == (5, CONTEXT + max(steps, 1) + 1)
-        assert dreams["weight"].sum() <= 5 * steps
+        assert {value.shape[:2] for value in dreams.values()} == {(5, CONTEXT + 7)}
+        assert not dreams["weight"][:, CONTEXT + steps :].any()
+        assert dreams["last"][:, CONTEXT + steps :].all()
         assert (dreams["weight"].sum() > 0) == (steps > 0)
     assert world.held_out_error.max().sqrt() < trained_agent.config.max_model_error
 
@@ -268,7 +269,7 @@ def test_untrusted_dreams_do_not_change_an_update(trained_agent):
     one, other = alone.learn_policy(real, None), beside.learn_policy(real, dreams)
     assert float(other.metrics["dream/share"]) == 0
     assert float(one.metrics["loss/value"]) == pytest.approx(float(other.metrics["loss/value"]))
-    np.testing.assert_allclose(one.priorities, other.priorities, rtol=1e-4)
+    np.testing.assert_allclose(one.rows["priority"], other.rows["priority"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("counts", [1e-4, 0.3, 1.0])

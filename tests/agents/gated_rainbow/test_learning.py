@@ -173,17 +173,17 @@ def test_sampling_probabilities_follow_the_alpha_of_the_update(updates):
     agent.online.normaliser.update(*(torch.tensor(windows[key]) for key in ("obs", "reward")))
     td_error = agent.td_losses(to_tensors(windows, "cpu"), noise)[1].detach().numpy()
     np.testing.assert_allclose(
-        feedback.priorities, (td_error + PRIORITY_OFFSET) ** alpha, rtol=0.05
+        feedback.rows["priority"], (td_error + PRIORITY_OFFSET) ** alpha, rtol=0.05
     )
-    replay.update("real", keys, feedback.priorities)
-    expected = feedback.priorities / feedback.priorities.sum()
+    replay.update("real", keys, feedback.rows)
+    expected = feedback.rows["priority"] / feedback.rows["priority"].sum()
     np.testing.assert_allclose(view.selector.probability(slots), expected, rtol=1e-6)
 
 
 def test_without_prioritized_replay_all_weights_are_1_and_no_priorities_are_returned():
     agent = build_agent(prioritized=False, dream_share=0.0)
     feedback = agent.learn_policy(Swing().windows(50, 4), None)
-    assert feedback.priorities is None
+    assert feedback.rows == {}
     assert agent.importance_weights(torch.tensor([0.9, 1.8, 6.3])).eq(1).all()
 
 

@@ -36,26 +36,27 @@ code by another author from which Dreamer-Lite started); Dreamer (Hafner et al. 
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamfleet.agents.blocks.actions import action_kind
 from dreamfleet.agents.blocks.arrays import to_array, to_tensors
+from dreamfleet.agents.blocks.captured import captured
 from dreamfleet.agents.blocks.device import make_rng, resolve_device
 from dreamfleet.agents.blocks.distributions import Policy
 from dreamfleet.agents.blocks.masked_mean import masked_mean
-from dreamfleet.agents.blocks.nets import MLP, Ensemble
-from dreamfleet.agents.blocks.normaliser import Normaliser, ReturnRange
+from dreamfleet.agents.blocks.nets import MLP, by_turns
+from dreamfleet.agents.blocks.normaliser import ReturnRange
 from dreamfleet.agents.blocks.optimizer import Optimizer, skipped_step_metrics
 from dreamfleet.agents.blocks.returns import retrace
 from dreamfleet.agents.blocks.rows import NUMBER, columns
 from dreamfleet.agents.blocks.soft_update import SoftUpdate
 from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
+from dreamfleet.agents.dreamer_lite.world import LatentWorldModel, continue_loss
 from dreamfleet.core.config import check_ranges, within
 from dreamfleet.core.errors import UserError
 from dreamfleet.core.types import (
@@ -66,7 +67,6 @@ from dreamfleet.core.types import (
     Feedback,
     QueueSpec,
     Sample,
-    Space,
     State,
     TableSpec,
 )
@@ -146,7 +146,13 @@ class DreamerLite(WeightGroups):
         sizes = (config.latent, config.hidden, config.hidden, self.actions.policy_outputs)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initial weights
-            self.world = LatentWorldModel(config, spec.obs, self.actions.size).to(device)
+            self.world = LatentWorldModel(
+                spec.obs,
+                self.actions.size,
+                latent=config.latent,
+                hidden=config.hidden,
+                members=config.members,
+            ).to(device)
             self.policy = MLP(sizes, zero_last=True).to(device)
             self.critic = self.actions.critic(config.latent, config.hidden).to(device)
         self.slow_world = copy.deepcopy(self.world).requires_grad_(False)
@@ -202,7 +208,11 @@ class DreamerLite(WeightGroups):
     # ---------------------------------------------------------------------------- world model
 
     def learn_world(self, real: Sample) -> Feedback:
-        rows = to_tensors(real.data, self.device)
+        return Feedback(self.update_world(to_tensors(real.data, self.device)))
+
+    @captured
+    def update_world(self, rows: Batch) -> dict[str, Tensor]:
+        """Takes one update of the world model on real windows (B, T, …); returns metrics."""
         self.world.normaliser.update(rows["obs"], rows["reward"])
         loss, metrics = self.world_loss(rows)
         metrics["grad_norm/world"] = self.world_optimizer.step(loss)
@@ -210,7 +220,7 @@ class DreamerLite(WeightGroups):
         metrics["data/outliers"] = 1 - self.world.normaliser.inliers(rows["obs"]).mean()
         self.world_soft_update.step(self.averaging_rate(self.config.slow_world))
         metrics["model/disagreement"] = self.update_disagreement(rows)
-        return Feedback(metrics)
+        return metrics
 
     def world_loss(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of the world model on real windows (B, T, …), a scalar, and metrics.
@@ -283,16 +293,19 @@ class DreamerLite(WeightGroups):
 
     # --------------------------------------------------------------------------------- dreams
 
-    @torch.no_grad()
     def dream(self, starts: Sample) -> Batch:
-        """Rolls the policy out from B real rows, `starts`; returns dreams of H steps (B, H+1, …).
+        return self.roll_out(to_tensors(starts.data, self.device)["obs"][:, -1])
+
+    @captured
+    @torch.no_grad()
+    def roll_out(self, obs: Tensor) -> Batch:
+        """Rolls the policy out from B observations `obs`; returns dreams of H steps (B, H+1, …).
 
         The columns are `latent`, `action`, `log_prob`, `reward`, `cont` (the probability that the
         episode continues at the row) and `trusted`. `trusted` is 1 up to the first untrusted step,
         then 0.
         """
         world, rng = self.slow_world, self.dream_rng
-        obs = torch.as_tensor(starts.data["obs"], device=self.device)[:, -1]
         z = self.by_member(world.encode(obs))  # (M, B/M, L)
         latents, actions, log_probs, disagreements = [], [], [], [torch.zeros_like(z[..., 0])]
         for step in range(self.config.dream_horizon + 1):
@@ -326,14 +339,44 @@ class DreamerLite(WeightGroups):
             "trusted": agreed.float().cumprod(1),
         }
 
+    @torch.no_grad()
+    def predict(self, window: Batch, context: int) -> Batch:
+        """Predicts the rows after row `context - 1` of B real windows open-loop, by their actions.
+
+        Window b is predicted by ensemble member b modulo the number of members.
+        """
+        world = self.slow_world
+        order, back = by_turns(len(window["obs"]), self.config.members)
+        rows = {key: torch.as_tensor(window[key])[order] for key in ("obs", "action")}
+        taken = self.actions.encode(rows["action"].to(self.device))
+        z = world.encode(rows["obs"][:, context - 1].to(self.device))
+        steps = []
+        for action in taken[:, context - 1 : -1].unbind(1):
+            reward = world.reward(torch.cat([z, action], -1)).squeeze(-1)
+            mean, _ = world.predict(self.by_member(z), self.by_member(action))
+            x = world.decoder(mean.flatten(0, 1))
+            z = world.encode_normalised(x)
+            steps.append((x, reward, torch.sigmoid(-world.cont(z)).squeeze(-1)))
+        x, reward, terminal = (torch.stack(column, 1)[back] for column in zip(*steps, strict=True))
+        obs = world.normaliser.denormalise(x).unflatten(-1, self.spec.obs.shape)
+        predicted = {"obs": obs, "reward": reward * world.normaliser.reward_rms}
+        return {key: to_array(value) for key, value in (predicted | {"terminal": terminal}).items()}
+
     # -------------------------------------------------------------------- policy and critic
 
     def learn_policy(self, real: Sample | None, dreams: Batch | None) -> Feedback:
+        rows = None if real is None else to_tensors(real.data, self.device)
+        dreamed = None if dreams is None else to_tensors(dreams, self.device)
+        return Feedback(self.update_policy(rows, dreamed))
+
+    @captured
+    def update_policy(self, real: Batch | None, dreams: Batch | None) -> dict[str, Tensor]:
+        """Takes one update of policy and critic on real windows and dreams; returns metrics."""
         parts = []
         if dreams is not None:
-            parts.append(self.dreamed_trajectories(to_tensors(dreams, self.device)))
+            parts.append(self.dreamed_trajectories(dreams))
         if real is not None:
-            parts.append(self.real_trajectories(to_tensors(real.data, self.device)))
+            parts.append(self.real_trajectories(real))
         rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         policy = self.policy_at(rows["latent"], self.policy_rng)
         q_taken, q_candidates = self.critic(rows["latent"], rows["action"], policy)
@@ -359,7 +402,7 @@ class DreamerLite(WeightGroups):
         }
         metrics |= skipped_step_metrics("policy", self.critic_optimizer, self.policy_optimizer)
         self.critic_soft_update.step(self.config.slow_critic)
-        return Feedback(metrics)
+        return metrics
 
     def dreamed_trajectories(self, dreams: Batch) -> Batch:
         """Returns dreams (B, H+1, …) with the columns `weight` and `inside` for `learn_policy`.
@@ -412,69 +455,6 @@ class DreamerLite(WeightGroups):
     def value_unit(self) -> Tensor:
         """Returns the value unit: the return if each reward were the root mean square reward."""
         return self.slow_world.normaliser.reward_rms / (1 - self.config.gamma)
-
-
-# ----------------------------------------------------------------------------- world model
-
-
-class LatentWorldModel(nn.Module):
-    """The networks of the world model: encoder, transition ensemble, reward, continue, decoder."""
-
-    real_disagreement: Tensor  # running mean of the disagreement on real rows
-
-    def __init__(self, config: Config, obs: Space, action_size: int) -> None:
-        super().__init__()
-        size, latent, hidden = math.prod(obs.shape), config.latent, config.hidden
-        self.normaliser = Normaliser(obs)
-        self.encoder = MLP((size, hidden, hidden, latent))  # seed project 003
-        self.transition = Ensemble(
-            config.members, (latent + action_size, hidden, hidden, 2 * latent), zero_last=True
-        )
-        self.reward = MLP((latent + action_size, hidden, 1), zero_last=True)
-        self.cont = MLP((latent, hidden, 1), zero_last=True)
-        self.decoder = MLP((latent, hidden, size))
-        self.register_buffer("real_disagreement", torch.zeros(()))
-
-    def encode(self, obs: Tensor) -> Tensor:
-        """Returns the latents of observations `obs`, with L numbers along the last axis."""
-        return self.encode_normalised(self.normaliser(obs))
-
-    def encode_normalised(self, x: Tensor) -> Tensor:
-        """Returns the latents of normalised observations `x`, L numbers along the last axis."""
-        return unit_variance(self.encoder(x))
-
-    def reencode(self, z: Tensor) -> Tensor:
-        """Decodes latents `z` to observations, and returns the latents of these observations."""
-        return self.encode_normalised(self.decoder(z))
-
-    def predict(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and log standard deviation of the next latents, (M, B, L), for M members."""
-        change, log_std = self.transition(torch.cat([z, action], -1)).chunk(2, -1)
-        return unit_variance(z + change), -4 + 3 * torch.tanh(log_std / 3)
-
-    def predict_with_disagreement(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the results of `predict`, and the disagreement of ensemble members, (M, B).
-
-        The disagreement is half the mean squared difference between the means that two members
-        predict for a step.
-        """
-        # Member m also predicts for the inputs of member m - 1.
-        other_z, other_action = z.roll(1, 0), action.roll(1, 0)
-        mean, log_std = self.predict(
-            torch.cat([z, other_z], 1), torch.cat([action, other_action], 1)
-        )
-        (own, other), log_std = mean.chunk(2, 1), log_std.chunk(2, 1)[0]
-        return own, log_std, 0.5 * (own - other.roll(-1, 0)).square().mean(-1)
-
-
-def unit_variance(z: Tensor) -> Tensor:
-    """Returns `z` with the numbers along the last axis scaled to mean 0 and variance 1."""
-    return F.layer_norm(z, z.shape[-1:])
-
-
-def continue_loss(logit: Tensor, continues: Tensor) -> Tensor:
-    """Returns the cross-entropy of the continue head's logits with 1 (continues) or 0 (ends)."""
-    return F.binary_cross_entropy_with_logits(logit.squeeze(-1), continues, reduction="none")
 
 
 def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
