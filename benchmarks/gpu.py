@@ -161,11 +161,14 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def updates(name: str, options: Options) -> dict[str, Any]:
-    """Measures the updates and dreams of an agent, in every kind of space that it supports."""
+    """Measures the updates and dreams of an agent, for each kind of observations and actions.
+
+    The kinds are vectors and images, discrete and continuous actions, if the agent supports them.
+    """
     entry = agents.find(name)
     found: dict[str, Any] = {}
-    for observation in entry.observations:
-        for action in entry.actions:
+    for observation in filter(("vector", "image").__contains__, entry.observations):
+        for action in filter(ACTIONS.__contains__, entry.actions):
             spec = EnvSpec("Synthetic-v0", observations(name, observation), ACTIONS[action])
             print(f"{name}, {observation}, {action} …", flush=True)
             found[f"{observation}-{action}"] = update_times(name, spec, options)
@@ -329,10 +332,12 @@ def game(name: str, options: Options) -> dict[str, Any]:
     the last 10,000 frames, and of 100 greedy episodes.
     """
     path = RUNS / f"gpu-{name}" if options.out == RESULTS else options.out / f"run-{name}"
-    words = ["--env", GAMES[name], *options.game_flags, "--steps", str(GAME_STEPS), "--local"]
-    words += ["--device", options.device, "--run-dir", str(path), "--resume", "auto"]
-    if options.tiny:
-        words += ["--steps", "200", "--set", "train.replay_gb=0.05"]
+    steps = 200 if options.tiny else GAME_STEPS
+    words = ["--env", GAMES[name], *options.game_flags, "--steps", str(steps), "--local"]
+    words += ["--device", options.device, "--run-dir", str(path)]
+    words += ["--set", "train.eval_every=0"] if options.tiny else []
+    if path.exists():
+        words = ["--resume", str(path)]
     process = subprocess.Popen([sys.executable, "launch.py", *words], cwd=ROOT)
     began = time.monotonic()
     try:
@@ -343,7 +348,7 @@ def game(name: str, options: Options) -> dict[str, Any]:
     seconds = round(time.monotonic() - began, 1)
     if code != 0:
         return {"finished": False, "exit_code": code, "seconds": seconds, "command": words}
-    greedy = evaluate(path, 1 if options.tiny else 100)
+    greedy = evaluate(path, 1, max_steps=50) if options.tiny else evaluate(path, 100)
     sampled = last_returns(path / "metrics.jsonl")
     return {"command": words, "seconds": seconds, "sampled": sampled, "greedy": greedy}
 

@@ -81,13 +81,14 @@ class LaunchedRun:
         return alive
 
 
-def evaluate(run: Path, episodes: int) -> dict[str, Any]:
+def evaluate(run: Path, episodes: int, max_steps: int | None = None) -> dict[str, Any]:
     """Evaluates the run in the folder `run` with `launch.py eval`, and returns the printed JSON.
 
-    All runs of an environment are evaluated on the same episodes. Raises SystemExit if the command
-    fails.
+    All runs of an environment are evaluated on the same episodes. max_steps: steps after which an
+    episode is truncated; None: the setting of the run. Raises SystemExit if the command fails.
     """
     words = ["launch.py", "eval", str(run), "--episodes", str(episodes), "--json"]
+    words += [] if max_steps is None else ["--max-steps", str(max_steps)]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(words)} ended with {done.returncode}: {done.stderr}")

@@ -142,6 +142,9 @@ class Dreamer:
         return cast(Sample | None, self._replay.sample("real", "start"))
 
     def _publish(self) -> None:
+        """Publishes the weights, if this is the first version or if somebody could read it."""
+        if self.version and not self._weights.wanted("world"):
+            return
         weights = check_weights("world", self._agent.weights("world"))
         self.version = self._weights.publish("world", weights)
 
@@ -161,8 +164,8 @@ def sharing_fault(tables: Mapping[str, TableSpec | QueueSpec]) -> str | None:
         return None
     if sharing != {"start": "world"}:
         return f"only the consumer 'start' may share, and only 'world'; found {sharing}"
-    world, policy = table.consumers["world"], table.consumers.get("policy")
-    if policy is None:
+    world, policy = table.consumers.get("world"), table.consumers.get("policy")
+    if world is None or policy is None:  # the table refuses to share an unknown consumer
         return None
     if policy.samples_per_step is not None:
         return (

@@ -109,5 +109,8 @@ class Learner:
         return not missing
 
     def _publish(self) -> None:
+        """Publishes the weights, if this is the first version or if somebody could read it."""
+        if self.version and not self._weights.wanted("policy"):
+            return
         weights = check_weights("policy", self._agent.weights("policy"))
         self.version = self._weights.publish("policy", weights)

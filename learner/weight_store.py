@@ -12,11 +12,16 @@ class LocalWeights:
     """A weight store in memory, which keeps the newest weights of each weight group.
 
     It does not copy the weights. A weight group is the networks that one process trains: "world" or
-    "policy".
+    "policy". read: whether anybody reads the weights; False if all workers share one agent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: bool = True) -> None:
         self._newest: dict[str, tuple[int, Weights]] = {}
+        self._read = read
+
+    def wanted(self, group: str) -> bool:
+        """Returns whether anybody reads the weights."""
+        return self._read
 
     def publish(self, group: str, weights: Weights) -> int:
         """Replaces the weights of a weight group. Returns their version, which counts from 1.

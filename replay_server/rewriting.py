@@ -6,6 +6,8 @@ such as the latent states of a world model.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dreamfleet.core.selectors import unknown_column_fault
@@ -60,7 +62,7 @@ def finite_windows(columns: Batch) -> Array:
     columns: new values of shape (B, R, …).
     """
     masks = [
-        np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        np.isfinite(values).reshape(len(values), math.prod(values.shape[1:])).all(axis=1)
         if values.dtype.kind == "f"
         else np.ones(len(values), bool)
         for values in columns.values()

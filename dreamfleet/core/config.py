@@ -38,6 +38,9 @@ class TrainConfig:
     chunk: int = within(8, 1, 4096)  # vector steps that an actor sends to the replay at a time
     pull_every: int = within(16, 1)  # vector steps between an actor's pulls of newer weights
     publish_every: int = within(10, 1)  # updates between two published versions of weights
+    # Type of the numbers in which trained parameters are sent to other processes. bfloat16 halves
+    # their size and rounds them to 8 bits. Running statistics are always sent exactly.
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
     log_every: int = within(200, 1)  # updates between two lines of training metrics
     eval_every: int = within(1000, 0)  # env steps between evaluations; 0: never
     eval_episodes: int = within(10, 1)  # episodes per evaluation

@@ -35,7 +35,7 @@ from dreamfleet.core.selectors import Selector, Uniform
 
 Array = np.ndarray
 Batch = dict[str, Any]  # columns by name: arrays or tensors with the same leading axes
-Weights = dict[str, Array]  # copies of parameters, by name
+Weights = dict[str, Array]  # copies of parameters, by name; see also core/weights.py
 State = Any  # the state of a recurrent policy, carried from one row to the next
 Event = dict[str, Any]  # one line of metrics.jsonl; "kind" says which
 
@@ -424,6 +424,13 @@ class WeightStore(Protocol):
         """Stores new weights of a weight group. Returns their version, which counts from 1.
 
         A weight group is the networks that one process trains.
+        """
+        ...
+
+    def wanted(self, group: str) -> bool:
+        """Returns whether anybody could read a version that was published now.
+
+        If not, the caller need not make and publish it, unless it would be the first one.
         """
         ...
 

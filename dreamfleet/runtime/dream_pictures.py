@@ -172,6 +172,9 @@ def save_curves(path: Path, dream: Dream, report: Mapping[str, Any]) -> None:
     axes = list(np.ravel(figure.subplots(lines, columns)))
     for place, (name, real, dreamed) in zip(axes, panels, strict=False):
         _draw_panel(place, name, real, dreamed, dream)
+    for place in axes[len(panels) - 2 : len(panels)]:  # reward and end: 0 is in the picture
+        place.axhline(0, color="#DDDDDD", lw=0.6)
+    axes[len(panels) - 1].set_ylim(-0.05, 1.05)
     rest = iter(axes[len(panels) :])
     if errors:
         _draw_errors(next(rest), report)
@@ -182,7 +185,7 @@ def save_curves(path: Path, dream: Dream, report: Mapping[str, Any]) -> None:
     figure.suptitle(dream.title, fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, pil_kwargs={"optimize": True})
 
 
 def _draw_panel(axes: Axes, name: str, real: Array, dreamed: Array, dream: Dream) -> None:

@@ -31,6 +31,16 @@ class Windows:
     def __len__(self) -> int:
         return len(self.inside)
 
+    def spread(self, count: int) -> list[int]:
+        """Returns up to `count` windows, spread evenly over all windows, in order.
+
+        Windows of less than a third of the longest length are left out.
+        """
+        lengths = self.inside.sum(1)
+        long = np.flatnonzero(3 * lengths >= lengths.max())
+        places = np.linspace(0, len(long) - 1, count).round().astype(int)
+        return [int(w) for w in long[np.unique(places)]]
+
     def real(self, column: str) -> Array:
         """Returns the real values of a column in the rows that dreams predict, (W, H, …)."""
         return np.asarray(self.rows[column][:, self.context :])
@@ -201,8 +211,8 @@ def in_lines(report: Mapping[str, Any]) -> list[str]:
     first = (
         "The agent predicts no observations: reward, end and KL alone are compared."
         if true_steps is None
-        else f"Dreams stay true for {true_steps} of {steps} steps: so long their error is at most "
-        f"{TRUE_BELOW:g} of that of predicting the mean observation."
+        else f"Dreams stay true for {true_steps} of {steps} steps: until then their error is at "
+        "most half of that of predicting the mean observation."
     )
     columns = {
         **{f"{part} error": errors for part, errors in report["obs_error"].items()},

@@ -174,13 +174,13 @@ def draw(
 ) -> list[str]:
     """Draws some of the windows into the folder `out`. Returns the paths of the pictures.
 
-    The windows are spread evenly over all windows. Each gets curves, and for each part of the
-    observation that is an image a film and a strip.
+    Each of these windows gets curves, and for each part of the observation that is an image a film
+    and a strip.
     """
     from dreamfleet.runtime.dream_pictures import Dream, save_curves, save_film, save_strip
 
     files = []
-    for w in np.unique(np.linspace(0, len(windows) - 1, PICTURED).round().astype(int)).tolist():
+    for w in windows.spread(PICTURED):
         episode, begin = windows.episode[w] + 1, windows.begin[w]
         title = f"{report['agent']} on {report['env']}, episode {episode} from step {begin}"
         shown = Dream.of(windows, predicted, w, title)

@@ -28,6 +28,7 @@ from dreamfleet.replay_server.shards import (
 )
 from dreamfleet.runtime.blueprint import Blueprint, weight_groups
 from dreamfleet.runtime.hosts import WorkerHost
+from dreamfleet.runtime.packed import PackedWeights
 from dreamfleet.runtime.processes import (
     Cluster,
     NoAnswer,
@@ -90,7 +91,8 @@ class Fleet:
         states = resumed.get("agent", {})
         for group, state in states.items():  # so that nobody acts or dreams on older weights
             agent.restore(group, state)
-            self._weights.call("publish", group, agent.weights(group))
+            packed = PackedWeights.of(agent.weights(group), self._train.weights_dtype)
+            self._weights.call("publish", group, packed)
         self._states = cluster.share(states)
 
         trainers = tuple(name for name in names if name.startswith(("dreamer", "learner")))
@@ -461,7 +463,7 @@ class Fleet:
             self._blueprint,
             device,
             ReplayProxy(self._replays, self._tables, self._blueprint.seed("shares-" + label)),
-            WeightsProxy(self._weights),
+            WeightsProxy(self._weights, self._train.weights_dtype),
             progress,
             self._states if trains else {},
             cpus=self._shares[role],

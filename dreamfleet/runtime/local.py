@@ -46,7 +46,7 @@ def train(
     parts = shard_tables(tables, config.train.replay_shards)
     shards = [NearShard(parts, seed) for seed in blueprint.shard_seeds()]
     replay = ShardedReplay(shards, tables, blueprint.seed("shares"))
-    weights = LocalWeights()
+    weights = LocalWeights(read=False)
     states: list[dict[str, Any] | None] = [None] * len(shards)
     if resumed is not None:
         for group in groups:

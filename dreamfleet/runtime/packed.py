@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from dreamfleet.core.types import Array, Batch, Sample
+from dreamfleet.core.memory import ALIGNMENT, blocks_of
+from dreamfleet.core.types import Array, Batch, Sample, Weights
+from dreamfleet.core.weights import from_bfloat16, to_bfloat16
 from dreamfleet.core.write_back import on_host
-
-ALIGNMENT = 64  # bytes of a cache line; each column begins at a multiple of this
 
 
 class Packed(NamedTuple):
@@ -25,10 +25,10 @@ class Packed(NamedTuple):
         arrays = {name: np.ascontiguousarray(on_host(value)) for name, value in batch.items()}
         # np.ascontiguousarray turned shape () into (1,), hence the shapes of the originals.
         shapes = {name: np.shape(value) for name, value in batch.items()}
-        bases = [array.base for array in arrays.values()]
-        memory = bases[0] if bases else None
-        if isinstance(memory, np.ndarray) and _fill(memory, arrays, bases):
-            offsets = [_address(array) - _address(memory) for array in arrays.values()]
+        blocks = blocks_of(arrays)
+        if len(blocks) == 1:
+            memory, begins = blocks[0]
+            offsets = [begins[name] for name in arrays]
         else:
             sizes = [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays.values()]
             offsets = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -69,16 +69,30 @@ class PackedSample(NamedTuple):
         return replace(self.sample, data=self.data.unpack(), keys=keys, prob=prob)
 
 
-def _fill(memory: Array, arrays: dict[str, Array], bases: list[Any]) -> bool:
-    """Returns whether the arrays are parts of the buffer `memory` and together fill it.
+class PackedWeights(NamedTuple):
+    """Weights packed into one buffer; some of them may be shortened to bfloat16."""
 
-    Small gaps between the arrays are allowed. bases: numpy's attribute `base` of each array.
-    """
-    if memory.dtype != np.uint8 or memory.ndim != 1 or any(base is not memory for base in bases):
-        return False
-    padding = ALIGNMENT * (len(arrays) + 1)
-    return memory.nbytes <= sum(array.nbytes for array in arrays.values()) + padding
+    data: Packed
+    shortened: frozenset[str]  # names of the weights that are sent as bfloat16
 
+    @classmethod
+    def of(cls, weights: Weights, dtype: str) -> PackedWeights:
+        """Packs weights into one buffer.
 
-def _address(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])
+        dtype: "bfloat16" shortens the trained float32 parameters; other weights stay exact.
+        """
+        trained: frozenset[str] = getattr(weights, "trained", frozenset())
+        trained = trained if dtype == "bfloat16" else frozenset()
+        shortened = frozenset(name for name in trained if weights[name].dtype == np.float32)
+        batch = {
+            name: to_bfloat16(value) if name in shortened else value
+            for name, value in weights.items()
+        }
+        return cls(Packed.of(batch), shortened)
+
+    def views(self) -> Weights:
+        """Returns the weights by name: views of the buffer, except for the shortened weights."""
+        return {
+            name: from_bfloat16(value) if name in self.shortened else value
+            for name, value in self.data.views().items()
+        }

@@ -16,7 +16,7 @@ from dreamfleet.core.errors import Gone
 from dreamfleet.core.types import Array, Batch, ChunkId, QueueSpec, Sample, TableSpec, Weights
 from dreamfleet.replay_server.shards import ShardedReplay
 from dreamfleet.runtime.hosts import RETRY_S, AddReply, SampleRequest
-from dreamfleet.runtime.packed import Packed
+from dreamfleet.runtime.packed import Packed, PackedWeights
 
 SAMPLE_WAIT_S: Final = 5.0  # how long a sample request may wait in the replay for rows
 MAX_MERGED: Final = 16  # chunks of an actor that may be sent as one
@@ -342,10 +342,13 @@ def _same_start(chunk: _Chunk, previous: _Chunk) -> bool:
 class WeightsProxy:
     """A proxy for the weight store in another process.
 
-    Weights are requested at most once in `PULL_EVERY_S` seconds.
+    Weights are requested at most once in `PULL_EVERY_S` seconds. dtype: "bfloat16" halves the size
+    of published parameters.
     """
 
     connection: Connection
+    dtype: str = "float32"
+    _published_at: dict[str, float] = field(default_factory=dict)  # group → last time
     _pull_at: dict[str, float] = field(default_factory=dict)  # group → earliest next request
 
     def publish(self, group: str, weights: Weights) -> int:
@@ -353,7 +356,16 @@ class WeightsProxy:
 
         group: the weight group: the set of networks that one process trains (`world` or `policy`).
         """
-        return cast(int, self.connection.get(self.connection.call("publish", group, weights)))
+        self._published_at[group] = time.monotonic()
+        packed = PackedWeights.of(weights, self.dtype)
+        return cast(int, self.connection.get(self.connection.call("publish", group, packed)))
+
+    def wanted(self, group: str) -> bool:
+        """Returns whether anybody could read a version that was published now.
+
+        Nobody reads more than one version in `PULL_EVERY_S` seconds. group: `world` or `policy`.
+        """
+        return time.monotonic() >= self._published_at.get(group, -math.inf) + PULL_EVERY_S
 
     def latest(self, group: str, have: int) -> tuple[int, Weights] | None:
         """Returns (version, weights) if the store has a newer version than `have`, else None.
@@ -365,4 +377,7 @@ class WeightsProxy:
             return None
         newer = self.connection.get(self.connection.call("latest", group, have))
         self._pull_at[group] = time.monotonic() + PULL_EVERY_S
-        return cast(tuple[int, Weights] | None, newer)
+        if newer is None:
+            return None
+        version, packed = newer
+        return version, packed.views()

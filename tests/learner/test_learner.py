@@ -14,9 +14,9 @@ from tests.fakes import FakeAgent, FakeReplay, sample
 POLICY, DREAM = ("real", "policy"), ("dream", "policy")
 
 
-def make(offers, agent=None, **changes):
+def make(offers, agent=None, store=None, **changes):
     settings = {"pulls": (), "publish_every": 2, "log_every": 2, **changes}
-    agent, replay, weights = agent or FakeAgent(), FakeReplay(offers), LocalWeights()
+    agent, replay, weights = agent or FakeAgent(), FakeReplay(offers), store or LocalWeights()
     return Learner(agent, replay, weights, **settings), agent, replay, weights
 
 
@@ -116,6 +116,17 @@ def test_weights_with_nan_are_never_published():
     with pytest.raises(Diverged, match=r"net\.bias holds NaN"):
         learner.step()
     assert weights.latest("policy", 0) is None
+
+
+def test_weights_that_nobody_reads_are_published_once():
+    n, agent, made = 5, FakeAgent(), []
+    agent.weights = lambda group: made.append(group) or {"count": np.array(0)}
+    learner, _, _, weights = make(
+        {POLICY: [sample(i) for i in range(n)], DREAM: [{}] * n}, agent, store=LocalWeights(False)
+    )
+    assert all(learner.step() for _ in range(n))
+    assert made == ["policy"]
+    assert learner.version == weights.latest("policy", 0)[0] == 1
 
 
 def without(*, dream=False, policy=False):

@@ -16,3 +16,8 @@ def test_only_newer_weights_are_returned():
     store.publish("policy", {"w": "new"})
     assert store.latest("policy", have=1) == (2, {"w": "new"})
     assert store.latest("policy", have=2) is None
+
+
+def test_weights_are_wanted_unless_nobody_reads_them():
+    assert LocalWeights().wanted("policy")
+    assert not LocalWeights(read=False).wanted("policy")

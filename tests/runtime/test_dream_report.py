@@ -147,3 +147,10 @@ def test_the_text_has_a_sentence_and_a_row_per_shown_step():
     del predicted["obs"]
     (first, *_) = in_lines(compare(windows, predicted, episodes))
     assert first == "The agent predicts no observations: reward, end and KL alone are compared."
+
+
+def test_windows_that_are_shown_are_spread_evenly_and_not_too_short():
+    windows = cut([episode(3 + 9 * 10 + 1), episode(3 + 5)], 3, 10)
+    assert windows.inside.sum(1).tolist() == [10] * 9 + [1, 5]
+    assert windows.spread(4) == [0, 3, 6, 10]
+    assert windows.spread(99) == [*range(9), 10]

@@ -7,8 +7,9 @@ import pickle
 import numpy as np
 import pytest
 
+from dreamfleet.core.weights import FlatWeights
 from dreamfleet.replay_server.server import ReplayServer
-from dreamfleet.runtime.packed import ALIGNMENT, Packed
+from dreamfleet.runtime.packed import ALIGNMENT, Packed, PackedWeights
 from tests.fakes import FakeAgent
 from tests.runtime.test_hosts import rows
 
@@ -79,3 +80,27 @@ def test_a_sample_of_the_replay_is_packed_without_a_copy():
     packed = Packed.of(batch)
     assert_same(packed.views(), batch)
     assert all(np.shares_memory(packed.memory, column) for column in batch.values())
+
+
+def test_only_trained_float32_weights_are_shortened_to_bfloat16():
+    rng = np.random.default_rng(0)
+    weights = {
+        "layer": rng.normal(size=(4, 3)).astype(np.float32),
+        "double": rng.normal(size=2),
+        "mean": rng.normal(size=3).astype(np.float32),
+        "steps": np.array(123_456_789),
+    }
+    flat = FlatWeights(weights, trained=("layer", "double"))
+    exact, short = (PackedWeights.of(flat, dtype) for dtype in ("float32", "bfloat16"))
+    assert_same(exact.views(), weights)
+    found = short.views()
+    np.testing.assert_allclose(found["layer"], weights["layer"], rtol=2**-8)
+    assert not np.array_equal(found["layer"], weights["layer"])
+    assert_same(found | {"layer": weights["layer"]}, weights)
+    sizes = [{name: dtype for name, dtype, *_ in each.data.columns} for each in (exact, short)]
+    assert sizes[0]["layer"] == "<f4" and sizes[1]["layer"] == "<u2"
+
+
+def test_weights_of_an_agent_without_flat_weights_are_sent_exactly():
+    weights = {"w": np.array([0.1, 0.2], np.float32)}
+    assert_same(PackedWeights.of(weights, "bfloat16").views(), weights)

@@ -13,7 +13,7 @@ from dreamfleet.core.errors import EnvironmentFault
 from dreamfleet.core.types import ChunkId, Sample
 from dreamfleet.runtime import proxies
 from dreamfleet.runtime.hosts import RETRY_S, AddReply
-from dreamfleet.runtime.packed import Packed, PackedSample
+from dreamfleet.runtime.packed import Packed, PackedSample, PackedWeights
 from dreamfleet.runtime.proxies import (
     MAX_MERGED,
     PREFETCH,
@@ -386,7 +386,8 @@ def test_weights_are_requested_a_few_times_a_second_at_most(setup):
     class Answering(FakeConnection):
         def call(self, method, *args):
             call = super().call(method, *args)
-            self.answer((3, {"w": np.ones(2)}) if method == "latest" else 3)
+            packed = PackedWeights.of({"w": np.ones(2)}, "float32")
+            self.answer((3, packed) if method == "latest" else 3)
             return call
 
     connection = Answering(setup.clock)
@@ -398,3 +399,16 @@ def test_weights_are_requested_a_few_times_a_second_at_most(setup):
     setup.clock.sleep(PULL_EVERY_S)
     assert weights.latest("policy", 2) is not None
     assert [call.method for call in connection.calls] == ["publish", "latest", "latest", "latest"]
+
+
+def test_a_version_that_nobody_could_read_is_not_wanted(setup, monkeypatch):
+    monkeypatch.setattr(proxies, "time", setup.clock)
+    connection = setup.connections[0]
+    weights = WeightsProxy(connection)
+    assert weights.wanted("policy")
+    connection.get = lambda call: 1
+    weights.publish("policy", {"w": np.ones(2)})
+    assert not weights.wanted("policy")
+    assert weights.wanted("world")
+    setup.clock.sleep(PULL_EVERY_S)
+    assert weights.wanted("policy")

@@ -24,7 +24,7 @@ def test_new_values_and_tables_that_break_a_rule_are_refused():
             feedback.rows["written"] = feedback.rows["written"].astype(np.float32)
             return feedback
 
-    with pytest.raises(UserError, match=r"learn_world failed. .*'written' must be float16, found"):
+    with pytest.raises(UserError, match=r"learn_world failed\. .*'written' must be float16, found"):
         try_agent("tests.fakes:Wrong", SPEC, Wrong)
 
     class Limited(SharingAgent):
@@ -35,7 +35,5 @@ def test_new_values_and_tables_that_break_a_rule_are_refused():
             consumers = {**real.consumers, "policy": policy}
             self.tables["real"] = replace(real, consumers=consumers)
 
-    with pytest.raises(
-        UserError, match=r"building it failed. .* samples_per_step None, found 0.25"
-    ):
+    with pytest.raises(UserError, match=r"building it failed\. .* must have samples_per_step None"):
         try_agent("tests.fakes:Limited", SPEC, Limited)

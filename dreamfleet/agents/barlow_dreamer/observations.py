@@ -48,17 +48,13 @@ class Encoder(nn.Module):
             self.parts[_key(name)] = part
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Returns the precision of the weights."""
-        return next(self.parameters()).dtype
-
-    @property
     def names(self) -> tuple[str, ...]:
         """Returns the names of the columns of the observation."""
         return tuple(map(_name, self.parts))
 
     def forward(self, rows: Batch) -> Tensor:
         embeddings = []
+        dtype = next(self.parameters()).dtype
         for key, part in self.parts.items():
             x = rows[_name(key)]
             if isinstance(part, ImageEncoder):
@@ -69,7 +65,7 @@ class Encoder(nn.Module):
                     flat = part(flat)
                 embeddings.append(flat.unflatten(0, lead))
             else:
-                embeddings.append(part(symlog(x.float()).to(self.dtype)))
+                embeddings.append(part(symlog(x.float()).to(dtype)))
         return torch.cat(embeddings, -1)
 
 
@@ -88,8 +84,8 @@ class ImageEncoder(nn.Module):
         self.norms = nn.ModuleList(map(Norm, channels[1:]))
 
     def forward(self, frames: Tensor) -> Tensor:
-        weight = self.convolutions[0].weight
-        x = (frames.float() / MAX_BYTE - 0.5).to(weight.dtype).permute(0, 3, 1, 2)
+        dtype = next(self.parameters()).dtype
+        x = (frames.float() / MAX_BYTE - 0.5).to(dtype).permute(0, 3, 1, 2)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = convolution(x)
             x = x if self.strided else F.max_pool2d(x, 2)

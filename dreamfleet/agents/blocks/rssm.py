@@ -158,7 +158,7 @@ class _CollectGradient(torch.autograd.Function):
         if not gradients:
             return None, None, None
         x, g = torch.cat(inputs, -2), torch.cat(gradients, -2)  # ([G,] T * B, …)
-        inputs.clear()  # they refer to the graph, which refers to this list: a cycle
+        inputs.clear()  # a second pass through the same graph collects anew
         gradients.clear()
         return x.transpose(-1, -2) @ g, None, None
 
@@ -178,7 +178,7 @@ class _LoopProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         x, weight = ctx.saved_tensors
         inputs, gradients = ctx.collected
-        inputs.append(x.detach())
+        inputs.append(x.detach())  # with its graph, which leads here, it would never be freed
         gradients.append(gradient)
         return gradient @ weight.transpose(-1, -2), None, None, None
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST = 20.0  # symlog of the outer bins [DreamerV3]
-LARGEST_NUMBER = math.expm1(LARGEST)  # the outer bins lie at ± this, 4.85e8
+LARGEST = 20.0  # the outer bins lie at ± symexp(20), 4.85e8 [DreamerV3]
+LARGEST_NUMBER = math.expm1(LARGEST)
 
 
 def symlog(x: Tensor) -> Tensor:

@@ -9,17 +9,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from dreamfleet.agents.blocks.arrays import to_array, to_tensor
 from dreamfleet.agents.blocks.optimizer import Optimizer
+from dreamfleet.core.memory import ALIGNMENT
 from dreamfleet.core.types import Weights
+from dreamfleet.core.weights import FlatWeights
 
 
-def net_state(net: nn.Module) -> Weights:
-    """Returns copies of the parameters and buffers of a network, as arrays by name."""
-    return {name: to_array(value) for name, value in net.state_dict().items()}
+def net_state(net: nn.Module) -> FlatWeights:
+    """Returns copies of the parameters and buffers of a network, as arrays by name.
+
+    The arrays are parts of one block of memory, which one copy brings from a GPU.
+    """
+    state = {name: value.detach().contiguous() for name, value in net.state_dict().items()}
+    pieces, begins, size = [], {}, 0
+    for name, value in state.items():
+        padding = value.new_zeros(-value.nbytes % ALIGNMENT, dtype=torch.uint8)
+        pieces += [value.view(-1).view(torch.uint8), padding]
+        begins[name], size = size, size + value.nbytes + len(padding)
+    memory = torch.cat(pieces).cpu().numpy() if pieces else np.empty(0, np.uint8)
+    weights = {
+        name: np.ndarray(tuple(value.shape), to_numpy_dtype(value), memory, begins[name])
+        for name, value in state.items()
+    }
+    return FlatWeights(weights, (name for name, _ in net.named_parameters()))
+
+
+def to_numpy_dtype(value: torch.Tensor) -> np.dtype[Any]:
+    """Returns the dtype of the array to which a tensor is converted."""
+    return torch.empty(0, dtype=value.dtype).numpy().dtype
 
 
 def load_net(net: nn.Module, weights: Weights) -> None:

@@ -11,6 +11,7 @@ from dreamfleet.agents.blocks.device import make_rng
 from dreamfleet.agents.blocks.nets import MLP
 from dreamfleet.agents.blocks.optimizer import Optimizer
 from dreamfleet.agents.blocks.weight_groups import GroupState, load_net, net_state
+from dreamfleet.core.memory import blocks_of
 
 SIZES = (3, 8, 1)
 
@@ -100,3 +101,25 @@ def test_net_state_and_load_net_copy_the_weights():
         weights[name][...] = -1
     for name, value in net_state(other).items():
         assert np.array_equal(value, expected[name])
+
+
+def test_net_state_fills_one_block_of_memory_and_names_the_trained_parameters():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 5)
+            self.register_buffer("mean", torch.randn(7, dtype=torch.float64))
+            self.register_buffer("updates", torch.zeros(()))
+            self.register_buffer("seen", torch.tensor([True, False]))
+            self.register_buffer("turned", torch.arange(6).view(2, 3).T)
+            self.register_buffer("nothing", torch.zeros(0, 2))
+
+    net = Net()
+    weights = net_state(net)
+    assert len(blocks_of(weights)) == 1
+    assert weights.trained == {"linear.weight", "linear.bias"}
+    assert weights.keys() == net.state_dict().keys()
+    for name, value in net.state_dict().items():
+        np.testing.assert_array_equal(weights[name], value.numpy())
+        assert weights[name].dtype == value.numpy().dtype
+        assert weights[name].shape == value.shape
