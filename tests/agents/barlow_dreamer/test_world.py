@@ -234,6 +234,23 @@ def test_the_probe_changes_no_bit_of_the_agent(spec):
     assert not torch.equal(probed[0], next(agents[1].probe.parameters()))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_restored_agent_goes_on_bit_for_bit(precision):
+    agent, other = (build_agent(seed=seed, precision=precision, lr=1e-3) for seed in range(2))
+    for seed in range(4):
+        if seed == 2:
+            for group in ("world", "policy"):
+                other.restore(group, agent.state(group))
+        for part in [agent, other][: 1 + (seed >= 2)]:
+            rows = draw_rows(part, seed)
+            _, latents, _ = part.update_world(rows)
+            part.update_policy(dream(part, rows, latents))
+    found, expected = all_numbers(other), all_numbers(agent)
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        assert np.array_equal(found[path], value), path
+
+
 def all_numbers(agent: BarlowDreamer) -> dict[str, np.ndarray]:
     """Returns all weights, moments and generator states of an agent, by path."""
     found: dict[str, np.ndarray] = {}
