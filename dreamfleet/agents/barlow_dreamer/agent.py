@@ -377,9 +377,7 @@ class BarlowDreamer(WeightGroups):
         """
         inside = (~rows["last"]).float()
         discount, trace = self.config.gamma * rows["cont"], self.config.lam * inside
-        # Larger rewards count as the largest number that the critic knows; sums stay finite.
-        reward = rows["reward"].clamp(-LARGEST_NUMBER, LARGEST_NUMBER)
-        returns = retrace(reward, discount, bootstrap, bootstrap, trace)
+        returns = retrace(rows["reward"], discount, bootstrap, bootstrap, trace)
         return (inside[:, :-1] * self.value_loss(logits[:, :-1], returns, slow[:, :-1])).mean()
 
     def value_loss(self, logits: Tensor, returns: Tensor, slow: Tensor) -> Tensor:

@@ -14,8 +14,12 @@ from dreamfleet.core.types import Array, Batch
 
 def to_array(tensor: Tensor) -> Array:
     """Returns a copy of a tensor as a numpy array in main memory. bfloat16 becomes float32."""
-    tensor = tensor.detach().cpu()
-    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+    return np.array(without_bfloat16(tensor.detach().cpu()).numpy())
+
+
+def without_bfloat16(tensor: Tensor) -> Tensor:
+    """Returns `tensor`, as float32 if it is bfloat16, a dtype that numpy does not have."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def to_tensor(array: Array, device: str | torch.device = "cpu") -> Tensor:

@@ -38,9 +38,7 @@ class Categorical:
 
         logits: shape (…, A), for A actions. rng: the generator that draws the sample.
         """
-        dtype = torch.promote_types(logits.dtype, torch.float32)  # 16 bits are too coarse
-        softmax = F.softmax(logits, -1, dtype=dtype)
-        self.probs = (1 - self.UNIFORM) * softmax + self.UNIFORM / logits.shape[-1]
+        self.probs = (1 - self.UNIFORM) * F.softmax(logits, -1) + self.UNIFORM / logits.shape[-1]
         self.log_probs = self.probs.log()
         self._rng = rng
 

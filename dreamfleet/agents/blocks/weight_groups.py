@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dreamfleet.agents.blocks.arrays import to_array, to_tensor
+from dreamfleet.agents.blocks.arrays import to_array, to_tensor, without_bfloat16
 from dreamfleet.agents.blocks.optimizer import Optimizer
 from dreamfleet.core.memory import ALIGNMENT
 from dreamfleet.core.types import Weights
@@ -23,9 +23,13 @@ from dreamfleet.core.weights import FlatWeights
 def net_state(net: nn.Module) -> FlatWeights:
     """Returns copies of the parameters and buffers of a network, as arrays by name.
 
-    The arrays are parts of one block of memory, which one copy brings from a GPU.
+    The arrays are parts of one block of memory, which one copy brings from a GPU. Parameters in
+    bfloat16 become float32.
     """
-    state = {name: value.detach().contiguous() for name, value in net.state_dict().items()}
+    state = {
+        name: without_bfloat16(value.detach()).contiguous()
+        for name, value in net.state_dict().items()
+    }
     pieces, begins, size = [], {}, 0
     for name, value in state.items():
         padding = value.new_zeros(-value.nbytes % ALIGNMENT, dtype=torch.uint8)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest import mock
 
+import numpy as np
 import torch
 
-from dreamfleet.agents.barlow_dreamer import agent as module
 from dreamfleet.agents.barlow_dreamer.agent import BarlowDreamer
 from dreamfleet.agents.barlow_dreamer.config import Config
-from dreamfleet.core.types import Batch, EnvSpec, Space
+from dreamfleet.core.types import Batch, EnvSpec, Sample, Space
 
 VECTOR = EnvSpec("Vector-v0", Space((3,), "float32"), Space((), "int64", 4))
 CONTINUOUS = EnvSpec("Continuous-v0", Space((3,), "float32"), Space((2,), "float32"))
@@ -19,9 +18,7 @@ SMALL: dict[str, Any] = {"batch": 4, "window": 6, "dream_horizon": 3, "lr_warmup
 
 
 def build_agent(spec: EnvSpec = VECTOR, seed: int = 0, **options: Any) -> BarlowDreamer:
-    config = Config(**{**SMALL, **options})
-    with mock.patch.object(module, "tables", lambda config, spec: {}):  # no replay in these tests
-        return BarlowDreamer(config, spec, seed, "cpu")
+    return BarlowDreamer(Config(**{**SMALL, **options}), spec, seed, "cpu")
 
 
 def draw_rows(agent: BarlowDreamer, seed: int = 0) -> Batch:
@@ -55,8 +52,8 @@ def draw_rows(agent: BarlowDreamer, seed: int = 0) -> Batch:
     }
 
 
-def starts_of(agent: BarlowDreamer, rows: Batch, latents: Batch) -> Batch:
-    """Returns the rows from which dreams start, (B · T, …), with their new latents."""
-    real = {name: rows[name][:, 1:] for name in ("reward", "last", "terminal")}
-    starts = {**real, "deter": latents["deter"], "stoch": latents["stoch"]}
-    return {name: value.flatten(0, 1) for name, value in starts.items()}
+def dream(agent: BarlowDreamer, rows: Batch, states: Batch) -> Batch:
+    """Returns dreams that begin at rows which the world model has just learned from."""
+    data = {**rows, **states}
+    keys = np.arange(len(rows["reward"]))
+    return agent.dream(Sample(data, keys, np.ones(len(keys)), len(keys)))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dreamfleet.agents.barlow_dreamer.agent import BarlowDreamer
 from dreamfleet.core.errors import UserError
-from dreamfleet.core.types import Batch, Sample
-from tests.agents.barlow_dreamer.system import CONTINUOUS, VECTOR, build_agent, draw_rows, starts_of
+from dreamfleet.core.types import Batch
+from tests.agents.barlow_dreamer.system import CONTINUOUS, VECTOR, build_agent, draw_rows, dream
 
 SPECS = pytest.mark.parametrize("spec", [VECTOR, CONTINUOUS], ids=["discrete", "continuous"])
 
@@ -36,6 +36,9 @@ def lambda_returns(
     return found[:-1]
 
 
+FLAGS = ("reward", "last", "terminal")
+
+
 def perturb(agent: BarlowDreamer) -> None:
     """Makes all outputs of the networks differ from 0 and from their initial values."""
     rng = torch.Generator().manual_seed(7)
@@ -46,8 +49,8 @@ def perturb(agent: BarlowDreamer) -> None:
 
 def draw_dreams(agent: BarlowDreamer) -> Batch:
     rows = draw_rows(agent)
-    _, latents = agent.update_world(rows)
-    return agent.roll_out(starts_of(agent, rows, latents))
+    _, latents, _ = agent.update_world(rows)
+    return dream(agent, rows, latents)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -148,14 +151,14 @@ def test_a_dream_has_the_predictions_of_its_states(spec):
     agent = build_agent(spec)
     perturb(agent)
     rows = draw_rows(agent)
-    _, latents = agent.update_world(rows)
-    starts = starts_of(agent, rows, latents)
-    dreams = agent.roll_out(starts)
+    _, latents, _ = agent.update_world(rows)
+    starts = {name: value[:, 1:].flatten(0, 1) for name, value in rows.items() if name in FLAGS}
+    dreams = dream(agent, rows, latents)
     for name in ("reward", "last"):
         assert torch.equal(dreams[name][:, 0], starts[name])
     assert torch.equal(dreams["cont"][:, 0], (~starts["terminal"]).float())
     assert not dreams["last"][:, 1:].any()
-    assert torch.equal(dreams["stoch"][:, 0], starts["stoch"])
+    assert torch.equal(dreams["stoch"][:, 0], latents["stoch"].flatten(0, 1))
     with torch.no_grad():
         states = agent.restored(dreams)
         features = states.features
@@ -177,10 +180,8 @@ def test_a_dream_has_the_predictions_of_its_states(spec):
 def test_dreams_start_from_the_last_rows_of_each_window(starts):
     agent = build_agent(dream_starts=starts)
     rows = draw_rows(agent)
-    _, latents = agent.update_world(rows)
-    data = {**rows, **latents}
-    sample = Sample({k: v.numpy() for k, v in data.items()}, None, None, 0)  # type: ignore[arg-type]
-    dreams = agent.dream(sample)
+    _, latents, _ = agent.update_world(rows)
+    dreams = dream(agent, rows, latents)
     assert len(dreams["reward"]) == 4 * starts
     for i, (b, t) in enumerate((b, t) for b in range(4) for t in range(6 - starts, 6)):
         assert dreams["reward"][i, 0] == rows["reward"][b, 1 + t]
@@ -192,7 +193,7 @@ def test_losses_at_initialisation():
     """Heads without knowledge: log(bins) for each number, the policy's entropy for the actor."""
     agent = build_agent(batch=8, window=16)
     rows = draw_rows(agent)
-    metrics, latents = agent.update_world(rows)
+    metrics, latents, _ = agent.update_world(rows)
     bins = math.log(agent.config.sizes.bins)
     window = {name: rows[name][:, 1:] for name in ("last", "terminal")}
     inside = (~window["last"][:, :-1]).float().mean().item()
@@ -200,7 +201,7 @@ def test_losses_at_initialisation():
     assert metrics["loss/continue"].item() == pytest.approx(0.69, abs=0.15)
     assert metrics["loss/replay_value"].item() == pytest.approx(0.3 * 2 * bins * inside, rel=1e-5)
     agent = build_agent(batch=8, window=16)
-    dreams = agent.roll_out(starts_of(agent, rows, latents))
+    dreams = dream(agent, rows, latents)
     weight = (0.997 * dreams["cont"]).cumprod(1)[:, :-1] / 0.997
     metrics = agent.update_policy(dreams)
     assert metrics["loss/critic"].item() == pytest.approx(2 * bins * weight.mean().item(), rel=1e-4)
@@ -234,9 +235,9 @@ def test_numbers_whose_sum_float32_cannot_hold_skip_no_step(value_head, precisio
     rows = draw_rows(agent)
     rows["reward"][:, 2:5], rows["reward"][0] = 3e38, -3e38
     rows["obs"][:, 3] = 3.4e38
-    metrics, latents = agent.update_world(rows)
+    metrics, latents, _ = agent.update_world(rows)
     assert metrics["fault/skipped_world"] == 0
-    metrics = agent.update_policy(agent.roll_out(starts_of(agent, rows, latents)))
+    metrics = agent.update_policy(dream(agent, rows, latents))
     assert metrics["fault/skipped_policy"] == 0
     assert all(value.isfinite() for value in metrics.values())
 
@@ -284,8 +285,8 @@ def test_all_losses_are_finite_in_16_bits_and_near_those_of_32(spec):
     for precision in ("float32", "bfloat16"):
         agent = build_agent(spec, precision=precision)
         rows = draw_rows(agent)
-        metrics, latents = agent.update_world(rows)
-        dreams = agent.roll_out(starts_of(agent, rows, latents))
+        metrics, latents, _ = agent.update_world(rows)
+        dreams = dream(agent, rows, latents)
         found[precision] = {**metrics, **agent.update_policy(dreams)}
     for name in ("loss/reward", "loss/continue", "loss/prior", "loss/objective", "loss/critic"):
         low, high = (found[precision][name].item() for precision in ("bfloat16", "float32"))

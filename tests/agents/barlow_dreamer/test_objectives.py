@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamfleet.agents.barlow_dreamer.config import Config
-from dreamfleet.agents.barlow_dreamer.objectives import OBJECTIVES, barlow_loss
+from dreamfleet.agents.barlow_dreamer.objectives import OBJECTIVES, Widths, barlow_loss
 from dreamfleet.agents.barlow_dreamer.observations import Decoder
 from dreamfleet.core.types import Batch
 from tests.agents.barlow_dreamer.system import IMAGES, VECTOR
@@ -42,7 +42,7 @@ def windows(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Batch]:
 
 def build(name: str, spec=VECTOR, features: int = FEATURES, **options) -> torch.nn.Module:
     torch.manual_seed(0)
-    return OBJECTIVES[name](Config(**options), spec, features, ACTION, EMBED)
+    return OBJECTIVES[name](Config(**options), spec, Widths(features, ACTION, EMBED))
 
 
 # ---------------------------------------------------------------------------- the loss itself

@@ -89,6 +89,20 @@ def test_plans_begin_with_the_best_of_all_sequences(seed):
     assert (lost <= 0.5 * deviation).all()  # by as little, sequences are worth the same
 
 
+@pytest.mark.parametrize("reward, best", [(1.0, 1), (0.2, 2)])
+def test_the_reward_that_arrives_with_an_end_counts_in_full_and_nothing_after_it(reward, best):
+    """Place 1 ends the episode; place 2 gives 0.1 in each of four steps: 0.295 in all."""
+    maze = Maze(0)
+    maze.next = torch.tensor([[0, 1, 2]] + [[1, 1, 1]] + [[2, 2, 2]] + [[0, 0, 0]] * 3)
+    maze.reward = torch.tensor([0, reward, 0.1, 0, 0, 0])
+    maze.cont = torch.tensor([1.0, 0, 1, 1, 1, 1])
+    maze.value = torch.zeros(PLACES)
+    assert maze.plan()[0].argmax() == best
+    returns = maze.returns()[0].reshape(ACTIONS, -1)
+    assert returns[1].max() == pytest.approx(reward)
+    assert returns[2].max() == pytest.approx(0.1 * (1 + 0.8 + 0.8**2 + 0.8**3))
+
+
 def test_plans_are_better_than_the_uniform_policy_that_proposes_them():
     gains = []
     for seed in range(10):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.distributions import Normal
+from torch.distributions import Categorical, Normal
 
 from dreamfleet.agents.barlow_dreamer.policies import BoundedActions, BoundedNormal, action_kind
 from dreamfleet.agents.blocks.rssm import RSSM, RSSMState
@@ -69,6 +69,28 @@ def test_discrete_actions_are_one_hot():
     assert torch.equal(kind.decode(encoded), action)
     assert torch.equal(kind.inside(action), action)
     assert torch.equal(encoded.sum(-1), torch.ones(2, 2))
+
+
+def test_several_choices_are_independent_categoricals():
+    kind = action_kind(Space((2,), "int64", choices=(3, 2)))
+    logits, action = outputs(400, 5), torch.tensor([[2, 1], [0, 0]]).repeat(200, 1)
+    policy = kind.policy(logits, make_rng())
+    parts = [
+        Categorical(probs=0.99 * part.softmax(-1) + 0.01 / part.shape[-1])
+        for part in logits.split([3, 2], -1)
+    ]
+    expected = sum(part.log_prob(action[:, i]) for i, part in enumerate(parts))
+    torch.testing.assert_close(policy.log_prob(action), expected)
+    torch.testing.assert_close(policy.entropy(), sum(part.entropy() for part in parts))
+    best = torch.stack([part.probs.argmax(-1) for part in parts], -1)
+    assert torch.equal(policy.mode, best)
+    sample, log_prob = policy.sampled
+    torch.testing.assert_close(log_prob, policy.log_prob(sample))
+    assert sample.shape == (400, 2) and sample.max(0).values.tolist() == [2, 1]
+    assert torch.equal(kind.decode(kind.encode(sample)), sample)
+    assert kind.encode(action)[0].tolist() == [0, 0, 1, 0, 1]
+    drawn = kind.near(kind.encode(action), torch.zeros(400, 5), make_rng())
+    assert torch.equal(drawn, kind.encode(action))
 
 
 def test_candidates_of_discrete_actions_have_the_frequencies_of_the_mean():

@@ -17,7 +17,7 @@ from tests.agents.barlow_dreamer.system import (
     VECTOR,
     build_agent,
     draw_rows,
-    starts_of,
+    dream,
 )
 
 ALL_SPECS = pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_an_update_returns_the_new_states_of_its_rows(spec):
     sizes, rng_state = config.sizes, agent.world_rng.get_state()
     expected = agent.world_loss(rows)
     agent.world_rng.set_state(rng_state)
-    metrics, found = agent.update_world(rows)
+    metrics, found, priority = agent.update_world(rows)
     assert found["deter"].shape == (config.batch, config.window, sizes.deter)
     assert found["stoch"].shape == (config.batch, config.window, sizes.groups)
     assert (found["deter"].dtype, found["stoch"].dtype) == (torch.float16, torch.uint8)
     assert torch.equal(found["deter"], expected.states.deter.half())
     assert torch.equal(found["stoch"].long(), expected.states.stoch.argmax(-1))
-    assert torch.equal(found["priority"], expected.priority)
+    assert torch.equal(priority, expected.priority)
     assert not any(
         torch.is_tensor(x) and x.requires_grad for x in (*metrics.values(), *found.values())
     )
@@ -184,7 +184,7 @@ def test_accumulation_takes_the_mean_of_the_gradients_of_both_halves(precision):
         terms.append(result)
     expected = (gradients[0] + gradients[1]) / 2
     agent.world_rng.set_state(rng_state)
-    metrics, latents = agent.update_world(rows)
+    metrics, latents, priority = agent.update_world(rows)
     tolerance = 1e-4 if precision == "float32" else 2e-2
     assert metrics["grad_norm/world"].item() == pytest.approx(expected.norm().item(), rel=tolerance)
     square = torch.from_numpy(agent.world_optimizer.state()["exp_avg_sq"]).sqrt()
@@ -196,7 +196,7 @@ def test_accumulation_takes_the_mean_of_the_gradients_of_both_halves(precision):
     for name, value in terms[0].terms.items():
         mean = (value + terms[1].terms[name]).item() / 2
         assert metrics[name].item() == pytest.approx(mean, rel=1e-3, abs=1e-6)
-    assert torch.equal(latents["priority"], torch.cat([half.priority for half in terms]))
+    assert torch.equal(priority, torch.cat([half.priority for half in terms]))
     assert torch.equal(latents["deter"], torch.cat([half.states.deter for half in terms]).half())
 
 
@@ -219,8 +219,8 @@ def test_the_probe_changes_no_bit_of_the_agent(spec):
         metrics = []
         for agent in agents:
             rows = draw_rows(agent, update)
-            found, latents = agent.update_world(rows)
-            dreams = agent.roll_out(starts_of(agent, rows, latents))
+            found, latents, _ = agent.update_world(rows)
+            dreams = dream(agent, rows, latents)
             metrics.append({**found, **agent.update_policy(dreams)})
         assert metrics[1].pop("loss/probe") > 0
         assert metrics[0].keys() == metrics[1].keys()
@@ -232,6 +232,23 @@ def test_the_probe_changes_no_bit_of_the_agent(spec):
     for path, value in plain.items():
         assert np.array_equal(value, kept[path]), path
     assert not torch.equal(probed[0], next(agents[1].probe.parameters()))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_restored_agent_goes_on_bit_for_bit(precision):
+    agent, other = (build_agent(seed=seed, precision=precision, lr=1e-3) for seed in range(2))
+    for seed in range(4):
+        if seed == 2:
+            for group in ("world", "policy"):
+                other.restore(group, agent.state(group))
+        for part in [agent, other][: 1 + (seed >= 2)]:
+            rows = draw_rows(part, seed)
+            _, latents, _ = part.update_world(rows)
+            part.update_policy(dream(part, rows, latents))
+    found, expected = all_numbers(other), all_numbers(agent)
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        assert np.array_equal(found[path], value), path
 
 
 def all_numbers(agent: BarlowDreamer) -> dict[str, np.ndarray]:
@@ -310,13 +327,13 @@ def counting_agent() -> tuple[BarlowDreamer, Counter, Batch, Batch]:
         rows = world.windows(8, 10, rng)
         rows["deter"] = torch.zeros(8, sizes.deter, dtype=torch.float16)
         rows["stoch"] = torch.zeros(8, sizes.groups, dtype=torch.uint8)
-        _, latents = agent.update_world(rows)
+        _, latents, _ = agent.update_world(rows)
     return agent, world, rows, latents
 
 
 def test_rewards_and_ends_of_dreams_arrive_when_the_real_ones_do(counting_agent):
     agent, world, rows, latents = counting_agent
-    dreams = agent.roll_out(starts_of(agent, rows, latents))
+    dreams = dream(agent, rows, latents)
     seen = {"reward": 0, "end": 0}
     errors: dict[str, list[float]] = {"reward": [], "cont": []}
     for i, index in enumerate(world.index.flatten()):
@@ -347,7 +364,7 @@ def test_open_loop_predictions_line_up_with_the_real_rows(counting_agent):
     assert window["reward"][:, 1:][same_episode].sum() > 3
     assert window["terminal"][:, 1:][same_episode].sum() > 10
     for name, real in (("reward", window["reward"]), ("terminal", window["terminal"].float())):
-        error = (found[name] - real[:, 1:]).abs()[same_episode]
+        error = (torch.from_numpy(found[name]) - real[:, 1:]).abs()[same_episode]
         assert error.mean() < 0.05, name
         assert error.max() < 0.5, name
     assert found["kl"].shape == found["reward"].shape
@@ -357,11 +374,10 @@ def test_values_of_dreams_are_the_discounted_rewards_that_follow(counting_agent)
     """A uniform policy gets 1 at row 2 in half of all episodes: 1/2 at row 1, γ/2 at row 0."""
     agent, world, rows, latents = counting_agent
     agent = rebuilt(agent, gamma=0.5, lr=1e-2, slow_critic=0.2, entropy_weight=10.0)
-    starts = starts_of(agent, rows, latents)
     for _ in range(80):
-        agent.update_policy(agent.roll_out(starts))
+        agent.update_policy(dream(agent, rows, latents))
     with torch.no_grad():
-        value = agent.critic.mean(agent.restored(starts).features)
+        value = agent.critic.mean(agent.restored(latents).features).flatten()
     index = torch.from_numpy(world.index.flatten())
     for row, expected in ((0, 0.25), (1, 0.5), (2, 0.0)):
         assert value[index == row].mean().item() == pytest.approx(expected, abs=0.08), row
