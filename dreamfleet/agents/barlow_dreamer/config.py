@@ -51,14 +51,14 @@ class Config:
     objective: Literal["barlow", "barlow-next", "reconstruction", "none"] = "barlow"
     # How the encoder halves images: by max-pooling, or by strides of the convolutions, which is
     # a quarter of the work. [DreamerV3: max-pool]
-    halving: Literal["max-pool", "stride"] = "max-pool"
+    halving: Literal["max-pool", "stride"] = "stride"
     # Weight of the objective in the loss. 0: 0.05 for barlow [R2-Dreamer], otherwise 1.
     objective_weight: float = within(0.0, 0)
     # Weight of the off-diagonal entries of the cross-correlation. [R2-Dreamer]
     redundancy_weight: float = within(5e-4, 0)
     precision: Literal["float32", "bfloat16"] = "float32"  # of weights and activations
     batch: int = within(16, 1)  # windows per update [DreamerV3]
-    window: int = within(64, 2, 1_000)  # rows per window [DreamerV3]
+    window: int = within(32, 2, 1_000)  # rows per window [DreamerV3: 64]
     # Parts of the batch whose gradients are computed one after the other, to save memory.
     accumulate: int = within(1, 1)
     checkpoint: bool = False  # whether the encoder's activations are computed again, to save memory

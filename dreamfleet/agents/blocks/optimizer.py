@@ -115,10 +115,13 @@ class Optimizer:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores Adam's moments and the number of skipped steps from a saved copy, `state`.
 
-        An entry that is missing from `state` becomes 0.
+        An entry that is missing from `state` becomes 0, but the parameters stay as they are: the
+        network has been restored before.
         """
+        self._flat.copy_(self._working)
         for name, value in self._saved().items():
-            value.copy_(to_tensor(state.get(name, 0)))
+            if name != "parameters" or name in state:
+                value.copy_(to_tensor(state.get(name, 0)))
 
     def _saved(self) -> dict[str, Tensor]:
         precise = {} if self._working is self._flat else {"parameters": self._flat}
