@@ -64,8 +64,8 @@ class Config:
     checkpoint: bool = False  # whether the encoder's activations are computed again, to save memory
     updates_per_step: float = within(0.125, 1e-4)  # per agent step [DreamerV3 on Atari-100k]
     warmup: int = within(1_000, 1)  # agent steps before the first update
-    lr: float = within(4e-5, 0)  # learning rate of all networks [DreamerV3]
-    lr_warmup: int = within(1_000, 0)  # updates in which the learning rate rises [DreamerV3]
+    lr: float = within(1e-3, 0)  # learning rate of all networks [DreamerV3: 4e-5]
+    lr_warmup: int = within(10, 0)  # updates in which the learning rate rises [DreamerV3: 1,000]
     # Gradients of a tensor of weights are clipped to this many times the tensor's norm. [DreamerV3]
     max_grad_ratio: float = within(0.3, 1e-6)
     free_nats: float = within(1.0, 0)  # KL divergences below this are not reduced [DreamerV3]
