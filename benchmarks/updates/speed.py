@@ -3,7 +3,7 @@
     python benchmarks/updates/speed.py [--agent dreamwalker]
 
 All learners live in one process with one thread, and are timed alternately in processor time. The
-compared learners are described in `gated_rainbow.py` and `dreamwalker.py` in this folder.
+compared learners are described in the files of this folder that are called like agents.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ import torch
 from benchmarks.formatting import markdown_table
 from benchmarks.processes import RESULTS
 from benchmarks.timing import Workload, interleaved
-from benchmarks.updates import dreamwalker, gated_rainbow
+from benchmarks.updates import barlow_dreamer, dreamwalker, gated_rainbow
 from benchmarks.updates.comparison import Comparison
 from dreamfleet.runtime.run_folder import versions
 
 COMPARISONS: Final[dict[str, Callable[[], Comparison]]] = {
     "gated-rainbow": gated_rainbow.comparison,
     "dreamwalker": dreamwalker.comparison,
+    "barlow-dreamer": barlow_dreamer.comparison,
 }
 MEANING: Final = (
     "Each table of this section shows how many updates per second a learner does: the median over "
@@ -123,13 +124,18 @@ def table(found: Mapping[str, Any]) -> str:
     for name, rate in rates.items():
         is_ours = name in (*ours, *found["others"])
         ratios = ["" if is_ours else relative(rates[own], rate) for own in ours]
-        rows.append((name, f"{statistics.median(rate):,.0f}", *ratios))
+        rows.append((name, per_second(statistics.median(rate)), *ratios))
     heads = (
         "Learner",
         f"Updates per second, batch of {found['batch']}",
         *(f"Speed of {own}" for own in ours),
     )
     return markdown_table(heads, rows)
+
+
+def per_second(rate: float) -> str:
+    """Returns a rate as text: whole numbers, or two digits after the point below 10."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}"
 
 
 def relative(ours: Sequence[float], theirs: Sequence[float]) -> str:
