@@ -128,30 +128,51 @@ class BarlowDreamer(WeightGroups):
     # --------------------------------------------------------------------------------- acting
 
     def initial_state(self, n: int) -> State:
-        action = torch.zeros(n, self.actions.size, device=self.device, dtype=self.dtype)
-        return self.world.rssm.initial(n), action
+        state = self.world.rssm.initial(n)
+        return (*state, state.deter.new_zeros(n, self.actions.size))  # the last action, encoded
+
+    def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
+        seen = self.tensors({name: rows[name] for name in (*self.world.encoder.names, "first")})
+        respond = self.respond_planned if self.config.plan else self.respond
+        action, state, stored = respond(seen, state, explore)
+        return to_array(action), state, {name: to_array(value) for name, value in stored.items()}
+
+    @captured
+    @torch.no_grad()
+    def respond(self, rows: Batch, state: State, explore: bool) -> tuple[Tensor, State, Batch]:
+        """Returns the policy's actions, the next state of acting, and the states to store.
+
+        rows: columns (n, …). The actions are sampled to explore; otherwise they are the most
+        probable ones.
+        """
+        now = self.seen(rows, state, explore)
+        policy = self.actions.policy(self.actor(now.features), self.act_rng)
+        action = self.actions.inside(policy.sampled[0] if explore else policy.mode)
+        return action, (*now, self.encode(action)), self.stored(now)
 
     @torch.no_grad()
-    def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
-        before, previous_action = state
-        seen = {name: value.unsqueeze(1) for name, value in self.tensors(rows).items()}
-        noise = self.noise(len(previous_action), 1, self.act_rng if explore else None)
-        states, _, _ = self.world.observe(seen, previous_action.unsqueeze(1), before, noise)
-        now = RSSMState(states.deter[:, 0], states.stoch[:, 0])
-        action = self.planned(now, explore) if self.config.plan else self.chosen(now, explore)
-        stored = {name: to_array(value) for name, value in self.stored(now).items()}
-        return to_array(action), (now, self.encode(action)), stored
+    def respond_planned(
+        self, rows: Batch, state: State, explore: bool
+    ) -> tuple[Tensor, State, Batch]:
+        """Returns what `respond` does, with planned actions.
 
-    def chosen(self, state: RSSMState, explore: bool) -> Tensor:
-        """Returns the policy's actions for n states: sampled to explore, else the most probable."""
-        policy = self.actions.policy(self.actor(state.features), self.act_rng)
-        return self.actions.inside(policy.sampled[0] if explore else policy.mode)
-
-    def planned(self, state: RSSMState, explore: bool) -> Tensor:
-        """Returns planned actions for n states: drawn near the plan to explore, else its mean."""
+        To explore, the actions are drawn near the plan; otherwise they are the plan's mean.
+        """
+        now = self.seen(rows, state, explore)
         rng = self.act_rng if explore else make_rng(0, self.device)  # greedy: the same every time
-        mean, deviation = plan(self.config, self.world, self.behaviour, self.actions, state, rng)
-        return self.actions.decode(self.actions.near(mean, deviation, rng) if explore else mean)
+        mean, deviation = plan(self.config, self.world, self.behaviour, self.actions, now, rng)
+        encoded = self.actions.near(mean, deviation, rng) if explore else mean
+        action = self.actions.decode(encoded)
+        return action, (*now, self.encode(action)), self.stored(now)
+
+    def seen(self, rows: Batch, state: State, explore: bool) -> RSSMState:
+        """Returns the states of n rows, given the states of acting at the rows before."""
+        deter, stoch, action = state
+        noise = self.noise(len(action), 1, self.act_rng if explore else None)
+        windows = {name: value.unsqueeze(1) for name, value in rows.items()}
+        before = RSSMState(deter, stoch)
+        states, _, _ = self.world.observe(windows, action.unsqueeze(1), before, noise)
+        return RSSMState(states.deter[:, 0], states.stoch[:, 0])
 
     @torch.no_grad()
     def predict(self, window: Batch, context: int) -> Batch:

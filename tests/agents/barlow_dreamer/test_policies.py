@@ -125,12 +125,12 @@ def test_the_recurrence_sees_no_action_beyond_one():
 @pytest.mark.parametrize("spec", [VECTOR, CONTINUOUS], ids=["discrete", "continuous"])
 def test_greedy_actions_are_the_mode_and_explored_ones_are_samples(spec):
     agent = build_agent(spec)
-    sizes = agent.config.sizes
     n = 300
-    state = agent.world.rssm.initial(n)
-    state = RSSMState(torch.randn(1, sizes.deter, generator=make_rng()).expand(n, -1), state.stoch)
-    greedy, explored = agent.chosen(state, False), agent.chosen(state, True)
-    mode = agent.actions.policy(agent.actor(state.features), None).mode
+    rows = {"obs": torch.ones(n, *spec.obs.shape), "first": torch.zeros(n, dtype=torch.bool)}
+    (greedy, state, _), (explored, _, _) = (
+        agent.respond(rows, agent.initial_state(n), explore) for explore in (False, True)
+    )
+    mode = agent.actions.policy(agent.actor(RSSMState(*state[:2]).features), None).mode
     assert torch.equal(greedy, agent.actions.inside(mode))
     assert len(explored.unique(dim=0)) > 1
     assert greedy.dtype == explored.dtype
