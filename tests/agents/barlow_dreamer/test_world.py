@@ -155,9 +155,9 @@ def test_acting_step_by_step_gives_the_states_of_the_whole_window():
     found, state = [], agent.initial_state(n)
     for t in range(T):
         now = {name: to_array(rows[name][:, t]) for name in ("obs", "first", "reward")}
-        _, (latent, _), stored = agent.act(now, state, explore=False)
+        _, (deter, stoch, _), stored = agent.act(now, state, explore=False)
         found.append(stored)
-        state = latent, agent.encode(rows["action"][:, t])
+        state = deter, stoch, agent.encode(rows["action"][:, t])
     noise = agent.noise(n, T, None)
     before = F.pad(agent.encode(rows["action"])[:, :-1], (0, 0, 1, 0))
     with torch.no_grad():
