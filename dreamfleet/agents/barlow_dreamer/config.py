@@ -52,8 +52,8 @@ class Config:
     # How the encoder halves images: by max-pooling, or by strides of the convolutions, which is
     # a quarter of the work. [DreamerV3: max-pool]
     halving: Literal["max-pool", "stride"] = "stride"
-    # Weight of the objective in the loss. 0: 0.05 for barlow [R2-Dreamer], otherwise 1.
-    objective_weight: float = within(0.0, 0)
+    # Weight of the objective in the loss. [R2-Dreamer: 0.05]
+    objective_weight: float = within(1.0, 0)
     # Weight of the off-diagonal entries of the cross-correlation. [R2-Dreamer]
     redundancy_weight: float = within(5e-4, 0)
     precision: Literal["float32", "bfloat16"] = "float32"  # of weights and activations

@@ -30,8 +30,6 @@ class Widths(NamedTuple):
 class Objective(Protocol):
     """Computes the loss that makes latents tell something about observations."""
 
-    weight: float  # of the loss, unless `agent.objective_weight` is set
-
     def __call__(self, features: Tensor, action: Tensor, embed: Tensor, rows: Batch) -> Tensor:
         """Returns the loss, a scalar. `action` (B, T, A): the encoded actions of the rows."""
         ...
@@ -68,8 +66,6 @@ class Barlow(nn.Module):
     No gradient reaches the embeddings through the target. Source: R2-Dreamer (2026).
     """
 
-    weight = 0.05
-
     def __init__(self, config: Config, spec: EnvSpec, widths: Widths) -> None:
         super().__init__()
         self.redundancy_weight = config.redundancy_weight
@@ -89,8 +85,6 @@ class BarlowNext(nn.Module):
     transformer; seed project 004.
     """
 
-    weight = 1.0
-
     def __init__(self, config: Config, spec: EnvSpec, widths: Widths) -> None:
         super().__init__()
         self.redundancy_weight = config.redundancy_weight
@@ -106,8 +100,6 @@ class BarlowNext(nn.Module):
 class Reconstruction(nn.Module):
     """Reconstructs the observation from the latents, as DreamerV3 does."""
 
-    weight = 1.0
-
     def __init__(self, config: Config, spec: EnvSpec, widths: Widths) -> None:
         super().__init__()
         self.decoder = Decoder(config.sizes, spec, widths.features)
@@ -118,8 +110,6 @@ class Reconstruction(nn.Module):
 
 class Nothing(nn.Module):
     """Leaves the latents to the losses of rewards, ends and values: the ablation."""
-
-    weight = 1.0
 
     def __init__(self, config: Config, spec: EnvSpec, widths: Widths) -> None:
         super().__init__()

@@ -110,8 +110,7 @@ class WorldModel(nn.Module):
             "loss/reward": reward,
             "loss/continue": cont,
         }
-        weight = config.objective_weight or self.objective.weight
-        objective = weight * self.objective(features, action[:, 1:], embed, rows)
+        objective = config.objective_weight * self.objective(features, action[:, 1:], embed, rows)
         terms = {name: value.mean() for name, value in per_row.items()}
         terms["loss/objective"] = objective
         metrics = {

@@ -73,7 +73,9 @@ def test_the_loss_is_the_sum_of_its_parts_row_by_row(spec):
         priorities.append(priority)
     for name, value in sums.items():
         assert found.terms[f"loss/{name}"].item() == pytest.approx(value, rel=1e-4), name
-    assert found.terms["loss/objective"].item() == pytest.approx(0.05 * objective.item(), rel=1e-4)
+    assert found.terms["loss/objective"].item() == pytest.approx(
+        agent.config.objective_weight * objective.item(), rel=1e-4
+    )
     np.testing.assert_allclose(found.priority, priorities, rtol=1e-4)
 
 
@@ -417,7 +419,9 @@ def test_12m_has_the_parameters_of_r2dreamer_and_its_losses_at_initialisation():
     assert terms["loss/prior"] == pytest.approx(10, abs=4)
     assert terms["loss/posterior"] == pytest.approx(0.1 * terms["loss/prior"], rel=1e-5)
     off_diagonal = 5e-4 * 1024**2 / 64  # of independent numbers over 64 rows
-    assert terms["loss/objective"] / 0.05 == pytest.approx(1024 + off_diagonal, rel=0.05)
+    assert terms["loss/objective"] / agent.config.objective_weight == pytest.approx(
+        1024 + off_diagonal, rel=0.05
+    )
 
 
 def test_the_smallest_size_of_dreamerv3_has_its_number_of_parameters():
