@@ -15,11 +15,14 @@ from dreamfleet.core.types import Array
 from dreamfleet.envs.game_batch import GameBatch, OneGame
 
 SIZE: Final = 64  # rows and columns of the screen, in pixels
-BALL: Final = 4  # rows and columns of the ball
-PADDLE: Final = 10  # columns of the paddle; it has as many rows as the ball
-MOVE: Final = 4  # pixels that the paddle moves in a step, and that the ball falls
+BALL: Final = 8  # rows and columns of the ball
+PADDLE: Final = 16  # columns of the paddle; it has as many rows as the ball
+MOVE: Final = 8  # pixels that the paddle moves in a step, and that the ball falls
 FALL: Final = (SIZE - 2 * BALL) // MOVE  # steps from the top row of balls to the row of the paddle
-SLOWEST, FASTEST = 3, 8  # horizontal pixels per step of a ball; the paddle cannot follow most balls
+SLOWEST, FASTEST = (
+    5,
+    14,
+)  # horizontal pixels per step of a ball; the paddle cannot follow most balls
 MOST_BALLS: Final = 16  # marks that fit into a row of the screen
 
 BALL_COLOUR, PADDLE_COLOUR = (255, 160, 40), (70, 170, 255)
@@ -79,9 +82,9 @@ class PixelCatchVector(GameBatch):
         self._throw(rows, luck[:, rows])
         landed = self.age == FALL
         self.left -= landed
-        column = self.column()
-        touches = (column < self.paddle + PADDLE) & (self.paddle < column + BALL)
-        return (landed & touches).astype(np.float64), landed & (self.left == 0)
+        centre = self.column() + BALL // 2
+        caught = (self.paddle <= centre) & (centre < self.paddle + PADDLE)
+        return (landed & caught).astype(np.float64), landed & (self.left == 0)
 
     def column(self) -> Array:
         """Returns the column of the left edge of each ball (N,), which bounces off the walls."""
@@ -123,7 +126,7 @@ class PixelCatchVector(GameBatch):
     def _paint(
         self, screens: Array, row: Array, column: Array, width: int, colour: tuple[int, int, int]
     ) -> None:
-        """Paints a rectangle of 4 rows and `width` columns into each screen.
+        """Paints a rectangle of 8 rows and `width` columns into each screen.
 
         row, column: (N,), of the upper left corner.
         """
