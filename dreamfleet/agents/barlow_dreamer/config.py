@@ -89,7 +89,7 @@ class Config:
     recency_share: float = within(0.0, 0, 1)
     # Fraction that is sampled by the loss of a window at its last update.
     loss_share: float = within(0.0, 0, 1)
-    # Fraction that is sampled by how unusual a window's sum of rewards is (seed project 004's idea).
+    # Fraction that is sampled by how unusual a window's sum of rewards is (seed project 004).
     deviation_share: float = within(0.0, 0, 1)
     recency_half_life: float = within(20_000.0, 1)  # of the weight of a row when sampled; in rows
     priority_exponent: float = within(0.8, 0, 1)  # of the loss [DreamerV3's code]
