@@ -40,8 +40,15 @@ class Limiter:
             return 0.0
         if spec.samples_per_step is None:
             return 1.0  # always one more, and never so many that adding waits
-        taken = self.samples[consumer] + self.samples.get(spec.shares, 0)
-        return (self.steps - spec.min_steps) * spec.samples_per_step - taken
+        return (self.steps - spec.min_steps) * spec.samples_per_step - self.taken(consumer)
+
+    def taken(self, consumer: str) -> int:
+        """Returns a consumer's samples so far, with those of the consumer whose samples it shares.
+
+        A consumer is a named sampler of a table, such as `policy`.
+        """
+        shared = self._consumers[consumer].shares
+        return self.samples[consumer] + self.samples.get(shared, 0)
 
     def may_sample(self, consumer: str) -> bool:
         """Returns whether a consumer (a named sampler of a table) may take a sample now."""
@@ -72,10 +79,10 @@ class Limiter:
         """Returns a consumer's samples per agent step, not counting the first `min_steps` steps.
 
         A consumer is a named sampler of a table, such as `policy`. It takes no samples before
-        `min_steps` agent steps.
+        `min_steps` agent steps. The samples of a consumer whose samples it shares count too.
         """
         steps = self.steps - self._consumers[consumer].min_steps
-        return self.samples[consumer] / steps if steps > 0 else 0.0
+        return self.taken(consumer) / steps if steps > 0 else 0.0
 
     def state(self) -> dict[str, Any]:
         """Returns the counts of agent steps and of each consumer's samples, for a checkpoint.

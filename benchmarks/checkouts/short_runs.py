@@ -37,6 +37,8 @@ RUNS: Final[dict[str, tuple[str, ...]]] = {  # run → flags
         "--steps",
         "1300",
     ),
+    "barlow-cartpole": ("--agent", "barlow-dreamer", "--env", "CartPole-v1", "--steps", "1100"),
+    "barlow-catch": ("--agent", "barlow-dreamer", "--env", "PixelCatch-v1", "--steps", "1040"),
 }
 HEADS: Final = ("Run", "Arrays", "Arrays that differ", "Events", "Events that differ", "Same")
 

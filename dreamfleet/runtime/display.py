@@ -45,7 +45,7 @@ class Status:
     steps: int  # env steps at which the run ends
     elapsed_s: float
     updates: int = 0  # of the policy
-    replay_ratio: float | None = None  # samples for the policy per env step
+    replay_ratio: float | None = None  # samples for the policy, or for its dreams, per env step
     episodes: int = 0  # training episodes in `return_mean`
     return_mean: float | None = None  # of the last 100 training episodes
     eval_return: float | None = None  # mean return of the last evaluation

@@ -11,6 +11,7 @@ from dreamfleet.core.types import EnvSpec, Space
 
 VECTOR = Space((4,), "float32")
 IMAGE = Space((64, 64, 3), "uint8")
+GRID = Space((8, 8), "float32")
 DISCRETE = Space((), "int64", n=2)
 CONTINUOUS = Space((1,), "float32")
 
@@ -32,12 +33,12 @@ def test_an_unsupported_space_is_refused_with_the_agents_that_support_it(entries
         agents.check("dreamer-lite", EnvSpec("ALE/Pong-v5", IMAGE, DISCRETE))
     message = str(caught.value)
     assert "ALE/Pong-v5 has discrete actions and image observations of shape (64, 64, 3)" in message
-    assert "Agents that support them: gated-rainbow, pixels." in message
+    assert "Agents that support them: gated-rainbow, barlow-dreamer, pixels." in message
 
 
 def test_the_message_says_if_no_agent_supports_the_space(entries):
     with pytest.raises(UserError, match="Agents that support them: none"):
-        agents.check("pixels", EnvSpec("e", IMAGE, CONTINUOUS))
+        agents.check("pixels", EnvSpec("e", GRID, CONTINUOUS))
 
 
 MIXED = EnvSpec("Car-v0", VECTOR, DISCRETE, {"obs.camera": IMAGE})
@@ -63,7 +64,8 @@ def test_a_mixed_observation_is_refused_with_its_parts_and_the_agents_that_suppo
     message = str(caught.value)
     parts = "obs float32 (4,), obs.camera uint8 (64, 64, 3)"
     assert f"Car-v0 has discrete actions and mixed observations ({parts})" in message
-    assert "Agents that support them: robot." in message and "\n" not in message
+    assert "Agents that support them: barlow-dreamer, robot." in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", ["dreamer-lite", "gated-rainbow", "dreamwalker"])
@@ -72,7 +74,8 @@ def test_a_factored_action_is_refused_with_its_number_of_combinations(robot, nam
         agents.check(name, FACTORED)
     message = str(caught.value)
     assert "Switches-v0 has multi-discrete actions with 390,625 combinations and" in message
-    assert "Agents that support them: robot." in message and "\n" not in message
+    assert "Agents that support them: barlow-dreamer, robot." in message
+    assert "\n" not in message
 
 
 def test_an_agent_for_mixed_observations_alone_is_refused_for_an_image(monkeypatch):

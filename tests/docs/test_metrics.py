@@ -21,6 +21,10 @@ TINY = {  # agent → environment and options with which the agent learns and dr
     "dreamer-lite": ("CartPole-v1", SMALL),
     "gated-rainbow": ("NumberGame-v1", {**SMALL, "dream_after": 0}),
     "dreamwalker": ("Pendulum-v1", {**SMALL, "dream_after": 0}),
+    "barlow-dreamer": (
+        "Pendulum-v1",
+        {"batch": 4, "window": 8, "warmup": 30, "dream_starts": 2, "probe": True},
+    ),
 }
 
 

@@ -151,6 +151,9 @@ def test_samples_of_a_consumer_count_for_the_consumer_that_shares_them(
         limiter.steps += chunk
     budget = (limiter.steps - 1) * max(rate, shared_rate)
     assert sum(limiter.samples.values()) <= budget + 1
+    taken = limiter.samples["world"] + limiter.samples["start"]
+    assert limiter.ratio("start") == taken / (limiter.steps - 1)
+    assert limiter.ratio("world") == limiter.samples["world"] / (limiter.steps - 1)
     before = limiter.samples.copy()
     limiter.restore(limiter.state())
     assert limiter.samples == before  # `start` was not sampled as often as its rate allows

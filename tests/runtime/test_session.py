@@ -148,6 +148,17 @@ def test_waits_are_fractions_of_the_time_of_a_role(opened, monkeypatch):
         assert session.status().waits == {}  # the learner had to wait for the first rows
 
 
+@pytest.mark.parametrize(
+    ("ratios", "shown"),
+    [({"start": 0.25, "world": 0.5}, 0.25), ({"start": 0.25, "policy": 4.0}, 4.0), ({}, None)],
+)
+def test_the_replay_ratio_is_that_of_the_policy_or_of_its_dreams(opened, ratios, shown):
+    with opened() as session:
+        stats = {f"real/ratio_{name}": value for name, value in ratios.items()}
+        session.take(QUIET, {"env_steps": 40, **stats})
+        assert session.status().replay_ratio == shown
+
+
 def test_the_mean_return_of_the_last_hundred_episodes_is_a_metric(opened):
     with opened() as session:
         for total in range(200):

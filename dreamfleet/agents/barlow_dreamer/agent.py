@@ -448,6 +448,7 @@ def tables(config: Config, spec: EnvSpec) -> dict[str, TableSpec | QueueSpec]:
         config.batch,
         config.window,
         config.selector,
+        samples_per_step=config.updates_per_step,
         min_steps=config.warmup,
         context=1,
         columns=DREAMED,

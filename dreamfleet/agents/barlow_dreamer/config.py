@@ -85,12 +85,13 @@ class Config:
     # Update rate of the moving average of the return range. [DreamerV3]
     return_range_rate: float = within(0.01, 0, 1)
     capacity: int = 100_000  # real rows that the replay holds [R2-Dreamer: 500,000]
-    # Fractions of the batch that are sampled by recency, by the loss of the window at its last
-    # update, and by how unusual its sum of rewards is [seed project 004]; the rest is uniform.
+    # Fraction of the batch that is sampled by recency. What the three shares leave is uniform.
     recency_share: float = within(0.0, 0, 1)
+    # Fraction that is sampled by the loss of a window at its last update.
     loss_share: float = within(0.0, 0, 1)
+    # Fraction that is sampled by how unusual a window's sum of rewards is (seed project 004).
     deviation_share: float = within(0.0, 0, 1)
-    recency_half_life: float = within(20_000.0, 1)  # rows
+    recency_half_life: float = within(20_000.0, 1)  # of the weight of a row when sampled; in rows
     priority_exponent: float = within(0.8, 0, 1)  # of the loss [DreamerV3's code]
     probe: bool = False  # whether a decoder is trained on the latents, for people to watch dreams
     plan: bool = False  # whether actions are planned in the world model (MPPI), not the policy's

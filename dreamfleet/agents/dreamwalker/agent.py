@@ -313,7 +313,7 @@ class Dreamwalker(WeightGroups):
         metrics, priority = self.update_policy(rows, dreamed)
         if not self.config.prioritized:
             return Feedback(metrics)
-        return Feedback(metrics, {"priority": to_array(priority).astype(np.float64)})
+        return Feedback(metrics, {"priority": priority})
 
     @captured
     def update_policy(self, rows: Batch, dreams: Batch | None) -> tuple[dict[str, Tensor], Tensor]:
