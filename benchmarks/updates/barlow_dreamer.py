@@ -29,14 +29,14 @@ def comparison(config: Config = BARLOW) -> Comparison:
     """Returns the compared learners, which differ in the objective alone."""
     rows = cache(lambda: random_windows(config))
     learners = {
-        OURS[0]: lambda: whole_updates(config, rows()),
-        DECODER: lambda: whole_updates(replace(config, objective="reconstruction"), rows()),
+        OURS[0]: lambda: whole_updates(config, rows())[1],
+        DECODER: lambda: whole_updates(replace(config, objective="reconstruction"), rows())[1],
     }
     return Comparison(config.batch, config.capacity, OURS, (), learners)
 
 
-def whole_updates(config: Config, rows: Batch) -> Updates:
-    """Returns a function of n that does n updates with dreams, on the batch `rows`."""
+def whole_updates(config: Config, rows: Batch) -> tuple[BarlowDreamer, Updates]:
+    """Returns an agent, and a function of n that does n updates with dreams on the batch `rows`."""
     agent = BarlowDreamer(config, SPEC, 0, "cpu")
     ones = np.ones(config.batch)
     sample = Sample(rows, np.arange(config.batch), ones / config.batch, config.batch)
@@ -45,7 +45,7 @@ def whole_updates(config: Config, rows: Batch) -> Updates:
         feedback = agent.learn_world(sample)
         agent.learn_policy(None, agent.dream(rewritten(sample, feedback)))
 
-    return repeated(once)
+    return agent, repeated(once)
 
 
 def random_windows(config: Config) -> Batch:
