@@ -51,6 +51,7 @@ class Task:
 TASKS: Final = {
     "CartPole-v1": Task((475.0,)),
     "Pendulum-v1": Task((-200.0, -160.0)),
+    "PixelCatch-v1": Task((9.0,), "barlow-dreamer", eval_every=5_000),
     "NumberGame-v1": Task(
         (350.0, 390.0, 420.0), "gated-rainbow", eval_every=20_000, eval_episodes=5_000
     ),
