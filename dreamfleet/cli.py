@@ -317,6 +317,7 @@ def check(args: Sequence[str]) -> int:
     class Chosen:
         def pytest_configure(self, config: pytest.Config) -> None:
             config.stash[contracts.AGENTS] = (agent,)
+            config.addinivalue_line("markers", "costly: left out by most runs of our own tests")
 
     own = ["-c", os.devnull, "--rootdir", str(Path(contracts.__file__).parent), "--noconftest"]
     quiet = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib"]

@@ -1,7 +1,6 @@
 """Contract tests: tests that every agent must pass.
 
-`launch.py check AGENT` runs the contract tests on one agent. The project's own test suite runs them
-on all built-in agents.
+`launch.py check AGENT` runs them on one agent. The project's own tests run them on all of its own.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,10 @@ class Case:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrises the argument `case` of tests, so that each test runs once per case.
+    """Parametrises the argument `case` of tests: each test runs once per case.
 
-    There is a case for each tested agent with each kind of observations and actions that the agent
-    declares as supported, on each kind of device of this machine.
+    There is a case for each tested agent with each kind of observations and actions that it
+    declares, on each device here. `costly`: all but one case of each slow kind of observations.
     """
     if "case" not in metafunc.fixturenames:
         return
@@ -73,11 +73,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param(
             Case(name, specification(observation, action), device),
             id="-".join((name, observation, action, *([] if device == "cpu" else [device]))),
+            marks=[] if observation == "vector" or i == j % len(actions) else pytest.mark.costly,
         )
         for name in metafunc.config.stash.get(AGENTS, agents.REGISTRY)
-        for observation in agents.find(name).observations
-        for action in agents.find(name).actions
-        for device in available_devices()
+        for actions in [agents.find(name).actions]
+        for j, observation in enumerate(agents.find(name).observations)
+        for (i, action), device in product(enumerate(actions), available_devices())
     ]
     metafunc.parametrize("case", cases)
 
