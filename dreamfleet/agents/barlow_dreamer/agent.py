@@ -319,12 +319,13 @@ class BarlowDreamer(WeightGroups):
         """Returns dreams (B', H + 1, …) that begin at real rows (B', …)."""
         rng, horizon = self.world_rng, self.config.dream_horizon
         states, actions = [self.restored(rows)], []
+        noise = self.noise(len(rows["reward"]), horizon, rng).unbind(1)
         for step in range(horizon + 1):
             action = self.actions.policy(self.actor(states[-1].features), rng).sampled[0]
             actions.append(action)
             if step < horizon:
-                noise = self.noise(len(action), 1, rng)[:, 0]
-                states.append(self.world.rssm.imagine(states[-1], self.encode(action), noise))
+                encoded = self.encode(action)
+                states.append(self.world.rssm.imagine(states[-1], encoded, noise[step]))
         dreamed = RSSMState(*(torch.stack(part, 1) for part in zip(*states, strict=True)))
         features = dreamed.features[:, 1:]
         reward = torch.cat([rows["reward"].unsqueeze(1), self.world.rewards(features)], 1)

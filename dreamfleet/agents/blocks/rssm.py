@@ -11,7 +11,7 @@ with F = S · K + D.
 At the first row of an episode, the previous state and the previous action are 0.
 
 Everything that does not depend on the recurrence is computed for all rows at once. The gradients of
-the recurrent weights are computed after the loop, as one product over all rows (`LoopLinear`).
+the recurrent weights are computed after the loop, as one product over all rows (`LoopWeight`).
 
 Sources: DreamerV3 (Hafner et al. 2025) and its public code.
 """
@@ -44,9 +44,8 @@ class RSSMState(NamedTuple):
         """Returns the same state without a graph."""
         return RSSMState(self.deter.detach(), self.stoch.detach())
 
-    def unless(self, reset: Tensor) -> RSSMState:
-        """Returns the state, with 0 in place of the entries for which `reset` (B,) is 1."""
-        keep = (1 - reset).unsqueeze(-1)
+    def times(self, keep: Tensor) -> RSSMState:
+        """Returns the state times `keep` (B, 1), which is 0 where the state shall be 0, else 1."""
         return RSSMState(self.deter * keep, self.stoch * keep.unsqueeze(-1))
 
 
@@ -64,7 +63,7 @@ class Linear(nn.Module):
         truncated_normal(self.weight, fan_in or inputs, scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight + self.bias
+        return F.linear(x, self.weight.T, self.bias)
 
 
 class NormedLinear(nn.Module):
@@ -122,65 +121,95 @@ def truncated_normal(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
 
 
 class LoopWeight:
-    """A weight that a loop uses at every step, whose gradient is one product after the loop.
+    """A linear layer that a loop uses at every step; its gradient is one product after the loop.
 
-    In a plain loop, each of T steps adds a product of small matrices to the gradient of the weight.
-    Here the steps only keep their inputs and output gradients.
+    In a plain loop, each of T steps adds a product of small matrices to the gradient of the weight,
+    and a sum to that of the bias. Here the steps only keep their inputs and output gradients.
 
-    weight: (in, out), or (G, in, out) for a layer of G blocks.
+    weight: (in, out), or (G, in, out) for a layer of G blocks. bias: (out,), or (G, 1, out); None
+    for a layer without.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self._inputs: list[Tensor] = []
-        self._gradients: list[Tensor] = []
-        self._weight = _CollectGradient.apply(weight, self._inputs, self._gradients)
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._steps: list[tuple[Tensor, Tensor]] = []  # of each step: input and output gradient
+        self._weight, self._bias = _CollectGradients.apply(weight, bias, self._steps)
 
     def of(self, x: Tensor) -> Tensor:
-        """Returns the product of inputs `x` and the weight: (B, in) → (B, out), blocks in front."""
-        if not self._weight.requires_grad:
-            return x @ self._weight
-        product: Tensor = _LoopProduct.apply(x, self._weight, self._inputs, self._gradients)
-        return product
+        """Returns the outputs for inputs `x`: (B, in) → (B, out), blocks in front."""
+        found: Tensor = _LoopProduct.apply(x, self._weight, self._bias, self._steps)
+        return found
 
 
-class _CollectGradient(torch.autograd.Function):
-    """Passes a weight on, and computes its gradient after the last step of the loop."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, inputs: list[Tensor], gradients: list[Tensor]) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.collected = inputs, gradients
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
-        inputs, gradients = ctx.collected
-        if not gradients:
-            return None, None, None
-        x, g = torch.cat(inputs, -2), torch.cat(gradients, -2)  # ([G,] T * B, …)
-        inputs.clear()  # a second pass through the same graph collects anew
-        gradients.clear()
-        return x.transpose(-1, -2) @ g, None, None
-
-
-class _LoopProduct(torch.autograd.Function):
-    """The product x @ weight, whose backward pass leaves the weight's gradient for later."""
+class _CollectGradients(torch.autograd.Function):
+    """Passes weight and bias on, and computes their gradients after the last step of the loop."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, inputs: list[Tensor], gradients: list[Tensor]
+        ctx: Any, weight: Tensor, bias: Tensor | None, steps: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        ctx.steps, ctx.bias_shape = steps, None if bias is None else bias.shape
+        return weight.view_as(weight), None if bias is None else bias.view_as(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if not ctx.steps:
+            return None, None, None
+        x, g = (torch.cat(part, -2) for part in zip(*ctx.steps, strict=True))  # ([G,] T * B, …)
+        ctx.steps.clear()  # a second pass through the same graph collects anew
+        of_bias = None if ctx.bias_shape is None else g.sum(-2).view(ctx.bias_shape)
+        return x.transpose(-1, -2) @ g, of_bias, None
+
+
+class _LoopProduct(torch.autograd.Function):
+    """A step's outputs, whose backward pass leaves the gradients of the layer for later."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        steps: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.collected = inputs, gradients
-        return x @ weight
+        ctx.steps = steps
+        return _linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         x, weight = ctx.saved_tensors
-        inputs, gradients = ctx.collected
-        inputs.append(x.detach())  # with its graph, which leads here, it would never be freed
-        gradients.append(gradient)
-        return gradient @ weight.transpose(-1, -2), None, None, None
+        # With its graph, which leads here, `x` would never be freed.
+        ctx.steps.append((x.detach(), gradient))
+        return _linear(gradient, weight.transpose(-1, -2), None), None, None, None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns x @ weight + bias.
+
+    Outputs (G, B, out) of blocks lie in memory as (B, G, out), so that merging the blocks copies
+    nothing.
+    """
+    if weight.ndim == 2:
+        return x @ weight if bias is None else torch.addmm(bias, x, weight)
+    blocks, rows, _ = x.shape
+    out = x.new_empty(rows, blocks, weight.shape[-1]).transpose(0, 1)
+    if bias is None:
+        return torch.bmm(x, weight, out=out)
+    return torch.baddbmm(bias, x, weight, out=out)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Returns one-hot samples, whose gradient is passed on to the probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, one_hot: Tensor, probs: Tensor) -> Tensor:
+        ctx.dtype = probs.dtype
+        return one_hot.view_as(one_hot)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient.to(ctx.dtype)
 
 
 # ------------------------------------------------------------------------------------- the model
@@ -255,16 +284,15 @@ class RSSM(nn.Module):
         (straight-through) and from row to row.
         """
         weights = self._loop_weights()
-        keep = 1 - first
-        action_in = self._gru_action(action * keep.unsqueeze(-1)).unbind(1)
+        keep = (1 - first).unsqueeze(-1)
+        action_in = self._gru_action(action * keep).unbind(1)
         embed_in = (embed @ self.posterior_embed + self.posterior_deter.bias).unbind(1)
-        reset, noise_of = first.unbind(1), noise.unbind(1)
+        keep_of, noise_of = keep.unbind(1), noise.unbind(1)
         deters, stochs, all_logits = [], [], []
         for t in range(embed.shape[1]):
-            state = state.unless(reset[t])
-            deter = self._gru(state, action_in[t], weights)
+            deter = self._gru(state.times(keep_of[t]), action_in[t], weights)
             hidden = F.silu(self.posterior_norm(weights["posterior"].of(deter) + embed_in[t]))
-            logits = weights["posterior_out"].of(hidden) + self.posterior_out.bias
+            logits = weights["posterior_out"].of(hidden)
             logits = logits.unflatten(-1, (self.groups, self.classes))
             state = RSSMState(deter, self.sample(logits, noise_of[t]))
             deters.append(deter)
@@ -300,8 +328,9 @@ class RSSM(nn.Module):
         """
         probs = self.probs(logits)
         index = (probs.detach() / noise).argmax(-1, keepdim=True)
-        one_hot = torch.zeros_like(probs).scatter_(-1, index, 1.0)
-        return (one_hot + (probs - probs.detach())).to(logits.dtype)  # exactly one-hot
+        one_hot = torch.zeros_like(logits).scatter_(-1, index, 1.0)
+        sample: Tensor = _StraightThrough.apply(one_hot, probs)
+        return sample
 
     def one_hot(self, stoch: Tensor) -> Tensor:
         """Returns one-hot vectors (…, S, K) for class indices (…, S)."""
@@ -324,13 +353,13 @@ class RSSM(nn.Module):
     def _loop_weights(self) -> dict[str, LoopWeight]:
         hidden = self.stoch_in.weight.shape[1]
         return {
-            "deter": LoopWeight(self.deter_in.weight),
-            "stoch": LoopWeight(self.stoch_in.weight),
+            "deter": LoopWeight(self.deter_in.weight, self.deter_in.bias),
+            "stoch": LoopWeight(self.stoch_in.weight, self.stoch_in.bias),
             "inputs": LoopWeight(self.gru_inputs.weight[: 2 * hidden]),
             "hidden": LoopWeight(self.gru_hidden),
-            "gates": LoopWeight(self.gates),
+            "gates": LoopWeight(self.gates, self.gates_bias),
             "posterior": LoopWeight(self.posterior_deter.weight),
-            "posterior_out": LoopWeight(self.posterior_out.weight),
+            "posterior_out": LoopWeight(self.posterior_out.weight, self.posterior_out.bias),
         }
 
     def _gru_action(self, action: Tensor) -> Tensor:
@@ -342,14 +371,14 @@ class RSSM(nn.Module):
     def _gru(self, state: RSSMState, action_in: Tensor, weights: dict[str, LoopWeight]) -> Tensor:
         """Returns the next `deter` (B, D). action_in (B, D): the output of `_gru_action`."""
         deter = state.deter
-        from_deter = weights["deter"].of(deter) + self.deter_in.bias
-        from_stoch = weights["stoch"].of(state.stoch.flatten(1)) + self.stoch_in.bias
+        from_deter = weights["deter"].of(deter)
+        from_stoch = weights["stoch"].of(state.stoch.flatten(1))
         inputs = torch.cat([self.deter_norm(from_deter), self.stoch_norm(from_stoch)], -1)
         own = self._by_block(deter)  # (G, B, D/G)
         hidden = self._merge(weights["hidden"].of(own))
         hidden = hidden + weights["inputs"].of(F.silu(inputs)) + action_in
         hidden = self._by_block(F.silu(self.gru_norm(hidden)))
-        reset, candidate, update = (weights["gates"].of(hidden) + self.gates_bias).chunk(3, -1)
+        reset, candidate, update = weights["gates"].of(hidden).chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         return self._merge(own.lerp(candidate, torch.sigmoid(update - 1)))
 
