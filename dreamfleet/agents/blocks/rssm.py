@@ -19,11 +19,14 @@ Sources: DreamerV3 (Hafner et al. 2025) and its public code.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dreamfleet.agents.blocks.torch_compile import compile_on_first_call
 
 INIT_SCALE = 1.1368  # a normal distribution truncated at two deviations then has variance 1/fan_in
 NORM_EPS = 1e-4
@@ -90,7 +93,7 @@ class Norm(nn.Module):
         self.scale = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.scale, eps=NORM_EPS)
+        return normed(x, self.scale)
 
 
 class MLP(nn.Module):
@@ -212,6 +215,72 @@ class _StraightThrough(torch.autograd.Function):
         return None, gradient.to(ctx.dtype)
 
 
+# -------------------------------------------------------------------- between two matrix products
+
+
+def normed(x: Tensor, scale: Tensor) -> Tensor:
+    """Scales the last axis to mean 0 and variance 1, then by `scale`."""
+    return F.layer_norm(x, x.shape[-1:], scale, eps=NORM_EPS)
+
+
+def join_inputs(deter: Tensor, stoch: Tensor, deter_scale: Tensor, stoch_scale: Tensor) -> Tensor:
+    """Returns the inputs of the GRU that come from the state, (B, 2 * hidden)."""
+    return F.silu(torch.cat([normed(deter, deter_scale), normed(stoch, stoch_scale)], -1))
+
+
+def gru_hidden(own: Tensor, inputs: Tensor, action: Tensor, scale: Tensor) -> Tensor:
+    """Returns the hidden layer of the GRU, (B, D), from its three sums."""
+    return F.silu(normed(own + inputs + action, scale))
+
+
+def gru_update(gates: Tensor, own: Tensor) -> Tensor:
+    """Returns the next hidden state of the GRU in blocks, (G, B, D/G), from gates and state."""
+    reset, candidate, update = gates.chunk(3, -1)
+    candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+    return own.lerp(candidate, torch.sigmoid(update - 1))
+
+
+def posterior_hidden(deter: Tensor, embed: Tensor, scale: Tensor) -> Tensor:
+    """Returns the hidden layer of the posterior, (B, hidden), from its two sums."""
+    return F.silu(normed(deter + embed, scale))
+
+
+def mixed(logits: Tensor, unimix: float) -> Tensor:
+    """Returns probabilities (…, K), of which `unimix` is shared out among all classes alike."""
+    return (1 - unimix) * F.softmax(logits.float(), -1) + unimix / logits.shape[-1]
+
+
+def race(logits: Tensor, noise: Tensor, unimix: float) -> Tensor:
+    """Returns what `RSSM.sample` does."""
+    probs = mixed(logits, unimix)
+    index = (probs.detach() / noise).argmax(-1, keepdim=True)
+    one_hot = torch.zeros_like(logits).scatter_(-1, index, 1.0)
+    sample: Tensor = _StraightThrough.apply(one_hot, probs)
+    return sample
+
+
+class Cell(NamedTuple):
+    """What a step of the RSSM computes between two matrix products: functions of tensors.
+
+    On a GPU, each function launches 3 to 8 kernels in the forward pass. A compiled one launches one
+    or two.
+    """
+
+    join_inputs: Callable[..., Tensor] = join_inputs
+    gru_hidden: Callable[..., Tensor] = gru_hidden
+    gru_update: Callable[..., Tensor] = gru_update
+    posterior_hidden: Callable[..., Tensor] = posterior_hidden
+    sample: Callable[..., Tensor] = race
+
+    @classmethod
+    def compiled(cls, device: str) -> Cell:
+        """Returns a cell whose functions torch.compile compiles when they are first called."""
+        return cls(*(compile_on_first_call(function, device) for function in cls()))
+
+
+PLAIN = Cell()
+
+
 # ------------------------------------------------------------------------------------- the model
 
 
@@ -270,7 +339,13 @@ class RSSM(nn.Module):
         )
 
     def observe(
-        self, embed: Tensor, action: Tensor, first: Tensor, state: RSSMState, noise: Tensor
+        self,
+        embed: Tensor,
+        action: Tensor,
+        first: Tensor,
+        state: RSSMState,
+        noise: Tensor,
+        cell: Cell = PLAIN,
     ) -> tuple[RSSMState, Tensor]:
         """Returns the states after each of T rows, sampled from the posterior, and its logits.
 
@@ -279,6 +354,7 @@ class RSSM(nn.Module):
         - first (B, T): 1 where an episode begins, else 0.
         - state (B, …): the state of the row before the first of these rows.
         - noise (B, T, S, K): numbers from the exponential distribution, see `sample`.
+        - cell: the functions of a step, which may be compiled.
 
         The states are (B, T, …), and the logits (B, T, S, K). Gradients pass through the samples
         (straight-through) and from row to row.
@@ -290,25 +366,28 @@ class RSSM(nn.Module):
         keep_of, noise_of = keep.unbind(1), noise.unbind(1)
         deters, stochs, all_logits = [], [], []
         for t in range(embed.shape[1]):
-            deter = self._gru(state.times(keep_of[t]), action_in[t], weights)
-            hidden = F.silu(self.posterior_norm(weights["posterior"].of(deter) + embed_in[t]))
+            deter = self._gru(state.times(keep_of[t]), action_in[t], weights, cell)
+            product = weights["posterior"].of(deter)
+            hidden = cell.posterior_hidden(product, embed_in[t], self.posterior_norm.scale)
             logits = weights["posterior_out"].of(hidden)
             logits = logits.unflatten(-1, (self.groups, self.classes))
-            state = RSSMState(deter, self.sample(logits, noise_of[t]))
+            state = RSSMState(deter, cell.sample(logits, noise_of[t], self.unimix))
             deters.append(deter)
             stochs.append(state.stoch)
             all_logits.append(logits)
         states = RSSMState(torch.stack(deters, 1), torch.stack(stochs, 1))
         return states, torch.stack(all_logits, 1)
 
-    def imagine(self, state: RSSMState, action: Tensor, noise: Tensor) -> RSSMState:
+    def imagine(
+        self, state: RSSMState, action: Tensor, noise: Tensor, cell: Cell = PLAIN
+    ) -> RSSMState:
         """Returns the next state (B, …), sampled from the prior.
 
         state (B, …): the present state. action (B, A): the encoded action. noise (B, S, K): numbers
-        from the exponential distribution.
+        from the exponential distribution. cell: the functions of a step, which may be compiled.
         """
-        deter = self._gru(state, self._gru_action(action), self._loop_weights())
-        return RSSMState(deter, self.sample(self.prior_logits(deter), noise))
+        deter = self._gru(state, self._gru_action(action), self._loop_weights(), cell)
+        return RSSMState(deter, cell.sample(self.prior_logits(deter), noise, self.unimix))
 
     def prior_logits(self, deter: Tensor) -> Tensor:
         """Returns the logits (…, S, K) of the prior, the distribution of `stoch` given `deter`."""
@@ -317,7 +396,7 @@ class RSSM(nn.Module):
 
     def probs(self, logits: Tensor) -> Tensor:
         """Returns probabilities (…, K), of which `unimix` is shared out among all classes alike."""
-        return (1 - self.unimix) * F.softmax(logits.float(), -1) + self.unimix / self.classes
+        return mixed(logits, self.unimix)
 
     def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
         """Returns one-hot samples (…, S, K), with the gradient of the probabilities.
@@ -326,11 +405,7 @@ class RSSM(nn.Module):
         of probability and noise is a sample of the distribution (an exponential race). With a
         constant in place of noise, the sample is the most probable class.
         """
-        probs = self.probs(logits)
-        index = (probs.detach() / noise).argmax(-1, keepdim=True)
-        one_hot = torch.zeros_like(logits).scatter_(-1, index, 1.0)
-        sample: Tensor = _StraightThrough.apply(one_hot, probs)
-        return sample
+        return race(logits, noise, self.unimix)
 
     def one_hot(self, stoch: Tensor) -> Tensor:
         """Returns one-hot vectors (…, S, K) for class indices (…, S)."""
@@ -368,19 +443,18 @@ class RSSM(nn.Module):
         action = action / action.detach().abs().clamp(min=1)
         return self.action_in(action) @ self.gru_inputs.weight[2 * hidden :] + self.gru_inputs.bias
 
-    def _gru(self, state: RSSMState, action_in: Tensor, weights: dict[str, LoopWeight]) -> Tensor:
+    def _gru(
+        self, state: RSSMState, action_in: Tensor, weights: dict[str, LoopWeight], cell: Cell
+    ) -> Tensor:
         """Returns the next `deter` (B, D). action_in (B, D): the output of `_gru_action`."""
-        deter = state.deter
+        deter, own = state.deter, self._by_block(state.deter)  # (B, D), (G, B, D/G)
         from_deter = weights["deter"].of(deter)
         from_stoch = weights["stoch"].of(state.stoch.flatten(1))
-        inputs = torch.cat([self.deter_norm(from_deter), self.stoch_norm(from_stoch)], -1)
-        own = self._by_block(deter)  # (G, B, D/G)
-        hidden = self._merge(weights["hidden"].of(own))
-        hidden = hidden + weights["inputs"].of(F.silu(inputs)) + action_in
-        hidden = self._by_block(F.silu(self.gru_norm(hidden)))
-        reset, candidate, update = weights["gates"].of(hidden).chunk(3, -1)
-        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-        return self._merge(own.lerp(candidate, torch.sigmoid(update - 1)))
+        scales = self.deter_norm.scale, self.stoch_norm.scale
+        inputs = weights["inputs"].of(cell.join_inputs(from_deter, from_stoch, *scales))
+        from_own = self._merge(weights["hidden"].of(own))
+        hidden = cell.gru_hidden(from_own, inputs, action_in, self.gru_norm.scale)
+        return self._merge(cell.gru_update(weights["gates"].of(self._by_block(hidden)), own))
 
     def _by_block(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.blocks, -1)).transpose(0, 1)  # (B, D) → (G, B, D/G)

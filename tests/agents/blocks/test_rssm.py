@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import weakref
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from dreamfleet.agents.blocks.rssm import NORM_EPS, RSSM, LoopWeight, RSSMState
+from dreamfleet.agents.blocks.rssm import NORM_EPS, PLAIN, RSSM, Cell, LoopWeight, RSSMState
 
 DETER, HIDDEN, GROUPS, CLASSES, ACTION, EMBED, BLOCKS = 16, 6, 3, 4, 2, 5, 4
 
@@ -149,6 +150,23 @@ def test_states_posteriors_and_all_gradients_equal_those_of_a_plain_loop():
     for found, wanted in zip(*(torch.autograd.grad(loss, used) for loss in losses), strict=True):
         assert wanted.abs().max() > 0
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.costly
+@pytest.mark.timeout(300)  # the compiler takes a minute on an idle core
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_steps_equal_plain_ones():
+    rssm, windows, cell = build_rssm(), draw_windows(4, 6), Cell.compiled("cpu")
+    factor = torch.randn(4, 6, rssm.features, generator=make_rng(5)).double()
+    results = []
+    for each in (PLAIN, cell):
+        states, logits = rssm.observe(*windows, each)
+        loss = (states.features * factor).sum() + logits.square().sum()
+        used = [parameter for name, parameter in rssm.named_parameters() if "prior" not in name]
+        with torch.no_grad():
+            dreamed = rssm.imagine(windows[3], windows[1][:, 0], windows[4][:, 0], each)
+        results.append((states, logits, torch.autograd.grad(loss, used), dreamed))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
 
 
 # --------------------------------------------------------------------------- recurrent weights
