@@ -75,7 +75,13 @@ GAMES: Final = {
     "pong": "ALE/Pong-v5",
 }
 PRESET: Final = "Atari-100k"
-REHEARSED: Final = {"size": "1M", "batch": 2, "window": 8, "capacity": 4096}  # in place of PRESET's
+REHEARSED: Final = {
+    "size": "1M",
+    "batch": 2,
+    "window": 8,
+    "warmup": 100,
+    "capacity": 4096,
+}  # in place of PRESET's
 # No kernel is launched by these operations, nor by views.
 NO_KERNEL: Final = re.compile(r"aten::(new_)?empty.*|aten::(detach|_unsafe_view|lift_fresh)")
 GAME_STEPS: Final = 100_000  # agent steps, 400,000 frames
