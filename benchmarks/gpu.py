@@ -7,16 +7,21 @@ The rows are measured in this order, the most valuable first. Each row is printe
 `gpu-ROW.json` in the folder `--out`, as soon as it is measured. Rows that have such a file are
 skipped.
 
-    barlow-dreamer   its update: milliseconds, captured and eager, kernels and their work; beside it
-                     the lines that the command `--peer` prints (r2dreamer on the same card)
-    AGENT            the same for the updates and dreams of each other agent
+    barlow-dreamer   the settings of the preset Atari-100k with 18 actions and batches of 16 x 64:
+                     milliseconds of acting in one environment, update of the world model, dream,
+                     update of the policy, and all of these but acting together, captured and eager;
+                     kernels and their work. The same with compiled steps, with the objective
+                     `reconstruction`, and with size 25M. Beside it the lines that the command
+                     `--peer` prints (r2dreamer on the same card)
+    AGENT            the same for each other agent, with its default settings
     tests            the contract tests and the tests marked `cuda`
     breakout, space-invaders, pong
-                     a run of Atari-100k for at most 10 minutes, then 100 evaluation episodes. A run
+                     a run of Atari-100k for at most 10 minutes, then 100 greedy episodes. A run
                      that is not finished in time is continued by the next call.
 
-Captured: the update is replayed from a CUDA graph, as in every run on a GPU. Eager: Python starts
-each operation.
+Captured: the method is replayed from a CUDA graph, as in every run on a GPU. Eager: Python starts
+each operation. On a CPU there are no kernels to count; `operations` are those of PyTorch that would
+launch a kernel or more.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import statistics
@@ -43,19 +49,24 @@ import numpy as np
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.processes import RESULTS, ROOT, RUNS, evaluate
 from dreamfleet import agents
 from dreamfleet.agents.blocks.captured import WARM_UP_CALLS, captured_methods
+from dreamfleet.core.config import apply
 from dreamfleet.core.types import EnvSpec, Sample, Space
 from dreamfleet.replay_server.server import ReplayServer
+from dreamfleet.runtime import presets
 from dreamfleet.runtime.run_folder import versions
 from dreamfleet.runtime.trial import STREAMS, Synthetic, rollout
 
 BARLOW: Final = "barlow-dreamer"
-FRAMES: Final[dict[str, tuple[int, ...]]] = {BARLOW: (64, 64, 3)}  # agent → shape of its frames
-OTHER_FRAMES: Final = (84, 84, 1)
-NUMBERS: Final = 24  # of an observation that is a vector
+FRAMES: Final = (64, 64, 3)  # of the preset Atari-100k
+OBSERVATIONS: Final = {  # of the other agents
+    "vector": Space((24,), "float32"),
+    "image": Space((84, 84, 1), "uint8"),
+}
 ACTIONS: Final = {"discrete": Space((), "int64", n=18), "continuous": Space((4,), "float32")}
 ROWS_PER_STREAM: Final = 256  # rows of each synthetic environment
 GAMES: Final = {
@@ -63,6 +74,16 @@ GAMES: Final = {
     "space-invaders": "ALE/SpaceInvaders-v5",
     "pong": "ALE/Pong-v5",
 }
+PRESET: Final = "Atari-100k"
+REHEARSED: Final = {
+    "size": "1M",
+    "batch": 2,
+    "window": 8,
+    "warmup": 100,
+    "capacity": 4096,
+}  # in place of PRESET's
+# No kernel is launched by these operations, nor by views.
+NO_KERNEL: Final = re.compile(r"aten::(new_)?empty.*|aten::(detach|_unsafe_view|lift_fresh)")
 GAME_STEPS: Final = 100_000  # agent steps, 400,000 frames
 LAST_STEPS: Final = 2_500  # agent steps whose training returns count: the last 10,000 frames
 GAME_SECONDS: Final = 600.0
@@ -99,7 +120,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--game-flags",
-        default=f"--agent {BARLOW} --preset atari-100k",
+        default=f"--agent {BARLOW} --preset {PRESET}",
         help="flags of launch.py for the runs of Atari games (default: %(default)s)",
     )
     args = parser.parse_args()
@@ -161,35 +182,55 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def updates(name: str, options: Options) -> dict[str, Any]:
-    """Measures the updates and dreams of an agent, for each kind of observations and actions.
-
-    The kinds are vectors and images, discrete and continuous actions, if the agent supports them.
-    """
-    entry = agents.find(name)
+    """Measures acting, updates and dreams of an agent in each of its cases."""
     found: dict[str, Any] = {}
-    for observation in filter(("vector", "image").__contains__, entry.observations):
-        for action in filter(ACTIONS.__contains__, entry.actions):
-            spec = EnvSpec("Synthetic-v0", observations(name, observation), ACTIONS[action])
-            print(f"{name}, {observation}, {action} …", flush=True)
-            found[f"{observation}-{action}"] = update_times(name, spec, options)
+    for case, (spec, settings) in cases(name, options).items():
+        print(f"{name}, {case} …", flush=True)
+        found[case] = update_times(name, spec, settings, options)
     if name == BARLOW and options.peer:
         found["peer"] = peer(options.peer)
     return {"cases": found}
 
 
-def observations(name: str, kind: str) -> Space:
-    """Returns the space of observations of a kind ("vector" or "image") for an agent."""
-    image = Space(FRAMES.get(name, OTHER_FRAMES), "uint8")
-    return image if kind == "image" else Space((NUMBERS,), "float32")
+def cases(name: str, options: Options) -> dict[str, tuple[EnvSpec, dict[str, Any]]]:
+    """Returns the cases to measure, by name: the spaces of an environment, and the settings.
+
+    Barlow Dreamer is measured on frames with the settings of the preset Atari-100k, and with single
+    settings changed. The other agents have a case for each kind of observations (vectors, images)
+    and actions (discrete, continuous) that they support.
+    """
+    if name == BARLOW:
+        preset = presets.find(BARLOW, "", PRESET).items()
+        settings = {key.removeprefix("agent."): each for key, each in preset if "agent." in key}
+        settings |= (REHEARSED if options.tiny else {}) | dict(options.settings)
+        changes: dict[str, dict[str, Any]] = {
+            "preset": {},
+            "compiled": {"compile": True},
+            "reconstruction": {"objective": "reconstruction"},
+            "25M": {"size": "25M"},
+        }
+        if options.tiny:
+            del changes["compiled"], changes["25M"]  # minutes on a CPU
+        spec = EnvSpec("Synthetic-v0", Space(FRAMES, "uint8"), ACTIONS["discrete"])
+        return {case: (spec, settings | change) for case, change in changes.items()}
+    entry = agents.find(name)
+    return {
+        f"{observation}-{action}": (EnvSpec("Synthetic-v0", space, ACTIONS[action]), {})
+        for observation, space in OBSERVATIONS.items()
+        for action in ACTIONS
+        if observation in entry.observations and action in entry.actions
+    }
 
 
-def update_times(name: str, spec: EnvSpec, options: Options) -> dict[str, Any]:
-    """Measures the updates and dreams of a new agent, captured and eager.
+def update_times(
+    name: str, spec: EnvSpec, settings: Mapping[str, Any], options: Options
+) -> dict[str, Any]:
+    """Measures acting, updates and dreams of a new agent, captured and eager.
 
-    Returns for each part (world, dream, policy) and each way a dict of measurements.
+    Returns for each part (see `parts`) and each way a dict of measurements.
     """
     agent_class = agents.load(name)
-    config = agent_class.Config(**(options.settings if name == BARLOW else {}))
+    config = apply(agent_class.Config(), settings)
     ways = {"captured": False, "eager": True} if options.device == "cuda" else {"eager": True}
     found: dict[str, Any] = {}
     for way, eager in ways.items():
@@ -214,10 +255,17 @@ def never_capture(agent: Any) -> None:
 
 
 def parts(agent: Any) -> dict[str, Callable[[], Any]]:
-    """Returns functions that call `learn_world`, `dream` and `learn_policy` with fixed samples."""
+    """Returns functions that let an agent act, learn and dream, always from the same samples.
+
+    act: one step with exploration in one environment. world, dream, policy: `learn_world`, `dream`
+    and `learn_policy`, if the agent has them. together: all of these but acting.
+    """
+    rows = Synthetic(agent.spec, 1).rows()
+    found: dict[str, Callable[[], Any]] = {
+        "act": partial(agent.act, rows, agent.initial_state(1), explore=True)
+    }
     samples = {name: sample(agent, name) for name in ("world", "start", "policy")}
     world, starts, real = (samples[name] for name in ("world", "start", "policy"))
-    found: dict[str, Callable[[], Any]] = {}
     if world is not None:
         found["world"] = partial(agent.learn_world, world)
         agent.learn_world(world)
@@ -225,7 +273,13 @@ def parts(agent: Any) -> dict[str, Callable[[], Any]]:
     if starts is not None:
         found["dream"] = partial(agent.dream, starts)
     found["policy"] = partial(agent.learn_policy, real, dreams)
-    return found
+
+    def together() -> None:
+        if world is not None:
+            agent.learn_world(world)
+        agent.learn_policy(real, None if starts is None else agent.dream(starts))
+
+    return {**found, "together": together}
 
 
 def sample(agent: Any, consumer: str) -> Sample | None:
@@ -268,7 +322,27 @@ def time_of(update: Callable[[], Any], options: Options) -> dict[str, Any]:
     wait(options.device)
     in_a_row = 1e3 * (time.perf_counter() - began) / repetitions
     found = {"ms": round(statistics.median(times), 3), "ms_in_a_row": round(in_a_row, 3)}
-    return found | (kernels(update) if options.device == "cuda" else {})
+    if options.device == "cuda":
+        return found | kernels(update)
+    with Operations() as operations:
+        update()
+    return found | {"operations": operations.count}
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations of PyTorch that would launch a kernel or more on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        aliases = [each.alias_info for each in operation._schema.returns]
+        view = any(alias is not None and not alias.is_write for alias in aliases)
+        self.count += not view and NO_KERNEL.fullmatch(operation._schema.name) is None
+        return operation(*args, **(kwargs or {}))
 
 
 def wait(device: str) -> None:
@@ -335,7 +409,9 @@ def game(name: str, options: Options) -> dict[str, Any]:
     steps = 200 if options.tiny else GAME_STEPS
     words = ["--env", GAMES[name], *options.game_flags, "--steps", str(steps), "--local"]
     words += ["--device", options.device, "--run-dir", str(path)]
-    words += ["--set", "train.eval_every=0"] if options.tiny else []
+    if options.tiny:
+        settings = {"train.eval_every": 0, **{f"agent.{key}": x for key, x in REHEARSED.items()}}
+        words += [word for key in settings for word in ("--set", f"{key}={settings[key]}")]
     if path.exists():
         words = ["--resume", str(path)]
     process = subprocess.Popen([sys.executable, "launch.py", *words], cwd=ROOT)

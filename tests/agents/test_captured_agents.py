@@ -11,20 +11,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dreamfleet import agents
-from dreamfleet.agents.blocks.captured import WARM_UP_CALLS, CapturedFunction
-from dreamfleet.contracts import ACTIONS, OBSERVATIONS, Case, Experience, assert_equal, full_state
-from dreamfleet.core.types import EnvSpec
+from dreamfleet.agents.blocks.captured import WARM_UP_CALLS, CapturedFunction, map_tensors
+from dreamfleet.contracts import Case, Experience, assert_equal, full_state, specification
+from dreamfleet.runtime.trial import STREAMS, Synthetic
 from tests.agents.fake_graph import FakeGraph
 
-METHODS = ("update_world", "roll_out", "update_policy")
+METHODS = ("respond", "update_world", "roll_out", "update_policy")
 CASES = [
-    Case(name, EnvSpec("Synthetic-v0", OBSERVATIONS["vector"], ACTIONS[action]))
+    Case(name, specification("vector", action))
     for name, action in (
         ("dreamer-lite", "discrete"),
         ("dreamer-lite", "continuous"),
         ("gated-rainbow", "discrete"),
         ("dreamwalker", "continuous"),
+        ("barlow-dreamer", "discrete"),
+        ("barlow-dreamer", "continuous"),
     )
+]
+
+IMAGES = [
+    Case(name, specification("image", "discrete")) for name in ("gated-rainbow", "barlow-dreamer")
 ]
 
 
@@ -34,9 +40,16 @@ def plain_method(agent: Any, name: str) -> Any:
 
 
 def updates(agent: Any, steps: int) -> list[Any]:
-    """Returns the results of all updates and dreams of `steps` steps of training."""
+    """Returns the results of all updates and dreams of `steps` steps of training, and of acting."""
     experience, found = Experience(agent), []
+    env = Synthetic(agent.spec, STREAMS)
+    states = {explore: agent.initial_state(env.n) for explore in (True, False)}
     for _ in range(steps):
+        rows = env.rows()
+        for explore in states:
+            action, states[explore], extras = agent.act(rows, states[explore], explore)
+            found.append({"action": action, **extras})
+        env.act(action)
         world = agent.learn_world(experience.sample("world"))
         dreams = agent.dream(experience.sample("start"))
         policy = agent.learn_policy(experience.sample("policy"), dreams)
@@ -48,16 +61,22 @@ def updates(agent: Any, steps: int) -> list[Any]:
 def test_replayed_updates_and_dreams_equal_plain_ones(case: Case) -> None:
     """Replays from fixed memory: all numbers and the whole state must be bit-identical."""
     plain, replayed = case.build(), case.build()
-    graphs: dict[str, FakeGraph] = {}
+    graphs: dict[str, list[FakeGraph]] = {name: [] for name in METHODS}
+
+    def graph(name: str) -> FakeGraph:
+        graphs[name].append(FakeGraph())
+        return graphs[name][-1]
+
     for name in METHODS:
-        graphs[name] = FakeGraph()
         function = plain_method(replayed, name)
-        setattr(replayed, name, CapturedFunction(function, lambda graph=graphs[name]: graph))
+        setattr(replayed, name, CapturedFunction(function, partial(graph, name)))
     steps = WARM_UP_CALLS + 3
     for found, expected in zip(updates(replayed, steps), updates(plain, steps), strict=True):
         assert_equal(found, expected)
     assert_equal(full_state(replayed), full_state(plain))
-    assert all(graph.replays == 3 for graph in graphs.values())
+    acting, greedy = graphs.pop("respond")  # one graph to explore, and one for greedy actions
+    assert acting.replays > greedy.replays == 3
+    assert all([graph.replays for graph in made] == [3] for made in graphs.values())
 
 
 class OnlyOneDevice(TorchDispatchMode):
@@ -97,7 +116,7 @@ class NoGenerator:
 
 @pytest.mark.parametrize(
     "case",
-    [*CASES, Case("gated-rainbow", EnvSpec("S-v0", OBSERVATIONS["image"], ACTIONS["discrete"]))],
+    [*CASES, *IMAGES],
     ids=lambda case: f"{case.name}-{case.spec.obs}-{case.spec.action}",
 )
 def test_captured_methods_neither_wait_for_the_device_nor_copy_from_the_host(
@@ -119,21 +138,27 @@ def test_captured_methods_neither_wait_for_the_device_nor_copy_from_the_host(
     if hasattr(config, "prioritized"):  # priorities are copied to the host after the update
         config = replace(config, prioritized=False)
     agent = agent_class(config, case.spec, 0, "meta")
-    watch = OnlyOneDevice()
+    watch, on_host = OnlyOneDevice(), partial(torch.zeros_like, device="cpu")
 
     def watched(name: str) -> Any:
         def call(*inputs: Any) -> Any:
             with NoHostData(), watch:
-                return plain_method(agent, name)(*inputs)
+                found = plain_method(agent, name)(*inputs)
+            # What acting returns is copied to the host afterwards.
+            return map_tensors(on_host, found) if name == "respond" else found
 
         return call
 
     for name in METHODS:
         setattr(agent, name, watched(name))
+    env = Synthetic(case.spec, STREAMS)
+    for explore in (True, False):
+        agent.act(env.rows(), agent.initial_state(env.n), explore)
     agent.learn_world(experience.sample("world"))
     dreams = agent.dream(experience.sample("start"))
-    for given in (dreams, None):
-        agent.learn_policy(experience.sample("policy"), given)
+    real = experience.sample("policy")
+    for given in (dreams,) if real is None else (dreams, None):
+        agent.learn_policy(real, given)
     assert watch.operations > 1000
 
 
@@ -158,8 +183,7 @@ def test_on_a_gpu_captured_updates_and_dreams_equal_plain_ones(name: str) -> Non
     entry = agents.find(name)
     for observation in entry.observations:
         for action in entry.actions:
-            spec = EnvSpec("Synthetic-v0", OBSERVATIONS[observation], ACTIONS[action])
-            case = Case(name, spec, "cuda")
+            case = Case(name, specification(observation, action), "cuda")
             plain, replayed = case.build(), case.build()
             for method in METHODS:
                 setattr(plain, method, plain_method(plain, method))

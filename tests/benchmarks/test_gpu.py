@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks import gpu
 from dreamfleet.agents import load
+from dreamfleet.core.config import apply
 from dreamfleet.core.types import EnvSpec
 
 
@@ -22,12 +25,51 @@ def test_a_rehearsal_measures_updates_and_dreams_and_a_second_call_measures_noth
     assert path.name == "gpu-dreamwalker.json"
     found = json.loads(path.read_text())
     (case,) = found["cases"].values()
-    assert case.keys() == {"world", "dream", "policy"}
+    assert case.keys() == {"act", "world", "dream", "policy", "together"}
     assert all(part["eager"]["ms"] > 0 for part in case.values())
+    parts = [case[part]["eager"]["operations"] for part in ("world", "dream", "policy")]
+    assert all(count > 50 for count in parts)
+    assert case["together"]["eager"]["operations"] == sum(parts)
     written = path.stat().st_mtime_ns
     gpu.run(["dreamwalker"], options)
     assert path.stat().st_mtime_ns == written
     assert "measured before" in capsys.readouterr().out
+
+
+def test_barlow_dreamer_is_measured_with_the_preset_of_atari_100k(options):
+    cases = gpu.cases("barlow-dreamer", replace(options, tiny=False, settings={"lr": 1e-4}))
+    spec, settings = cases["preset"]
+    assert spec.obs.shape == (64, 64, 3) and spec.action.n == 18
+    config = apply(load("barlow-dreamer").Config(), settings)
+    assert (config.size, config.batch, config.window, config.dream_horizon) == ("12M", 16, 64, 15)
+    assert (config.precision, config.halving, config.lr) == ("bfloat16", "max-pool", 1e-4)
+    changed = {
+        case: {k: v for k, v in more.items() if settings.get(k) != v}
+        for case, (_, more) in cases.items()
+    }
+    assert changed == {
+        "preset": {},
+        "compiled": {"compile": True},
+        "reconstruction": {"objective": "reconstruction"},
+        "25M": {"size": "25M"},
+    }
+
+
+def test_a_rehearsal_measures_barlow_dreamer(options):
+    gpu.run(["barlow-dreamer"], options)
+    (path,) = options.out.iterdir()
+    cases = json.loads(path.read_text())["cases"]
+    assert cases.keys() == {"preset", "reconstruction"}
+    assert all(case["together"]["eager"]["operations"] > 1000 for case in cases.values())
+
+
+def test_views_and_new_memory_launch_no_kernel():
+    x = torch.ones(4, 6)
+    with gpu.Operations() as operations:
+        x.T.reshape(24)[1:].detach()  # a transposed tensor is copied
+        torch.empty(3)
+        x.add_(1).sum()
+    assert operations.count == 3
 
 
 def test_a_row_that_fails_is_reported_and_tried_again(options, capsys):
@@ -39,10 +81,10 @@ def test_a_row_that_fails_is_reported_and_tried_again(options, capsys):
 
 def test_an_agent_that_never_captures_calls_the_same_code():
     agent_class = load("dreamwalker")
-    spec = EnvSpec("Any-v0", gpu.observations("dreamwalker", "vector"), gpu.ACTIONS["continuous"])
+    spec = EnvSpec("Any-v0", gpu.OBSERVATIONS["vector"], gpu.ACTIONS["continuous"])
     agent = agent_class(agent_class.Config(), spec, 0, "cpu")
     gpu.never_capture(agent)
-    assert {"update_world", "roll_out", "update_policy"} <= vars(agent).keys()
+    assert {"respond", "update_world", "roll_out", "update_policy"} <= vars(agent).keys()
     assert agent.update_world.func is agent_class.update_world.__wrapped__
 
 

@@ -54,7 +54,7 @@ from dreamfleet.agents.blocks.normaliser import ReturnRange
 from dreamfleet.agents.blocks.optimizer import skipped_step_metrics
 from dreamfleet.agents.blocks.returns import retrace
 from dreamfleet.agents.blocks.rows import columns
-from dreamfleet.agents.blocks.rssm import RSSMState
+from dreamfleet.agents.blocks.rssm import Cell, RSSMState
 from dreamfleet.agents.blocks.soft_update import SoftUpdate
 from dreamfleet.agents.blocks.two_hot import LARGEST_NUMBER
 from dreamfleet.agents.blocks.weight_groups import GroupState, WeightGroups
@@ -93,6 +93,8 @@ class BarlowDreamer(WeightGroups):
             self.behaviour = Behaviour(config, features, self.actions)
             self.probe = Probe(config, spec, features).to(device) if config.probe else None
         self.behaviour.to(device, self.dtype)
+        if config.compile:
+            self.world.cell = Cell.compiled(device)
         self.actor, self.critic = self.behaviour.actor, self.behaviour.critic
         # In 16 bits, the small steps of the moving average would be lost.
         self.slow_critic = copy.deepcopy(self.critic).float().requires_grad_(False)
@@ -319,12 +321,13 @@ class BarlowDreamer(WeightGroups):
         """Returns dreams (B', H + 1, …) that begin at real rows (B', …)."""
         rng, horizon = self.world_rng, self.config.dream_horizon
         states, actions = [self.restored(rows)], []
+        noise = self.noise(len(rows["reward"]), horizon, rng).unbind(1)
         for step in range(horizon + 1):
             action = self.actions.policy(self.actor(states[-1].features), rng).sampled[0]
             actions.append(action)
             if step < horizon:
-                noise = self.noise(len(action), 1, rng)[:, 0]
-                states.append(self.world.rssm.imagine(states[-1], self.encode(action), noise))
+                inputs = states[-1], self.encode(action), noise[step]
+                states.append(self.world.rssm.imagine(*inputs, self.world.cell))
         dreamed = RSSMState(*(torch.stack(part, 1) for part in zip(*states, strict=True)))
         features = dreamed.features[:, 1:]
         reward = torch.cat([rows["reward"].unsqueeze(1), self.world.rewards(features)], 1)

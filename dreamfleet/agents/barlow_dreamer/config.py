@@ -62,6 +62,8 @@ class Config:
     # Parts of the batch whose gradients are computed one after the other, to save memory.
     accumulate: int = within(1, 1)
     checkpoint: bool = False  # whether the encoder's activations are computed again, to save memory
+    # Compile the steps of the RSSM with torch.compile; the first update then takes up to a minute.
+    compile: bool = False
     updates_per_step: float = within(0.125, 1e-4)  # per agent step [DreamerV3 on Atari-100k]
     warmup: int = within(1_000, 1)  # agent steps before the first update
     lr: float = within(1e-3, 0)  # learning rate of all networks [DreamerV3: 4e-5]

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dreamfleet.agents.blocks.actions import FactoredActions
@@ -113,7 +112,8 @@ class OneChoice:
 
     def encode(self, action: Tensor) -> Tensor:
         """Returns one-hot vectors (…, A) for actions (…)."""
-        return F.one_hot(action, self.size).float()
+        one_hot = torch.zeros(*action.shape, self.size, device=action.device)
+        return one_hot.scatter_(-1, action.unsqueeze(-1), 1.0)
 
     def policy(self, outputs: Tensor, rng: torch.Generator | None) -> Categorical:
         """Returns categorical distributions with logits (…, A)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dreamfleet.agents.barlow_dreamer.config import Config
 from dreamfleet.agents.barlow_dreamer.objectives import OBJECTIVES, Widths
 from dreamfleet.agents.barlow_dreamer.observations import Encoder
-from dreamfleet.agents.blocks.rssm import MLP, RSSM, RSSMState
+from dreamfleet.agents.blocks.rssm import MLP, PLAIN, RSSM, Cell, RSSMState
 from dreamfleet.agents.blocks.two_hot import NUMBER_HEADS, NumberHead
 from dreamfleet.core.types import Batch, EnvSpec
 
@@ -67,18 +67,25 @@ class WorldModel(nn.Module):
         objective = OBJECTIVES[config.objective]
         widths = Widths(features, action_size, self.encoder.size)
         self.objective = objective(config, spec, widths)
+        self.cell = PLAIN  # of the updates and dreams
 
     def observe(
-        self, rows: Batch, previous_action: Tensor, state: RSSMState, noise: Tensor
+        self,
+        rows: Batch,
+        previous_action: Tensor,
+        state: RSSMState,
+        noise: Tensor,
+        cell: Cell = PLAIN,
     ) -> tuple[RSSMState, Tensor, Tensor]:
         """Returns the posterior states (B, T, …) of rows, their logits, and the embeddings.
 
         previous_action (B, T, A): the encoded actions of the rows before. state (B, …): the state
         of the row before the first. noise (B, T, S, K): numbers from the exponential distribution.
+        cell: the functions of a step of the RSSM.
         """
         embed = self.encoder(rows)
         first = rows["first"].to(embed.dtype)
-        states, logits = self.rssm.observe(embed, previous_action, first, state, noise)
+        states, logits = self.rssm.observe(embed, previous_action, first, state, noise, cell)
         return states, logits, embed
 
     def loss(
@@ -94,7 +101,7 @@ class WorldModel(nn.Module):
         arguments are as in `observe`.
         """
         config = self.config
-        states, posterior, embed = self.observe(rows, action[:, :-1], state, noise)
+        states, posterior, embed = self.observe(rows, action[:, :-1], state, noise, self.cell)
         features = states.features
         prior = self.rssm.prior_logits(states.deter)
         kl_prior = self.rssm.kl(posterior.detach(), prior)

@@ -76,11 +76,13 @@ class Optimizer:
     def _add_gradient(self, loss: Tensor, first: bool) -> Tensor:
         """Adds the gradient of `loss` to the step's gradient. Returns the loss without a graph."""
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
-        flat = [gradient.flatten().float() for gradient in gradients]
-        if first:
+        flat = [gradient.flatten() for gradient in gradients]
+        if not first:
+            self._gradient += torch.cat(flat)
+        elif self._working is self._flat:
             torch.cat(flat, out=self._gradient)
         else:
-            self._gradient += torch.cat(flat)
+            self._gradient.copy_(torch.cat(flat))  # one conversion from 16 bits for all
         return loss.detach()
 
     @torch.no_grad()

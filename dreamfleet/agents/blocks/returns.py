@@ -31,11 +31,12 @@ def retrace(
     """
     shape = reward.shape
     assert discount.shape == value.shape == q_taken.shape == trace_coefficient.shape == shape
-    correction = torch.zeros_like(value[:, 0])
-    returns = []
+    # G_t = known_{t+1} + share_{t+1} · G_{t+1}: all but one operation a row is done at once.
+    share = discount * trace_coefficient
+    known = reward + discount * value - share * q_taken
+    target, returns = q_taken[:, -1], []
     for t in range(shape[1] - 1, 0, -1):
-        target = reward[:, t] + discount[:, t] * (value[:, t] + correction)
-        correction = trace_coefficient[:, t - 1] * (target - q_taken[:, t - 1])
+        target = torch.addcmul(known[:, t], share[:, t], target)
         returns.append(target)
     return torch.stack(returns[::-1], 1)
 

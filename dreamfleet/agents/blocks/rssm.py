@@ -11,7 +11,7 @@ with F = S · K + D.
 At the first row of an episode, the previous state and the previous action are 0.
 
 Everything that does not depend on the recurrence is computed for all rows at once. The gradients of
-the recurrent weights are computed after the loop, as one product over all rows (`LoopLinear`).
+the recurrent weights are computed after the loop, as one product over all rows (`LoopWeight`).
 
 Sources: DreamerV3 (Hafner et al. 2025) and its public code.
 """
@@ -19,11 +19,15 @@ Sources: DreamerV3 (Hafner et al. 2025) and its public code.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dreamfleet.agents.blocks.loop_weight import LoopWeight
+from dreamfleet.agents.blocks.torch_compile import compile_on_first_call
 
 INIT_SCALE = 1.1368  # a normal distribution truncated at two deviations then has variance 1/fan_in
 NORM_EPS = 1e-4
@@ -44,9 +48,8 @@ class RSSMState(NamedTuple):
         """Returns the same state without a graph."""
         return RSSMState(self.deter.detach(), self.stoch.detach())
 
-    def unless(self, reset: Tensor) -> RSSMState:
-        """Returns the state, with 0 in place of the entries for which `reset` (B,) is 1."""
-        keep = (1 - reset).unsqueeze(-1)
+    def times(self, keep: Tensor) -> RSSMState:
+        """Returns the state times `keep` (B, 1), which is 0 where the state shall be 0, else 1."""
         return RSSMState(self.deter * keep, self.stoch * keep.unsqueeze(-1))
 
 
@@ -64,7 +67,7 @@ class Linear(nn.Module):
         truncated_normal(self.weight, fan_in or inputs, scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight + self.bias
+        return F.linear(x, self.weight.T, self.bias)
 
 
 class NormedLinear(nn.Module):
@@ -91,7 +94,7 @@ class Norm(nn.Module):
         self.scale = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.scale, eps=NORM_EPS)
+        return normed(x, self.scale)
 
 
 class MLP(nn.Module):
@@ -118,69 +121,83 @@ def truncated_normal(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
         weight.mul_(INIT_SCALE * scale / math.sqrt(fan_in))
 
 
-# ------------------------------------------------------------------- weights of a recurrent loop
+# -------------------------------------------------------------------- between two matrix products
 
 
-class LoopWeight:
-    """A weight that a loop uses at every step, whose gradient is one product after the loop.
+def normed(x: Tensor, scale: Tensor) -> Tensor:
+    """Scales the last axis to mean 0 and variance 1, then by `scale`."""
+    return F.layer_norm(x, x.shape[-1:], scale, eps=NORM_EPS)
 
-    In a plain loop, each of T steps adds a product of small matrices to the gradient of the weight.
-    Here the steps only keep their inputs and output gradients.
 
-    weight: (in, out), or (G, in, out) for a layer of G blocks.
+def join_inputs(deter: Tensor, stoch: Tensor, deter_scale: Tensor, stoch_scale: Tensor) -> Tensor:
+    """Returns the inputs of the GRU that come from the state, (B, 2 * hidden)."""
+    return F.silu(torch.cat([normed(deter, deter_scale), normed(stoch, stoch_scale)], -1))
+
+
+def gru_hidden(own: Tensor, inputs: Tensor, action: Tensor, scale: Tensor) -> Tensor:
+    """Returns the hidden layer of the GRU, (B, D), from its three sums."""
+    return F.silu(normed(own + inputs + action, scale))
+
+
+def gru_update(gates: Tensor, own: Tensor) -> Tensor:
+    """Returns the next hidden state of the GRU in blocks, (G, B, D/G), from gates and state."""
+    reset, candidate, update = gates.chunk(3, -1)
+    candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+    return own.lerp(candidate, torch.sigmoid(update - 1))
+
+
+def posterior_hidden(deter: Tensor, embed: Tensor, scale: Tensor) -> Tensor:
+    """Returns the hidden layer of the posterior, (B, hidden), from its two sums."""
+    return F.silu(normed(deter + embed, scale))
+
+
+def mixed(logits: Tensor, unimix: float) -> Tensor:
+    """Returns probabilities (…, K), of which `unimix` is shared out among all classes alike."""
+    return (1 - unimix) * F.softmax(logits.float(), -1) + unimix / logits.shape[-1]
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Returns one-hot samples, whose gradient is passed on to the probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, one_hot: Tensor, probs: Tensor) -> Tensor:
+        ctx.dtype = probs.dtype
+        return one_hot.view_as(one_hot)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient.to(ctx.dtype)
+
+
+def race(logits: Tensor, noise: Tensor, unimix: float) -> Tensor:
+    """Returns what `RSSM.sample` does."""
+    probs = mixed(logits, unimix)
+    index = (probs.detach() / noise).argmax(-1, keepdim=True)
+    one_hot = torch.zeros_like(logits).scatter_(-1, index, 1.0)
+    sample: Tensor = _StraightThrough.apply(one_hot, probs)
+    return sample
+
+
+class Cell(NamedTuple):
+    """What a step of the RSSM computes between two matrix products: functions of tensors.
+
+    On a GPU, each function launches 3 to 8 kernels in the forward pass. A compiled one launches one
+    or two.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self._inputs: list[Tensor] = []
-        self._gradients: list[Tensor] = []
-        self._weight = _CollectGradient.apply(weight, self._inputs, self._gradients)
+    join_inputs: Callable[..., Tensor] = join_inputs
+    gru_hidden: Callable[..., Tensor] = gru_hidden
+    gru_update: Callable[..., Tensor] = gru_update
+    posterior_hidden: Callable[..., Tensor] = posterior_hidden
+    sample: Callable[..., Tensor] = race
 
-    def of(self, x: Tensor) -> Tensor:
-        """Returns the product of inputs `x` and the weight: (B, in) → (B, out), blocks in front."""
-        if not self._weight.requires_grad:
-            return x @ self._weight
-        product: Tensor = _LoopProduct.apply(x, self._weight, self._inputs, self._gradients)
-        return product
-
-
-class _CollectGradient(torch.autograd.Function):
-    """Passes a weight on, and computes its gradient after the last step of the loop."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, inputs: list[Tensor], gradients: list[Tensor]) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.collected = inputs, gradients
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
-        inputs, gradients = ctx.collected
-        if not gradients:
-            return None, None, None
-        x, g = torch.cat(inputs, -2), torch.cat(gradients, -2)  # ([G,] T * B, …)
-        inputs.clear()  # a second pass through the same graph collects anew
-        gradients.clear()
-        return x.transpose(-1, -2) @ g, None, None
+    @classmethod
+    def compiled(cls, device: str) -> Cell:
+        """Returns a cell whose functions torch.compile compiles when they are first called."""
+        return cls(*(compile_on_first_call(function, device) for function in cls()))
 
 
-class _LoopProduct(torch.autograd.Function):
-    """The product x @ weight, whose backward pass leaves the weight's gradient for later."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, inputs: list[Tensor], gradients: list[Tensor]
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.collected = inputs, gradients
-        return x @ weight
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        x, weight = ctx.saved_tensors
-        inputs, gradients = ctx.collected
-        inputs.append(x.detach())  # with its graph, which leads here, it would never be freed
-        gradients.append(gradient)
-        return gradient @ weight.transpose(-1, -2), None, None, None
+PLAIN = Cell()
 
 
 # ------------------------------------------------------------------------------------- the model
@@ -241,7 +258,13 @@ class RSSM(nn.Module):
         )
 
     def observe(
-        self, embed: Tensor, action: Tensor, first: Tensor, state: RSSMState, noise: Tensor
+        self,
+        embed: Tensor,
+        action: Tensor,
+        first: Tensor,
+        state: RSSMState,
+        noise: Tensor,
+        cell: Cell = PLAIN,
     ) -> tuple[RSSMState, Tensor]:
         """Returns the states after each of T rows, sampled from the posterior, and its logits.
 
@@ -250,37 +273,40 @@ class RSSM(nn.Module):
         - first (B, T): 1 where an episode begins, else 0.
         - state (B, …): the state of the row before the first of these rows.
         - noise (B, T, S, K): numbers from the exponential distribution, see `sample`.
+        - cell: the functions of a step, which may be compiled.
 
         The states are (B, T, …), and the logits (B, T, S, K). Gradients pass through the samples
         (straight-through) and from row to row.
         """
         weights = self._loop_weights()
-        keep = 1 - first
-        action_in = self._gru_action(action * keep.unsqueeze(-1)).unbind(1)
+        keep = (1 - first).unsqueeze(-1)
+        action_in = self._gru_action(action * keep).unbind(1)
         embed_in = (embed @ self.posterior_embed + self.posterior_deter.bias).unbind(1)
-        reset, noise_of = first.unbind(1), noise.unbind(1)
+        keep_of, noise_of = keep.unbind(1), noise.unbind(1)
         deters, stochs, all_logits = [], [], []
         for t in range(embed.shape[1]):
-            state = state.unless(reset[t])
-            deter = self._gru(state, action_in[t], weights)
-            hidden = F.silu(self.posterior_norm(weights["posterior"].of(deter) + embed_in[t]))
-            logits = weights["posterior_out"].of(hidden) + self.posterior_out.bias
+            deter = self._gru(state.times(keep_of[t]), action_in[t], weights, cell)
+            product = weights["posterior"].of(deter)
+            hidden = cell.posterior_hidden(product, embed_in[t], self.posterior_norm.scale)
+            logits = weights["posterior_out"].of(hidden)
             logits = logits.unflatten(-1, (self.groups, self.classes))
-            state = RSSMState(deter, self.sample(logits, noise_of[t]))
+            state = RSSMState(deter, cell.sample(logits, noise_of[t], self.unimix))
             deters.append(deter)
             stochs.append(state.stoch)
             all_logits.append(logits)
         states = RSSMState(torch.stack(deters, 1), torch.stack(stochs, 1))
         return states, torch.stack(all_logits, 1)
 
-    def imagine(self, state: RSSMState, action: Tensor, noise: Tensor) -> RSSMState:
+    def imagine(
+        self, state: RSSMState, action: Tensor, noise: Tensor, cell: Cell = PLAIN
+    ) -> RSSMState:
         """Returns the next state (B, …), sampled from the prior.
 
         state (B, …): the present state. action (B, A): the encoded action. noise (B, S, K): numbers
-        from the exponential distribution.
+        from the exponential distribution. cell: the functions of a step, which may be compiled.
         """
-        deter = self._gru(state, self._gru_action(action), self._loop_weights())
-        return RSSMState(deter, self.sample(self.prior_logits(deter), noise))
+        deter = self._gru(state, self._gru_action(action), self._loop_weights(), cell)
+        return RSSMState(deter, cell.sample(self.prior_logits(deter), noise, self.unimix))
 
     def prior_logits(self, deter: Tensor) -> Tensor:
         """Returns the logits (…, S, K) of the prior, the distribution of `stoch` given `deter`."""
@@ -289,7 +315,7 @@ class RSSM(nn.Module):
 
     def probs(self, logits: Tensor) -> Tensor:
         """Returns probabilities (…, K), of which `unimix` is shared out among all classes alike."""
-        return (1 - self.unimix) * F.softmax(logits.float(), -1) + self.unimix / self.classes
+        return mixed(logits, self.unimix)
 
     def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
         """Returns one-hot samples (…, S, K), with the gradient of the probabilities.
@@ -298,10 +324,7 @@ class RSSM(nn.Module):
         of probability and noise is a sample of the distribution (an exponential race). With a
         constant in place of noise, the sample is the most probable class.
         """
-        probs = self.probs(logits)
-        index = (probs.detach() / noise).argmax(-1, keepdim=True)
-        one_hot = torch.zeros_like(probs).scatter_(-1, index, 1.0)
-        return (one_hot + (probs - probs.detach())).to(logits.dtype)  # exactly one-hot
+        return race(logits, noise, self.unimix)
 
     def one_hot(self, stoch: Tensor) -> Tensor:
         """Returns one-hot vectors (…, S, K) for class indices (…, S)."""
@@ -324,13 +347,13 @@ class RSSM(nn.Module):
     def _loop_weights(self) -> dict[str, LoopWeight]:
         hidden = self.stoch_in.weight.shape[1]
         return {
-            "deter": LoopWeight(self.deter_in.weight),
-            "stoch": LoopWeight(self.stoch_in.weight),
+            "deter": LoopWeight(self.deter_in.weight, self.deter_in.bias),
+            "stoch": LoopWeight(self.stoch_in.weight, self.stoch_in.bias),
             "inputs": LoopWeight(self.gru_inputs.weight[: 2 * hidden]),
             "hidden": LoopWeight(self.gru_hidden),
-            "gates": LoopWeight(self.gates),
+            "gates": LoopWeight(self.gates, self.gates_bias),
             "posterior": LoopWeight(self.posterior_deter.weight),
-            "posterior_out": LoopWeight(self.posterior_out.weight),
+            "posterior_out": LoopWeight(self.posterior_out.weight, self.posterior_out.bias),
         }
 
     def _gru_action(self, action: Tensor) -> Tensor:
@@ -339,19 +362,18 @@ class RSSM(nn.Module):
         action = action / action.detach().abs().clamp(min=1)
         return self.action_in(action) @ self.gru_inputs.weight[2 * hidden :] + self.gru_inputs.bias
 
-    def _gru(self, state: RSSMState, action_in: Tensor, weights: dict[str, LoopWeight]) -> Tensor:
+    def _gru(
+        self, state: RSSMState, action_in: Tensor, weights: dict[str, LoopWeight], cell: Cell
+    ) -> Tensor:
         """Returns the next `deter` (B, D). action_in (B, D): the output of `_gru_action`."""
-        deter = state.deter
-        from_deter = weights["deter"].of(deter) + self.deter_in.bias
-        from_stoch = weights["stoch"].of(state.stoch.flatten(1)) + self.stoch_in.bias
-        inputs = torch.cat([self.deter_norm(from_deter), self.stoch_norm(from_stoch)], -1)
-        own = self._by_block(deter)  # (G, B, D/G)
-        hidden = self._merge(weights["hidden"].of(own))
-        hidden = hidden + weights["inputs"].of(F.silu(inputs)) + action_in
-        hidden = self._by_block(F.silu(self.gru_norm(hidden)))
-        reset, candidate, update = (weights["gates"].of(hidden) + self.gates_bias).chunk(3, -1)
-        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-        return self._merge(own.lerp(candidate, torch.sigmoid(update - 1)))
+        deter, own = state.deter, self._by_block(state.deter)  # (B, D), (G, B, D/G)
+        from_deter = weights["deter"].of(deter)
+        from_stoch = weights["stoch"].of(state.stoch.flatten(1))
+        scales = self.deter_norm.scale, self.stoch_norm.scale
+        inputs = weights["inputs"].of(cell.join_inputs(from_deter, from_stoch, *scales))
+        from_own = self._merge(weights["hidden"].of(own))
+        hidden = cell.gru_hidden(from_own, inputs, action_in, self.gru_norm.scale)
+        return self._merge(cell.gru_update(weights["gates"].of(self._by_block(hidden)), own))
 
     def _by_block(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.blocks, -1)).transpose(0, 1)  # (B, D) → (G, B, D/G)

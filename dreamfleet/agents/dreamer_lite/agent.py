@@ -192,14 +192,21 @@ class DreamerLite(WeightGroups):
     def initial_state(self, n: int) -> State:
         return None
 
-    @torch.no_grad()
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
         obs = torch.as_tensor(rows["obs"], device=self.device)
+        action, log_prob = self.respond(obs, explore)
+        stored = {} if log_prob is None else {"log_prob": to_array(log_prob)}
+        return to_array(action), state, stored
+
+    @captured
+    @torch.no_grad()
+    def respond(self, obs: Tensor, explore: bool) -> tuple[Tensor, Tensor | None]:
+        """Returns actions at observations (n, *O), and to explore also their log-probabilities.
+
+        To explore, the actions are sampled; otherwise they are the most probable ones.
+        """
         policy = self.policy_at(self.slow_world.encode(obs), self.act_rng)
-        if not explore:
-            return to_array(policy.mode), state, {}
-        action, log_prob = policy.sampled
-        return to_array(action), state, {"log_prob": to_array(log_prob)}
+        return policy.sampled if explore else (policy.mode, None)
 
     def policy_at(self, z: Tensor, rng: torch.Generator) -> Policy:
         """Returns the policy's distributions at latents `z`; `rng` draws the sampled actions."""

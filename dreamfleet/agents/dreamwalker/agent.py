@@ -173,20 +173,24 @@ class Dreamwalker(WeightGroups):
         """
         return np.zeros(n, bool)
 
-    @torch.no_grad()
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
-        policy = self.policy_at(torch.as_tensor(rows["obs"], device=self.device), self.act_rng)
+        obs = torch.as_tensor(rows["obs"], device=self.device)
+        action, drawn = self.respond(obs, explore)
+        held_out = state if drawn is None else np.where(rows["first"], to_array(drawn), state)
+        return to_array(action), held_out, {"held_out": held_out}
+
+    @captured
+    @torch.no_grad()
+    def respond(self, obs: Tensor, explore: bool) -> tuple[Tensor, Tensor | None]:
+        """Returns actions (n, A); to explore, also whether new episodes shall be held out, (n,)."""
+        policy = self.policy_at(obs, self.act_rng)
         if not explore:
-            return to_array(policy.mode), state, {"held_out": state}
+            return policy.mode, None
         action = policy.sampled[0]
-        uniform = torch.rand(
-            len(action), 1 + action.shape[1], generator=self.act_rng, device=self.device
-        )
+        uniform = action.new_empty(len(obs), 1 + action.shape[1]).uniform_(generator=self.act_rng)
         # Before the first update uniform actions explore more than the policy does.
         action = torch.where(self.normaliser.updates > 0, action, 2 * uniform[:, 1:] - 1)
-        drawn = to_array(uniform[:, 0] < self.config.held_out_share)
-        held_out = np.where(rows["first"], drawn, state)
-        return to_array(action), held_out, {"held_out": held_out}
+        return action, uniform[:, 0] < self.config.held_out_share
 
     def policy_at(self, obs: Tensor, rng: torch.Generator) -> TanhNormal:
         """Returns the policy's distributions over actions at B observations `obs`, (B, *O).

@@ -40,13 +40,13 @@ class ActState(NamedTuple):
         age, discounted_return, episode_return = np.zeros((3, n), np.float32)
         return cls(history, age, discounted_return, episode_return, np.zeros(n, bool))
 
-    def next(self, rows: Batch, reward: Array, gamma: float, observe_time: bool) -> ActState:
+    def next(self, rows: Batch, observe_time: bool) -> ActState:
         """Returns the memory of acting after one more row of each of N environments.
+
+        The returns are still those of the row before, see `add_reward`.
 
         - rows: columns (N, …). At the first row of an episode, copies of its observation fill the
           history.
-        - reward (N,): the rewards, with outliers clipped.
-        - gamma: the discount factor.
         - observe_time: whether the number of steps since the episode began is appended to the
           observation.
         """
@@ -57,16 +57,28 @@ class ActState(NamedTuple):
         newest = obs[:, None]
         new_episode = first.reshape(-1, *[1] * obs.ndim)
         history = np.where(new_episode, newest, np.concatenate([self.history[:, 1:], newest], 1))
+        return self._replace(history=history, age=age)
+
+    def add_reward(self, first: Array, reward: Array, gamma: float) -> ActState:
+        """Returns this memory with the rewards of the newest row added to the returns.
+
+        first (N,): whether an episode begins at the row; its returns are 0 then. reward (N,): the
+        rewards, with outliers clipped. gamma: the discount factor.
+        """
         reward = reward.clip(-MAX_REWARD, MAX_REWARD)
         discounted_return = np.where(first, 0, gamma * self.discounted_return + reward)
         episode_return = np.where(first, 0, self.episode_return + reward)
-        return ActState(
-            history,
-            age,
-            discounted_return.astype(np.float32),
-            episode_return.astype(np.float32),
-            self.held_out,
+        return self._replace(
+            discounted_return=discounted_return.astype(np.float32),
+            episode_return=episode_return.astype(np.float32),
         )
+
+    def hold_out(self, first: Array, drawn: Array) -> ActState:
+        """Returns this memory; where an episode begins, `drawn` (N,) says whether it is held out.
+
+        first (N,): whether an episode begins at the newest row.
+        """
+        return self._replace(held_out=np.where(first, drawn, self.held_out))
 
 
 def with_time(spec: EnvSpec) -> EnvSpec:

@@ -154,27 +154,34 @@ class GatedRainbow(WeightGroups):
     def initial_state(self, n: int) -> ActState:
         return ActState.initial(n, self.spec.obs)
 
-    @torch.no_grad()
     def act(self, rows: Batch, state: State, explore: bool) -> tuple[Array, State, Batch]:
-        config, first, previous = self.config, rows["first"], cast(ActState, state)
+        current, first = cast(ActState, state).next(rows, self.config.observe_time), rows["first"]
         reward = torch.as_tensor(rows["reward"], dtype=torch.float32, device=self.device)
-        clipped = to_array(self.online.normaliser.clip_outliers(reward))
-        current = previous.next(rows, clipped, config.gamma, config.observe_time)
-        rng = None
+        found = self.respond(torch.as_tensor(current.history, device=self.device), reward, explore)
+        current = current.add_reward(first, to_array(found["reward"]), self.config.gamma)
         if explore:
-            rng = self.act_rng
-            uniform = torch.rand(first.shape, generator=rng, device=self.device)
-            drawn = to_array(uniform < config.held_out_share)
-            current = current._replace(held_out=np.where(first, drawn, previous.held_out))
-        action = self.choose(torch.as_tensor(current.history, device=self.device), rng)
+            current = current.hold_out(first, to_array(found["held_out"]))
         extras = {
             "discounted_return": current.discounted_return,
             "episode_return": current.episode_return,
             "held_out": current.held_out,
         }
-        if config.observe_time:
+        if self.config.observe_time:
             extras["obs"] = current.history[:, -1]
-        return to_array(action), current, extras
+        return to_array(found["action"]), current, extras
+
+    @captured
+    @torch.no_grad()
+    def respond(self, history: Tensor, reward: Tensor, explore: bool) -> Batch:
+        """Returns columns (n,): `action`, and `reward` with outliers clipped.
+
+        To explore, also `held_out`: whether an episode that begins now shall be held out.
+        """
+        found = {"reward": self.online.normaliser.clip_outliers(reward)}
+        if explore:
+            uniform = torch.rand(reward.shape, generator=self.act_rng, device=self.device)
+            found["held_out"] = uniform < self.config.held_out_share
+        return {**found, "action": self.choose(history, self.act_rng if explore else None)}
 
     def choose(self, history: Tensor, rng: torch.Generator | None) -> Tensor:
         """Returns one action for each of B histories.

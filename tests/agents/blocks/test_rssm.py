@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-import weakref
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from dreamfleet.agents.blocks.rssm import NORM_EPS, RSSM, LoopWeight, RSSMState
+from dreamfleet.agents.blocks.rssm import NORM_EPS, PLAIN, RSSM, Cell, RSSMState
 
 DETER, HIDDEN, GROUPS, CLASSES, ACTION, EMBED, BLOCKS = 16, 6, 3, 4, 2, 5, 4
 
@@ -151,68 +151,21 @@ def test_states_posteriors_and_all_gradients_equal_those_of_a_plain_loop():
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-# --------------------------------------------------------------------------- recurrent weights
-
-
-def recurrence(of, x: Tensor, used: list[int]) -> Tensor:
-    """Returns a loss on some steps of a recurrence. `of` multiplies by the recurrent weight."""
-    h, loss = torch.zeros_like(x[0]), x.new_zeros(())
-    for t in range(len(x)):
-        h = torch.tanh(of(h) + x[t])
-        if t in used:
-            loss = loss + (h * (1 + t)).square().sum()
-    return loss
-
-
-@pytest.mark.parametrize("used", [[0, 1, 2, 3, 4], [1, 3], [0], []])
-@pytest.mark.parametrize("blocks", [(), (3,)])
-def test_the_gradient_of_a_loop_weight_is_that_of_a_plain_loop(blocks, used):
-    rng = make_rng(0)
-    weight = torch.randn(*blocks, 4, 4, generator=rng, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(5, *blocks, 2, 4, generator=rng, dtype=torch.float64, requires_grad=True)
-    found = torch.autograd.grad(
-        recurrence(LoopWeight(weight).of, x, used) + 0 * (weight.sum() + x.sum()), [weight, x]
-    )
-    expected = torch.autograd.grad(
-        recurrence(lambda h: h @ weight, x, used) + 0 * (weight.sum() + x.sum()), [weight, x]
-    )
-    torch.testing.assert_close(found, expected)
-
-
-def test_two_loops_with_one_weight_add_their_gradients():
-    rng = make_rng(0)
-    weight = torch.randn(4, 4, generator=rng, dtype=torch.float64, requires_grad=True)
-    x, y = torch.randn(2, 5, 2, 4, generator=rng, dtype=torch.float64)
-    steps = [0, 1, 2, 3, 4]
-    loss = recurrence(LoopWeight(weight).of, x, steps) * recurrence(LoopWeight(weight).of, y, steps)
-    plain = recurrence(lambda h: h @ weight, x, steps) * recurrence(lambda h: h @ weight, y, steps)
-    torch.testing.assert_close(*(torch.autograd.grad(value, weight) for value in (loss, plain)))
-
-
-def test_a_second_pass_through_one_graph_gives_the_same_gradient():
-    weight = torch.randn(4, 4, generator=make_rng(0), requires_grad=True)
-    loss = recurrence(LoopWeight(weight).of, torch.ones(5, 2, 4), [2, 4])
-    (once,) = torch.autograd.grad(loss, weight, retain_graph=True)
-    (again,) = torch.autograd.grad(loss, weight)
-    assert torch.equal(once, again) and once.abs().max() > 0
-
-
-@pytest.mark.parametrize("of_weight", [True, False])
-def test_the_states_of_a_loop_are_freed_with_its_graph(of_weight):
-    """Without this, each update would leave its states in memory."""
-    weight = torch.randn(4, 4, generator=make_rng(0), requires_grad=True)
-    start = torch.zeros(2, 4, requires_grad=True)
-    states = []
-
-    def run() -> None:
-        loop, h = LoopWeight(weight), start
-        for _ in range(4):
-            h = torch.tanh(loop.of(h) + 1)
-            states.append(weakref.ref(h))
-        torch.autograd.grad(h.sum(), weight if of_weight else start)
-
-    run()
-    assert [state() for state in states] == [None] * 4
+@pytest.mark.costly
+@pytest.mark.timeout(300)  # the compiler takes a minute on an idle core
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_steps_equal_plain_ones():
+    rssm, windows, cell = build_rssm(), draw_windows(4, 6), Cell.compiled("cpu")
+    factor = torch.randn(4, 6, rssm.features, generator=make_rng(5)).double()
+    results = []
+    for each in (PLAIN, cell):
+        states, logits = rssm.observe(*windows, each)
+        loss = (states.features * factor).sum() + logits.square().sum()
+        used = [parameter for name, parameter in rssm.named_parameters() if "prior" not in name]
+        with torch.no_grad():
+            dreamed = rssm.imagine(windows[3], windows[1][:, 0], windows[4][:, 0], each)
+        results.append((states, logits, torch.autograd.grad(loss, used), dreamed))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
 
 
 # ------------------------------------------------------------------------------ distributions
