@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -200,6 +201,20 @@ def test_accumulation_takes_the_mean_of_the_gradients_of_both_halves(precision):
         assert metrics[name].item() == pytest.approx(mean, rel=1e-3, abs=1e-6)
     assert torch.equal(priority, torch.cat([half.priority for half in terms]))
     assert torch.equal(latents["deter"], torch.cat([half.states.deter for half in terms]).half())
+
+
+@pytest.mark.costly
+@pytest.mark.timeout(300)  # the compiler takes a minute on an idle core
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_updates_and_dreams_equal_plain_ones():
+    found = []
+    for compile in (False, True):
+        agent = build_agent(compile=compile)
+        rows = draw_rows(agent)
+        metrics, states, _ = agent.update_world(rows)
+        found.append((metrics, states, dream(agent, rows, states)))
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)
 
 
 def test_checkpointing_the_encoder_changes_no_gradient():
