@@ -14,6 +14,9 @@ from dreamfleet.agents.blocks.distributions import Categorical
 from dreamfleet.core.types import Space
 
 
+RANDOM_SHARE = 0.1  # of the discrete actions that a plan tries
+
+
 class Policy(Protocol):
     """A batch of distributions over actions."""
 
@@ -128,9 +131,13 @@ class OneChoice:
         return mean.argmax(-1)
 
     def near(self, mean: Tensor, deviation: Tensor, rng: torch.Generator) -> Tensor:
-        """Draws one-hot actions (…, A) with the probabilities `mean`; `deviation` is not used."""
+        """Draws one-hot actions (…, A) with the probabilities `mean`, and a tenth at random.
+
+        deviation: not used.
+        """
         noise = torch.empty_like(mean).exponential_(generator=rng)
-        return self.encode((mean / noise).argmax(-1))
+        probs = torch.lerp(mean, torch.full_like(mean, 1 / self.size), RANDOM_SHARE)
+        return self.encode((probs / noise).argmax(-1))
 
 
 class SeveralChoices(FactoredActions):
@@ -158,9 +165,13 @@ class SeveralChoices(FactoredActions):
         return torch.stack([part.argmax(-1) for part in mean.split(self.choices, -1)], -1)
 
     def near(self, mean: Tensor, deviation: Tensor, rng: torch.Generator) -> Tensor:
-        """Draws choices with the probabilities `mean`; `deviation` is not used."""
+        """Draws choices with the probabilities `mean`, and a tenth at random.
+
+        deviation: not used.
+        """
+        uniform = torch.cat([mean.new_full((n,), 1 / n) for n in self.choices]).expand_as(mean)
         noise = torch.empty_like(mean).exponential_(generator=rng)
-        return self.encode(self.decode(mean / noise))
+        return self.encode(self.decode(torch.lerp(mean, uniform, RANDOM_SHARE) / noise))
 
 
 class SeveralCategoricals:

@@ -198,7 +198,8 @@ def test_losses_at_initialisation():
     window = {name: rows[name][:, 1:] for name in ("last", "terminal")}
     inside = (~window["last"][:, :-1]).float().mean().item()
     assert metrics["loss/reward"].item() == pytest.approx(bins, rel=1e-5)
-    assert metrics["loss/continue"].item() == pytest.approx(0.69, abs=0.15)
+    # The logits of an untrained head are random numbers around 0.
+    assert metrics["loss/continue"].item() == pytest.approx(0.69, abs=0.3)
     assert metrics["loss/replay_value"].item() == pytest.approx(0.3 * 2 * bins * inside, rel=1e-5)
     agent = build_agent(batch=8, window=16)
     dreams = dream(agent, rows, latents)
