@@ -92,7 +92,10 @@ def test_several_choices_are_independent_categoricals():
     mean = kind.encode(action).repeat(50, 1)
     drawn = kind.near(mean, torch.zeros(20_000, 5), make_rng())
     kept = torch.stack(
-        [(a * b).sum(-1) for a, b in zip(*(x.split([3, 2], -1) for x in (drawn, mean)))]
+        [
+            (a * b).sum(-1)
+            for a, b in zip(*(x.split([3, 2], -1) for x in (drawn, mean)), strict=True)
+        ]
     )
     expected = torch.tensor([0.9 + 0.1 / 3, 0.9 + 0.1 / 2])  # a tenth is at random
     torch.testing.assert_close(kept.mean(1), expected, rtol=0, atol=0.01)
