@@ -6,7 +6,7 @@ from typing import Final
 
 from dreamfleet.core.errors import UserError
 
-VERSION: Final = "0.3.0"  # pyproject.toml takes it from here
+VERSION: Final = "0.4.0"  # pyproject.toml takes it from here
 LAST_UNREADABLE: Final = "0.2.0"  # the newest version whose runs cannot be read
 
 

@@ -26,14 +26,14 @@ RULES: Final = (
     Rule(
         (("learner", "dreamer"),),
         (("dreamer", "replay"), ("dreamer", "dreamer")),
-        "Making dreams is the limit. More dreamers (--num-dreamers) or a lower "
-        "agent.dreams_per_update help.",
+        "The dreamer is the limit. A faster device (--device cuda) or fewer dreams help; so do "
+        "more dreamers (--num-dreamers), except for barlow-dreamer.",
     ),
     Rule(
         (("learner", "replay"), ("actor", "replay")),
         (),
-        "Training the world model is the limit. A faster device (--device cuda) or a lower "
-        "agent.world_updates_per_step helps; more actors do not.",
+        "Training the world model is the limit. A faster device (--device cuda) or fewer updates "
+        "per step help; more actors do not.",
     ),
     Rule(
         (("learner", "replay"),),
@@ -44,7 +44,7 @@ RULES: Final = (
         (("actor", "replay"),),
         (),
         "Learning is the limit: the actors have reached the replay ratio. A faster learner "
-        "(--device cuda) or a lower agent.policy_updates_per_step helps; more actors do not.",
+        "(--device cuda) or fewer updates per step help; more actors do not.",
     ),
 )
 

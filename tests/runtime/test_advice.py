@@ -15,7 +15,7 @@ from dreamfleet.runtime.advice import advice, in_words
         ({"actor → replay": 1.0}, "Learning is the limit"),
         ({"learner → replay": 0.9}, "Collecting rows is the limit"),
         ({"learner → replay": 0.9, "actor → replay": 0.9}, "Training the world model is the limit"),
-        ({"learner → dreamer": 0.9, "actor → replay": 1.0}, "Making dreams is the limit"),
+        ({"learner → dreamer": 0.9, "actor → replay": 1.0}, "The dreamer is the limit"),
         ({"learner → dreamer": 0.9, "dreamer → replay": 0.9}, ""),
         ({"learner → replay + dreamer": 0.9, "dreamer → replay": 0.9}, "Collecting rows"),
         ({"learner → replay": 0.3, "learner → replay + dreamer": 0.3}, "Collecting rows"),
