@@ -180,29 +180,32 @@ class BarlowDreamer(WeightGroups):
     def predict(self, window: Batch, context: int) -> Batch:
         """Predicts the rows `context` … T - 1 of real windows open-loop, from the rows before.
 
-        window: columns (B, T, …); its first row should begin an episode, as the state before it is
-        0. Samples are the most probable classes. Returns columns (B, T - context, …): `reward`,
+        window: all columns of the replay (B, T, …); the stored states of the first row are used.
+        Samples are the most probable classes. Returns columns (B, T - context, …): `reward`,
         `terminal` (a probability), `kl` (of the posterior, which sees the row, from the prediction;
         in nats) and, with `agent.probe` or the objective `reconstruction`, the observation and
         `posterior_…`, the same decoded from the posterior.
         """
         rows, world, rssm = self.tensors(window), self.world, self.world.rssm
         action = self.encode(rows["action"])
-        before = F.pad(action[:, :-1], (0, 0, 1, 0))
-        b, t = rows["reward"].shape
+        first = self.restored({name: rows[name][:, :1] for name in ("deter", "stoch")})
+        before = RSSMState(first.deter[:, 0], first.stoch[:, 0])
+        later = {name: rows[name][:, 1:] for name in (*world.encoder.names, "first")}
+        b, t = later["first"].shape
         noise = self.noise(b, t, None)
-        posterior, logits, _ = world.observe(rows, before, rssm.initial(len(action)), noise)
+        seen, logits, _ = world.observe(later, action[:, :-1], before, noise)
+        posterior = RSSMState(*(torch.cat(pair, 1) for pair in zip(first, seen, strict=True)))
         state = RSSMState(*(part[:, context - 1] for part in posterior))
         states = []
         for step in range(context, action.shape[1]):
-            state = rssm.imagine(state, before[:, step], noise[:, 0])
+            state = rssm.imagine(state, action[:, step - 1], noise[:, 0])
             states.append(state)
         dreamed = RSSMState(*(torch.stack(part, 1) for part in zip(*states, strict=True)))
         features = dreamed.features
         predicted = {
             "reward": world.rewards(features),
             "terminal": 1 - world.continues(features),
-            "kl": rssm.kl(logits[:, context:], rssm.prior_logits(dreamed.deter)),
+            "kl": rssm.kl(logits[:, context - 1 :], rssm.prior_logits(dreamed.deter)),
         }
         if (decoder := self.decoder) is not None:
             predicted |= decoder(features.float())

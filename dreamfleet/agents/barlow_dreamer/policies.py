@@ -13,7 +13,6 @@ from dreamfleet.agents.blocks.actions import FactoredActions
 from dreamfleet.agents.blocks.distributions import Categorical
 from dreamfleet.core.types import Space
 
-
 RANDOM_SHARE = 0.1  # of the discrete actions that a plan tries
 
 

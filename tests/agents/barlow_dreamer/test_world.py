@@ -376,6 +376,13 @@ def test_open_loop_predictions_line_up_with_the_real_rows(counting_agent):
     agent, _, _, _ = counting_agent
     rows = Counter().windows(16, LENGTH, np.random.default_rng(1))
     window = {name: value[:, 1:] for name, value in rows.items()}
+    before = F.pad(agent.encode(window["action"])[:, :-1], (0, 0, 1, 0))
+    n, steps = window["reward"].shape
+    with torch.no_grad():
+        states, _, _ = agent.world.observe(
+            window, before, agent.world.rssm.initial(n), agent.noise(n, steps, None)
+        )
+    window |= agent.stored(states)
     found = agent.predict(window, context=1)
     same_episode = ~window["first"][:, 1:] & (window["first"][:, 1:].cumsum(1) == 0)
     assert window["reward"][:, 1:][same_episode].sum() > 3
