@@ -180,21 +180,22 @@ class BarlowDreamer(WeightGroups):
     def predict(self, window: Batch, context: int) -> Batch:
         """Predicts the rows `context` … T - 1 of real windows open-loop, from the rows before.
 
-        window: all columns of the replay (B, T, …); the stored states of the first row are used.
+        window: all columns of the replay (B, T, …). At the first row, `deter` is the stored one.
         Samples are the most probable classes. Returns columns (B, T - context, …): `reward`,
         `terminal` (a probability), `kl` (of the posterior, which sees the row, from the prediction;
         in nats) and, with `agent.probe` or the objective `reconstruction`, the observation and
         `posterior_…`, the same decoded from the posterior.
         """
         rows, world, rssm = self.tensors(window), self.world, self.world.rssm
-        action = self.encode(rows["action"])
-        first = self.restored({name: rows[name][:, :1] for name in ("deter", "stoch")})
-        before = RSSMState(first.deter[:, 0], first.stoch[:, 0])
-        later = {name: rows[name][:, 1:] for name in (*world.encoder.names, "first")}
-        b, t = later["first"].shape
-        noise = self.noise(b, t, None)
-        seen, logits, _ = world.observe(later, action[:, :-1], before, noise)
-        posterior = RSSMState(*(torch.cat(pair, 1) for pair in zip(first, seen, strict=True)))
+        action, embed = self.encode(rows["action"]), world.encoder(rows)
+        b, t = rows["reward"].shape
+        noise, deter = self.noise(b, t, None), rows["deter"][:, 0].to(self.dtype)
+        stoch = rssm.sample(rssm.posterior_logits(deter, embed[:, 0]), noise[:, 0])
+        first = rows["first"][:, 1:].to(self.dtype)
+        begin = RSSMState(deter, stoch)
+        seen, logits = rssm.observe(embed[:, 1:], action[:, :-1], first, begin, noise[:, 1:])
+        pairs = zip(begin, seen, strict=True)
+        posterior = RSSMState(*(torch.cat([one.unsqueeze(1), more], 1) for one, more in pairs))
         state = RSSMState(*(part[:, context - 1] for part in posterior))
         states = []
         for step in range(context, action.shape[1]):

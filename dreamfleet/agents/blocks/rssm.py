@@ -308,6 +308,13 @@ class RSSM(nn.Module):
         deter = self._gru(state, self._gru_action(action), self._loop_weights(), cell)
         return RSSMState(deter, cell.sample(self.prior_logits(deter), noise, self.unimix))
 
+    def posterior_logits(self, deter: Tensor, embed: Tensor) -> Tensor:
+        """Returns the logits (…, S, K) of the posterior, given `deter` and embeddings (…, E)."""
+        product = self.posterior_deter(deter)
+        hidden = posterior_hidden(product, embed @ self.posterior_embed, self.posterior_norm.scale)
+        logits: Tensor = self.posterior_out(hidden)
+        return logits.unflatten(-1, (self.groups, self.classes))
+
     def prior_logits(self, deter: Tensor) -> Tensor:
         """Returns the logits (…, S, K) of the prior, the distribution of `stoch` given `deter`."""
         logits: Tensor = self.prior(deter)
