@@ -22,6 +22,7 @@ SETTINGS = {
     "agent.window": 8,
     "agent.batch": 4,
     "agent.warmup": 50,
+    "agent.updates_per_step": 0.125,
     "agent.probe": "true",
     "train.chunk": 4,
     "train.eval_every": 0,
