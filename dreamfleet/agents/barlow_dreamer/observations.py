@@ -163,7 +163,8 @@ def parts(spec: EnvSpec) -> dict[str, Space]:
         ):
             raise UserError(
                 f"barlow-dreamer needs images of uint8 whose sides are multiples of "
-                f"{2**HALVINGS}; {spec.env_id} has {space}."
+                f"{2**HALVINGS}; {spec.env_id} has {space}. Set env.size=64 for an Atari game, or "
+                "wrap the environment in gymnasium's ResizeObservation."
             )
     return found
 
