@@ -52,6 +52,9 @@ class Config:
     # How the encoder halves images: by max-pooling, or by strides of the convolutions, which is
     # a quarter of the work. [DreamerV3: max-pool]
     halving: Literal["max-pool", "stride"] = "stride"
+    # The encoder whose embeddings are the target of the Barlow objectives: as it was before the
+    # first update, or as it is trained. See docs/adr/0017. [R2-Dreamer: trained]
+    target_encoder: Literal["initial", "trained"] = "initial"
     # Weight of the objective in the loss. [R2-Dreamer: 0.05]
     objective_weight: float = within(1.0, 0)
     # Weight of the off-diagonal entries of the cross-correlation. [R2-Dreamer]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,6 +61,12 @@ class WorldModel(nn.Module):
         self.rssm = RSSM(
             sizes.deter, sizes.hidden, sizes.groups, sizes.classes, action_size, self.encoder.size
         )
+        barlow = config.objective.startswith("barlow")
+        self.target_encoder = (
+            copy.deepcopy(self.encoder).requires_grad_(False)
+            if barlow and config.target_encoder == "initial"
+            else None
+        )
         features = self.rssm.features
         self.number = NUMBER_HEADS[config.value_head](sizes.bins)
         self.reward = MLP(features, sizes.units, sizes.bins, scale=0.0)
@@ -117,7 +124,8 @@ class WorldModel(nn.Module):
             "loss/reward": reward,
             "loss/continue": cont,
         }
-        objective = config.objective_weight * self.objective(features, action[:, 1:], embed, rows)
+        target = embed if self.target_encoder is None else self.target_encoder(rows)
+        objective = config.objective_weight * self.objective(features, action[:, 1:], target, rows)
         terms = {name: value.mean() for name, value in per_row.items()}
         terms["loss/objective"] = objective
         metrics = {

@@ -28,12 +28,12 @@ class Optimizer:
     def __init__(
         self, net: nn.Module, lr: float, max_grad_norm: float, weight_decay: float = 0.0
     ) -> None:
-        """Makes an AdamW optimizer for all parameters of `net`, with learning rate `lr`.
+        """Makes an AdamW optimizer for those parameters of `net` that need gradients.
 
         max_grad_norm: a gradient of larger norm is scaled down to this norm. weight_decay: 0 gives
         plain Adam.
         """
-        parameters = list(net.parameters())
+        parameters = [each for each in net.parameters() if each.requires_grad]
         working = torch.cat([parameter.detach().flatten() for parameter in parameters])
         pieces = working.split([parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):

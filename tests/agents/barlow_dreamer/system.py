@@ -18,7 +18,9 @@ SMALL: dict[str, Any] = {"batch": 4, "window": 6, "dream_horizon": 3, "lr_warmup
 
 
 def build_agent(spec: EnvSpec = VECTOR, seed: int = 0, **options: Any) -> BarlowDreamer:
-    return BarlowDreamer(Config(**{**SMALL, **options}), spec, seed, "cpu")
+    return BarlowDreamer(
+        Config(**{**SMALL, "target_encoder": "trained", **options}), spec, seed, "cpu"
+    )
 
 
 def draw_rows(agent: BarlowDreamer, seed: int = 0) -> Batch:

@@ -452,3 +452,26 @@ def test_the_smallest_size_of_dreamerv3_has_its_number_of_parameters():
     nets = (agent.world, agent.behaviour)
     count = sum(parameter.numel() for net in nets for parameter in net.parameters())
     assert count == pytest.approx(0.77e6, rel=0.01)
+
+
+# -------------------------------------------------------------------------- the target encoder
+
+
+def test_the_target_of_the_objective_stays_the_embedding_of_the_encoder_before_any_update():
+    agent = build_agent(IMAGES, target_encoder="initial")
+    rows = draw_rows(agent)
+    window = agent.window(rows)
+    before = agent.world.encoder(window).detach().clone()
+    targets = []
+    agent.world.objective.register_forward_pre_hook(lambda _, inputs: targets.append(inputs[2]))
+    for _ in range(3):
+        agent.update_world(rows)
+    for target in targets:
+        assert torch.equal(target, before) and not target.requires_grad
+    assert not torch.equal(agent.world.encoder(window), before)
+
+
+@pytest.mark.parametrize("objective", ["reconstruction", "none"])
+def test_objectives_without_embeddings_keep_no_second_encoder(objective):
+    agent = build_agent(objective=objective, target_encoder="initial")
+    assert agent.world.target_encoder is None
