@@ -67,9 +67,9 @@ def test_a_run_on_images_is_resumed_evaluated_planned_and_filmed(tmp_path, capsy
         dreamed = [frame[:side:scale, side::scale] for frame in frames]
         assert {part.shape for part in (*real, *dreamed)} == {screen.shape}
         begin = int(path.stem.rpartition("-")[2]) - 5  # the first of 5 known rows
-        # A film has 256 colours, so that some are off by a little.
-        expected = seen[begin : begin + len(real)].astype(int)
-        np.testing.assert_allclose(np.array(real, int), expected, atol=8)
+        # A frame of a film has 256 colours, so that a few pixels are off by a little.
+        error = np.abs(np.array(real, int) - seen[begin : begin + len(real)])
+        assert np.quantile(error, 0.999) <= 8 and error.max() <= 40
         np.testing.assert_array_equal(dreamed[:5], real[:5])
         assert any((part != row).any() for part, row in zip(dreamed, real, strict=True))
         assert dreamed[-1].std() > 0
