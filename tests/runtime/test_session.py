@@ -154,8 +154,8 @@ def test_waits_are_fractions_of_the_time_of_a_role(opened, monkeypatch):
 )
 def test_the_replay_ratio_is_that_of_the_policy_or_of_its_dreams(opened, ratios, shown):
     with opened() as session:
-        stats = {f"real/ratio_{name}": value for name, value in ratios.items()}
-        session.take(QUIET, {"env_steps": 40, **stats})
+        ratios = {f"real/ratio_{name}": value for name, value in ratios.items()}
+        session.take(QUIET, {"env_steps": 40} | ratios)
         assert session.status().replay_ratio == shown
 
 
@@ -224,14 +224,13 @@ def test_an_actor_that_hands_over_rows_may_break_any_number_of_times(opened):
 def test_environments_keep_their_state_over_a_restart_and_a_resume(opened):
     with opened() as session:
         assert session.progress("actor-1").env == {}
-        session.take(report("actor-1", env={"level": 1}), STATS)
-        session.take(report("actor-1", env={"level": 2, "scores": [3.0]}), STATS)
+        for env in ({"level": 1}, {"level": 2, "scores": [3.0]}):
+            session.take(report("actor-1", env=env), STATS)
         session.take(report("learner"), STATS)
-        assert session.progress("actor-1").env == {"level": 2, "scores": [3.0]}
-        assert session.progress("actor-0").env == {}
+        assert (session.progress("actor-1").env, session.progress("actor-0").env) == (env, {})
         state = checkpoint.load(session.save({}, {}))
     with opened(resumed=state) as session:
-        assert session.progress("actor-1").env == {"level": 2, "scores": [3.0]}
+        assert session.progress("actor-1").env == env
 
 
 def test_an_evaluator_that_reports_may_break_any_number_of_times(opened):

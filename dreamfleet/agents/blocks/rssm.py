@@ -170,7 +170,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def race(logits: Tensor, noise: Tensor, unimix: float) -> Tensor:
-    """Returns what `RSSM.sample` does."""
+    """Returns one-hot samples (…, S, K); `RSSM.sample` describes the arguments."""
     probs = mixed(logits, unimix)
     index = (probs.detach() / noise).argmax(-1, keepdim=True)
     one_hot = torch.zeros_like(logits).scatter_(-1, index, 1.0)
